@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lists of training and validation cases."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+from monai.apps import DecathlonDataset
+
+from monai_dvpt.utils import InputError
+
+__all__ = ["load_datalist"]
+
+NIFTI = (".nii", ".nii.gz")
+
+
+def load_datalist(
+    dataset_dir: str | os.PathLike,
+    datalist: str | os.PathLike | None = None,
+    validation_fraction: float = 0.2,
+    msd_task: str | None = None,
+) -> dict[str, list[dict[str, str]]]:
+    """
+    Cases with labels, in the layout of the Medical Segmentation Decathlon.
+
+    Args:
+        dataset_dir: folder that the paths of the list are relative to.
+        datalist: JSON file with the lists "training" and, optionally, "validation" of ``{"image": …, "label": …}``.
+            By default ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
+            either, ``imagesTr`` and ``labelsTr`` are paired by file name.
+        validation_fraction: share of the training cases, drawn with a fixed seed, that validates where the list has
+            no validation part; in (0, 1).
+        msd_task: Decathlon task, such as "Task04_Hippocampus". If ``dataset_dir`` has that name and does not exist,
+            the task is downloaded to it.
+
+    Returns:
+        the lists "training" and "validation", with absolute paths.
+
+    Raises:
+        InputError: if a folder or file is missing, a list is empty or not readable, or an image has no label or a
+            label no image; names the files.
+    """
+    root = Path(dataset_dir)
+    if not root.exists() and msd_task is not None and root.name == msd_task:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        DecathlonDataset(str(root.parent), task=msd_task, section="training", download=True, cache_num=0)
+    if not root.is_dir():
+        raise InputError(f"{root}: dataset_dir must be an existing folder.")
+    files = [Path(datalist)] if datalist else [root / "datalist.json", root / "dataset.json"]
+    file = next((candidate for candidate in files if candidate.is_file()), None)
+    if file is None and datalist:
+        raise InputError(f"{datalist}: datalist must be an existing file.")
+    sections = _read(file) if file is not None else {"training": _pair_by_name(root)}
+    cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
+    if not cases["training"]:
+        raise InputError(f"{file or root}: holds no training cases.")
+    if not cases["validation"]:
+        if len(cases["training"]) < 2:
+            raise InputError(f"{file or root}: one case cannot both train and validate; list at least 2 cases.")
+        shuffled = random.Random(0).sample(cases["training"], len(cases["training"]))
+        count = min(max(1, round(validation_fraction * len(shuffled))), len(shuffled) - 1)
+        cases = {"training": shuffled[count:], "validation": shuffled[:count]}
+    return cases
+
+
+def _read(file: Path) -> dict:
+    try:
+        sections = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file}: is not valid JSON: {error}.") from error
+    if not isinstance(sections, dict) or not isinstance(sections.get("training"), list):
+        raise InputError(f'{file}: must be an object with a list "training".')
+    return sections
+
+
+def _pair_by_name(root: Path) -> list[dict[str, str]]:
+    names = {}
+    for folder in ("imagesTr", "labelsTr"):
+        if not (root / folder).is_dir():
+            raise InputError(f"{root}: must hold datalist.json, dataset.json, or the folders imagesTr and labelsTr.")
+        names[folder] = {p.name for p in (root / folder).iterdir() if p.name.endswith(NIFTI) and p.name[0] != "."}
+    for kind, other in (("imagesTr", "labelsTr"), ("labelsTr", "imagesTr")):
+        alone = sorted(names[kind] - names[other])
+        if alone:
+            raise InputError(f"{root / kind}: no file of the same name in {other} for {_some(alone)}.")
+    return [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in sorted(names["imagesTr"])]
+
+
+def _checked(entries: list, root: Path, source: Path) -> list[dict[str, str]]:
+    cases, missing = [], []
+    for index, entry in enumerate(entries):
+        for key in ("image", "label"):
+            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+                raise InputError(f'{source}: every case must name an "image" and a "label"; case {index} is {entry!r}.')
+        case = {key: str(root / entry[key]) for key in ("image", "label")}
+        missing += [path for path in case.values() if not os.path.exists(path)]
+        cases.append(case)
+    if missing:
+        raise InputError(f"{source}: names files that do not exist: {_some(missing)}.")
+    return cases
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user gets for every input: a label map, a picture, and volumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from monai.data import MetaTensor
+from monai.engines import Evaluator
+from monai.transforms import Orientation
+
+from monai_dvpt.utils import atomic_path
+
+__all__ = ["CaseWriter", "label_volumes_ml", "plot_overlay"]
+
+
+class CaseWriter:
+    """
+    Writes, for every case, ``<name>_seg.nii.gz`` (the label map, uint8, in the grid of the input),
+    ``<name>_overlay.png`` and ``<name>_volumes.json`` (millilitres per label).
+
+    Args:
+        output_dir: folder for the files.
+        labels: names of the classes in the order of their values, background first.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, labels: Sequence[str]) -> None:
+        self.output_dir = Path(output_dir)
+        self.labels = dict(enumerate(labels))
+        del self.labels[0]
+
+    def attach(self, engine: Evaluator) -> None:
+        """
+        Args:
+            engine: evaluator whose cases have a "name", and whose output has, per case, the "image" and the label map
+                "pred", both in the grid of the input, of shape (1, x, y, z).
+        """
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        for case, output in zip(engine.state.batch, engine.state.output, strict=True):
+            name, pred = case["name"], output["pred"]
+            array = pred.cpu().numpy()[0].astype(np.uint8)
+            affine = pred.affine.cpu().numpy()
+            volumes = label_volumes_ml(array, affine, self.labels)
+            image = nib.Nifti1Image(array, affine)
+            image.header.set_xyzt_units("mm")
+            with atomic_path(self.output_dir / f"{name}_overlay.png") as path:
+                plot_overlay(output["image"].cpu(), pred.cpu(), self.labels, volumes, name).savefig(path, dpi=110)
+            with atomic_path(self.output_dir / f"{name}_volumes.json") as path:
+                path.write_text(json.dumps({"name": name, "volumes_ml": volumes}, indent=1))
+            with atomic_path(self.output_dir / f"{name}_seg.nii.gz") as path:
+                nib.save(image, path)
+
+
+def label_volumes_ml(label_map: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, float]:
+    """
+    Volume of every label, 0.0 where it is absent.
+
+    Args:
+        label_map: whole numbers of shape (x, y, z).
+        affine: 4x4 matrix from voxels to millimetres.
+        labels: name of each label value.
+
+    Returns:
+        millilitres by name.
+    """
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    return {name: round(float((label_map == value).sum()) * voxel_ml, 6) for value, name in labels.items()}
+
+
+def plot_overlay(
+    image: MetaTensor, label_map: MetaTensor, labels: Mapping[int, str], volumes_ml: Mapping[str, float], title: str
+) -> Figure:
+    """
+    Axial, coronal and sagittal slices through the middle of the labels, right of the patient on the left as in
+    radiology, each label in a colour of its own.
+
+    Args:
+        image: (1, x, y, z) with its affine.
+        label_map: label values on the same grid.
+        labels: name of each label value.
+        volumes_ml: millilitres by name, for the legend.
+        title: heading.
+
+    Returns:
+        the figure, drawn without a display.
+    """
+    to_ras = Orientation(axcodes="RAS", labels=None)
+    grey, classes = (np.asarray(to_ras(volume)[0], dtype=np.float32) for volume in (image, label_map))
+    spacing = [float(side) for side in MetaTensor(to_ras(label_map)).pixdim]
+    foreground = np.argwhere(classes > 0)
+    centre = foreground.mean(axis=0).round().astype(int) if len(foreground) else np.array(grey.shape) // 2
+    low, high = np.percentile(grey, (1, 99))
+    colours = colormaps["tab10"](range(10))[:, :3]
+    figure = Figure(figsize=(10, 4.2), facecolor="black", layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, across, up, name in ((2, 0, 1, "axial"), (1, 0, 2, "coronal"), (0, 1, 2, "sagittal")):
+        panel = axes[(2, 1, 0).index(axis)]
+        plane_grey, plane_classes = (np.take(v, centre[axis], axis=axis).T for v in (grey, classes))
+        aspect = spacing[up] / spacing[across]
+        panel.imshow(plane_grey, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
+        for value in labels:
+            mask = (plane_classes == value).astype(float)
+            if mask.any():
+                colour = colours[(value - 1) % len(colours)]
+                panel.imshow(
+                    np.dstack([np.broadcast_to(colour, (*mask.shape, 3)), 0.45 * mask]), origin="lower", aspect=aspect
+                )
+                panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
+        if across == 0:
+            panel.invert_xaxis()  # the patient's right on the viewer's left
+        panel.set_title(name, color="white")
+        panel.axis("off")
+    patches = [
+        Patch(color=colours[(value - 1) % len(colours)], label=f"{label}: {volumes_ml[label]:.2f} mL")
+        for value, label in labels.items()
+    ]
+    figure.legend(
+        handles=patches, loc="outside lower center", ncols=len(patches), facecolor="black", labelcolor="white"
+    )
+    figure.suptitle(title, color="white")
+    return figure

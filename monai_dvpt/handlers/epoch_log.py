@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One line of progress per epoch."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from pathlib import Path
+
+import ignite.distributed as idist
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+
+__all__ = ["EpochLog"]
+
+
+class EpochLog:
+    """
+    Logs the mean training loss of every epoch with the time that is left, and appends it to a CSV file.
+
+    Args:
+        path: the CSV file, with the columns epoch, loss and seconds.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+
+    def attach(self, engine: Trainer) -> None:
+        """
+        Args:
+            engine: the trainer.
+        """
+        if idist.get_rank() > 0:
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        self.started = time.monotonic()
+        self.losses: list[float] = []
+
+    def add(self, engine: Engine) -> None:
+        output = engine.state.output
+        loss = (output[0] if isinstance(output, list) else output)["loss"]
+        self.losses.append(loss.item())
+
+    def write(self, engine: Engine) -> None:
+        epoch, epochs = engine.state.epoch, engine.state.max_epochs
+        loss, seconds = sum(self.losses) / len(self.losses), time.monotonic() - self.started
+        left = (epochs - epoch) * seconds / 60
+        engine.logger.info(f"Epoch {epoch}/{epochs}: loss {loss:.4f}, {seconds:.1f} s, about {left:.0f} min left")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        header = not self.path.is_file()
+        with open(self.path, "a", newline="") as file:
+            rows = csv.writer(file)
+            if header:
+                rows.writerow(["epoch", "loss", "seconds"])
+            rows.writerow([epoch, f"{loss:.6f}", f"{seconds:.2f}"])

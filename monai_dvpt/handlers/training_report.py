@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The short report at the end of a fine-tuning run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Trainer
+
+from monai_dvpt.handlers.adapter_saver import AdapterSaver
+from monai_dvpt.networks.adapter import count_parameters
+from monai_dvpt.utils import atomic_path
+
+__all__ = ["TrainingReport"]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingReport:
+    """
+    Writes ``report.json`` when a run is complete, and logs it as a table: scores of the best epoch, parameters of
+    every part, seconds, peak memory of the process (of the GPU, where one is used) and sizes of the saved files.
+
+    Args:
+        saver: the handler that keeps the best epoch.
+        labels: names of the classes, background first; the metrics per class leave the background out.
+        settings: facts about the run to keep with it, JSON-serialisable.
+    """
+
+    def __init__(self, saver: AdapterSaver, labels: Sequence[str], settings: dict[str, Any] | None = None) -> None:
+        self.saver = saver
+        self.labels = list(labels)[1:]
+        self.settings = settings or {}
+        self.seconds_before = 0.0
+
+    def attach(self, engine: Trainer) -> None:
+        """
+        Args:
+            engine: the trainer.
+        """
+        engine.add_event_handler(Events.STARTED, self.start)
+        if idist.get_rank() == 0:
+            engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        self.started = time.monotonic()
+
+    def write(self, engine: Engine) -> None:
+        network, folder = self.saver.network, self.saver.output_dir
+        parameters = count_parameters(network)
+        total = parameters["network"]
+        files = [folder / name for name in ("adapter_best.safetensors", "model.pt")]
+        dvpt_bytes = sum(p.numel() * p.element_size() for m in network.parts()["dvpt"] for p in m.parameters())
+        report = {
+            "best": self._named(self.saver.best),
+            "epochs": engine.state.epoch,
+            "parameters": parameters,
+            "trainable_percent_of_network": 100 * total["trainable"] / total["total"],
+            "dvpt_percent_of_backbone": 100 * parameters["dvpt"]["total"] / parameters["backbone"]["total"],
+            "dvpt_bytes": dvpt_bytes,
+            "file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()},
+            "seconds": self._seconds(),
+            "peak_memory_mib": peak_memory_mib(next(network.parameters()).device),
+            "settings": self.settings,
+        }
+        with atomic_path(folder / "report.json") as path:
+            path.write_text(json.dumps(report, indent=1))
+        logger.info("\n".join([f"Report ({folder / 'report.json'}):", *_lines(report)]))
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.seconds_before = state["seconds"]
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _named(self, best: dict[str, Any]) -> dict[str, Any]:
+        metrics = {
+            key: dict(zip(self.labels, value, strict=True)) if isinstance(value, list) else value
+            for key, value in best.get("metrics", {}).items()
+        }
+        return {**best, "metrics": metrics}
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory in MiB since the process started: of the GPU where ``device`` is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    lines = [f"  best epoch                 {report['best'].get('epoch')} of {report['epochs']}"]
+    for name, value in report["best"]["metrics"].items():
+        per_class = value.items() if isinstance(value, dict) else [("", value)]
+        lines += [f"  {name + ' ' + label:<26} {score:.4f}" for label, score in per_class]
+    for part, count in report["parameters"].items():
+        share = 100 * count["trainable"] / max(1, count["total"])
+        lines.append(f"  {part:<26} {count['trainable']:,} of {count['total']:,} parameters trained ({share:.2f} %)")
+    lines.append(
+        f"  DVPT, of the backbone      {report['dvpt_percent_of_backbone']:.2f} %, {report['dvpt_bytes']:,} bytes"
+    )
+    lines += [f"  {name:<26} {size:,} bytes" for name, size in report["file_bytes"].items()]
+    lines.append(f"  time                       {report['seconds']:.0f} s")
+    lines.append(f"  peak memory                {report['peak_memory_mib']:.0f} MiB")
+    return lines

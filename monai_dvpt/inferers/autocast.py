@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixed precision on any device; MONAI's engines autocast on CUDA alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+
+__all__ = ["AutocastInferer", "bfloat16_is_fast"]
+
+
+def bfloat16_is_fast(device: torch.device | str) -> bool:
+    """Whether the device multiplies matrices in bfloat16 by hardware: CUDA from compute capability 8, CPU with AMX."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("amx_bf16"))
+
+
+class AutocastInferer(Inferer):
+    """
+    Runs another inferer under bfloat16 autocast and returns its result in float32.
+
+    Args:
+        inferer: the inferer to run.
+        enabled: False runs ``inferer`` as it is.
+    """
+
+    def __init__(self, inferer: Inferer, enabled: bool = True) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.enabled = enabled
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.enabled):
+            outputs = self.inferer(inputs, network, *args, **kwargs)
+        return outputs.float()

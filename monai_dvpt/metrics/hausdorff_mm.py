@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hausdorff distance in millimetres, whatever the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.metrics import HausdorffDistanceMetric
+
+__all__ = ["HausdorffDistanceMm"]
+
+
+class HausdorffDistanceMm(HausdorffDistanceMetric):
+    """
+    :class:`monai.metrics.HausdorffDistanceMetric` with the voxel spacing taken from each label map, so that it can be
+    used through :class:`monai.handlers.IgniteMetricHandler`, which passes none. Arguments are MONAI's. The distance to
+    an empty mask is undefined and left out; a class for which nothing is left is NaN, where MONAI would say 0.
+    """
+
+    def __call__(
+        self,
+        y_pred: torch.Tensor | Sequence[torch.Tensor],
+        y: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Args:
+            y_pred: one-hot predictions, a list of (C, *spatial) or a batch.
+            y: one-hot label maps, likewise, each a :class:`monai.data.MetaTensor` with its affine in millimetres.
+
+        Raises:
+            TypeError: if a label map has no affine.
+        """
+        label_maps = [] if y is None else list(y)
+        if not label_maps or not all(isinstance(item, MetaTensor) for item in label_maps):
+            raise TypeError(
+                f"y must be label maps with an affine (MetaTensor), got {[type(item) for item in label_maps]}."
+            )
+        spacing = [[float(side) for side in item.pixdim] for item in label_maps]
+        return super().__call__(y_pred, y, spacing=spacing, **kwargs)
+
+    def aggregate(self, reduction: Any = None) -> Any:
+        """
+        Returns:
+            the reduced distances in millimetres.
+        """
+        include, self.get_not_nans = self.get_not_nans, True
+        try:
+            distance, count = super().aggregate(reduction)
+        finally:
+            self.get_not_nans = include
+        distance = torch.where(count > 0, distance, torch.full_like(distance, torch.nan))
+        return (distance, count) if include else distance

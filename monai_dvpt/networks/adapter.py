@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a network is trained, how much that is, and the small file that keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+import torch.nn as nn
+from monai.networks.blocks import TransformerBlock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from typing_extensions import Self
+
+from monai_dvpt import __version__
+from monai_dvpt.networks.blocks import DVPTList
+from monai_dvpt.utils import InputError, atomic_path
+
+__all__ = [
+    "PARTS",
+    "TunableNetwork",
+    "adapter_metadata",
+    "backbone_sha256",
+    "count_parameters",
+    "freeze_backbone",
+    "load_adapter",
+    "parameter_groups",
+    "save_adapter",
+]
+
+
+class TunableNetwork(nn.Module):
+    """Base of the networks that can be tuned: names their parts, and keeps frozen ones in eval mode."""
+
+    dvpt: DVPTList
+
+    @abstractmethod
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """The modules of each part that can be trained or frozen; every parameter is in exactly one."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the training mode; a part without a trainable parameter stays in eval mode, so its dropout is off."""
+        super().train(mode)
+        for modules in self.parts().values():
+            for module in modules:
+                if not any(parameter.requires_grad for parameter in module.parameters()):
+                    module.eval()
+        return self
+
+
+PARTS = ("backbone", "dvpt", "decoder", "head")
+FORMAT_VERSION = 1
+
+
+def freeze_backbone(net: TunableNetwork, train: Sequence[str] = ("dvpt", "decoder", "head")) -> TunableNetwork:
+    """
+    Sets which parts of a network are trained; all others, by default the backbone, are frozen and put in eval mode.
+
+    Args:
+        net: the network.
+        train: names of the parts to train, of "backbone", "dvpt", "decoder" and "head". All but "dvpt" is full
+            fine-tuning; without "backbone" and "dvpt" it is a frozen encoder.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if a name is unknown or the network has no such part.
+    """
+    parts = net.parts()
+    unknown = sorted(set(train) - parts.keys())
+    if unknown or not train:
+        raise ValueError(f"train must name parts of {sorted(parts)}, got {list(train)}.")
+    for part, modules in parts.items():
+        for module in modules:
+            module.requires_grad_(part in train)
+    for module in net.modules():  # never used without cross-attention, and DDP rejects what gets no gradient
+        if isinstance(module, TransformerBlock) and not module.with_cross_attention:
+            module.norm_cross_attn.requires_grad_(False)
+    return net.train(net.training)
+
+
+def parameter_groups(net: TunableNetwork, learning_rate: float, backbone_learning_rate: float) -> list[dict[str, Any]]:
+    """
+    The trainable parameters, each once, as groups for a ``torch.optim`` optimiser.
+
+    Args:
+        net: network, its parts frozen or not by :func:`freeze_backbone`.
+        learning_rate: rate of all parts but the backbone.
+        backbone_learning_rate: rate of the backbone, in full fine-tuning.
+    """
+    backbone = {id(parameter) for module in net.parts()["backbone"] for parameter in module.parameters()}
+    groups: dict[float, list[nn.Parameter]] = {learning_rate: [], backbone_learning_rate: []}
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            groups[backbone_learning_rate if id(parameter) in backbone else learning_rate].append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
+
+
+def count_parameters(net: TunableNetwork) -> dict[str, dict[str, int]]:
+    """
+    Parameters of every part and of the whole network, each counted once.
+
+    Returns:
+        for each part and for "network", the counts "total" and "trainable".
+    """
+    counts = {}
+    everything: list[nn.Module] = [net]
+    for part, modules in {**net.parts(), "network": everything}.items():
+        parameters = {id(parameter): parameter for module in modules for parameter in module.parameters()}.values()
+        counts[part] = {
+            "total": sum(parameter.numel() for parameter in parameters),
+            "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        }
+    return counts
+
+
+def backbone_sha256(net: TunableNetwork) -> str:
+    """SHA-256, in hexadecimal, of the names, types, shapes and bytes of the backbone's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(net, ["backbone"])):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_adapter(
+    net: TunableNetwork,
+    path: str | os.PathLike,
+    parts: Sequence[str] = ("dvpt", "decoder", "head"),
+    dtype: torch.dtype | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
+    """
+    Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
+
+    The header's entry "monai_dvpt" is JSON: format version, network class, DVPT configuration, parts, SHA-256 of the
+    backbone, versions of the libraries, and ``notes``. The file appears whole or not at all.
+
+    Args:
+        net: the network.
+        path: file to write, by convention ``.safetensors``.
+        parts: parts to store; ``("dvpt",)`` alone is the smallest.
+        dtype: type to store, such as ``torch.float16`` for half the size; by default as in the network.
+        notes: further JSON-serialisable facts, such as a score.
+
+    Raises:
+        ValueError: if ``parts`` names the backbone or an unknown part.
+        InputError: if the file cannot be written.
+    """
+    unknown = sorted(set(parts) - (net.parts().keys() - {"backbone"}))
+    if unknown or not parts:
+        raise ValueError(f"parts must name parts of {sorted(net.parts().keys() - {'backbone'})}, got {list(parts)}.")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        **_identity(net),
+        "parts": [part for part in PARTS if part in parts],
+        "versions": {"monai_dvpt": __version__, "monai": monai.__version__, "torch": torch.__version__},
+        "notes": dict(notes or {}),
+    }
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in _tensors(net, parts)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"monai_dvpt": json.dumps(metadata)})
+    return Path(path)
+
+
+def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    The JSON metadata of an adapter file.
+
+    Raises:
+        InputError: if the file is missing, damaged, or not an adapter of a known format version.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {})["monai_dvpt"])
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as an adapter: {error}") from error
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: holds no adapter metadata, so it is not a monai_dvpt adapter.") from error
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path}: format_version must be {FORMAT_VERSION}, got {metadata.get('format_version')}.")
+    return metadata
+
+
+def load_adapter(net: TunableNetwork, path: str | os.PathLike) -> dict[str, Any]:
+    """
+    Loads an adapter into a network that has the same backbone; the network is changed only if all of it fits.
+
+    Args:
+        net: network, its pretrained backbone loaded.
+        path: file written by :func:`save_adapter`.
+
+    Returns:
+        the file's metadata.
+
+    Raises:
+        InputError: if the file is damaged, was made for another network, DVPT configuration or backbone, or misses
+            tensors, has extra ones or ones of another shape; names what differs.
+    """
+    metadata = adapter_metadata(path)
+    for key, own in _identity(net).items():
+        if metadata.get(key) != own:
+            raise InputError(f"{path}: {key} must be that of the network, {own}, got {metadata.get(key)}.")
+    targets = dict(_tensors(net, metadata["parts"]))
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    missing, extra = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
+    if missing or extra:
+        raise InputError(f"{path}: tensors must be those of {metadata['parts']}; missing {missing}, extra {extra}.")
+    for name, target in targets.items():
+        if tensors[name].shape != target.shape:
+            raise InputError(f"{path}: {name} must have shape {tuple(target.shape)}, got {tuple(tensors[name].shape)}.")
+        if not torch.isfinite(tensors[name]).all():
+            raise InputError(f"{path}: {name} must be finite.")
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])
+    return metadata
+
+
+def _identity(net: TunableNetwork) -> dict[str, Any]:
+    """What must be equal for an adapter to fit."""
+    return {"network": type(net).__name__, "dvpt": net.dvpt.config, "backbone_sha256": backbone_sha256(net)}
+
+
+def _tensors(net: TunableNetwork, parts: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names in the network and tensors of some parts; a shared module is named once."""
+    owned = {id(module) for part in parts for top in net.parts()[part] for module in top.modules()}
+    for prefix, module in net.named_modules():
+        if id(module) in owned:
+            own = [*module.named_parameters(prefix, recurse=False), *module.named_buffers(prefix, recurse=False)]
+            yield from own

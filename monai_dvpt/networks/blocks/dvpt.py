@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DVPT block: a bottleneck whose learnable prompts read the frozen tokens and are read back."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+__all__ = ["DVPTBlock", "DVPTList"]
+
+
+class DVPTBlock(nn.Module):
+    """
+    Dynamic visual prompt tuning of the output of one frozen transformer block, based on:
+    "He et al., DVPT: Dynamic Visual Prompt Tuning of Large Pre-trained Models for Medical Image Analysis
+    <https://arxiv.org/abs/2307.09787>". One instance may serve several transformer blocks.
+
+    With tokens ``X`` of shape (B, N, C), prompts ``P`` of shape (M, R) and ``norm`` a layer normalisation without
+    parameters::
+
+        Z = gelu(norm(X) W_down + b_down)       (B, N, R)  bottleneck
+        D = softmax(P Z^T / sqrt(R)) Z          (B, M, R)  prompts read the sample
+        S = softmax(Z D^T / sqrt(R)) D          (B, N, R)  tokens read the prompts back
+        X' = X + (gate (Z + S)) W_up + b_up     (B, N, C)
+
+    ``W_up`` and ``b_up`` start at zero, so a new block is the identity. The paper's abstract leaves open how the
+    prompts are aggregated and where the gate sits; ``docs/explanation/dvpt.md`` gives the reasons for these choices.
+    Cost is linear in ``N``, so the same block serves 2D and 3D token sequences.
+
+    Args:
+        hidden_size: token width ``C`` of the frozen transformer.
+        bottleneck_size: width ``R`` of the down-projection, in ``[1, C)``.
+        num_prompts: number ``M`` of learnable prompts; 0 leaves a plain bottleneck adapter (``S = 0``).
+
+    Raises:
+        ValueError: if ``hidden_size`` is below 2, ``bottleneck_size`` outside ``[1, C)`` or ``num_prompts`` negative.
+
+    Examples::
+
+        >>> DVPTBlock(768, 32, num_prompts=10)(torch.zeros(2, 197, 768)).shape
+        torch.Size([2, 197, 768])
+
+    """
+
+    def __init__(self, hidden_size: int, bottleneck_size: int = 32, num_prompts: int = 10) -> None:
+        super().__init__()
+        if hidden_size < 2:
+            raise ValueError(f"hidden_size must be at least 2, got {hidden_size}.")
+        if not 1 <= bottleneck_size < hidden_size:
+            raise ValueError(f"bottleneck_size must be in [1, hidden_size={hidden_size}), got {bottleneck_size}.")
+        if num_prompts < 0:
+            raise ValueError(f"num_prompts must be 0 or more, got {num_prompts}.")
+        self.hidden_size = hidden_size
+        self.num_prompts = num_prompts
+        self.scale = 1.0 / math.sqrt(bottleneck_size)
+        self.down = nn.Linear(hidden_size, bottleneck_size)
+        self.prompts = nn.Parameter(torch.randn(num_prompts, bottleneck_size))
+        self.gate = nn.Parameter(torch.ones(1))
+        self.up = nn.Linear(bottleneck_size, hidden_size)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: tokens of shape (B, N, C).
+
+        Returns:
+            adapted tokens of the same shape.
+        """
+        z = F.gelu(self.down(F.layer_norm(x, (self.hidden_size,))))  # (B, N, R)
+        y = z
+        if self.num_prompts > 0:
+            read = torch.matmul(self.prompts, z.transpose(1, 2)) * self.scale  # (B, M, N)
+            dynamic = torch.matmul(read.softmax(dim=-1), z)  # (B, M, R), now per sample
+            back = torch.matmul(z, dynamic.transpose(1, 2)) * self.scale  # (B, N, M)
+            y = z + torch.matmul(back.softmax(dim=-1), dynamic)  # (B, N, R)
+        return x + self.up(self.gate * y)
+
+
+class DVPTList(nn.ModuleList):
+    """
+    The DVPT blocks of a transformer, each registered once and shared by ``share_every`` consecutive layers.
+
+    Args:
+        num_layers: number ``L`` of transformer layers of the same width.
+        hidden_size: token width ``C`` of the frozen transformer.
+        bottleneck_size: see :class:`DVPTBlock`.
+        num_prompts: see :class:`DVPTBlock`.
+        share_every: number of consecutive layers that one block serves, at least 1.
+        start_layer: index of the first layer followed by a block, in ``[0, L)``. With a frozen transformer the
+            layers before it run without a graph.
+
+    Raises:
+        ValueError: if ``share_every`` or ``start_layer`` is outside its range.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        hidden_size: int,
+        bottleneck_size: int = 32,
+        num_prompts: int = 10,
+        share_every: int = 3,
+        start_layer: int = 0,
+    ) -> None:
+        if share_every < 1:
+            raise ValueError(f"share_every must be at least 1, got {share_every}.")
+        if not 0 <= start_layer < num_layers:
+            raise ValueError(f"start_layer must be in [0, num_layers={num_layers}), got {start_layer}.")
+        num_blocks = math.ceil((num_layers - start_layer) / share_every)
+        super().__init__(DVPTBlock(hidden_size, bottleneck_size, num_prompts) for _ in range(num_blocks))
+        self.share_every = share_every
+        self.start_layer = start_layer
+        self.config = {
+            "num_layers": num_layers,
+            "hidden_size": hidden_size,
+            "bottleneck_size": bottleneck_size,
+            "num_prompts": num_prompts,
+            "share_every": share_every,
+            "start_layer": start_layer,
+        }
+
+    def block_of_layer(self, layer: int) -> int:
+        """Index of the block that follows transformer layer ``layer``; -1 where none does."""
+        return -1 if layer < self.start_layer else (layer - self.start_layer) // self.share_every

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UNETR whose frozen transformer is adapted by DVPT blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from monai.networks.blocks import PatchEmbeddingBlock, UnetrPrUpBlock, UnetrUpBlock
+from monai.networks.nets import UNETR
+from monai.utils import ensure_tuple_rep
+
+from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.networks.blocks import DVPTList
+
+__all__ = ["DVPTUNETR"]
+
+PATCH_SIZES = (8, 16)
+
+
+class DVPTUNETR(TunableNetwork, UNETR):
+    """
+    MONAI's UNETR, based on "Hatamizadeh et al., UNETR <https://arxiv.org/abs/2103.10504>", with DVPT blocks
+    (see :class:`monai_dvpt.networks.blocks.DVPTBlock`) after its transformer layers. Parameter names are MONAI's own;
+    the DVPT blocks live once in the list ``dvpt``. With ``dvpt_enabled = False`` the output is that of MONAI's UNETR.
+
+    ``patch_size=8`` is a departure from UNETR, for structures of a few centimetres: eight times as many tokens (3D),
+    and a decoder whose deepest level keeps the token grid, so that three up-samplings instead of four reach the image.
+
+    Args:
+        in_channels: see :class:`monai.networks.nets.UNETR`, as for all arguments up to ``save_attn``.
+        out_channels: number of classes, background included.
+        img_size: spatial size in voxels; each side a multiple of ``patch_size``.
+        feature_size: channels of the decoder at full resolution.
+        hidden_size: token width ``C``.
+        mlp_dim: width of the transformer's feed-forward layers.
+        num_heads: number of attention heads.
+        proj_type: "conv" or "perceptron" patch embedding.
+        norm_name: normalisation of the decoder.
+        conv_block: whether the projection blocks of the decoder have convolutions.
+        res_block: whether the decoder's blocks are residual.
+        dropout_rate: dropout of the transformer; off while the transformer is frozen.
+        spatial_dims: 2 or 3.
+        qkv_bias: whether query, key and value have a bias.
+        save_attn: whether to keep the attention matrices.
+        patch_size: side of a token in voxels, 16 (UNETR's) or 8.
+        bottleneck_size: width ``R`` of a DVPT block, in ``[1, hidden_size)``.
+        num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
+        share_every: consecutive transformer layers served by one DVPT block.
+        start_layer: first of the 12 transformer layers that is followed by a DVPT block.
+
+    Raises:
+        ValueError: if an argument, or the size of an input, breaks a rule above.
+
+    Examples::
+
+        >>> net = DVPTUNETR(1, 3, (48, 64, 48), feature_size=8, hidden_size=192, mlp_dim=768, num_heads=3)
+        >>> net(torch.zeros(1, 1, 48, 64, 48)).shape
+        torch.Size([1, 3, 48, 64, 48])
+
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        img_size: Sequence[int] | int,
+        feature_size: int = 16,
+        hidden_size: int = 768,
+        mlp_dim: int = 3072,
+        num_heads: int = 12,
+        proj_type: str = "conv",
+        norm_name: tuple | str = "instance",
+        conv_block: bool = True,
+        res_block: bool = True,
+        dropout_rate: float = 0.0,
+        spatial_dims: int = 3,
+        qkv_bias: bool = False,
+        save_attn: bool = False,
+        patch_size: int = 16,
+        bottleneck_size: int = 32,
+        num_prompts: int = 10,
+        share_every: int = 3,
+        start_layer: int = 0,
+    ) -> None:
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        if patch_size not in PATCH_SIZES:
+            raise ValueError(f"patch_size must be one of {PATCH_SIZES}, got {patch_size}.")
+        sides = tuple(int(side) for side in ensure_tuple_rep(img_size, spatial_dims))
+        if any(side < patch_size or side % patch_size for side in sides):
+            raise ValueError(f"img_size must be positive multiples of patch_size={patch_size}, got {sides}.")
+        # The transformer sees a grid of tokens only, so UNETR is built for its own 16-voxel tokens on the same grid.
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            img_size=tuple(side * 16 // patch_size for side in sides),
+            feature_size=feature_size,
+            hidden_size=hidden_size,
+            mlp_dim=mlp_dim,
+            num_heads=num_heads,
+            proj_type=proj_type,
+            norm_name=norm_name,
+            conv_block=conv_block,
+            res_block=res_block,
+            dropout_rate=dropout_rate,
+            spatial_dims=spatial_dims,
+            qkv_bias=qkv_bias,
+            save_attn=save_attn,
+        )
+        self.img_size = list(sides)
+        if patch_size == 8:
+            self.patch_size = ensure_tuple_rep(8, spatial_dims)
+            self.vit.patch_embedding = PatchEmbeddingBlock(
+                in_channels,
+                sides,
+                self.patch_size,
+                hidden_size,
+                num_heads,
+                proj_type,
+                dropout_rate=dropout_rate,
+                spatial_dims=spatial_dims,
+            )
+            self._drop_deepest_level(feature_size, norm_name, conv_block, res_block, spatial_dims)
+        self.dvpt = DVPTList(self.num_layers, hidden_size, bottleneck_size, num_prompts, share_every, start_layer)
+        self.dvpt_enabled = True
+        self.dvpt_of_layer = [self.dvpt.block_of_layer(layer) for layer in range(self.num_layers)]
+
+    def _drop_deepest_level(
+        self, feature_size: int, norm_name: tuple | str, conv_block: bool, res_block: bool, spatial_dims: int
+    ) -> None:
+        """One up-sampling less in every path: the deepest level stays on the token grid."""
+        for name, channels, num_layer, upsample in (
+            ("encoder2", 2, 1, 2),
+            ("encoder3", 4, 0, 2),
+            ("encoder4", 8, 0, 1),
+        ):
+            block = UnetrPrUpBlock(
+                spatial_dims=spatial_dims,
+                in_channels=self.hidden_size,
+                out_channels=feature_size * channels,
+                num_layer=num_layer,
+                kernel_size=3,
+                stride=1,
+                upsample_kernel_size=upsample,
+                norm_name=norm_name,
+                conv_block=conv_block,
+                res_block=res_block,
+            )
+            setattr(self, name, block)
+        self.decoder5 = UnetrUpBlock(
+            spatial_dims=spatial_dims,
+            in_channels=self.hidden_size,
+            out_channels=feature_size * 8,
+            kernel_size=3,
+            upsample_kernel_size=1,
+            norm_name=norm_name,
+            res_block=res_block,
+        )
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        return {
+            "backbone": [self.vit],
+            "dvpt": [self.dvpt],
+            "decoder": [
+                *(self.encoder1, self.encoder2, self.encoder3, self.encoder4),
+                *(self.decoder5, self.decoder4, self.decoder3, self.decoder2),
+            ],
+            "head": [self.out],
+        }
+
+    def forward(self, x_in: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x_in: image of shape ``(B, in_channels, *img_size)``.
+
+        Returns:
+            logits of shape ``(B, out_channels, *img_size)``.
+        """
+        if list(x_in.shape[2:]) != self.img_size:
+            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(x_in.shape[2:])}.")
+        x = self.vit.patch_embedding(x_in)  # (B, N, C)
+        skips: list[torch.Tensor] = []
+        for layer, block in enumerate(self.vit.blocks):
+            x = block(x)
+            if self.dvpt_enabled:
+                for index, dvpt in enumerate(self.dvpt):  # TorchScript has no indexing of module lists
+                    if index == self.dvpt_of_layer[layer]:
+                        x = dvpt(x)
+            if layer in [3, 6, 9]:  # UNETR skips
+                skips.append(self.proj_feat(x))  # (B, C, *grid)
+        x = self.decoder5(self.proj_feat(self.vit.norm(x)), self.encoder4(skips[2]))
+        x = self.decoder4(x, self.encoder3(skips[1]))
+        x = self.decoder3(x, self.encoder2(skips[0]))
+        return self.out(self.decoder2(x, self.encoder1(x_in)))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading that refuses what cannot be placed or learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
+from monai.transforms import EnsureChannelFirst, MapTransform, Transform
+from monai.utils import ensure_tuple_rep
+
+from monai_dvpt.utils import InputError, reason
+
+__all__ = ["LoadVolume", "LoadVolumed"]
+
+MAX_COSINE = 1e-3
+"""Largest cosine between two axes that still counts as rounding: 0.06 degrees."""
+
+
+class LoadVolume(Transform):
+    """
+    Loads one 3D volume (NIfTI file or DICOM series folder) as a channel-first tensor, and refuses, naming the file:
+    what cannot be read, has other than three dimensions or more than one channel, or an affine that is sheared or has
+    no inverse; values that are not finite; an image that is constant; a label map whose values are not whole numbers
+    in ``[0, num_classes)``.
+
+    Args:
+        num_classes: None for an image; for a label map, the number of classes with background.
+        reader: MONAI reader; by default nibabel for NIfTI files and ITK for all else.
+    """
+
+    def __init__(self, num_classes: int | None = None, reader: ImageReader | None = None) -> None:
+        self.num_classes = num_classes
+        self.reader = reader
+
+    def __call__(self, path: str) -> MetaTensor:
+        """
+        Args:
+            path: file, or folder of one DICOM series.
+
+        Returns:
+            tensor of shape (1, x, y, z), float32, with its affine in millimetres (RAS+).
+
+        Raises:
+            InputError: if a rule above is broken.
+        """
+        if not Path(path).exists():
+            raise InputError(f"{path}: does not exist.")
+        reader = self.reader or (NibabelReader() if str(path).endswith((".nii", ".nii.gz")) else ITKReader())
+        try:
+            data, meta = reader.get_data(reader.read(path))
+            loaded = MetaTensor(np.asarray(data, dtype=np.float32), meta=meta)
+            channel_first = np.asarray(EnsureChannelFirst()(loaded))
+        except Exception as error:  # every reader has its own kinds of error
+            raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+        # the geometry is kept, all other metadata (of DICOM: the patient's name) is left behind
+        affine = loaded.affine.numpy()
+        meta = {"filename_or_obj": str(path), "original_affine": affine, "space": "RAS"}
+        volume = MetaTensor(channel_first, affine=loaded.affine, meta=meta)
+        shape = tuple(volume.shape)
+        if len(shape) != 4 or shape[0] != 1:
+            raise InputError(f"{path}: must be one 3D volume, got channels and size {shape}.")
+        if min(shape) == 0:
+            raise InputError(f"{path}: must not be empty, got size {shape[1:]}.")
+        axes = affine[:3, :3]
+        if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) < 1e-9:
+            raise InputError(f"{path}: affine must be finite and invertible, got {affine[:3].tolist()}.")
+        cosines = (axes / np.linalg.norm(axes, axis=0)).T @ (axes / np.linalg.norm(axes, axis=0))
+        if (skew := float(np.abs(cosines - np.eye(3)).max())) > MAX_COSINE:
+            raise InputError(f"{path}: axes must be perpendicular (cosine up to {MAX_COSINE}), got {skew:.4f}.")
+        if not torch.isfinite(volume).all():
+            bad = int((~torch.isfinite(volume.as_tensor())).sum())
+            raise InputError(f"{path}: values must be finite, got {bad} that are NaN or infinite.")
+        low, high = float(volume.min()), float(volume.max())
+        if self.num_classes is None and low == high:
+            raise InputError(f"{path}: image must not be constant, got {low:g} everywhere.")
+        if self.num_classes is not None:
+            whole = bool((volume == volume.round()).all())
+            if not whole or low < 0 or high >= self.num_classes:
+                values = f"{low:g} to {high:g}" + ("" if whole else ", with fractions")
+                raise InputError(f"{path}: labels must be whole numbers in [0, {self.num_classes}), got {values}.")
+        return volume
+
+
+class LoadVolumed(MapTransform):
+    """
+    Dictionary version of :class:`LoadVolume`; every further key must have the size and the affine of the first.
+
+    Args:
+        keys: keys of the paths.
+        num_classes: for each key, None for an image or the number of classes of a label map.
+        reader: see :class:`LoadVolume`.
+        affine_tolerance_mm: largest difference between entries of two affines that counts as equal.
+        allow_missing_keys: do not raise for a key that is not there.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: Any = None,
+        reader: ImageReader | None = None,
+        affine_tolerance_mm: float = 1e-3,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.loaders = [LoadVolume(classes, reader) for classes in ensure_tuple_rep(num_classes, len(self.keys))]
+        self.affine_tolerance_mm = affine_tolerance_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        first = None
+        for key, loader in self.key_iterator(d, self.loaders):
+            path, volume = d[key], loader(d[key])
+            if first is None:
+                first, first_path = volume, path
+            elif volume.shape != first.shape:
+                raise InputError(
+                    f"{path}: must have the size of {first_path}, "
+                    f"{tuple(first.shape[1:])}, got {tuple(volume.shape[1:])}."
+                )
+            elif (difference := float((volume.affine - first.affine).abs().max())) > self.affine_tolerance_mm:
+                raise InputError(
+                    f"{path}: must have the affine of {first_path} to {self.affine_tolerance_mm:g} mm, "
+                    f"differs by {difference:g}."
+                )
+            d[key] = volume
+        return d

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One clear error for bad input, however deep in a config or a transform it was found."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+__all__ = ["InputError", "reason", "report_input_errors"]
+
+
+class InputError(ValueError):
+    """Input that breaks a rule; the message names the file, the rule and the value."""
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first :class:`InputError` in the chain of causes of ``error``, else the last cause."""
+    while not isinstance(error, InputError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def reason(error: BaseException) -> str:
+    """One line that says why ``error`` happened, without the wrappers that MONAI puts around it."""
+    cause = root_cause(error)
+    text = " ".join(str(cause).split())
+    return text if isinstance(cause, InputError) else f"{type(cause).__name__}: {text}"
+
+
+def report_input_errors() -> None:
+    """
+    From now on an uncaught error caused by an :class:`InputError` ends the process with its message alone, on
+    standard error, instead of a traceback through MONAI's config parser. Called by the bundles' ``initialize``.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(root_cause(error), InputError):
+            print(f"error: {reason(error)}", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook

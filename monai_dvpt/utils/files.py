@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+__all__ = ["atomic_path"]
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    A temporary path beside ``path`` to write to; on success it is flushed to disk and renamed to ``path``, on any
+    error it is removed and what stood at ``path`` before is untouched. It keeps the suffixes of ``path``.
+
+    Raises:
+        InputError: if the file cannot be written (no space left, no permission); names the file and the cause.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=f".part{''.join(path.suffixes)}")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp allows the owner alone
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error) or "os error" in str(error).lower():
+            raise InputError(f"{path}: cannot be written: {error}") from error
+        raise

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    text = (ROOT / "monai_dvpt" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('monai_dvpt/__init__.py must hold a line __version__ = "…".')
+    return match.group(1)
+
+
+extras = {
+    "quickstart": ["nilearn>=0.10"],
+    "dicom": ["highdicom>=0.24", "pylibjpeg[libjpeg,openjpeg]>=2.0"],
+    "test": ["dcm2niix", "jsonschema", "nilearn>=0.10", "parameterized", "pytest>=8", "scikit-learn"],
+    "lint": ["mypy==2.4.1", "ruff==0.17.6", "types-PyYAML", "types-tqdm"],
+    "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
+}
+extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+
+setup(
+    name="monai_dvpt",
+    version=read_version(),
+    description="Dynamic visual prompt tuning (DVPT) of frozen transformers for MONAI",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Intended Audience :: Healthcare Industry",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+    packages=find_packages(include=["monai_dvpt", "monai_dvpt.*"]),
+    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.json", "weights/*.md"]},
+    python_requires=">=3.10",
+    # Nothing here may require torchvision: a mismatched build of it replaces the installed torch.
+    install_requires=[
+        "einops",
+        "fire",
+        "itk",
+        "matplotlib",
+        "monai>=1.6.1,<1.7",
+        "nibabel",
+        "numpy>=1.26,<3",
+        "pydicom>=2.4",
+        "pytorch-ignite",
+        "pyyaml",
+        "safetensors",
+        "scipy",
+        "SimpleITK",
+        "tensorboard",
+        "torch>=2.8,<2.14",  # 2.13 is the newest version tested
+        "tqdm",
+    "typing_extensions",
+    ],
+    extras_require=extras,
+)
