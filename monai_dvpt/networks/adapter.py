@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from typing_extensions import Self
 
 from monai_dvpt import __version__
-from monai_dvpt.networks.blocks import DVPTList
 from monai_dvpt.utils import InputError, atomic_path
 
 __all__ = [
@@ -38,8 +37,6 @@ __all__ = [
 
 class TunableNetwork(nn.Module):
     """Base of the networks that can be tuned: names their parts, and keeps frozen ones in eval mode."""
-
-    dvpt: DVPTList
 
     @abstractmethod
     def parts(self) -> dict[str, list[nn.Module]]:
@@ -229,7 +226,11 @@ def load_adapter(net: TunableNetwork, path: str | os.PathLike) -> dict[str, Any]
 
 def _identity(net: TunableNetwork) -> dict[str, Any]:
     """What must be equal for an adapter to fit."""
-    return {"network": type(net).__name__, "dvpt": net.dvpt.config, "backbone_sha256": backbone_sha256(net)}
+    return {
+        "network": type(net).__name__,
+        "dvpt": net.parts()["dvpt"][0].config,
+        "backbone_sha256": backbone_sha256(net),
+    }
 
 
 def _tensors(net: TunableNetwork, parts: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
