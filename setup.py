@@ -59,7 +59,7 @@ setup(
         "tensorboard",
         "torch>=2.8,<2.14",  # 2.13 is the newest version tested
         "tqdm",
-    "typing_extensions",
+        "typing_extensions",
     ],
     extras_require=extras,
 )

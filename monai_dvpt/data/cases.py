@@ -39,7 +39,7 @@ def find_cases(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
         subfolders[:] = [name for name in subfolders if not name.startswith((".", "labels"))]
         paths = [Path(folder, name) for name in sorted(files) if not name.startswith(".")]
         found += [path for path in paths if path.name.endswith((".nii", ".nii.gz"))]
-        if any(is_dicom(path) for path in paths):
+        if any(path.is_file() and path.name != "DICOMDIR" and is_dicom(path) for path in paths):
             found.append(Path(folder))
     if not found:
         raise InputError(f"{root}: dataset_dir must hold NIfTI files or folders of DICOM files, found neither.")

@@ -40,13 +40,18 @@ def load_datalist(
         the lists "training" and "validation", with absolute paths.
 
     Raises:
-        InputError: if a folder or file is missing, a list is empty or not readable, or an image has no label or a
-            label no image; names the files.
+        InputError: if a folder or file is missing, a download fails, a list is empty or not readable, or an image has
+            no label or a label no image; names the files.
     """
     root = Path(dataset_dir)
     if not root.exists() and msd_task is not None and root.name == msd_task:
         root.parent.mkdir(parents=True, exist_ok=True)
-        DecathlonDataset(str(root.parent), task=msd_task, section="training", download=True, cache_num=0)
+        try:
+            DecathlonDataset(str(root.parent), task=msd_task, section="training", download=True, cache_num=0)
+        except Exception as error:  # MONAI raises no narrower kind
+            raise InputError(
+                f"{root}: does not exist, and {msd_task} cannot be downloaded; pass another dataset_dir. {error}"
+            ) from error
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
     files = [Path(datalist)] if datalist else [root / "datalist.json", root / "dataset.json"]
@@ -73,6 +78,8 @@ def _read(file: Path) -> dict:
         raise InputError(f"{file}: is not valid JSON: {error}.") from error
     if not isinstance(sections, dict) or not isinstance(sections.get("training"), list):
         raise InputError(f'{file}: must be an object with a list "training".')
+    if not isinstance(sections.get("validation", []), list):
+        raise InputError(f'{file}: "validation" must be a list.')
     return sections
 
 
@@ -95,7 +102,7 @@ def _checked(entries: list, root: Path, source: Path) -> list[dict[str, str]]:
         for key in ("image", "label"):
             if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
                 raise InputError(f'{source}: every case must name an "image" and a "label"; case {index} is {entry!r}.')
-        case = {key: str(root / entry[key]) for key in ("image", "label")}
+        case = {key: os.path.abspath(root / entry[key]) for key in ("image", "label")}
         missing += [path for path in case.values() if not os.path.exists(path)]
         cases.append(case)
     if missing:

@@ -9,15 +9,20 @@ import time
 from pathlib import Path
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
 from monai.engines import Trainer
+
+from monai_dvpt.utils import atomic_path
 
 __all__ = ["EpochLog"]
 
 
 class EpochLog:
     """
-    Logs the mean training loss of every epoch with the time that is left, and appends it to a CSV file.
+    Logs the mean training loss of every epoch with the time that is left, and appends it to a CSV file; at the end it
+    draws the loss curve beside it, as a PNG file of the same name.
 
     Args:
         path: the CSV file, with the columns epoch, loss and seconds.
@@ -36,6 +41,7 @@ class EpochLog:
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+        engine.add_event_handler(Events.COMPLETED, self.plot)
 
     def start(self, engine: Engine) -> None:
         self.started = time.monotonic()
@@ -44,7 +50,7 @@ class EpochLog:
     def add(self, engine: Engine) -> None:
         output = engine.state.output
         loss = (output[0] if isinstance(output, list) else output)["loss"]
-        self.losses.append(loss.item())
+        self.losses.append(float(torch.as_tensor(loss).detach()))
 
     def write(self, engine: Engine) -> None:
         epoch, epochs = engine.state.epoch, engine.state.max_epochs
@@ -58,3 +64,16 @@ class EpochLog:
             if header:
                 rows.writerow(["epoch", "loss", "seconds"])
             rows.writerow([epoch, f"{loss:.6f}", f"{seconds:.2f}"])
+
+    def plot(self, engine: Engine) -> None:
+        if not self.path.is_file():
+            return
+        with open(self.path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        figure = Figure(figsize=(7, 3.5), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([int(row["epoch"]) for row in rows], [float(row["loss"]) for row in rows])
+        axes.set(xlabel="epoch", ylabel="training loss")
+        axes.grid(alpha=0.3)
+        with atomic_path(self.path.with_suffix(".png")) as path:
+            figure.savefig(path, dpi=110)

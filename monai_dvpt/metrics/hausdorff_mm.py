@@ -42,6 +42,18 @@ class HausdorffDistanceMm(HausdorffDistanceMetric):
         spacing = [[float(side) for side in item.pixdim] for item in label_maps]
         return super().__call__(y_pred, y, spacing=spacing, **kwargs)
 
+    def _compute_list(self, y_pred: Any, y: Any = None, *, spacing: Any = None, **kwargs: Any) -> torch.Tensor:
+        # MONAI hands the spacings of the whole list to each of its items
+        distances = [
+            self._compute_tensor(pred.detach().unsqueeze(0), label_map.detach().unsqueeze(0), spacing=[sides], **kwargs)
+            for pred, label_map, sides in zip(y_pred, y, spacing, strict=True)
+        ]
+        return torch.cat(distances)
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        distance = super()._compute_tensor(y_pred, y, **kwargs)
+        return torch.where(distance.isfinite(), distance, torch.nan)  # MONAI: infinite for an empty prediction
+
     def aggregate(self, reduction: Any = None) -> Any:
         """
         Returns:

@@ -163,7 +163,10 @@ def save_adapter(
         "versions": {"monai_dvpt": __version__, "monai": monai.__version__, "torch": torch.__version__},
         "notes": dict(notes or {}),
     }
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in _tensors(net, parts)}
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in _tensors(net, parts)
+    }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"monai_dvpt": json.dumps(metadata)})
     return Path(path)
@@ -183,6 +186,8 @@ def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read as an adapter: {error}") from error
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: holds no adapter metadata, so it is not a monai_dvpt adapter.") from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: adapter metadata must be a JSON object, got {metadata!r}.")
     if metadata.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{path}: format_version must be {FORMAT_VERSION}, got {metadata.get('format_version')}.")
     return metadata
@@ -207,15 +212,20 @@ def load_adapter(net: TunableNetwork, path: str | os.PathLike) -> dict[str, Any]
     for key, own in _identity(net).items():
         if metadata.get(key) != own:
             raise InputError(f"{path}: {key} must be that of the network, {own}, got {metadata.get(key)}.")
-    targets = dict(_tensors(net, metadata["parts"]))
+    parts, known = metadata.get("parts"), sorted(net.parts().keys() - {"backbone"})
+    if not isinstance(parts, list) or any(part not in known for part in parts):
+        raise InputError(f"{path}: parts must be of {known}, got {parts}.")
+    targets = dict(_tensors(net, parts))
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     missing, extra = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
     if missing or extra:
-        raise InputError(f"{path}: tensors must be those of {metadata['parts']}; missing {missing}, extra {extra}.")
+        raise InputError(f"{path}: tensors must be those of {parts}; missing {missing}, extra {extra}.")
     for name, target in targets.items():
         if tensors[name].shape != target.shape:
             raise InputError(f"{path}: {name} must have shape {tuple(target.shape)}, got {tuple(tensors[name].shape)}.")
+        if tensors[name].is_floating_point() != target.is_floating_point():
+            raise InputError(f"{path}: {name} must have type {target.dtype}, got {tensors[name].dtype}.")
         if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{path}: {name} must be finite.")
     with torch.no_grad():

@@ -75,6 +75,13 @@ def _read(source: str | os.PathLike) -> Mapping[str, torch.Tensor]:
     if not path.is_file():
         raise InputError(f"{path}: pretrained weights must be an existing file.")
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{path}: cannot be read as weights: {error}") from error
+    except Exception as error:  # what is no pickle of tensors raises almost anything
+        raise InputError(f"{path}: cannot be read as weights: it must hold tensors only.") from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
+        raise InputError(f"{path}: cannot be read as weights: it must hold a dictionary of named tensors.")
+    return state

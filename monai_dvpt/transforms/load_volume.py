@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -51,11 +52,14 @@ class LoadVolume(Transform):
         """
         if not Path(path).exists():
             raise InputError(f"{path}: does not exist.")
-        reader = self.reader or (NibabelReader() if str(path).endswith((".nii", ".nii.gz")) else ITKReader())
+        nifti = self.reader is None and str(path).endswith((".nii", ".nii.gz"))
+        reader = self.reader or (NibabelReader() if nifti else ITKReader())
         try:
             data, meta = reader.get_data(reader.read(path))
             loaded = MetaTensor(np.asarray(data, dtype=np.float32), meta=meta)
             channel_first = np.asarray(EnsureChannelFirst()(loaded))
+            if nifti:  # MONAI silently takes the qform where the sform disagrees with the voxel size
+                loaded.affine = nib.load(path).affine
         except Exception as error:  # every reader has its own kinds of error
             raise InputError(f"{path}: cannot be read: {reason(error)}") from error
         # the geometry is kept, all other metadata (of DICOM: the patient's name) is left behind

@@ -72,12 +72,10 @@ class DVPTBlock(nn.Module):
             adapted tokens of the same shape.
         """
         z = F.gelu(self.down(F.layer_norm(x, (self.hidden_size,))))  # (B, N, R)
-        y = z
-        if self.num_prompts > 0:
-            read = torch.matmul(self.prompts, z.transpose(1, 2)) * self.scale  # (B, M, N)
-            dynamic = torch.matmul(read.softmax(dim=-1), z)  # (B, M, R), now per sample
-            back = torch.matmul(z, dynamic.transpose(1, 2)) * self.scale  # (B, N, M)
-            y = z + torch.matmul(back.softmax(dim=-1), dynamic)  # (B, N, R)
+        read = torch.matmul(self.prompts, z.transpose(1, 2)) * self.scale  # (B, M, N)
+        dynamic = torch.matmul(read.softmax(dim=-1), z)  # (B, M, R), now per sample
+        back = torch.matmul(z, dynamic.transpose(1, 2)) * self.scale  # (B, N, M)
+        y = z + torch.matmul(back.softmax(dim=-1), dynamic)  # (B, N, R); M = 0 adds 0 and keeps prompts in the graph
         return x + self.up(self.gate * y)
 
 

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config of every bundle, built and run on small volumes, and checked as MONAI's own tools check it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from parameterized import parameterized
+
+from monai_dvpt.networks.adapter import adapter_metadata
+from monai_dvpt.utils import InputError
+
+REPOSITORY = Path(__file__).parents[2]
+BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
+SHARED = Path(os.environ.get("MONAI_DVPT_TEST_DATA", REPOSITORY.parent / "shared" / "data")).parent
+SCHEMA = SHARED / "schema" / "meta_schema_20240725.json"
+SCHEMA_MD5 = "06954cad2cc5d3784e72077ac76f0fc8"
+MODEL_ZOO_FILES = [
+    "LICENSE",
+    "docs/README.md",
+    "docs/data_license.txt",
+    *(f"configs/{name}" for name in ("metadata.json", "logging.conf")),
+    *(f"configs/{name}.yaml" for name in ("train", "evaluate", "inference", "multi_gpu_train")),
+]
+EACH_BUNDLE = [(bundle.name, bundle) for bundle in BUNDLES]
+EACH_CONFIG = [
+    (f"{bundle.name}_{config.stem}", config)
+    for bundle in BUNDLES
+    for config in sorted((bundle / "configs").glob("*.yaml"))
+]
+# an oblique, left-handed grid: 0.9 x 1.1 x 1.2 mm, turned by 0.2 rad about the patient's long axis
+TURN = np.array([[np.cos(0.2), -np.sin(0.2), 0.0], [np.sin(0.2), np.cos(0.2), 0.0], [0.0, 0.0, 1.0]])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = TURN @ np.diag([-0.9, 1.1, 1.2])
+AFFINE[:3, 3] = [12.0, -34.0, 5.0]
+
+
+def workflow(bundle: Path, config: str, kind: str, **overrides) -> ConfigWorkflow:
+    """A bundle's workflow as ``python -m monai.bundle run`` makes it, initialised."""
+    made = ConfigWorkflow(
+        config_file=str(bundle / "configs" / f"{config}.yaml"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        bundle_root=str(bundle),
+        **overrides,
+    )
+    made.initialize()
+    return made
+
+
+def write_cases(root: Path, names: list[str]) -> None:
+    """Images of two bright ellipsoids on noise, with their labels 1 and 2, on the oblique grid."""
+    generator = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.arange(side) for side in (44, 50, 36)), indexing="ij"), axis=-1)
+    for index, name in enumerate(names):
+        label = np.zeros(grid.shape[:3], np.uint8)
+        for value, centre in ((1, (16 + index, 25, 18)), (2, (29, 22 + index, 17))):
+            label[(((grid - centre) / (5, 9, 6)) ** 2).sum(axis=-1) < 1] = value
+        image = 100 + 60.0 * label + generator.normal(0, 5, label.shape)
+        for folder, volume in (("imagesTr", image.astype(np.float32)), ("labelsTr", label)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(volume, AFFINE), root / folder / f"{name}.nii.gz")
+
+
+class TestBundleFiles(unittest.TestCase):
+    @parameterized.expand(EACH_BUNDLE)
+    def test_has_what_the_model_zoo_asks_for(self, _, bundle):
+        missing = [name for name in MODEL_ZOO_FILES if not (bundle / name).is_file()]
+        self.assertEqual(missing, [])
+        self.assertEqual(list(bundle.rglob("*.py")), [])
+        metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+        self.assertIn(metadata["version"], metadata["changelog"])
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_metadata_follows_the_schema(self, _, bundle):
+        if not SCHEMA.is_file():
+            self.skipTest(f"the schema is not at {SCHEMA}")
+        with tempfile.TemporaryDirectory() as folder:
+            schema = shutil.copy(SCHEMA, folder)  # MONAI downloads it where it is not there
+            metadata = str(bundle / "configs" / "metadata.json")
+            verify_metadata(meta_file=metadata, filepath=schema, hash_val=SCHEMA_MD5, hash_type="md5")
+
+    @parameterized.expand(EACH_CONFIG)
+    def test_every_top_level_key_is_used(self, _, config):
+        text = config.read_text()
+        keys = set(yaml.safe_load(text)) - {"imports", "initialize", "run"}
+        if config.stem == "multi_gpu_train":  # its keys override those of train.yaml
+            text += (config.parent / "train.yaml").read_text()
+            overridden = {"device", "train#trainer#network", "train#dataloader#shuffle"}
+            self.assertLessEqual(overridden, keys)
+            keys -= overridden | {"train#dataloader#sampler", "validate#dataloader#sampler"}
+        unused = [key for key in keys if not re.search(rf"@{re.escape(key)}\b", text)]
+        self.assertEqual(unused, [])
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_configs_agree_on_the_network(self, _, bundle):
+        configs = [
+            yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "evaluate", "inference")
+        ]
+        for key in ("network_def", "labels", "roi_size", "spacing_mm"):
+            self.assertEqual([config[key] for config in configs], [configs[0][key]] * 3)
+        metrics = [{*c["validate"]["key_metric"], *c["validate"]["additional_metrics"]} for c in configs[:2]]
+        self.assertEqual(*metrics)
+
+
+class TestBundleRuns(unittest.TestCase):
+    """Train for two epochs, evaluate, infer and export, in this order, as a user would."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory()
+        cls.root = Path(cls.temporary.name)
+        cls.data = cls.root / "data"
+        write_cases(cls.data, ["a", "b", "c"])
+        cls.outputs = {}
+        for bundle in BUNDLES:
+            out = cls.root / bundle.name
+            few = {"crops_per_case": 2} if "crops_per_case" in (bundle / "configs" / "train.yaml").read_text() else {}
+            train = workflow(
+                *(bundle, "train", "train"),
+                dataset_dir=str(cls.data),
+                output_dir=str(out),
+                max_epochs=2,
+                val_interval=1,
+                **few,
+            )
+            train.run()
+            train.finalize()
+            cls.outputs[bundle] = out
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.temporary.cleanup()
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_training_writes_what_it_promises(self, _, bundle):
+        out = self.outputs[bundle]
+        for name in (
+            "adapter_best.safetensors",
+            "adapter_last.safetensors",
+            "model.pt",
+            "checkpoint.pt",
+            "history.csv",
+        ):
+            self.assertTrue((out / name).is_file(), name)
+        self.assertTrue(list((out / "tensorboard").glob("events*")))
+        report = json.loads((out / "report.json").read_text())
+        parameters = report["parameters"]
+        self.assertEqual(parameters["backbone"]["trainable"], 0)
+        self.assertEqual(parameters["dvpt"]["trainable"], parameters["dvpt"]["total"])
+        self.assertLessEqual(report["dvpt_percent_of_backbone"], 1.0)
+        self.assertLessEqual(report["dvpt_bytes"], 1_000_000)
+        self.assertEqual(adapter_metadata(out / "adapter_best.safetensors")["notes"]["epoch"], report["best"]["epoch"])
+        with open(out / "history.csv") as file:
+            losses = [float(row["loss"]) for row in csv.DictReader(file)]
+        self.assertEqual(len(losses), 2)
+        self.assertLess(losses[1], losses[0])
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_evaluate_agrees_with_the_report(self, _, bundle):
+        out = self.outputs[bundle]
+        evaluate = workflow(
+            *(bundle, "evaluate", "train"),
+            dataset_dir=str(self.data),
+            output_dir=str(out / "evaluate"),
+            adapter_path=str(out / "adapter_best.safetensors"),
+        )
+        evaluate.run()
+        evaluate.finalize()
+        with open(out / "evaluate" / "metrics.csv") as file:
+            scores = dict(row for row in csv.reader(file) if len(row) == 2)
+        best = json.loads((out / "report.json").read_text())["best"]["metrics"]["val_mean_dice"]
+        # training validates on the 1 mm grid, evaluation on the grid of the file
+        self.assertAlmostEqual(float(scores["val_mean_dice"]), best, delta=0.05)
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_inference_keeps_the_grid(self, _, bundle):
+        out = self.outputs[bundle]
+        infer = workflow(
+            *(bundle, "inference", "infer"),
+            dataset_dir=str(self.data / "imagesTr"),
+            output_dir=str(out / "inference"),
+            adapter_path=str(out / "adapter_best.safetensors"),
+        )
+        self.assertEqual(infer.check_properties(), [])
+        infer.run()
+        infer.finalize()
+        for name in "abc":
+            label_map = nib.load(out / "inference" / f"{name}_seg.nii.gz")
+            self.assertEqual(label_map.shape, (44, 50, 36))
+            self.assertEqual(label_map.get_data_dtype(), np.uint8)
+            np.testing.assert_allclose(label_map.affine, AFFINE, atol=1e-5)
+            self.assertTrue((out / "inference" / f"{name}_overlay.png").read_bytes().startswith(b"\x89PNG"))
+            volumes = json.loads((out / "inference" / f"{name}_volumes.json").read_text())["volumes_ml"]
+            classes = np.asarray(label_map.dataobj)
+            expected = [(classes == value).sum() * 0.9 * 1.1 * 1.2 / 1000 for value in (1, 2)]
+            np.testing.assert_allclose(list(volumes.values()), expected, atol=1e-5)
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_monai_finds_what_it_requires(self, _, bundle):
+        train = workflow(bundle, "train", "train", dataset_dir=str(self.data), output_dir=str(self.root / "unused"))
+        self.assertEqual(train.check_properties(), [])
+        config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
+        verify_net_in_out("network_def", meta_file=metadata, config_file=config)
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_export_of_the_full_model_equals_it(self, _, bundle):
+        out = self.outputs[bundle]
+        config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
+        exported = str(out / "model.ts")
+        checkpoint = str(out / "model.pt")
+        ckpt_export("network_def", exported, ckpt_file=checkpoint, meta_file=metadata, config_file=config)
+        train = workflow(bundle, "train", "train", dataset_dir=str(self.data), output_dir=str(self.root / "unused"))
+        network = train.parser.get_parsed_content("network").cpu().eval()
+        network.load_state_dict(torch.load(checkpoint, weights_only=True))
+        torch.manual_seed(0)
+        x = torch.randn(1, 1, 40, 56, 40)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.jit.load(exported)(x), network(x), atol=1e-5, rtol=1e-5)
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_a_finished_run_goes_on_with_more_epochs(self, _, bundle):
+        out = self.root / f"{bundle.name}_more"
+        shutil.copytree(self.outputs[bundle], out)
+        few = {"crops_per_case": 2} if "crops_per_case" in (bundle / "configs" / "train.yaml").read_text() else {}
+        more = workflow(
+            *(bundle, "train", "train"),
+            dataset_dir=str(self.data),
+            output_dir=str(out),
+            max_epochs=3,
+            val_interval=1,
+            **few,
+        )
+        more.run()
+        more.finalize()
+        with open(out / "history.csv") as file:
+            self.assertEqual([row["epoch"] for row in csv.DictReader(file)], ["1", "2", "3"])
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_wrong_adapter_is_refused(self, _, bundle):
+        other = self.root / "other.safetensors"
+        other.write_bytes(b"not an adapter")
+        infer = workflow(bundle, "inference", "infer", dataset_dir=str(self.data / "imagesTr"), adapter_path=str(other))
+        with self.assertRaises(RuntimeError) as raised:
+            infer.run()
+        self.assertIsInstance(raised.exception.__cause__, InputError)
+        self.assertIn(str(other), str(raised.exception.__cause__))
+
+    def test_command_line_reports_bad_input_and_does_the_rest(self):
+        bundle = BUNDLES[0]
+        inputs, out = self.root / "mixed", self.root / "mixed_out"
+        inputs.mkdir()
+        shutil.copy(self.data / "imagesTr" / "a.nii.gz", inputs / "good.nii.gz")
+        whole = (self.data / "imagesTr" / "b.nii.gz").read_bytes()
+        (inputs / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+        nib.save(nib.Nifti1Image(np.zeros((40, 41, 42), np.float32), AFFINE), inputs / "zero.nii.gz")
+        run = subprocess.run(
+            [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+            + ["--dataset_dir", str(inputs), "--output_dir", str(out)]
+            + ["--adapter_path", str(self.outputs[bundle] / "adapter_best.safetensors")],
+            cwd=bundle,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        self.assertEqual(run.returncode, 1, run.stderr)
+        last = run.stderr.strip().splitlines()[-1]
+        self.assertRegex(
+            last, r"^error: 2 of 3 inputs failed: cut: .*cut\.nii\.gz: cannot be read.*zero: .*must not be constant"
+        )
+        self.assertNotIn("Traceback", run.stderr)
+        self.assertTrue((out / "good_seg.nii.gz").is_file())
+        with open(out / "summary.csv") as file:
+            self.assertEqual(
+                {row["name"]: row["status"] for row in csv.DictReader(file)},
+                {"cut": "failed", "good": "done", "zero": "failed"},
+            )
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from parameterized import parameterized
+from utils_data import shared_data, temporary_folder
+
+from monai_dvpt.data import load_datalist
+from monai_dvpt.utils import InputError
+
+
+def entry(name: str) -> dict[str, str]:
+    return {"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"}
+
+
+def names(cases: list[dict[str, str]]) -> list[str]:
+    return [Path(case["image"]).name.split(".")[0] for case in cases]
+
+
+class TestLoadDatalist(unittest.TestCase):
+    def setUp(self):
+        self.root = temporary_folder(self) / "Task99_Organ"
+        for folder in ("imagesTr", "labelsTr"):
+            (self.root / folder).mkdir(parents=True)
+
+    def touch(self, *cases: str, folders: tuple[str, ...] = ("imagesTr", "labelsTr")) -> None:
+        for folder in folders:
+            for name in cases:
+                (self.root / folder / f"{name}.nii.gz").touch()
+
+    def write(self, content: object, name: str = "datalist.json") -> Path:
+        (self.root / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        return self.root / name
+
+    def test_lists_are_kept_in_order(self):
+        self.touch("a", "b", "c", "d")
+        self.write({"training": [entry("c"), entry("a")], "validation": [entry("d")], "labels": {"1": "organ"}})
+        cases = load_datalist(self.root)
+        self.assertEqual(list(cases), ["training", "validation"])
+        expected = {key: str(self.root / path) for key, path in entry("c").items()}
+        self.assertEqual(cases["training"][0], expected)
+        self.assertEqual((names(cases["training"]), names(cases["validation"])), (["c", "a"], ["d"]))
+
+    def test_paths_are_absolute(self):
+        self.touch("a", "b")
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.root.parent)
+        for cases in load_datalist(self.root.name).values():
+            for path in cases[0].values():
+                self.assertTrue(os.path.isabs(path), path)
+
+    def test_which_list_is_taken(self):
+        self.touch("a", "b", "c", "d", "e")
+        self.assertEqual(len(sum(load_datalist(self.root).values(), [])), 5)
+        self.write({"training": [entry("a")], "validation": [entry("b")]}, "dataset.json")
+        self.assertEqual(names(load_datalist(self.root)["training"]), ["a"])
+        self.write({"training": [entry("c")], "validation": [entry("b")]}, "datalist.json")
+        self.assertEqual(names(load_datalist(self.root)["training"]), ["c"])
+        other = self.write({"training": [entry("d")], "validation": [entry("b")]}, "other.json")
+        self.assertEqual(names(load_datalist(self.root, other)["training"]), ["d"])
+
+    @parameterized.expand([(0.2, 2), (0.5, 5), (0.01, 1), (0.99, 9)])
+    def test_split_is_fixed_and_disjoint(self, fraction, validating):
+        self.touch(*"abcdefghij")
+        cases = load_datalist(self.root, validation_fraction=fraction)
+        self.assertEqual(len(cases["validation"]), validating)
+        self.assertEqual(sorted(names(cases["training"] + cases["validation"])), list("abcdefghij"))
+        self.assertEqual(cases, load_datalist(self.root, validation_fraction=fraction))
+
+    def test_split_of_a_list_without_validation(self):
+        self.touch(*"abcde")
+        self.write({"training": [entry(name) for name in "abcde"], "validation": []}, "dataset.json")
+        cases = load_datalist(self.root)
+        self.assertEqual((len(cases["training"]), len(cases["validation"])), (4, 1))
+        (self.root / "dataset.json").unlink()
+        self.assertEqual(cases, load_datalist(self.root))
+
+    def test_hidden_files_are_ignored(self):
+        self.touch("a", "b")
+        self.touch("._a", "._c", folders=("imagesTr",))
+        self.assertEqual(sorted(names(sum(load_datalist(self.root).values(), []))), ["a", "b"])
+
+    @parameterized.expand([("imagesTr", "labelsTr"), ("labelsTr", "imagesTr")])
+    def test_file_without_partner(self, folder, other):
+        self.touch("a", "b")
+        self.touch(*"cdefghi", folders=(folder,))
+        with self.assertRaises(InputError) as caught:
+            load_datalist(self.root)
+        listed = ", ".join(f"{name}.nii.gz" for name in "cdefg")
+        message = f"{self.root / folder}: no file of the same name in {other} for {listed} and 2 more."
+        self.assertEqual(str(caught.exception), message)
+
+    def test_listed_files_that_do_not_exist(self):
+        self.touch("a")
+        self.touch("b", folders=("imagesTr",))
+        self.write({"training": [entry("a"), entry("b")]})
+        with self.assertRaisesRegex(InputError, r"datalist.json: names files that do not exist: \S+labelsTr/b.nii.gz"):
+            load_datalist(self.root)
+
+    @parameterized.expand(
+        [
+            ("invalid JSON", '{"training": [', "datalist.json: is not valid JSON"),
+            ("binary", "\x00\x01", "datalist.json: is not valid JSON"),
+            ("a list", [], 'datalist.json: must be an object with a list "training"'),
+            ("no training", {"validation": []}, 'datalist.json: must be an object with a list "training"'),
+            ("training not a list", {"training": {}}, 'datalist.json: must be an object with a list "training"'),
+            ("validation not a list", {"training": [entry("a")], "validation": None}, 'json: "validation" must be a list'),
+            ("empty", {"training": []}, "datalist.json: holds no training cases"),
+            ("no label", {"training": [entry("a"), {"image": "imagesTr/a.nii.gz"}]}, '"label"; case 1 is .*imagesTr'),
+            ("no image", {"training": [{"label": "labelsTr/a.nii.gz"}]}, 'must name an "image" and .*; case 0 is '),
+            ("a name", {"training": ["imagesTr/a.nii.gz"]}, "case 0 is 'imagesTr/a.nii.gz'"),
+            ("a list of channels", {"training": [{**entry("a"), "image": ["x", "y"]}]}, r"case 0 is .*\['x', 'y'\]"),
+            ("one case", {"training": [entry("a")]}, "one case cannot both train and validate"),
+        ]
+    )
+    def test_bad_list(self, _, content, message):
+        self.touch("a")
+        self.write(content)
+        with self.assertRaisesRegex(InputError, message):
+            load_datalist(self.root)
+
+    def test_one_pair(self):
+        self.touch("a")
+        with self.assertRaisesRegex(InputError, "Task99_Organ: one case cannot both train and validate; list at least"):
+            load_datalist(self.root)
+
+    def test_no_pairs(self):
+        with self.assertRaisesRegex(InputError, "Task99_Organ: holds no training cases"):
+            load_datalist(self.root)
+
+    def test_missing_files_and_folders(self):
+        with self.assertRaisesRegex(InputError, "nowhere: dataset_dir must be an existing folder"):
+            load_datalist(self.root / "nowhere")
+        with self.assertRaisesRegex(InputError, "other.json: datalist must be an existing file"):
+            load_datalist(self.root, self.root / "other.json")
+        (self.root / "labelsTr").rmdir()
+        with self.assertRaisesRegex(InputError, "Task99_Organ: must hold datalist.json, dataset.json, or the folders"):
+            load_datalist(self.root)
+
+    def test_download(self):
+        self.touch("a", "b")
+        elsewhere = self.root.parent / "new" / "Task99_Organ"
+
+        def download(root_dir, task, **settings):
+            self.assertEqual((Path(root_dir), task), (elsewhere.parent, "Task99_Organ"))
+            self.root.rename(Path(root_dir) / task)
+
+        with mock.patch("monai_dvpt.data.datalist.DecathlonDataset", side_effect=download) as dataset:
+            load_datalist(self.root, msd_task="Task99_Organ")  # is there already
+            with self.assertRaises(InputError):
+                load_datalist(self.root.parent / "another_name", msd_task="Task99_Organ")
+            dataset.assert_not_called()
+            self.assertEqual(len(load_datalist(elsewhere, msd_task="Task99_Organ")["validation"]), 1)
+            dataset.assert_called_once()
+
+    def test_real_split(self):
+        cases = load_datalist(shared_data("msd_hippocampus"))
+        self.assertEqual((len(cases["training"]), len(cases["validation"])), (160, 40))
+        for key in ("image", "label"):
+            training, validation = ({case[key] for case in cases[part]} for part in ("training", "validation"))
+            self.assertEqual((len(training), len(validation)), (160, 40))
+            self.assertFalse(training & validation)
+
+
+if __name__ == "__main__":
+    unittest.main()

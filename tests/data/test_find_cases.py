@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import unittest
+
+import numpy as np
+from parameterized import parameterized
+from utils_data import save_dicom, save_nifti, shared_data, temporary_folder
+
+from monai_dvpt.data import find_cases
+from monai_dvpt.utils import InputError
+
+VOLUME = np.arange(4 * 5 * 6, dtype=np.uint16).reshape(4, 5, 6)
+
+
+class TestFindCases(unittest.TestCase):
+    def setUp(self):
+        self.root = temporary_folder(self) / "scans"
+        self.root.mkdir()
+
+    def dicom(self, folder: str, suffix: str = ".dcm"):
+        return save_dicom(self.root / folder, VOLUME, np.eye(3), (0, 0, 0), (1, 1, 1), suffix)
+
+    @parameterized.expand([("scan.nii",), ("scan.nii.gz",), ("scan.dcm",)])
+    def test_one_file_is_one_case(self, name):
+        path = self.root / name
+        path.touch()
+        self.assertEqual(find_cases(path), [{"image": str(path), "name": "scan"}])
+
+    def test_nested_folders_are_sorted_and_named_by_their_path(self):
+        for name in ("b/c/two.nii.gz", "b/one.nii", "a.nii"):
+            save_nifti(self.root / name, VOLUME)
+        (self.root / "b" / "notes.txt").write_text("not an image")
+        expected = [("a", "a.nii"), ("b_c_two", "b/c/two.nii.gz"), ("b_one", "b/one.nii")]
+        self.assertEqual(find_cases(self.root), [{"image": str(self.root / p), "name": n} for n, p in expected])
+
+    @parameterized.expand([(".dcm",), ("",)])
+    def test_dicom_folders(self, suffix):
+        first, second = self.dicom("patient1/series.1", suffix), self.dicom("patient2", suffix)
+        (second / "report.txt").write_text("not an image")
+        expected = [
+            {"image": str(first), "name": "patient1_series.1"},
+            {"image": str(second), "name": "patient2"},
+        ]
+        self.assertEqual(find_cases(self.root), expected)
+
+    def test_dicom_and_nifti_side_by_side(self):
+        folder = self.dicom("patient")
+        nifti = save_nifti(folder / "converted.nii", VOLUME)
+        expected = [{"image": str(folder), "name": "patient"}, {"image": str(nifti), "name": "patient_converted"}]
+        self.assertEqual(find_cases(self.root), expected)
+
+    def test_folder_of_one_series_has_its_own_name(self):
+        folder = self.dicom("series")
+        self.assertEqual(find_cases(folder), [{"image": str(folder), "name": "series"}])
+
+    def test_names_are_unique(self):
+        for name in ("scan.nii", "scan.nii.gz", "scan_2.nii", "a/b.nii", "a_b.nii"):
+            save_nifti(self.root / name, VOLUME)
+        cases = find_cases(self.root)
+        self.assertEqual(len({case["name"] for case in cases}), 5)
+        self.assertEqual(len({case["image"] for case in cases}), 5)
+
+    def test_labels_and_hidden_are_left_out(self):
+        for name in ("imagesTr/a.nii", "labelsTr/a.nii", "x/labels/a.nii", ".cache/a.nii", "imagesTr/._a.nii"):
+            save_nifti(self.root / name, VOLUME)
+        self.dicom("labels_dicom")
+        self.assertEqual([case["name"] for case in find_cases(self.root)], ["imagesTr_a"])
+
+    def test_broken_link_is_passed_over(self):
+        (self.root / "gone.dcm").symlink_to(self.root / "nowhere.dcm")
+        save_nifti(self.root / "a.nii", VOLUME)
+        self.assertEqual([case["name"] for case in find_cases(self.root)], ["a"])
+
+    def test_dicomdir_alone_is_no_series(self):
+        self.dicom("disc/series")
+        index = next((self.root / "disc" / "series").iterdir())
+        (self.root / "disc" / "DICOMDIR").write_bytes(index.read_bytes())
+        self.assertEqual([case["name"] for case in find_cases(self.root)], ["disc_series"])
+
+    @parameterized.expand([("empty", None), ("text only", "notes.txt"), ("labels only", "labelsTr/a.nii")])
+    def test_folder_without_images(self, _, name):
+        if name:
+            save_nifti(self.root / "labelsTr" / "a.nii", VOLUME) if "/" in name else (self.root / name).touch()
+        with self.assertRaisesRegex(InputError, "scans: dataset_dir must hold NIfTI files or folders of DICOM files"):
+            find_cases(self.root)
+
+    def test_missing_path(self):
+        with self.assertRaisesRegex(InputError, "nowhere: dataset_dir must be an existing file or folder"):
+            find_cases(self.root / "nowhere")
+
+    def test_real_folders(self):
+        images = sorted((shared_data("msd_hippocampus") / "imagesTr").iterdir())
+        cases = find_cases(shared_data("msd_hippocampus"))
+        self.assertEqual([case["image"] for case in cases], [str(path) for path in images])
+        series = shared_data("dicom/hippocampus_mr")
+        self.assertEqual(find_cases(series), [{"image": str(series), "name": "hippocampus_mr"}])
+
+
+if __name__ == "__main__":
+    unittest.main()

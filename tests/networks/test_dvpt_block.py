@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import unittest
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import ViT
+from parameterized import parameterized
+from safetensors.torch import save
+from scipy.special import erf
+from utils_networks import randomise
+
+from monai_dvpt.networks.blocks import DVPTBlock, DVPTList
+
+B, N, C, R, M = 2, 6, 11, 5, 3
+
+
+def reference(x: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
+    """The docstring's formulas, one token and one prompt at a time."""
+
+    def attend(query: np.ndarray, tokens: list[np.ndarray]) -> np.ndarray:
+        if not tokens:
+            return np.zeros_like(query)
+        weights = np.exp([query @ token / np.sqrt(len(query)) for token in tokens])
+        return weights @ np.array(tokens) / weights.sum()
+
+    def bottleneck(token: np.ndarray) -> np.ndarray:
+        norm = (token - token.mean()) / np.sqrt(token.var() + 1e-5)
+        h = state["down.weight"] @ norm + state["down.bias"]
+        return h * (1 + erf(h / np.sqrt(2))) / 2
+
+    out = np.empty_like(x)
+    for i, tokens in enumerate(x):
+        z = [bottleneck(token) for token in tokens]
+        d = [attend(prompt, z) for prompt in state["prompts"]]
+        for j, token in enumerate(tokens):
+            y = z[j] + attend(z[j], d)
+            out[i, j] = token + state["up.weight"] @ (state["gate"] * y) + state["up.bias"]
+    return out
+
+
+class TestDVPTBlock(unittest.TestCase):
+    def setUp(self):
+        torch.manual_seed(0)
+
+    @parameterized.expand([(M,), (0,), (1,)])
+    def test_identity_at_initialisation(self, num_prompts):
+        x = torch.randn(B, N, C)
+        self.assertTrue(torch.equal(DVPTBlock(C, R, num_prompts)(x), x))
+
+    @parameterized.expand([(M,), (1,), (0,)])
+    def test_equals_formulas(self, num_prompts):
+        block = randomise(DVPTBlock(C, R, num_prompts)).double()
+        x = torch.randn(B, N, C, dtype=torch.float64) * 3 + 1
+        state = {name: tensor.numpy() for name, tensor in block.state_dict().items()}
+        with torch.no_grad():
+            np.testing.assert_allclose(block(x).numpy(), reference(x.numpy(), state), rtol=1e-12, atol=1e-12)
+
+    def test_value_by_hand(self):
+        # One token (1, 3), normalised (-1, 1): h = -1 + 2 + 0.5 = 1.5, z = gelu(1.5) = 1.5 * 0.9331928 = 1.3997892.
+        # One token and one prompt attend to each other with weight 1: D = S = z. gate (z + S) = 2 z / 2 = 1.3997892.
+        block = DVPTBlock(2, 1, 1)
+        values = {"down.weight": [[1, 2]], "down.bias": [0.5], "prompts": [[0.3]], "gate": [0.5]}
+        values |= {"up.weight": [[3], [-1]], "up.bias": [10, 20]}
+        block.load_state_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
+        expected = torch.tensor([[[1 + 3 * 1.3997892 + 10, 3 - 1.3997892 + 20]]])
+        torch.testing.assert_close(block(torch.tensor([[[1.0, 3.0]]])), expected, rtol=0, atol=1e-4)  # layer norm's eps
+
+    def test_without_prompts_is_bottleneck_adapter(self):
+        block = randomise(DVPTBlock(C, R, num_prompts=0))
+        x = torch.randn(B, N, C)
+        expected = x + block.up(block.gate * F.gelu(block.down(F.layer_norm(x, (C,)))))
+        self.assertTrue(torch.equal(block(x), expected))
+
+    def test_prompts_read_the_other_tokens_of_the_same_sample(self):
+        block, plain = (randomise(DVPTBlock(C, R, num_prompts)) for num_prompts in (M, 0))
+        x = torch.randn(B, N, C)
+        changed = x.clone()
+        changed[0, -1] += torch.randn(C)
+        with torch.no_grad():
+            self.assertFalse(torch.equal(block(x)[0, 0], block(changed)[0, 0]))
+            self.assertTrue(torch.equal(block(x)[1], block(changed)[1]))
+            self.assertTrue(torch.equal(plain(x)[:, :-1], plain(changed)[:, :-1]))
+
+    def test_order_of_tokens_does_not_matter(self):
+        block = randomise(DVPTBlock(C, R, M)).double()
+        x, order = torch.randn(B, N, C, dtype=torch.float64), torch.randperm(N)
+        torch.testing.assert_close(block(x)[:, order], block(x[:, order]), rtol=1e-12, atol=1e-12)
+
+    @parameterized.expand(
+        [
+            ("hidden_size", 1, {"hidden_size": 1}),
+            ("bottleneck_size", 0, {"bottleneck_size": 0}),
+            ("bottleneck_size", C, {"bottleneck_size": C}),
+            ("num_prompts", -1, {"num_prompts": -1}),
+        ]
+    )
+    def test_bad_argument(self, name, value, changes):
+        with self.assertRaisesRegex(ValueError, f"^{name} must .*got {value}\\.$"):
+            DVPTBlock(**{"hidden_size": C, "bottleneck_size": R, "num_prompts": M, **changes})
+
+    @parameterized.expand([(1,), (C - 1,)])
+    def test_limits_of_bottleneck(self, bottleneck_size):
+        self.assertEqual(DVPTBlock(C, bottleneck_size, M)(torch.zeros(B, N, C)).shape, (B, N, C))
+
+    def test_gradients(self):
+        block, x = DVPTBlock(C, R, M), torch.randn(B, N, C)
+        block(x).square().sum().backward()
+        reached = {name for name, parameter in block.named_parameters() if parameter.grad.abs().max() > 0}
+        self.assertEqual(reached, {"up.weight", "up.bias"})
+        randomise(block).zero_grad()
+        block(x).square().sum().backward()
+        for name, parameter in block.named_parameters():
+            self.assertTrue((parameter.grad != 0).all(), name)
+
+    def test_no_parameter_is_left_out_of_the_graph(self):
+        block = DVPTBlock(C, R, num_prompts=0)  # DDP rejects a parameter without a gradient, also an empty one
+        block(torch.randn(B, N, C)).sum().backward()
+        self.assertEqual([name for name, parameter in block.named_parameters() if parameter.grad is None], [])
+
+    @parameterized.expand([(M,), (0,)])
+    def test_torchscript(self, num_prompts):
+        block, x = randomise(DVPTBlock(C, R, num_prompts)), torch.randn(B, N, C)
+        self.assertTrue(torch.equal(torch.jit.script(block)(x), block(x)))
+
+    @parameterized.expand([(M,), (0,)])
+    def test_bfloat16_autocast(self, num_prompts):
+        block, x = randomise(DVPTBlock(C, R, num_prompts)), torch.randn(B, N, C)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = block(x)
+        self.assertEqual(y.dtype, torch.float32)
+        torch.testing.assert_close(y, block(x), rtol=0.02, atol=0.02)
+
+
+class TestDVPTList(unittest.TestCase):
+    @parameterized.expand(
+        [
+            (12, 1, 0, list(range(12))),
+            (12, 3, 0, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]),
+            (12, 5, 0, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2]),
+            (12, 3, 4, [-1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 2, 2]),
+            (4, 99, 3, [-1, -1, -1, 0]),
+        ]
+    )
+    def test_block_of_layer(self, num_layers, share_every, start_layer, expected):
+        blocks = DVPTList(num_layers, C, R, M, share_every, start_layer)
+        self.assertEqual([blocks.block_of_layer(layer) for layer in range(num_layers)], expected)
+        self.assertEqual(len(blocks), max(expected) + 1)
+        expected = {"num_layers": num_layers, "hidden_size": C, "bottleneck_size": R, "num_prompts": M}
+        self.assertEqual(blocks.config, {**expected, "share_every": share_every, "start_layer": start_layer})
+
+    @parameterized.expand([("share_every", 0), ("start_layer", -1), ("start_layer", 12)])
+    def test_bad_argument(self, name, value):
+        with self.assertRaisesRegex(ValueError, f"^{name} must .*got {value}\\.$"):
+            DVPTList(12, C, R, M, **{name: value})
+
+    def test_size_for_vit_b16(self):
+        with torch.device("meta"):
+            encoder = ViT(3, (224, 224), (16, 16), hidden_size=768, mlp_dim=3072, num_heads=12, spatial_dims=2)
+        blocks = DVPTList(12, 768)
+        total = sum(parameter.numel() for parameter in blocks.parameters())
+        self.assertEqual(total, 4 * (768 * 32 + 32 + 10 * 32 + 1 + 32 * 768 + 768))
+        self.assertEqual(total, 201_092)
+        self.assertLess(total, 0.005 * sum(parameter.numel() for parameter in encoder.parameters()))
+        self.assertLess(len(save(blocks.state_dict())), 1_000_000)
+
+
+if __name__ == "__main__":
+    unittest.main()
