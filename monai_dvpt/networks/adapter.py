@@ -120,13 +120,11 @@ def count_parameters(net: TunableNetwork) -> dict[str, dict[str, int]]:
 
 
 def backbone_sha256(net: TunableNetwork) -> str:
-    """SHA-256, in hexadecimal, of the names, types, shapes and bytes of the backbone's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_tensors(net, ["backbone"])):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """
+    SHA-256, in hexadecimal, of the backbone's tensors under their names inside the backbone, so that it is the same in
+    every network around it.
+    """
+    return _sha256({k: v for module in net.parts()["backbone"] for k, v in module.state_dict().items()})
 
 
 def save_adapter(
@@ -140,7 +138,7 @@ def save_adapter(
     Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
 
     The header's entry "monai_dvpt" is JSON: format version, network class, DVPT configuration, parts, SHA-256 of the
-    backbone, versions of the libraries, and ``notes``. The file appears whole or not at all.
+    backbone and of the stored tensors, versions of the libraries, and ``notes``. The file appears whole or not at all.
 
     Args:
         net: the network.
@@ -156,16 +154,17 @@ def save_adapter(
     unknown = sorted(set(parts) - (net.parts().keys() - {"backbone"}))
     if unknown or not parts:
         raise ValueError(f"parts must name parts of {sorted(net.parts().keys() - {'backbone'})}, got {list(parts)}.")
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in _tensors(net, parts)
+    }
     metadata = {
         "format_version": FORMAT_VERSION,
         **_identity(net),
         "parts": [part for part in PARTS if part in parts],
+        "tensors_sha256": _sha256(tensors),
         "versions": {"monai_dvpt": __version__, "monai": monai.__version__, "torch": torch.__version__},
         "notes": dict(notes or {}),
-    }
-    tensors = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        for name, tensor in _tensors(net, parts)
     }
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"monai_dvpt": json.dumps(metadata)})
@@ -228,6 +227,10 @@ def load_adapter(net: TunableNetwork, path: str | os.PathLike) -> dict[str, Any]
             raise InputError(f"{path}: {name} must have type {target.dtype}, got {tensors[name].dtype}.")
         if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{path}: {name} must be finite.")
+    if metadata.get("tensors_sha256") != (found := _sha256(tensors)):
+        raise InputError(
+            f"{path}: tensors_sha256 must be {metadata.get('tensors_sha256')}, got {found}; it is damaged."
+        )
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])
@@ -241,6 +244,16 @@ def _identity(net: TunableNetwork) -> dict[str, Any]:
         "dvpt": net.parts()["dvpt"][0].config,
         "backbone_sha256": backbone_sha256(net),
     }
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tensors(net: TunableNetwork, parts: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -40,6 +40,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error) or "os error" in str(error).lower():
+        # torch.save and safetensors raise errors of their own kind
+        if isinstance(error, OSError) or "inline_container" in str(error) or "os error" in str(error).lower():
             raise InputError(f"{path}: cannot be written: {error}") from error
         raise

@@ -109,7 +109,11 @@ class TestLoadDatalist(unittest.TestCase):
             ("a list", [], 'datalist.json: must be an object with a list "training"'),
             ("no training", {"validation": []}, 'datalist.json: must be an object with a list "training"'),
             ("training not a list", {"training": {}}, 'datalist.json: must be an object with a list "training"'),
-            ("validation not a list", {"training": [entry("a")], "validation": None}, 'json: "validation" must be a list'),
+            (
+                "validation not a list",
+                {"training": [entry("a")], "validation": None},
+                'json: "validation" must be a list',
+            ),
             ("empty", {"training": []}, "datalist.json: holds no training cases"),
             ("no label", {"training": [entry("a"), {"image": "imagesTr/a.nii.gz"}]}, '"label"; case 1 is .*imagesTr'),
             ("no image", {"training": [{"label": "labelsTr/a.nii.gz"}]}, 'must name an "image" and .*; case 0 is '),

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import unittest
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from parameterized import parameterized
@@ -164,7 +163,8 @@ class TestRoundTrip(unittest.TestCase):
             buffer.fill_(100_001 if name.endswith("num_batches_tracked") else 0.25)  # the former is inf in float16
         other = with_backbone_of(net, 2, norm_name="batch")
         load_adapter(other, save_adapter(net, self.path, dtype=dtype))
-        self.assertEqual(changed(dict(net.named_buffers()), other) & {name for name, _ in net.named_buffers()}, set())
+        loaded = dict(other.named_buffers())
+        self.assertTrue(all(torch.equal(buffer, loaded[name]) for name, buffer in net.named_buffers()))
 
     def test_file(self):
         net = freeze_backbone(small_unetr(1))
@@ -319,6 +319,12 @@ class TestRefused(unittest.TestCase):
                 randomise(self.net.dvpt, seed=position)
         self.assertGreater(refused, 200)
 
+    def test_flipped_bit_in_tensors(self):
+        data = bytearray(self.path.read_bytes())
+        data[-6] ^= 1  # the last bits of a number: still finite, hardly different
+        self.path.write_bytes(data)
+        self.check_refused("tensors_sha256 must be", "it is damaged")
+
     def test_torch_pickle(self):
         torch.save(self.net.state_dict(), self.path)
         self.check_refused("cannot be read as an adapter")
@@ -347,11 +353,6 @@ class TestInterruptedSave(unittest.TestCase):
         self.assertRegex(str(caught.exception), f"^{self.path}: cannot be written: ")
         self.assertEqual(self.path.read_bytes(), self.old)
         self.assertEqual(list(self.path.parent.iterdir()), [self.path])
-
-    @unittest.skipUnless(Path("/dev/full").exists(), "needs a device that is always full.")
-    def test_no_folder(self):
-        with self.assertRaisesRegex(InputError, "^/dev/full/adapter.safetensors: cannot be written: "):
-            save_adapter(small_unetr(2), "/dev/full/adapter.safetensors")
 
     def test_kill(self):
         script = """
