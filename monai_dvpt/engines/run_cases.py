@@ -35,6 +35,7 @@ def run_cases(evaluator: Evaluator, dataset: Dataset, output_dir: str | os.PathL
     """
     rows = []
     evaluator.interrupt_resume_enabled = False  # ignite would take up a failed run where it stopped, and do nothing
+    evaluator.state.epoch_length = 1  # as built it is the number of cases, and each case would run that often
     noise, evaluator.logger.disabled = evaluator.logger.disabled, True  # it would log every failure as well
     try:
         for index in tqdm(range(len(dataset)), desc="cases", disable=None):

@@ -116,7 +116,8 @@ def plot_overlay(
                 panel.imshow(
                     np.dstack([np.broadcast_to(colour, (*mask.shape, 3)), 0.45 * mask]), origin="lower", aspect=aspect
                 )
-                panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
+                if min(mask.shape) > 1:  # a single slice has no outline in the other two planes
+                    panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
         if across == 0:
             panel.invert_xaxis()  # the patient's right on the viewer's left
         panel.set_title(name, color="white")
@@ -128,5 +129,5 @@ def plot_overlay(
     figure.legend(
         handles=patches, loc="outside lower center", ncols=len(patches), facecolor="black", labelcolor="white"
     )
-    figure.suptitle(title, color="white")
+    figure.suptitle(title, color="white", parse_math=False)
     return figure

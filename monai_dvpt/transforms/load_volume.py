@@ -59,7 +59,7 @@ class LoadVolume(Transform):
             loaded = MetaTensor(np.asarray(data, dtype=np.float32), meta=meta)
             channel_first = np.asarray(EnsureChannelFirst()(loaded))
             if nifti:  # MONAI silently takes the qform where the sform disagrees with the voxel size
-                loaded.affine = nib.load(path).affine
+                loaded.affine = nib.load(path).affine  # type: ignore[attr-defined]
         except Exception as error:  # every reader has its own kinds of error
             raise InputError(f"{path}: cannot be read: {reason(error)}") from error
         # the geometry is kept, all other metadata (of DICOM: the patient's name) is left behind

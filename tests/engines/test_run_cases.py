@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import errno
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import nibabel as nib
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.transforms import AsDiscreted, Compose
+from parameterized import parameterized
+from utils_data import AFFINE_RAS, save_nifti, temporary_folder
+
+from monai_dvpt.data import find_cases
+from monai_dvpt.engines import run_cases
+from monai_dvpt.handlers import CaseWriter
+from monai_dvpt.transforms import LoadVolumed
+from monai_dvpt.utils import InputError
+
+SHAPE = (8, 9, 10)
+
+
+class Threshold(torch.nn.Module):
+    """Label 1 where the image is positive; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.cat([-x, x], dim=1)
+
+
+class TestRunCases(unittest.TestCase):
+    def setUp(self):
+        self.root = temporary_folder(self)
+        self.output = self.root / "out"
+        self.network = Threshold()
+        self.images = {}
+
+    def save(self, *names: str) -> None:
+        for name in names:
+            self.images[name] = np.random.default_rng(len(self.images)).normal(size=SHAPE).astype(np.float32)
+            save_nifti(self.root / "in" / f"{name}.nii.gz", self.images[name])
+
+    def spoil(self, name: str, content: bytes = b"patient,volume\n") -> Path:
+        path = self.root / "in" / f"{name}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def run_all(self, *handlers, dataset: Dataset | None = None) -> None:
+        load = LoadVolumed("image")
+        dataset = dataset or Dataset(find_cases(self.root / "in"), load)
+        self.evaluator = SupervisedEvaluator(
+            device=torch.device("cpu"),
+            val_data_loader=DataLoader(dataset, batch_size=1),
+            network=self.network,
+            postprocessing=Compose([AsDiscreted("pred", argmax=True)]),
+            val_handlers=[CaseWriter(self.output, ["background", "bright"]), *handlers],
+        )
+        run_cases(self.evaluator, dataset, self.output)
+
+    def summary(self) -> list[tuple[str, str, str]]:
+        with open(self.output / "summary.csv", newline="") as file:
+            header, *rows = csv.reader(file)
+        self.assertEqual(header, ["name", "status", "reason"])
+        return [tuple(row) for row in rows]
+
+    def assert_written(self, *names: str) -> None:
+        """Exactly these label maps are there, and right."""
+        self.assertEqual({path.name for path in self.output.glob("*_seg*")}, {f"{n}_seg.nii.gz" for n in names})
+        self.assertEqual([path for path in self.output.iterdir() if path.name.startswith(".")], [])
+        for name in names:
+            label_map = nib.load(self.output / f"{name}_seg.nii.gz")
+            np.testing.assert_array_equal(np.asarray(label_map.dataobj), self.images[name] > 0)
+            np.testing.assert_array_equal(label_map.affine, AFFINE_RAS)
+
+    def test_good_cases(self):
+        self.save("a", "b", "c", "d")
+        self.run_all()
+        self.assertEqual(self.summary(), [(name, "done", "") for name in "abcd"])
+        self.assert_written("a", "b", "c", "d")
+        self.assertEqual(self.network.calls, 4)  # each case once
+        self.assertFalse(self.evaluator.logger.disabled)
+
+    @parameterized.expand([("first", "abdf", "ce"), ("last", "abc", "de"), ("around", "c", "abde"), ("all", "", "abcd")])
+    def test_bad_between_good(self, _, good, bad):
+        self.save(*good)
+        paths = {name: self.spoil(name) for name in bad}
+        with self.assertRaises(InputError) as caught:
+            self.run_all()
+        message = str(caught.exception)
+        self.assertTrue(message.startswith(f"{len(bad)} of {len(good + bad)} inputs failed: {bad[0]}: "))
+        rows = self.summary()
+        self.assertEqual([row[0] for row in rows], sorted(good + bad))
+        for name, status, reason in rows:
+            self.assertEqual(status, "done" if name in good else "failed")
+            if name in bad:
+                self.assertTrue(reason.startswith(f"{paths[name]}: cannot be read: "), reason)
+                self.assertIn(reason, message)
+        self.assert_written(*good)
+        self.assertFalse(self.evaluator.logger.disabled)
+
+    def test_network_that_fails(self):
+        """An error that is no InputError is named with its kind."""
+        self.save("a", "b", "c")
+        forward = self.network.forward
+
+        def failing(x):
+            if self.network.calls == 1:
+                self.network.calls += 1
+                raise RuntimeError("out of\nmemory")
+            return forward(x)
+
+        with mock.patch.object(self.network, "forward", failing), self.assertRaises(InputError):
+            self.run_all()
+        expected = [("a", "done", ""), ("b", "failed", "RuntimeError: out of memory"), ("c", "done", "")]
+        self.assertEqual(self.summary(), expected)
+        self.assert_written("a", "c")
+
+    def test_disk_that_is_full(self):
+        self.save("a", "b", "c")
+        save, written = nib.save, []
+
+        def save_unless_full(image: nib.Nifti1Image, path: Path) -> None:
+            written.append(path)
+            if len(written) == 2:
+                path.write_bytes(b"half a file")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            save(image, path)
+
+        with mock.patch("nibabel.save", save_unless_full), self.assertRaises(InputError):
+            self.run_all()
+        (a, b, c) = self.summary()
+        self.assertEqual((a, c), (("a", "done", ""), ("c", "done", "")))
+        self.assertEqual(b[:2], ("b", "failed"))
+        self.assertRegex(b[2], f"^{self.output}/b_seg.nii.gz: cannot be written: .*No space left on device")
+        self.assert_written("a", "c")
+
+    def test_handler_that_fails(self):
+        self.save("a", "b", "c")
+
+        class Failing:
+            def attach(self, engine: Engine) -> None:
+                engine.add_event_handler(Events.ITERATION_COMPLETED, self.fail)
+
+            def fail(self, engine: Engine) -> None:
+                if engine.state.batch[0]["name"] == "b":
+                    raise KeyError("report")
+
+        with self.assertRaisesRegex(InputError, "1 of 3 inputs failed: b: KeyError: 'report'"):
+            self.run_all(Failing())
+        self.assertEqual([row[1] for row in self.summary()], ["done", "failed", "done"])
+
+    def test_user_stops_the_run(self):
+        self.save("a", "b")
+        with mock.patch.object(self.network, "forward", side_effect=KeyboardInterrupt):
+            with self.assertRaises(KeyboardInterrupt):
+                self.run_all()
+        self.assertFalse(self.evaluator.logger.disabled)
+
+    def test_again_over_the_same_folder(self):
+        self.save("a", "c")
+        path = self.spoil("b")
+        with self.assertRaises(InputError):
+            self.run_all()
+        path.unlink()
+        self.save("b")
+        self.run_all()
+        self.assertEqual(self.summary(), [(name, "done", "") for name in "abc"])
+        self.assert_written("a", "b", "c")
+
+
+if __name__ == "__main__":
+    unittest.main()
