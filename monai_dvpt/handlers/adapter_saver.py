@@ -38,6 +38,7 @@ class AdapterSaver:
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.best: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}
 
     def attach(self, engine: Trainer) -> None:
         """
@@ -58,9 +59,10 @@ class AdapterSaver:
     def save_best(self, engine: Engine) -> None:
         name = engine.state.key_metric_name
         metrics = {key: _plain(value) for key, value in engine.state.metrics.items()}
+        self.last = {"epoch": engine.state.epoch, "metrics": metrics}
         if self.best and not metrics[name] > self.best["metrics"][name]:
             return
-        self.best = {"epoch": engine.state.epoch, "metrics": metrics}
+        self.best = self.last
         if not self.tunes_backbone:
             save_adapter(self.network, self.output_dir / "adapter_best.safetensors", notes=self.best)
         with atomic_path(self.output_dir / "model.pt") as path:
@@ -68,10 +70,10 @@ class AdapterSaver:
         logger.info(f"Epoch {self.best['epoch']}: best {name} so far, {metrics[name]:.4f}; saved to {self.output_dir}.")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = state["best"]
+        self.best, self.last = state["best"], state["last"]
 
 
 def _plain(value: Any) -> float | list[float]:

@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 class TrainingReport:
     """
-    Writes ``report.json`` when a run is complete, and logs it as a table: scores of the best epoch, parameters of
-    every part, seconds, peak memory of the process (of the GPU, where one is used) and sizes of the saved files.
+    Writes ``report.json`` when a run is complete, and logs it as a table: scores of the best and the last validation,
+    parameters of every part, seconds, peak memory of the process (of the GPU, where one is used) and sizes of the
+    saved files.
 
     Args:
         saver: the handler that keeps the best epoch.
@@ -62,6 +63,7 @@ class TrainingReport:
         dvpt_bytes = sum(p.numel() * p.element_size() for m in network.parts()["dvpt"] for p in m.parameters())
         report = {
             "best": self._named(self.saver.best),
+            "last": self._named(self.saver.last),
             "epochs": engine.state.epoch,
             "parameters": parameters,
             "trainable_percent_of_network": 100 * total["trainable"] / total["total"],
@@ -102,10 +104,13 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    lines = [f"  best epoch                 {report['best'].get('epoch')} of {report['epochs']}"]
-    for name, value in report["best"]["metrics"].items():
-        per_class = value.items() if isinstance(value, dict) else [("", value)]
-        lines += [f"  {name + ' ' + label:<26} {score:.4f}" for label, score in per_class]
+    best, last, lines = report["best"], report["last"], []
+    if last:
+        lines = [f"  {'':<26} {'best':>8} {'last':>8}", f"  {'epoch':<26} {best['epoch']:>8} {last['epoch']:>8}"]
+    for name, value in last.get("metrics", {}).items():
+        for label in value if isinstance(value, dict) else [""]:
+            scores = [v["metrics"][name][label] if label else v["metrics"][name] for v in (best, last)]
+            lines.append(f"  {name + ' ' + label:<26} {scores[0]:>8.4f} {scores[1]:>8.4f}")
     for part, count in report["parameters"].items():
         share = 100 * count["trainable"] / max(1, count["total"])
         lines.append(f"  {part:<26} {count['trainable']:,} of {count['total']:,} parameters trained ({share:.2f} %)")

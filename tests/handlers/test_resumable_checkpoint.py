@@ -20,11 +20,8 @@ from monai_dvpt.handlers import ResumableCheckpoint
 from monai_dvpt.utils import InputError
 
 SEED = 3
-CASES = [
-    {"image": torch.rand(1, 8, 6), "label": torch.rand(1, 8, 6)}
-    for _ in range(5)
-    if torch.manual_seed(SEED)  # the same in every process
-]
+NOISE = torch.rand(5, 2, 1, 8, 6, generator=torch.Generator().manual_seed(SEED))
+CASES = [{"image": image, "label": label} for image, label in NOISE]
 
 
 class Kill:
