@@ -40,9 +40,12 @@ def load_datalist(
         the lists "training" and "validation", with absolute paths.
 
     Raises:
-        InputError: if a folder or file is missing, a download fails, a list is empty or not readable, or an image has
-            no label or a label no image; names the files.
+        InputError: if a folder or file is missing, a download fails, a list is empty or not readable, an image has no
+            label or a label no image, or a case is listed for both parts; names the files.
+        ValueError: if ``validation_fraction`` is outside (0, 1).
     """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be in (0, 1), got {validation_fraction}.")
     root = Path(dataset_dir)
     if not root.exists() and msd_task is not None and root.name == msd_task:
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +65,10 @@ def load_datalist(
     cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
     if not cases["training"]:
         raise InputError(f"{file or root}: holds no training cases.")
+    trained_on = {path for case in cases["training"] for path in case.values()}
+    shared = sorted(trained_on & {path for case in cases["validation"] for path in case.values()})
+    if shared:
+        raise InputError(f"{file or root}: a case must not both train and validate; listed twice: {_some(shared)}.")
     if not cases["validation"]:
         if len(cases["training"]) < 2:
             raise InputError(f"{file or root}: one case cannot both train and validate; list at least 2 cases.")

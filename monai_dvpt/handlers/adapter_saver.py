@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,16 @@ class AdapterSaver:
         name = engine.state.key_metric_name
         metrics = {key: _plain(value) for key, value in engine.state.metrics.items()}
         self.last = {"epoch": engine.state.epoch, "metrics": metrics}
-        if self.best and not metrics[name] > self.best["metrics"][name]:
+        score: Any = metrics[name]
+        best = self.best["metrics"][name] if self.best else math.nan
+        if not (score > best or math.isnan(best)):
             return
         self.best = self.last
         if not self.tunes_backbone:
             save_adapter(self.network, self.output_dir / "adapter_best.safetensors", notes=self.best)
         with atomic_path(self.output_dir / "model.pt") as path:
             torch.save(self.network.state_dict(), path)
-        logger.info(f"Epoch {self.best['epoch']}: best {name} so far, {metrics[name]:.4f}; saved to {self.output_dir}.")
+        logger.info(f"Epoch {self.best['epoch']}: best {name} so far, {score:.4f}; saved to {self.output_dir}.")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "last": self.last}

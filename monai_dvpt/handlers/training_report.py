@@ -92,7 +92,7 @@ class TrainingReport:
             key: dict(zip(self.labels, value, strict=True)) if isinstance(value, list) else value
             for key, value in best.get("metrics", {}).items()
         }
-        return {**best, "metrics": metrics}
+        return {**best, "metrics": metrics} if best else {}
 
 
 def peak_memory_mib(device: torch.device) -> float:

@@ -26,9 +26,9 @@ MAX_COSINE = 1e-3
 class LoadVolume(Transform):
     """
     Loads one 3D volume (NIfTI file or DICOM series folder) as a channel-first tensor, and refuses, naming the file:
-    what cannot be read, has other than three dimensions or more than one channel, or an affine that is sheared or has
-    no inverse; values that are not finite; an image that is constant; a label map whose values are not whole numbers
-    in ``[0, num_classes)``.
+    what cannot be read, has other than three dimensions or more than one channel, or an affine that is sheared, has
+    no inverse or is not stated; values that are not finite; an image that is constant; a label map whose values are
+    not whole numbers in ``[0, num_classes)``.
 
     Args:
         num_classes: None for an image; for a label map, the number of classes with background.
@@ -52,31 +52,28 @@ class LoadVolume(Transform):
         """
         if not Path(path).exists():
             raise InputError(f"{path}: does not exist.")
+        volume = self._read(path)
+        _check_geometry(path, volume)
+        self._check_values(path, volume)
+        return volume
+
+    def _read(self, path: str) -> MetaTensor:
         nifti = self.reader is None and str(path).endswith((".nii", ".nii.gz"))
         reader = self.reader or (NibabelReader() if nifti else ITKReader())
         try:
             data, meta = reader.get_data(reader.read(path))
             loaded = MetaTensor(np.asarray(data, dtype=np.float32), meta=meta)
             channel_first = np.asarray(EnsureChannelFirst()(loaded))
-            if nifti:  # MONAI silently takes the qform where the sform disagrees with the voxel size
-                loaded.affine = nib.load(path).affine  # type: ignore[attr-defined]
+            affine = _nifti_affine(path) if nifti else loaded.affine.numpy()
+        except InputError:
+            raise
         except Exception as error:  # every reader has its own kinds of error
             raise InputError(f"{path}: cannot be read: {reason(error)}") from error
         # the geometry is kept, all other metadata (of DICOM: the patient's name) is left behind
-        affine = loaded.affine.numpy()
         meta = {"filename_or_obj": str(path), "original_affine": affine, "space": "RAS"}
-        volume = MetaTensor(channel_first, affine=loaded.affine, meta=meta)
-        shape = tuple(volume.shape)
-        if len(shape) != 4 or shape[0] != 1:
-            raise InputError(f"{path}: must be one 3D volume, got channels and size {shape}.")
-        if min(shape) == 0:
-            raise InputError(f"{path}: must not be empty, got size {shape[1:]}.")
-        axes = affine[:3, :3]
-        if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) < 1e-9:
-            raise InputError(f"{path}: affine must be finite and invertible, got {affine[:3].tolist()}.")
-        cosines = (axes / np.linalg.norm(axes, axis=0)).T @ (axes / np.linalg.norm(axes, axis=0))
-        if (skew := float(np.abs(cosines - np.eye(3)).max())) > MAX_COSINE:
-            raise InputError(f"{path}: axes must be perpendicular (cosine up to {MAX_COSINE}), got {skew:.4f}.")
+        return MetaTensor(channel_first, affine=torch.as_tensor(affine), meta=meta)
+
+    def _check_values(self, path: str, volume: MetaTensor) -> None:
         if not torch.isfinite(volume).all():
             bad = int((~torch.isfinite(volume.as_tensor())).sum())
             raise InputError(f"{path}: values must be finite, got {bad} that are NaN or infinite.")
@@ -88,7 +85,28 @@ class LoadVolume(Transform):
             if not whole or low < 0 or high >= self.num_classes:
                 values = f"{low:g} to {high:g}" + ("" if whole else ", with fractions")
                 raise InputError(f"{path}: labels must be whole numbers in [0, {self.num_classes}), got {values}.")
-        return volume
+
+
+def _nifti_affine(path: str) -> np.ndarray:
+    """The affine as nibabel has it; MONAI silently takes the qform where the sform disagrees with the voxel size."""
+    image: Any = nib.load(path)
+    if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
+        raise InputError(f"{path}: must say where it lies, by an sform_code or a qform_code above 0; both are 0.")
+    return image.affine
+
+
+def _check_geometry(path: str, volume: MetaTensor) -> None:
+    shape, affine = tuple(volume.shape), volume.affine.numpy()
+    if len(shape) != 4 or shape[0] != 1:
+        raise InputError(f"{path}: must be one 3D volume, got channels and size {shape}.")
+    if min(shape) == 0:
+        raise InputError(f"{path}: must not be empty, got size {shape[1:]}.")
+    axes = affine[:3, :3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) < 1e-9:
+        raise InputError(f"{path}: affine must be finite and invertible, got {affine[:3].tolist()}.")
+    unit = axes / np.linalg.norm(axes, axis=0)
+    if (skew := float(np.abs(unit.T @ unit - np.eye(3)).max())) > MAX_COSINE:
+        raise InputError(f"{path}: axes must be perpendicular (cosine up to {MAX_COSINE}), got {skew:.4f}.")
 
 
 class LoadVolumed(MapTransform):

@@ -46,6 +46,17 @@ class TestLoadDatalist(unittest.TestCase):
         self.assertEqual(cases["training"][0], expected)
         self.assertEqual((names(cases["training"]), names(cases["validation"])), (["c", "a"], ["d"]))
 
+    def test_case_in_both_parts(self):
+        self.touch("a", "b")
+        self.write({"training": [entry("a"), entry("b")], "validation": [entry("b")]})
+        with self.assertRaisesRegex(InputError, r"must not both train and validate; listed twice: .*b\.nii\.gz"):
+            load_datalist(self.root)
+
+    @parameterized.expand([(0,), (1,), (-0.1,)])
+    def test_bad_validation_fraction(self, fraction):
+        with self.assertRaisesRegex(ValueError, f"validation_fraction must be in \\(0, 1\\), got {fraction}"):
+            load_datalist(self.root, validation_fraction=fraction)
+
     def test_paths_are_absolute(self):
         self.touch("a", "b")
         self.addCleanup(os.chdir, os.getcwd())

@@ -91,7 +91,9 @@ class TestRunCases(unittest.TestCase):
         self.assertEqual(self.network.calls, 4)  # each case once
         self.assertFalse(self.evaluator.logger.disabled)
 
-    @parameterized.expand([("first", "abdf", "ce"), ("last", "abc", "de"), ("around", "c", "abde"), ("all", "", "abcd")])
+    @parameterized.expand(
+        [("first", "abdf", "ce"), ("last", "abc", "de"), ("around", "c", "abde"), ("all", "", "abcd")]
+    )
     def test_bad_between_good(self, _, good, bad):
         self.save(*good)
         paths = {name: self.spoil(name) for name in bad}

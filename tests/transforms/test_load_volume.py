@@ -121,6 +121,15 @@ class TestLoadNIfTI(unittest.TestCase):
         np.testing.assert_array_equal(affine, nib.load(path).affine)
         np.testing.assert_array_equal(affine[2], np.float32(row))
 
+    @parameterized.expand([(".nii",), (".nii.gz",)])
+    def test_refused_without_stated_geometry(self, suffix):
+        image = nib.Nifti1Image(IMAGE, AFFINE_RAS)
+        image.header["sform_code"], image.header["qform_code"] = 0, 0
+        path = self.root / f"bad{suffix}"
+        nib.save(image, path)
+        self.assertEqual(int(nib.load(path).header["sform_code"]), 0)
+        self.refused(path, "must say where it lies, by an sform_code or a qform_code above 0")
+
     def with_third_row(self, name: str, row: list[float]) -> Path:
         """A file of which only the sform was edited."""
         content = bytearray(save_nifti(self.root / "good.nii", IMAGE).read_bytes())

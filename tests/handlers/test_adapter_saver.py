@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import unittest
+
+import torch
+from ignite.engine import Engine, Events
+from parameterized import parameterized
+from utils_data import temporary_folder
+from utils_training import make_evaluator, make_trainer, tiny_network
+
+from monai_dvpt.handlers import AdapterSaver, ResumableCheckpoint
+from monai_dvpt.networks.adapter import adapter_metadata, load_adapter
+
+
+class Weights:
+    """Keeps the network's weights after every epoch."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+        self.after: dict[int, dict[str, torch.Tensor]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.keep)
+
+    def keep(self, engine: Engine) -> None:
+        state = self.network.state_dict()
+        self.after[engine.state.epoch] = {name: tensor.clone() for name, tensor in state.items()}
+
+
+class TestAdapterSaver(unittest.TestCase):
+    def setUp(self):
+        self.root = temporary_folder(self)
+
+    def train(self, scores, epochs=None, train=("dvpt", "decoder", "head"), checkpoint=False):
+        """Returns the saver and the weights after every epoch."""
+        net = tiny_network(train)
+        evaluator = make_evaluator(net, scores)
+        saver, weights = AdapterSaver(net, self.root / "out", evaluator), Weights(net)
+        handlers = [saver, weights]
+        if checkpoint:
+            handlers.append(ResumableCheckpoint(self.root / "checkpoint.pt", {"network": net, "saver": saver}, 0))
+        make_trainer(net, epochs or len(scores), evaluator, handlers).run()
+        return saver, weights.after
+
+    def assert_adapter(self, name: str, expected: dict[str, torch.Tensor]) -> None:
+        """The adapter turns a freshly built network, of the same backbone, into the expected one."""
+        net = tiny_network()
+        load_adapter(net, self.root / "out" / name)
+        torch.testing.assert_close(net.state_dict(), expected, rtol=0, atol=0)
+
+    @parameterized.expand(
+        [
+            ("worse later", [0.5, 0.125, 0.25], 1),
+            ("better later", [0.125, 0.25, 0.5], 3),
+            ("best between", [0.125, 0.75, 0.25], 2),
+            ("equal", [0.5, 0.5, 0.5], 1),
+            ("no number later", [0.5, float("nan"), 0.25], 1),
+            ("no number first", [float("nan"), 0.25, 0.125], 2),
+        ]
+    )
+    def test_best_and_last(self, _, scores, best):
+        saver, weights = self.train(scores)
+        names = ["adapter_best.safetensors", "adapter_last.safetensors", "model.pt"]
+        self.assertEqual(sorted(path.name for path in (self.root / "out").iterdir()), names)
+        self.assertNotEqual(weights[1]["out.conv.conv.weight"].tolist(), weights[3]["out.conv.conv.weight"].tolist())
+        self.assert_adapter("adapter_best.safetensors", weights[best])
+        self.assert_adapter("adapter_last.safetensors", weights[3])
+        model = torch.load(self.root / "out" / "model.pt", weights_only=True)
+        torch.testing.assert_close(model, weights[best], rtol=0, atol=0)
+        self.assertEqual((saver.best["epoch"], saver.best["metrics"]["val_score"]), (best, scores[best - 1]))
+
+    def test_notes(self):
+        saver, _ = self.train([0.125, 0.75, 0.25])
+        best = adapter_metadata(self.root / "out" / "adapter_best.safetensors")["notes"]
+        self.assertEqual(best, saver.best)
+        self.assertEqual(len(best["metrics"]["val_dice"]), 2)  # classes
+        self.assertEqual(adapter_metadata(self.root / "out" / "adapter_last.safetensors")["notes"], {"epoch": 3})
+
+    def test_best_is_kept_over_a_restart(self):
+        _, weights = self.train([0.125, 0.75], checkpoint=True)
+        saver, _ = self.train([0.25, 0.5], epochs=4, checkpoint=True)
+        self.assertEqual(saver.best["epoch"], 2)
+        self.assert_adapter("adapter_best.safetensors", weights[2])
+
+    def test_state_is_plain(self):
+        saver, _ = self.train([0.5])
+        state = saver.state_dict()
+        self.assertEqual(json.loads(json.dumps(state)), state)
+
+    def test_backbone_trained(self):
+        """An adapter could not hold the result, so only the whole network is written."""
+        _, weights = self.train([0.25, 0.125], train=("backbone", "dvpt", "decoder", "head"))
+        self.assertEqual([path.name for path in (self.root / "out").iterdir()], ["model.pt"])
+        model = torch.load(self.root / "out" / "model.pt", weights_only=True)
+        torch.testing.assert_close(model, weights[1], rtol=0, atol=0)
+
+    def test_backbone_frozen(self):
+        _, weights = self.train([0.125, 0.25])
+        start = tiny_network().state_dict()
+        for name in start:
+            if name.startswith("vit."):
+                torch.testing.assert_close(weights[2][name], start[name], rtol=0, atol=0)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import resource
+import unittest
+
+import torch
+from parameterized import parameterized
+from utils_data import temporary_folder
+from utils_training import LABELS, make_evaluator, make_trainer, tiny_network
+
+from monai_dvpt.handlers import AdapterSaver, TrainingReport, peak_memory_mib
+from monai_dvpt.networks.adapter import count_parameters
+
+
+class TestTrainingReport(unittest.TestCase):
+    def setUp(self):
+        self.root = temporary_folder(self)
+
+    def train(self, scores, train=("dvpt", "decoder", "head"), validate=True, **arguments):
+        """Returns the network, its saver, the handler, the report it wrote and the lines it logged."""
+        net = tiny_network(train)
+        evaluator = make_evaluator(net, scores)
+        saver = AdapterSaver(net, self.root, evaluator)
+        report = TrainingReport(saver, LABELS, **arguments)
+        trainer = make_trainer(net, len(scores), evaluator if validate else None, [saver, report])
+        with self.assertLogs("monai_dvpt.handlers.training_report", "INFO") as logged:
+            trainer.run()
+        return net, saver, report, json.loads((self.root / "report.json").read_text()), "\n".join(logged.output)
+
+    def test_numbers(self):
+        settings = {"seed": 0, "trainable": ["dvpt", "head"]}
+        net, saver, _, report, log = self.train([0.25, 0.75, 0.5], settings=settings)
+        counts = count_parameters(net)
+        self.assertEqual(report["parameters"], counts)
+        trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+        everything = sum(parameter.numel() for parameter in net.parameters())
+        backbone = sum(parameter.numel() for parameter in net.vit.parameters())
+        dvpt = sum(parameter.numel() for parameter in net.dvpt.parameters())
+        self.assertAlmostEqual(report["trainable_percent_of_network"], 100 * trained / everything)
+        self.assertAlmostEqual(report["dvpt_percent_of_backbone"], 100 * dvpt / backbone)
+        self.assertEqual(report["dvpt_bytes"], 4 * dvpt)  # float32
+        sizes = {name: (self.root / name).stat().st_size for name in ("adapter_best.safetensors", "model.pt")}
+        self.assertEqual(report["file_bytes"], sizes)
+        self.assertEqual((report["epochs"], report["settings"]), (3, settings))
+
+        self.assertEqual(report["best"]["epoch"], 2)
+        self.assertEqual(report["best"]["metrics"]["val_score"], 0.75)
+        self.assertEqual((report["last"]["epoch"], report["last"]["metrics"]["val_score"]), (3, 0.5))
+        for name, kept in (("best", saver.best), ("last", saver.last)):
+            per_class = dict(zip(["anterior", "posterior"], kept["metrics"]["val_dice"], strict=True))
+            self.assertEqual(report[name]["metrics"]["val_dice"], per_class)
+        self.assertGreater(report["seconds"], 0)
+        for words in ("epoch   2  3", "val_score   0.7500  0.5000", "val_dice anterior  ", f"{4 * dvpt:,} bytes"):
+            self.assertRegex(log, words.replace("  ", " +"))
+
+    def test_backbone_trained(self):
+        net, _, _, report, _ = self.train([0.5], train=("backbone", "decoder", "head"))
+        counts = report["parameters"]
+        self.assertEqual(list(report["file_bytes"]), ["model.pt"])
+        self.assertEqual(counts["dvpt"]["trainable"], 0)
+        cross = sum(p.numel() for name, p in net.vit.named_parameters() if "norm_cross_attn" in name)  # never used
+        self.assertEqual(counts["backbone"]["trainable"], counts["backbone"]["total"] - cross)
+
+    def test_without_validation(self):
+        _, _, _, report, _ = self.train([0.5], validate=False)
+        self.assertEqual((report["best"], report["last"], report["file_bytes"]), ({}, {}, {}))
+
+    def test_time_before_an_interruption_counts(self):
+        _, _, report, written, _ = self.train([0.5])
+        before = report.state_dict()["seconds"]
+        self.assertGreaterEqual(before, written["seconds"])
+        report.load_state_dict({"seconds": 3600.0})
+        self.assertGreaterEqual(report.state_dict()["seconds"], 3600 + written["seconds"])
+
+    @parameterized.expand([("cpu",)])
+    def test_peak_memory(self, device):
+        peak = peak_memory_mib(torch.device(device))
+        self.assertGreater(peak, 50)  # PyTorch alone
+        self.assertLess(peak, 2**20)
+        self.assertLessEqual(peak, peak_memory_mib(torch.device(device)))
+        self.assertGreaterEqual(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, peak)
+
+
+if __name__ == "__main__":
+    unittest.main()
