@@ -124,7 +124,8 @@ class TestLoadNIfTI(unittest.TestCase):
     @parameterized.expand([(".nii",), (".nii.gz",)])
     def test_refused_without_stated_geometry(self, suffix):
         image = nib.Nifti1Image(IMAGE, AFFINE_RAS)
-        image.header["sform_code"], image.header["qform_code"] = 0, 0
+        image.set_sform(AFFINE_RAS, code=0)
+        image.set_qform(AFFINE_RAS, code=0)
         path = self.root / f"bad{suffix}"
         nib.save(image, path)
         self.assertEqual(int(nib.load(path).header["sform_code"]), 0)
