@@ -13,7 +13,7 @@ from monai_dvpt.utils import InputError
 __all__ = ["find_cases"]
 
 
-def find_cases(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
+def find_cases(dataset_dir: str | os.PathLike, exclude: str | os.PathLike | None = None) -> list[dict[str, str]]:
     """
     Lists the images at a path: every NIfTI file, and every folder that directly holds DICOM files, at any depth.
     Hidden files and folders, and folders whose name begins with "labels" (as the Decathlon names its masks), are
@@ -21,6 +21,7 @@ def find_cases(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
 
     Args:
         dataset_dir: a folder, or one file.
+        exclude: folder to pass over, such as that of the results.
 
     Returns:
         for each input its path as "image" and a "name" that is unique among them, made of the path below
@@ -36,7 +37,12 @@ def find_cases(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
         return [{"image": str(root), "name": _stem(root.name)}]
     found = []
     for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "labels"))]
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if not name.startswith((".", "labels"))
+            and (exclude is None or Path(folder, name).resolve() != Path(exclude).resolve())
+        ]
         paths = [Path(folder, name) for name in sorted(files) if not name.startswith(".")]
         found += [path for path in paths if path.name.endswith((".nii", ".nii.gz"))]
         if any(path.is_file() and path.name != "DICOMDIR" and is_dicom(path) for path in paths):

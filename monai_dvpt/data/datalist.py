@@ -19,7 +19,7 @@ NIFTI = (".nii", ".nii.gz")
 
 def load_datalist(
     dataset_dir: str | os.PathLike,
-    datalist: str | os.PathLike | None = None,
+    datalist: str | os.PathLike = "auto",
     validation_fraction: float = 0.2,
     msd_task: str | None = None,
 ) -> dict[str, list[dict[str, str]]]:
@@ -28,8 +28,8 @@ def load_datalist(
 
     Args:
         dataset_dir: folder that the paths of the list are relative to.
-        datalist: JSON file with the lists "training" and, optionally, "validation" of ``{"image": …, "label": …}``.
-            By default ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
+        datalist: JSON file with the lists "training" and, optionally, "validation" of ``{"image": …, "label": …}``;
+            "auto" takes ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
             either, ``imagesTr`` and ``labelsTr`` are paired by file name.
         validation_fraction: share of the training cases, drawn with a fixed seed, that validates where the list has
             no validation part; in (0, 1).
@@ -57,9 +57,10 @@ def load_datalist(
             ) from error
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
-    files = [Path(datalist)] if datalist else [root / "datalist.json", root / "dataset.json"]
+    auto = str(datalist) == "auto"
+    files = [root / "datalist.json", root / "dataset.json"] if auto else [Path(datalist)]
     file = next((candidate for candidate in files if candidate.is_file()), None)
-    if file is None and datalist:
+    if file is None and not auto:
         raise InputError(f"{datalist}: datalist must be an existing file.")
     sections = _read(file) if file is not None else {"training": _pair_by_name(root)}
     cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
@@ -113,7 +114,8 @@ def _checked(entries: list, root: Path, source: Path) -> list[dict[str, str]]:
         missing += [path for path in case.values() if not os.path.exists(path)]
         cases.append(case)
     if missing:
-        raise InputError(f"{source}: names files that do not exist: {_some(missing)}.")
+        hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"
+        raise InputError(f"{source}: names files that do not exist: {_some(missing)}{hint}.")
     return cases
 
 

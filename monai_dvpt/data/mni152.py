@@ -13,7 +13,7 @@ from monai.utils import optional_import
 
 from monai_dvpt.utils import atomic_path
 
-load_mni152, _ = optional_import("nilearn.datasets")
+nilearn_datasets, _ = optional_import("nilearn.datasets")
 
 __all__ = ["make_mni152_dataset"]
 
@@ -37,10 +37,10 @@ def make_mni152_dataset(dataset_dir: str | os.PathLike) -> Path:
     root = Path(dataset_dir)
     if (root / "datalist.json").is_file():
         return root
-    t1 = load_mni152.load_mni152_template(resolution=1)
+    t1 = nilearn_datasets.load_mni152_template(resolution=1)
     grey, white = (
         np.asarray(load(resolution=1).dataobj) >= 0.5
-        for load in (load_mni152.load_mni152_gm_template, load_mni152.load_mni152_wm_template)
+        for load in (nilearn_datasets.load_mni152_gm_template, nilearn_datasets.load_mni152_wm_template)
     )
     image, label = t1.get_fdata(dtype=np.float32), np.where(white, 2, np.where(grey, 1, 0)).astype(np.uint8)
     brain = [np.flatnonzero(image.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]

@@ -13,7 +13,7 @@ from monai.engines import Evaluator
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from monai_dvpt.utils import InputError, atomic_path, reason
+from monai_dvpt.utils import InputError, atomic_path, reason, root_cause
 
 __all__ = ["run_cases"]
 
@@ -47,7 +47,8 @@ def run_cases(evaluator: Evaluator, dataset: Dataset, output_dir: str | os.PathL
                 logger.info(f"{name}: done ({index + 1} of {len(dataset)})")
             except Exception as error:
                 rows.append((name, "failed", reason(error)))
-                logger.error(f"{name}: failed: {reason(error)}")
+                expected = isinstance(root_cause(error), InputError)
+                logger.error(f"{name}: failed: {reason(error)}", exc_info=not expected)
     finally:
         evaluator.logger.disabled = noise
     with atomic_path(Path(output_dir) / "summary.csv") as path, open(path, "w", newline="") as file:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,28 @@ logger = logging.getLogger(__name__)
 class AdapterSaver:
     """
     Writes ``adapter_last.safetensors`` after every epoch, and ``adapter_best.safetensors`` with the full network as
-    ``model.pt`` whenever a validation improves on the best so far. Each file is replaced as a whole. Where the
-    backbone itself is trained an adapter could not hold the result, so only ``model.pt`` is written.
+    ``model.pt`` whenever a validation improves on the best so far; a last epoch that was not validated is validated at
+    the end. Each file is replaced as a whole. Where the backbone itself is trained an adapter could not hold the
+    result, so only ``model.pt`` is written.
 
     Args:
         network: the network that is trained.
         output_dir: folder for the files.
         evaluator: the validator; its key metric decides, larger is better.
+        labels: names of the classes, background first, to be stored in the adapters.
     """
 
-    def __init__(self, network: TunableNetwork, output_dir: str | os.PathLike, evaluator: Evaluator) -> None:
+    def __init__(
+        self,
+        network: TunableNetwork,
+        output_dir: str | os.PathLike,
+        evaluator: Evaluator,
+        labels: Sequence[str] | None = None,
+    ) -> None:
         self.network = network
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
+        self.labels = labels
         self.best: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
 
@@ -47,17 +57,18 @@ class AdapterSaver:
             engine: the trainer.
         """
         self.tunes_backbone = count_parameters(self.network)["backbone"]["trainable"] > 0
-        if idist.get_rank() > 0:
-            return
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
-        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.save_best)
+        engine.add_event_handler(Events.COMPLETED, self.validate_last)
+        self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.validated)
 
     def save_last(self, engine: Engine) -> None:
-        if not self.tunes_backbone:
-            notes = {"epoch": engine.state.epoch}
-            save_adapter(self.network, self.output_dir / "adapter_last.safetensors", notes=notes)
+        self._save_adapter("adapter_last.safetensors", {"epoch": engine.state.epoch})
 
-    def save_best(self, engine: Engine) -> None:
+    def validate_last(self, engine: Engine) -> None:
+        if self.last.get("epoch") != engine.state.epoch:
+            self.evaluator.run(engine.state.epoch)
+
+    def validated(self, engine: Engine) -> None:
         name = engine.state.key_metric_name
         metrics = {key: _plain(value) for key, value in engine.state.metrics.items()}
         self.last = {"epoch": engine.state.epoch, "metrics": metrics}
@@ -66,11 +77,16 @@ class AdapterSaver:
         if not (score > best or math.isnan(best)):
             return
         self.best = self.last
-        if not self.tunes_backbone:
-            save_adapter(self.network, self.output_dir / "adapter_best.safetensors", notes=self.best)
+        if idist.get_rank() > 0:
+            return
+        self._save_adapter("adapter_best.safetensors", self.best)
         with atomic_path(self.output_dir / "model.pt") as path:
             torch.save(self.network.state_dict(), path)
         logger.info(f"Epoch {self.best['epoch']}: best {name} so far, {score:.4f}; saved to {self.output_dir}.")
+
+    def _save_adapter(self, name: str, notes: dict[str, Any]) -> None:
+        if idist.get_rank() == 0 and not self.tunes_backbone:
+            save_adapter(self.network, self.output_dir / name, labels=self.labels, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "last": self.last}

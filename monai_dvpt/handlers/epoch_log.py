@@ -21,8 +21,9 @@ __all__ = ["EpochLog"]
 
 class EpochLog:
     """
-    Logs the mean training loss of every epoch with the time that is left, and appends it to a CSV file; at the end it
-    draws the loss curve beside it, as a PNG file of the same name.
+    Logs the mean training loss of every epoch with the time that is left, and adds it to a CSV file, in the place of
+    what an interrupted run wrote for that epoch or later ones. At the end it draws the loss curve beside it, as a PNG
+    file of the same name.
 
     Args:
         path: the CSV file, with the columns epoch, loss and seconds.
@@ -57,19 +58,21 @@ class EpochLog:
         loss, seconds = sum(self.losses) / len(self.losses), time.monotonic() - self.started
         left = (epochs - epoch) * seconds / 60
         engine.logger.info(f"Epoch {epoch}/{epochs}: loss {loss:.4f}, {seconds:.1f} s, about {left:.0f} min left")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        header = not self.path.is_file()
-        with open(self.path, "a", newline="") as file:
-            rows = csv.writer(file)
-            if header:
-                rows.writerow(["epoch", "loss", "seconds"])
-            rows.writerow([epoch, f"{loss:.6f}", f"{seconds:.2f}"])
+        rows = [row for row in self.read() if int(row["epoch"]) < epoch]
+        rows.append({"epoch": str(epoch), "loss": f"{loss:.6f}", "seconds": f"{seconds:.2f}"})
+        with atomic_path(self.path) as path, open(path, "w", newline="") as file:
+            table = csv.DictWriter(file, fieldnames=list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+
+    def read(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
 
     def plot(self, engine: Engine) -> None:
-        if not self.path.is_file():
-            return
-        with open(self.path, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = self.read()
         figure = Figure(figsize=(7, 3.5), layout="constrained")
         axes = figure.subplots()
         axes.plot([int(row["epoch"]) for row in rows], [float(row["loss"]) for row in rows])

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.engines import Trainer
 from monai.utils import set_determinism
+from torch.optim.lr_scheduler import LambdaLR
 
 from monai_dvpt.utils import InputError, atomic_path
 
@@ -24,7 +26,8 @@ class ResumableCheckpoint:
     """
     Saves the state of a run after every epoch, in one file that is replaced as a whole, and loads it when the run
     starts and the file exists. Every epoch draws from its own seed, so a resumed run sees what an uninterrupted one
-    would have seen.
+    would have seen. A run with other settings is refused the file, but for the number of epochs: a learning-rate
+    schedule then follows the new number from where it stands.
 
     MONAI's ``CheckpointSaver`` writes in place (a kill while it writes costs the checkpoint) and leaves the random
     state out. Attach this handler last, so that what the others do after an epoch is in the file.
@@ -32,13 +35,21 @@ class ResumableCheckpoint:
     Args:
         path: the checkpoint file.
         save_dict: objects with ``state_dict`` and ``load_state_dict``; the trainer is added.
-        seed: seed of the run; epoch ``e`` uses ``seed + e``, and other ranks of a distributed run others.
+        seed: seed of the run; every epoch, and every rank of a distributed run, gets a seed of its own from it.
+        settings: what must be the same when the run is resumed, JSON-serialisable; the seed is added.
     """
 
-    def __init__(self, path: str | os.PathLike, save_dict: Mapping[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        save_dict: Mapping[str, Any],
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.save_dict = dict(save_dict)
         self.seed = seed
+        self.settings = {**(settings or {}), "seed": seed}
 
     def attach(self, engine: Trainer) -> None:
         """
@@ -53,24 +64,38 @@ class ResumableCheckpoint:
     def load(self, engine: Engine) -> None:
         if not self.path.is_file():
             return
-        max_epochs = engine.state.max_epochs
+        max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:
             checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            before = checkpoint["settings"]
+            changed = {key for key in {*before, *self.settings} if before.get(key) != self.settings.get(key)}
+            if changed:
+                pairs = (f"{key} was {before.get(key)}, is {self.settings.get(key)}" for key in sorted(changed))
+                raise ValueError("; ".join(pairs))
             for name, item in self.save_dict.items():
-                item.load_state_dict(checkpoint[name])
+                state = checkpoint[name]
+                if isinstance(item, LambdaLR):  # its length is a setting of this run, not a state
+                    state = {**item.state_dict(), **{key: state[key] for key in ("last_epoch", "_step_count")}}
+                item.load_state_dict(state)
         except Exception as error:
             raise InputError(
                 f"{self.path}: does not fit this run, remove it or choose another output_dir: {error}"
             ) from error
-        engine.state.max_epochs = max_epochs  # the user may ask for more epochs than before
+        for item in self.save_dict.values():
+            if isinstance(item, LambdaLR):
+                for group, rate, scale in zip(item.optimizer.param_groups, item.base_lrs, item.lr_lambdas, strict=True):
+                    group["lr"] = rate * scale(item.last_epoch)
+        engine.state.max_epochs, engine.state.epoch_length = max_epochs, epoch_length
         engine.logger.info(f"Resuming after epoch {engine.state.epoch} from {self.path}.")
 
     def reseed(self, engine: Engine) -> None:
-        seed = self.seed + engine.state.epoch + 1000 * idist.get_rank()
+        entropy = [self.seed, engine.state.epoch, idist.get_rank()]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         set_determinism(seed)
         set_rnd(engine.data_loader.dataset, seed=seed)
 
     def save(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
             with atomic_path(self.path) as path:
-                torch.save({name: item.state_dict() for name, item in self.save_dict.items()}, path)
+                states = {name: item.state_dict() for name, item in self.save_dict.items()}
+                torch.save({**states, "settings": self.settings}, path)

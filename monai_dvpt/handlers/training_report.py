@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import resource
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from monai.engines import Trainer
 
 from monai_dvpt.handlers.adapter_saver import AdapterSaver
 from monai_dvpt.networks.adapter import count_parameters
-from monai_dvpt.utils import atomic_path
+from monai_dvpt.utils import atomic_path, to_json
 
 __all__ = ["TrainingReport"]
 
@@ -75,7 +74,7 @@ class TrainingReport:
             "settings": self.settings,
         }
         with atomic_path(folder / "report.json") as path:
-            path.write_text(json.dumps(report, indent=1))
+            path.write_text(to_json(report))
         logger.info("\n".join([f"Report ({folder / 'report.json'}):", *_lines(report)]))
 
     def state_dict(self) -> dict[str, float]:
@@ -96,9 +95,13 @@ class TrainingReport:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory in MiB since the process started: of the GPU where ``device`` is one, else of the process."""
+    """Peak memory in MiB since the process started: of the GPU where ``device`` is one, else of the process (Unix)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource  # Unix only
+    except ImportError:
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ __all__ = ["HausdorffDistanceMm"]
 class HausdorffDistanceMm(HausdorffDistanceMetric):
     """
     :class:`monai.metrics.HausdorffDistanceMetric` with the voxel spacing taken from each label map, so that it can be
-    used through :class:`monai.handlers.IgniteMetricHandler`, which passes none. Arguments are MONAI's. The distance to
-    an empty mask is undefined and left out; a class for which nothing is left is NaN, where MONAI would say 0.
+    used through :class:`monai.handlers.IgniteMetricHandler`, which passes none. Arguments are MONAI's. Where one of
+    the masks is empty the distance is the diagonal of the image, so that to find nothing is never better than to find
+    it badly; where both are empty the case is left out, and a class for which nothing is left is NaN (MONAI: 0).
     """
 
     def __call__(
@@ -50,9 +52,18 @@ class HausdorffDistanceMm(HausdorffDistanceMetric):
         ]
         return torch.cat(distances)
 
-    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        distance = super()._compute_tensor(y_pred, y, **kwargs)
-        return torch.where(distance.isfinite(), distance, torch.nan)  # MONAI: infinite for an empty prediction
+    def _compute_tensor(  # type: ignore[override]
+        self, y_pred: torch.Tensor, y: torch.Tensor, *, spacing: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*nan/inf distance.*")  # both are dealt with below
+            distance = super()._compute_tensor(y_pred, y, spacing=spacing, **kwargs)  # (B, classes)
+        sides_mm = torch.as_tensor(spacing) * torch.as_tensor(y.shape[2:])  # (B, spatial dimensions)
+        filled = [mask.flatten(2).any(dim=2)[:, -distance.shape[1] :] for mask in (y_pred, y)]
+        one_empty = (filled[0] != filled[1]).to(distance.device)
+        both_empty = ~(filled[0] | filled[1]).to(distance.device)
+        diagonal = sides_mm.norm(dim=1, keepdim=True).to(distance).expand_as(distance)
+        return torch.where(one_empty, diagonal, distance.masked_fill(both_empty, torch.nan))
 
     def aggregate(self, reduction: Any = None) -> Any:
         """

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from typing_extensions import Self
 
 from monai_dvpt import __version__
-from monai_dvpt.utils import InputError, atomic_path
+from monai_dvpt.utils import InputError, atomic_path, to_json
 
 __all__ = [
     "PARTS",
@@ -38,9 +37,9 @@ __all__ = [
 class TunableNetwork(nn.Module):
     """Base of the networks that can be tuned: names their parts, and keeps frozen ones in eval mode."""
 
-    @abstractmethod
     def parts(self) -> dict[str, list[nn.Module]]:
         """The modules of each part that can be trained or frozen; every parameter is in exactly one."""
+        raise TypeError(f"{type(self).__name__} does not say what its parts are.")
 
     def train(self, mode: bool = True) -> Self:
         """Sets the training mode; a part without a trainable parameter stays in eval mode, so its dropout is off."""
@@ -84,21 +83,25 @@ def freeze_backbone(net: TunableNetwork, train: Sequence[str] = ("dvpt", "decode
     return net.train(net.training)
 
 
-def parameter_groups(net: TunableNetwork, learning_rate: float, backbone_learning_rate: float) -> list[dict[str, Any]]:
+def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """
-    The trainable parameters, each once, as groups for a ``torch.optim`` optimiser.
+    The trainable parameters, each once, as groups for a ``torch.optim`` optimiser, one for each part.
 
     Args:
         net: network, its parts frozen or not by :func:`freeze_backbone`.
-        learning_rate: rate of all parts but the backbone.
-        backbone_learning_rate: rate of the backbone, in full fine-tuning.
+        learning_rates: learning rate of each part; those of frozen parts are not used.
+
+    Raises:
+        ValueError: if a part that is trained has no learning rate.
     """
-    backbone = {id(parameter) for module in net.parts()["backbone"] for parameter in module.parameters()}
-    groups: dict[float, list[nn.Parameter]] = {learning_rate: [], backbone_learning_rate: []}
-    for parameter in net.parameters():
-        if parameter.requires_grad:
-            groups[backbone_learning_rate if id(parameter) in backbone else learning_rate].append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items() if parameters]
+    groups = []
+    for part, modules in net.parts().items():
+        parameters = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+        if parameters and part not in learning_rates:
+            raise ValueError(f"learning_rates must have one for {part}, which is trained, got {dict(learning_rates)}.")
+        if parameters:
+            groups.append({"params": list(parameters.values()), "lr": learning_rates[part]})
+    return groups
 
 
 def count_parameters(net: TunableNetwork) -> dict[str, dict[str, int]]:
@@ -132,24 +135,27 @@ def save_adapter(
     path: str | os.PathLike,
     parts: Sequence[str] = ("dvpt", "decoder", "head"),
     dtype: torch.dtype | None = None,
+    labels: Sequence[str] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Path:
     """
     Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
 
-    The header's entry "monai_dvpt" is JSON: format version, network class, DVPT configuration, parts, SHA-256 of the
-    backbone and of the stored tensors, versions of the libraries, and ``notes``. The file appears whole or not at all.
+    The header's entry "monai_dvpt" is JSON: format version, network class, DVPT configuration, parts, labels, SHA-256
+    of the backbone and of the stored tensors, versions of the libraries, and ``notes``. The file appears whole or not
+    at all.
 
     Args:
         net: the network.
         path: file to write, by convention ``.safetensors``.
         parts: parts to store; ``("dvpt",)`` alone is the smallest.
         dtype: type to store, such as ``torch.float16`` for half the size; by default as in the network.
+        labels: names of the classes, background first; a network for other labels is then refused the file.
         notes: further JSON-serialisable facts, such as a score.
 
     Raises:
         ValueError: if ``parts`` names the backbone or an unknown part.
-        InputError: if the file cannot be written.
+        InputError: if a tensor to store is not finite, or the file cannot be written.
     """
     unknown = sorted(set(parts) - (net.parts().keys() - {"backbone"}))
     if unknown or not parts:
@@ -158,16 +164,19 @@ def save_adapter(
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in _tensors(net, parts)
     }
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise InputError(f"{path}: tensors must be finite to be saved, {bad[:5]} are not.")
     metadata = {
         "format_version": FORMAT_VERSION,
         **_identity(net),
         "parts": [part for part in PARTS if part in parts],
+        "labels": None if labels is None else list(labels),
         "tensors_sha256": _sha256(tensors),
         "versions": {"monai_dvpt": __version__, "monai": monai.__version__, "torch": torch.__version__},
         "notes": dict(notes or {}),
     }
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"monai_dvpt": json.dumps(metadata)})
+        save_file(tensors, temporary, metadata={"monai_dvpt": to_json(metadata)})
     return Path(path)
 
 
@@ -192,28 +201,36 @@ def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
     return metadata
 
 
-def load_adapter(net: TunableNetwork, path: str | os.PathLike) -> dict[str, Any]:
+def load_adapter(
+    net: TunableNetwork,
+    path: str | os.PathLike,
+    parts: Sequence[str] = ("dvpt", "decoder", "head"),
+    labels: Sequence[str] | None = None,
+) -> TunableNetwork:
     """
     Loads an adapter into a network that has the same backbone; the network is changed only if all of it fits.
 
     Args:
         net: network, its pretrained backbone loaded.
         path: file written by :func:`save_adapter`.
+        parts: the parts that the file must hold; without decoder and head the rest of ``net`` must be trained already.
+        labels: names of the classes that the file must have been trained for, background first; by default not checked.
 
     Returns:
-        the file's metadata.
+        ``net``.
 
     Raises:
-        InputError: if the file is damaged, was made for another network, DVPT configuration or backbone, or misses
-            tensors, has extra ones or ones of another shape; names what differs.
+        InputError: if the file is damaged, was made for another network, DVPT configuration, backbone or other labels,
+            or holds other parts, misses tensors, has extra ones or ones of another shape; names what differs.
     """
     metadata = adapter_metadata(path)
     for key, own in _identity(net).items():
         if metadata.get(key) != own:
             raise InputError(f"{path}: {key} must be that of the network, {own}, got {metadata.get(key)}.")
-    parts, known = metadata.get("parts"), sorted(net.parts().keys() - {"backbone"})
-    if not isinstance(parts, list) or any(part not in known for part in parts):
-        raise InputError(f"{path}: parts must be of {known}, got {parts}.")
+    if metadata.get("parts") != (expected := [part for part in PARTS if part in parts]):
+        raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
+    if labels is not None and metadata.get("labels") != list(labels):
+        raise InputError(f"{path}: labels must be {list(labels)}, got {metadata.get('labels')}.")
     targets = dict(_tensors(net, parts))
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -234,7 +251,7 @@ def load_adapter(net: TunableNetwork, path: str | os.PathLike) -> dict[str, Any]
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])
-    return metadata
+    return net
 
 
 def _identity(net: TunableNetwork) -> dict[str, Any]:

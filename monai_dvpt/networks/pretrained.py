@@ -29,6 +29,9 @@ def save_mae_encoder(net: MaskedAutoEncoderViT, path: str | os.PathLike, dtype: 
         net: the trained masked autoencoder.
         path: ``.safetensors`` file to write.
         dtype: type of the stored tensors.
+
+    Raises:
+        InputError: if a tensor is not finite, or the file cannot be written.
     """
     state = {
         name: tensor for name, tensor in net.state_dict().items() if name.startswith(("patch_embedding", "blocks"))
@@ -38,6 +41,8 @@ def save_mae_encoder(net: MaskedAutoEncoderViT, path: str | os.PathLike, dtype: 
         name.replace(final_norm, "norm.") if name.startswith(final_norm) else name: tensor.to(dtype).contiguous()
         for name, tensor in state.items()
     }
+    if bad := [name for name, tensor in renamed.items() if not torch.isfinite(tensor).all()]:
+        raise InputError(f"{path}: weights must be finite to be saved, {bad[:5]} are not.")
     with atomic_path(path) as temporary:
         save_file(renamed, temporary)
 
@@ -54,7 +59,8 @@ def load_pretrained(net: TunableNetwork, source: str | os.PathLike) -> TunableNe
         ``net``.
 
     Raises:
-        InputError: if the file cannot be read, or its names or shapes differ from the encoder's; names them.
+        InputError: if the file cannot be read, its names or shapes differ from the encoder's, or a
+            tensor is not finite; names them.
     """
     (encoder,) = net.parts()["backbone"]
     state, target = _read(source), encoder.state_dict()
@@ -66,6 +72,8 @@ def load_pretrained(net: TunableNetwork, source: str | os.PathLike) -> TunableNe
     ]
     if wrong:
         raise InputError(f"{source}: tensors of another shape than the encoder's: {', '.join(wrong[:5])}.")
+    if bad := [name for name in target if not torch.isfinite(state[name]).all()]:
+        raise InputError(f"{source}: weights must be finite, {bad[:5]} are not.")
     encoder.load_state_dict(state)
     return net
 

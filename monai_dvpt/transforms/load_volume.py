@@ -92,6 +92,8 @@ def _nifti_affine(path: str) -> np.ndarray:
     image: Any = nib.load(path)
     if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
         raise InputError(f"{path}: must say where it lies, by an sform_code or a qform_code above 0; both are 0.")
+    if (unit := image.header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+        raise InputError(f"{path}: unit of length must be mm, got {unit}.")
     return image.affine
 
 

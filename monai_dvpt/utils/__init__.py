@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from .errors import InputError, reason, report_input_errors
-from .files import atomic_path
+from .errors import InputError, reason, report_input_errors, root_cause
+from .files import atomic_path, to_json
 
-__all__ = ["InputError", "atomic_path", "reason", "report_input_errors"]
+__all__ = ["InputError", "atomic_path", "reason", "report_input_errors", "root_cause", "to_json"]

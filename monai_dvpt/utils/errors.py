@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-__all__ = ["InputError", "reason", "report_input_errors"]
+__all__ = ["InputError", "reason", "report_input_errors", "root_cause"]
 
 
 class InputError(ValueError):

@@ -3,15 +3,31 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "to_json"]
+
+
+def to_json(data: Any) -> str:
+    """JSON text of ``data``, with null for numbers that are not finite, which JSON does not have."""
+
+    def finite(item: Any) -> Any:
+        if isinstance(item, float):
+            return item if math.isfinite(item) else None
+        if isinstance(item, Mapping):
+            return {key: finite(value) for key, value in item.items()}
+        return [finite(value) for value in item] if isinstance(item, (list, tuple)) else item
+
+    return json.dumps(finite(data), indent=1, allow_nan=False)
 
 
 @contextmanager

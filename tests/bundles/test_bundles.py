@@ -21,8 +21,8 @@ import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 from parameterized import parameterized
 
-from monai_dvpt.networks.adapter import adapter_metadata
-from monai_dvpt.utils import InputError
+from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
+from monai_dvpt.utils import InputError, root_cause
 
 REPOSITORY = Path(__file__).parents[2]
 BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
@@ -47,6 +47,8 @@ TURN = np.array([[np.cos(0.2), -np.sin(0.2), 0.0], [np.sin(0.2), np.cos(0.2), 0.
 AFFINE = np.eye(4)
 AFFINE[:3, :3] = TURN @ np.diag([-0.9, 1.1, 1.2])
 AFFINE[:3, 3] = [12.0, -34.0, 5.0]
+
+SPLIT = {"training": "a", "validation": "c"}
 
 
 def workflow(bundle: Path, config: str, kind: str, **overrides) -> ConfigWorkflow:
@@ -77,6 +79,12 @@ def write_cases(root: Path, names: list[str]) -> None:
             nib.save(nib.Nifti1Image(volume, AFFINE), root / folder / f"{name}.nii.gz")
 
 
+def training_data(bundle: Path, data: Path) -> dict:
+    """The settings that make a bundle train on few crops of the cases in a folder."""
+    crops = "crops_per_case" in (bundle / "configs" / "train.yaml").read_text()
+    return {"dataset_dir": str(data), "datalist": "auto", **({"crops_per_case": 2} if crops else {})}
+
+
 class TestBundleFiles(unittest.TestCase):
     @parameterized.expand(EACH_BUNDLE)
     def test_has_what_the_model_zoo_asks_for(self, _, bundle):
@@ -101,9 +109,10 @@ class TestBundleFiles(unittest.TestCase):
         keys = set(yaml.safe_load(text)) - {"imports", "initialize", "run"}
         if config.stem == "multi_gpu_train":  # its keys override those of train.yaml
             text += (config.parent / "train.yaml").read_text()
-            overridden = {"device", "train#trainer#network", "train#dataloader#shuffle"}
+            overridden = {"device", "train#dataloader#sampler", "train#dataloader#shuffle", "train#trainer#network"}
+            overridden.add("tensorboard_dir")
             self.assertLessEqual(overridden, keys)
-            keys -= overridden | {"train#dataloader#sampler", "validate#dataloader#sampler"}
+            keys -= overridden
         unused = [key for key in keys if not re.search(rf"@{re.escape(key)}\b", text)]
         self.assertEqual(unused, [])
 
@@ -130,14 +139,12 @@ class TestBundleRuns(unittest.TestCase):
         cls.outputs = {}
         for bundle in BUNDLES:
             out = cls.root / bundle.name
-            few = {"crops_per_case": 2} if "crops_per_case" in (bundle / "configs" / "train.yaml").read_text() else {}
             train = workflow(
                 *(bundle, "train", "train"),
-                dataset_dir=str(cls.data),
                 output_dir=str(out),
                 max_epochs=2,
                 val_interval=1,
-                **few,
+                **training_data(bundle, cls.data),
             )
             train.run()
             train.finalize()
@@ -177,6 +184,7 @@ class TestBundleRuns(unittest.TestCase):
         evaluate = workflow(
             *(bundle, "evaluate", "train"),
             dataset_dir=str(self.data),
+            datalist="auto",
             output_dir=str(out / "evaluate"),
             adapter_path=str(out / "adapter_best.safetensors"),
         )
@@ -213,7 +221,8 @@ class TestBundleRuns(unittest.TestCase):
 
     @parameterized.expand(EACH_BUNDLE)
     def test_monai_finds_what_it_requires(self, _, bundle):
-        train = workflow(bundle, "train", "train", dataset_dir=str(self.data), output_dir=str(self.root / "unused"))
+        settings = training_data(bundle, self.data)
+        train = workflow(bundle, "train", "train", output_dir=str(self.root / "unused"), **settings)
         self.assertEqual(train.check_properties(), [])
         config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
         verify_net_in_out("network_def", meta_file=metadata, config_file=config)
@@ -225,7 +234,8 @@ class TestBundleRuns(unittest.TestCase):
         exported = str(out / "model.ts")
         checkpoint = str(out / "model.pt")
         ckpt_export("network_def", exported, ckpt_file=checkpoint, meta_file=metadata, config_file=config)
-        train = workflow(bundle, "train", "train", dataset_dir=str(self.data), output_dir=str(self.root / "unused"))
+        settings = training_data(bundle, self.data)
+        train = workflow(bundle, "train", "train", output_dir=str(self.root / "unused"), **settings)
         network = train.parser.get_parsed_content("network").cpu().eval()
         network.load_state_dict(torch.load(checkpoint, weights_only=True))
         torch.manual_seed(0)
@@ -237,17 +247,23 @@ class TestBundleRuns(unittest.TestCase):
     def test_a_finished_run_goes_on_with_more_epochs(self, _, bundle):
         out = self.root / f"{bundle.name}_more"
         shutil.copytree(self.outputs[bundle], out)
-        few = {"crops_per_case": 2} if "crops_per_case" in (bundle / "configs" / "train.yaml").read_text() else {}
-        more = workflow(
-            *(bundle, "train", "train"),
-            dataset_dir=str(self.data),
-            output_dir=str(out),
-            max_epochs=3,
-            val_interval=1,
-            **few,
-        )
+        settings = training_data(bundle, self.data)
+        # the last epoch is validated, though no interval ends there
+        more = workflow(bundle, "train", "train", output_dir=str(out), max_epochs=3, val_interval=2, **settings)
         more.run()
+        scheduler = more.parser.get_parsed_content("train#lr_scheduler")
+        self.assertEqual((scheduler.t_total, scheduler.last_epoch), (3, 3))
+        self.assertEqual([group["lr"] for group in scheduler.optimizer.param_groups], [0.0] * 3)  # annealed to the end
         more.finalize()
+        self.assertEqual(json.loads((out / "report.json").read_text())["last"]["epoch"], 3)
+        other = workflow(
+            *(bundle, "train", "train"), output_dir=str(out), max_epochs=3, batch_size=3, seed=1, **settings
+        )
+        with self.assertRaises(RuntimeError) as raised:
+            other.run()
+        self.assertRegex(
+            str(raised.exception.__cause__), r"checkpoint\.pt: .*batch_size was \d, is 3; seed was 0, is 1"
+        )
         with open(out / "history.csv") as file:
             self.assertEqual([row["epoch"] for row in csv.DictReader(file)], ["1", "2", "3"])
 
@@ -255,11 +271,81 @@ class TestBundleRuns(unittest.TestCase):
     def test_wrong_adapter_is_refused(self, _, bundle):
         other = self.root / "other.safetensors"
         other.write_bytes(b"not an adapter")
-        infer = workflow(bundle, "inference", "infer", dataset_dir=str(self.data / "imagesTr"), adapter_path=str(other))
-        with self.assertRaises(RuntimeError) as raised:
-            infer.run()
-        self.assertIsInstance(raised.exception.__cause__, InputError)
-        self.assertIn(str(other), str(raised.exception.__cause__))
+        dvpt_alone = self.root / "dvpt_alone.safetensors"
+        train = workflow(
+            *(bundle, "train", "train"), output_dir=str(self.root / "unused"), **training_data(bundle, self.data)
+        )
+        save_adapter(train.parser.get_parsed_content("network"), dvpt_alone, parts=["dvpt"])
+        other_task = self.outputs[next(each for each in BUNDLES if each != bundle)] / "adapter_best.safetensors"
+        for path, why in ((other, "cannot be read"), (dvpt_alone, "parts must be"), (other_task, "labels must be")):
+            settings = {"dataset_dir": str(self.data / "imagesTr"), "adapter_path": str(path)}
+            infer = workflow(bundle, "inference", "infer", **settings)
+            with self.assertRaises(RuntimeError) as raised:
+                infer.run()
+            cause = root_cause(raised.exception)
+            self.assertIsInstance(cause, InputError)
+            self.assertIn(f"{path}: {why}", str(cause))
+
+    def test_two_processes(self):
+        """Distributed training (gloo) of one epoch: both ranks end, and one writes."""
+        bundle, out = BUNDLES[-1], self.root / "two"
+        settings = {
+            **training_data(bundle, self.data),
+            "output_dir": out,
+            "max_epochs": 1,
+            "device": "$torch.device('cpu')",
+        }
+        run = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node=2",
+                "-m",
+                "monai.bundle",
+                "run",
+            ]
+            + ["--config_file", "['configs/train.yaml','configs/multi_gpu_train.yaml']"]
+            + [part for key, value in settings.items() for part in (f"--{key}", str(value))],
+            cwd=bundle,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        self.assertEqual(run.returncode, 0, run.stderr[-3000:])
+        report = json.loads((out / "report.json").read_text())
+        self.assertEqual((report["epochs"], report["last"]["epoch"]), (1, 1))
+        self.assertEqual(len(list((out / "tensorboard").glob("events*"))), 2)  # loss and scores, of one rank
+
+    def test_evaluate_reports_a_bad_label(self):
+        bundle, data = BUNDLES[0], self.root / "bad_label"
+        shutil.copytree(self.data, data)
+        label = data / "labelsTr" / "c.nii.gz"
+        nib.save(nib.Nifti1Image(np.full((44, 50, 36), 7, np.uint8), AFFINE), label)
+        (data / "datalist.json").write_text(
+            json.dumps(
+                {k: [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"}] for k, n in SPLIT.items()}
+            )
+        )
+        run = self.command_line(bundle, "evaluate", data, self.root / "bad_label_out")
+        self.assertEqual(run.returncode, 1, run.stderr)
+        self.assertNotIn("Traceback", run.stderr + run.stdout)
+        last = run.stderr.strip().splitlines()[-1]
+        self.assertEqual(last, f"error: {label}: labels must be whole numbers in [0, 3), got 7 to 7.")
+
+    def command_line(
+        self, bundle: Path, config: str, dataset_dir: Path, output_dir: Path
+    ) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "monai.bundle", "run", "--config_file", f"configs/{config}.yaml"]
+            + ["--dataset_dir", str(dataset_dir), "--output_dir", str(output_dir)]
+            + ["--adapter_path", str(self.outputs[bundle] / "adapter_best.safetensors")],
+            cwd=bundle,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
     def test_command_line_reports_bad_input_and_does_the_rest(self):
         bundle = BUNDLES[0]
@@ -269,15 +355,7 @@ class TestBundleRuns(unittest.TestCase):
         whole = (self.data / "imagesTr" / "b.nii.gz").read_bytes()
         (inputs / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
         nib.save(nib.Nifti1Image(np.zeros((40, 41, 42), np.float32), AFFINE), inputs / "zero.nii.gz")
-        run = subprocess.run(
-            [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
-            + ["--dataset_dir", str(inputs), "--output_dir", str(out)]
-            + ["--adapter_path", str(self.outputs[bundle] / "adapter_best.safetensors")],
-            cwd=bundle,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        run = self.command_line(bundle, "inference", inputs, out)
         self.assertEqual(run.returncode, 1, run.stderr)
         last = run.stderr.strip().splitlines()[-1]
         self.assertRegex(

@@ -47,6 +47,13 @@ class DVPTBlock(nn.Module):
 
     def __init__(self, hidden_size: int, bottleneck_size: int = 32, num_prompts: int = 10) -> None:
         super().__init__()
+        for name, size in {
+            "hidden_size": hidden_size,
+            "bottleneck_size": bottleneck_size,
+            "num_prompts": num_prompts,
+        }.items():
+            if not isinstance(size, int):
+                raise ValueError(f"{name} must be a whole number, got {size}.")
         if hidden_size < 2:
             raise ValueError(f"hidden_size must be at least 2, got {hidden_size}.")
         if not 1 <= bottleneck_size < hidden_size:

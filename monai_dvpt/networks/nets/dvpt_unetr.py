@@ -88,8 +88,13 @@ class DVPTUNETR(TunableNetwork, UNETR):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
         if patch_size not in PATCH_SIZES:
             raise ValueError(f"patch_size must be one of {PATCH_SIZES}, got {patch_size}.")
-        sides = tuple(int(side) for side in ensure_tuple_rep(img_size, spatial_dims))
-        if any(side < patch_size or side % patch_size for side in sides):
+        counts = {"in_channels": in_channels, "out_channels": out_channels, "feature_size": feature_size}
+        counts |= {"hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_heads": num_heads}
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count}.")
+        sides = ensure_tuple_rep(img_size, spatial_dims)
+        if any(not isinstance(side, int) or side < patch_size or side % patch_size for side in sides):
             raise ValueError(f"img_size must be positive multiples of patch_size={patch_size}, got {sides}.")
         # The transformer sees a grid of tokens only, so UNETR is built for its own 16-voxel tokens on the same grid.
         super().__init__(
