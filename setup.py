@@ -18,7 +18,7 @@ def read_version() -> str:
 extras = {
     "quickstart": ["nilearn>=0.10"],
     "dicom": ["highdicom>=0.24", "pylibjpeg[libjpeg,openjpeg]>=2.0"],
-    "test": ["dcm2niix", "jsonschema", "nilearn>=0.10", "parameterized", "pytest>=8", "scikit-learn"],
+    "test": ["dcm2niix", "jsonschema", "nilearn>=0.10", "parameterized", "pytest>=8"],
     "lint": ["mypy==2.4.1", "ruff==0.17.6", "types-PyYAML", "types-tqdm"],
     "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
 }
@@ -39,7 +39,7 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
     packages=find_packages(include=["monai_dvpt", "monai_dvpt.*"]),
-    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.json", "weights/*.md"]},
+    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.md"]},
     python_requires=">=3.10",
     # Nothing here may require torchvision: a mismatched build of it replaces the installed torch.
     install_requires=[

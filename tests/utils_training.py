@@ -89,7 +89,9 @@ def make_trainer(
         max_epochs=epochs,
         train_data_loader=DataLoader(dataset(3), batch_size=1),
         network=net,
-        optimizer=torch.optim.AdamW(parameter_groups(net, 1e-2, 1e-3)),
+        optimizer=torch.optim.AdamW(
+            parameter_groups(net, {"backbone": 1e-3, "dvpt": 1e-2, "decoder": 1e-2, "head": 1e-2})
+        ),
         loss_function=DiceCELoss(to_onehot_y=True, softmax=True),
         train_handlers=[*validation, *handlers],
         decollate=decollate,

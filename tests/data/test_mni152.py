@@ -81,7 +81,7 @@ class TestMakeMNI152Dataset(unittest.TestCase):
 
     def test_second_call_keeps_the_files(self):
         before = {path: path.stat().st_mtime_ns for path in self.root.rglob("*")}
-        with mock.patch("monai_dvpt.data.mni152.load_mni152.load_mni152_template") as load:
+        with mock.patch("monai_dvpt.data.mni152.nilearn_datasets.load_mni152_template") as load:
             self.assertEqual(make_mni152_dataset(str(self.root)), self.root)
             load.assert_not_called()
         self.assertEqual({path: path.stat().st_mtime_ns for path in self.root.rglob("*")}, before)

@@ -50,10 +50,11 @@ class TestEpochLog(unittest.TestCase):
         self.assertIn(f"Epoch 2/3: loss {np.mean(losses[1]):.4f}, ", lines[1])
         self.assertIn("about 0 min left", lines[2])
 
-    def test_second_run_appends(self):
-        self.train(1)
-        self.train(2)
-        self.assertEqual([row[0] for row in self.rows()], ["epoch", "1", "1", "2"])
+    def test_epochs_done_again_replace_what_stood_there(self):
+        self.train(3)
+        losses, _ = self.train(2)
+        self.assertEqual([row[0] for row in self.rows()], ["epoch", "1", "2"])
+        self.assertAlmostEqual(float(self.rows()[1][1]), np.mean(losses[0]), places=6)
 
     def test_curve(self):
         self.train(2)

@@ -17,6 +17,7 @@ SHAPE, CLASSES = (9, 10, 12), 3
 SPACING = (1.0, 2.0, 0.5)
 DIAGONAL = np.diag([*SPACING, 1])
 OBLIQUE = np.array([[0, 0, -0.5, 7], [0.6, -1.6, 0, -3], [0.8, 1.2, 0, 5], [0, 0, 0, 1]])  # axes turned and flipped
+DIAGONAL_MM = float(np.linalg.norm(np.multiply(SHAPE, SPACING)))  # of the image
 ISOTROPIC = np.diag([3, 3, 3, 1])
 
 
@@ -89,7 +90,7 @@ class TestHausdorffDistanceMm(unittest.TestCase):
         self.assertEqual(HausdorffDistanceMm()([y], [y]).tolist(), [[0, 0]])
 
     @parameterized.expand([("y_pred",), ("y",), ("both",)])
-    def test_empty_mask_is_nan(self, empty):
+    def test_empty_mask(self, empty):
         y_pred, y = one_hot(1), one_hot(101)
         expected = expected_distances(y_pred, y, SPACING)[1]
         if empty != "y":
@@ -97,31 +98,33 @@ class TestHausdorffDistanceMm(unittest.TestCase):
         if empty != "y_pred":
             y[1] = 0
         metric = HausdorffDistanceMm(reduction="mean_batch", get_not_nans=True)
-        with self.assertWarnsRegex(UserWarning, "class 1 is all 0"):
-            metric([y_pred], [y])
+        metric([y_pred], [y])
         for _ in range(2):  # aggregating changes nothing
             distance, count = metric.aggregate()
-            self.assertTrue(math.isnan(distance[0]))
+            if empty in ("y_pred", "y"):
+                self.assertAlmostEqual(distance[0].item(), DIAGONAL_MM, places=4)
+            else:
+                self.assertTrue(math.isnan(distance[0]))
             self.assertAlmostEqual(distance[1].item(), expected, places=4)
-            self.assertEqual(count.tolist(), [0, 1])
+            self.assertEqual(count.tolist(), [empty in ("y_pred", "y"), 1])
 
-    def test_empty_mask_is_left_out_of_the_mean(self):
+    def test_missed_mask_counts_as_the_diagonal(self):
         y_pred, y = [one_hot(1), one_hot(2)], [one_hot(101), one_hot(102)]
         expected = [expected_distances(*item, SPACING) for item in zip(y_pred, y, strict=True)]
         y_pred[0][2] = 0
         metric = HausdorffDistanceMm()
-        with self.assertWarnsRegex(UserWarning, "class 2 is all 0"):
-            metric(y_pred, y)
-        np.testing.assert_allclose(metric.aggregate("mean_batch"), [np.mean(expected, 0)[0], expected[1][1]], rtol=1e-5)
-        np.testing.assert_allclose(metric.aggregate("none"), [[expected[0][0], np.nan], expected[1]], rtol=1e-5)
-        self.assertAlmostEqual(metric.aggregate().item(), (expected[0][0] + np.mean(expected[1])) / 2, places=4)
+        metric(y_pred, y)
+        expected[0][1] = DIAGONAL_MM
+        np.testing.assert_allclose(metric.aggregate("mean_batch"), np.mean(expected, 0), rtol=1e-5)
+        np.testing.assert_allclose(metric.aggregate("none"), expected, rtol=1e-5)
+        self.assertAlmostEqual(metric.aggregate().item(), np.mean(expected), places=4)
 
     def test_nothing_left_is_nan(self):
         y_pred, y = one_hot(1), one_hot(101)
         y_pred[1:] = 0
+        y[1:] = 0
         metric = HausdorffDistanceMm()
-        with self.assertWarnsRegex(UserWarning, "all 0"):
-            metric([y_pred], [y])
+        metric([y_pred], [y])
         self.assertTrue(math.isnan(metric.aggregate()))
 
     def test_label_map_without_affine(self):

@@ -74,7 +74,7 @@ class TestFreezing(unittest.TestCase):
     def test_training_step_changes_what_is_trained(self, train):
         net = freeze_backbone(small_unetr(norm_name="batch"), train).train()
         before, sha256 = copy_of_state(net), backbone_sha256(net)
-        optimiser = torch.optim.AdamW(parameter_groups(net, 0.1, 0.1))
+        optimiser = torch.optim.AdamW(parameter_groups(net, dict.fromkeys(PARTS, 0.1)))
         net(small_image(net, batch=2)).square().mean().backward()
         optimiser.step()
         statistics = {name for name, _ in net.named_buffers() if "decoder" in train}  # of the batch normalisation
@@ -96,17 +96,16 @@ class TestFreezing(unittest.TestCase):
             self.assertEqual(counts["network"][key], sum(counts[part][key] for part in PARTS))
         self.assertEqual(counts["network"]["total"], sum(sizes.values()))
 
-    @parameterized.expand([(*train, rates) for train in TRAIN for rates in ((0.1, 0.2), (0.3, 0.3))])
-    def test_parameter_groups(self, train, rates):
+    @parameterized.expand(TRAIN)
+    def test_parameter_groups(self, train):
         net = freeze_backbone(small_unetr(), train)
-        found = [(id(p), group["lr"]) for group in parameter_groups(net, *rates) for p in group["params"]]
+        rates = {"backbone": 0.1, "dvpt": 0.2, "decoder": 0.3, "head": 0.3}
+        found = [(id(p), group["lr"]) for group in parameter_groups(net, rates) for p in group["params"]]
         trained = to_be_trained(net, train)
-        expected = [
-            (id(parameter), rates[part_of(name) == "backbone"])
-            for name, parameter in net.named_parameters()
-            if name in trained
-        ]
+        expected = [(id(p), rates[part_of(name)]) for name, p in net.named_parameters() if name in trained]
         self.assertEqual(sorted(found), sorted(expected))
+        with self.assertRaisesRegex(ValueError, f"learning_rates must have one for {train[-1]}, which is trained"):
+            parameter_groups(net, {part: rate for part, rate in rates.items() if part != train[-1]})
 
 
 class TestBackboneSha256(unittest.TestCase):
@@ -141,7 +140,7 @@ class TestRoundTrip(unittest.TestCase):
         net = small_unetr(1)
         other = with_backbone_of(net, 2, out_channels=4, feature_size=8)
         before = copy_of_state(other)
-        load_adapter(other, save_adapter(net, self.path, parts=("dvpt",)))
+        self.assertIs(load_adapter(other, save_adapter(net, self.path, parts=("dvpt",)), parts=("dvpt",)), other)
         self.assertEqual(changed(before, other), {f"dvpt.{name}" for name in net.dvpt.state_dict()})
         self.assertEqual(changed(copy_of_state(net.dvpt), other.dvpt), set())
         self.assertEqual(adapter_metadata(self.path)["parts"], ["dvpt"])
@@ -169,7 +168,7 @@ class TestRoundTrip(unittest.TestCase):
     def test_file(self):
         net = freeze_backbone(small_unetr(1))
         notes = {"mean_dice": 0.875, "dataset": "hippocampus"}
-        save_adapter(net, self.path, notes=notes)
+        save_adapter(net, self.path, labels=("none", "left"), notes=notes)
         self.assertEqual(list(self.path.parent.iterdir()), [self.path])
         expected = {name: tensor for name, tensor in net.state_dict().items() if part_of(name) != "backbone"}
         tensors = load_file(self.path)
@@ -180,7 +179,18 @@ class TestRoundTrip(unittest.TestCase):
         self.assertEqual(metadata["parts"], ["dvpt", "decoder", "head"])
         self.assertEqual(metadata["backbone_sha256"], backbone_sha256(net))
         self.assertEqual(metadata["dvpt"], net.dvpt.config)
-        self.assertEqual(load_adapter(net, self.path), metadata)
+        self.assertEqual(metadata["labels"], ["none", "left"])
+        self.assertIs(load_adapter(net, self.path, labels=["none", "left"]), net)
+        with self.assertRaisesRegex(InputError, r"labels must be \['none', 'right'\], got \['none', 'left'\]"):
+            load_adapter(net, self.path, labels=["none", "right"])
+
+    def test_not_finite(self):
+        net = small_unetr(1)
+        with torch.no_grad():
+            net.dvpt[1].gate.fill_(torch.nan)
+        with self.assertRaisesRegex(InputError, r"tensors must be finite to be saved, \['dvpt.1.gate'\] are not"):
+            save_adapter(net, self.path)
+        self.assertFalse(self.path.exists())
 
     @parameterized.expand([(("backbone",),), (("dvpt", "neck"),), ((),)])
     def test_parts_that_cannot_be_saved(self, parts):
@@ -270,10 +280,10 @@ class TestRefused(unittest.TestCase):
         self.edit(metadata=lambda header: header.update({key: value}))
         self.check_refused(f"{key} must be that of the network", f"got {value}.")
 
-    @parameterized.expand([(None,), ("dvpt",), (["dvpt", "neck"],), (["backbone"],)])
+    @parameterized.expand([(None,), ("dvpt",), (["dvpt", "neck"],), (["backbone"],), (["dvpt"],), ([],)])
     def test_other_parts(self, parts):
         self.edit(metadata=lambda header: header.update(parts=parts))
-        self.check_refused(f"parts must be of ['decoder', 'dvpt', 'head'], got {parts}.")
+        self.check_refused(f"parts must be ['dvpt', 'decoder', 'head'], got {parts}.")
 
     @parameterized.expand([(0,), (2,), ("1",), (None,)])
     def test_unknown_format_version(self, version):
