@@ -59,7 +59,7 @@ class TrainingReport:
         parameters = count_parameters(network)
         total = parameters["network"]
         files = [folder / name for name in ("adapter_best.safetensors", "model.pt")]
-        dvpt_bytes = sum(p.numel() * p.element_size() for m in network.parts()["dvpt"] for p in m.parameters())
+        dvpt_bytes = sum(p.numel() * p.element_size() for p in network.dvpt.parameters())
         report = {
             "best": self._named(self.saver.best),
             "last": self._named(self.saver.last),

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -78,35 +80,50 @@ class DVPTBlock(nn.Module):
         Returns:
             adapted tokens of the same shape.
         """
-        z = F.gelu(self.down(F.layer_norm(x, (self.hidden_size,))))  # (B, N, R)
-        read = torch.matmul(self.prompts, z.transpose(1, 2)) * self.scale  # (B, M, N)
-        dynamic = torch.matmul(read.softmax(dim=-1), z)  # (B, M, R), now per sample
+        z = self.bottleneck(x)  # (B, N, R)
+        dynamic = torch.matmul(self.read(z), z)  # (B, M, R), now per sample
         back = torch.matmul(z, dynamic.transpose(1, 2)) * self.scale  # (B, N, M)
         y = z + torch.matmul(back.softmax(dim=-1), dynamic)  # (B, N, R); M = 0 adds 0 and keeps prompts in the graph
         return x + self.up(self.gate * y)
 
+    def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens of shape (B, N, C) in the bottleneck, of shape (B, N, R)."""
+        return F.gelu(self.down(F.layer_norm(x, (self.hidden_size,))))
+
+    def read(self, z: torch.Tensor) -> torch.Tensor:
+        """Attention of the prompts over tokens ``z`` in the bottleneck, of shape (B, M, N); each row sums to 1."""
+        return (torch.matmul(self.prompts, z.transpose(1, 2)) * self.scale).softmax(dim=-1)
+
 
 class DVPTList(nn.ModuleList):
     """
-    The DVPT blocks of a transformer, each registered once and shared by ``share_every`` consecutive layers.
+    The DVPT blocks of a transformer, each registered once and shared by up to ``share_every`` consecutive layers of the
+    same width.
 
     Args:
-        num_layers: number ``L`` of transformer layers of the same width.
-        hidden_size: token width ``C`` of the frozen transformer.
+        hidden_sizes: token width ``C`` of every transformer layer.
         bottleneck_size: see :class:`DVPTBlock`.
         num_prompts: see :class:`DVPTBlock`.
         share_every: number of consecutive layers that one block serves, at least 1.
-        start_layer: index of the first layer followed by a block, in ``[0, L)``. With a frozen transformer the
-            layers before it run without a graph.
+        start_layer: index of the first layer followed by a block, in ``[0, number of layers)``. With a frozen
+            transformer the layers before it run without a graph.
+
+    Attributes:
+        block_of_layer: for every layer the index of the block that follows it, -1 where none does.
 
     Raises:
         ValueError: if ``share_every`` or ``start_layer`` is outside its range.
+
+    Examples::
+
+        >>> DVPTList([48, 48, 48, 96, 96], bottleneck_size=16, share_every=2).block_of_layer
+        [0, 0, 1, 2, 2]
+
     """
 
     def __init__(
         self,
-        num_layers: int,
-        hidden_size: int,
+        hidden_sizes: Sequence[int],
         bottleneck_size: int = 32,
         num_prompts: int = 10,
         share_every: int = 3,
@@ -114,21 +131,12 @@ class DVPTList(nn.ModuleList):
     ) -> None:
         if share_every < 1:
             raise ValueError(f"share_every must be at least 1, got {share_every}.")
-        if not 0 <= start_layer < num_layers:
-            raise ValueError(f"start_layer must be in [0, num_layers={num_layers}), got {start_layer}.")
-        num_blocks = math.ceil((num_layers - start_layer) / share_every)
-        super().__init__(DVPTBlock(hidden_size, bottleneck_size, num_prompts) for _ in range(num_blocks))
-        self.share_every = share_every
-        self.start_layer = start_layer
-        self.config = {
-            "num_layers": num_layers,
-            "hidden_size": hidden_size,
-            "bottleneck_size": bottleneck_size,
-            "num_prompts": num_prompts,
-            "share_every": share_every,
-            "start_layer": start_layer,
-        }
-
-    def block_of_layer(self, layer: int) -> int:
-        """Index of the block that follows transformer layer ``layer``; -1 where none does."""
-        return -1 if layer < self.start_layer else (layer - self.start_layer) // self.share_every
+        if not 0 <= start_layer < len(hidden_sizes):
+            raise ValueError(f"start_layer must be in [0, {len(hidden_sizes)}), got {start_layer}.")
+        super().__init__()
+        self.block_of_layer = [-1] * start_layer
+        for hidden_size, layers in itertools.groupby(hidden_sizes[start_layer:]):
+            for index, _ in enumerate(layers):
+                if index % share_every == 0:
+                    self.append(DVPTBlock(hidden_size, bottleneck_size, num_prompts))
+                self.block_of_layer.append(len(self) - 1)

@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+from .dvpt_swin_classifier import DVPTSwinClassifier
+from .dvpt_swin_unetr import DVPTSwinUNETR
 from .dvpt_unetr import DVPTUNETR
+from .dvpt_vit import DVPTViT
 
-__all__ = ["DVPTUNETR"]
+__all__ = ["DVPTSwinClassifier", "DVPTSwinUNETR", "DVPTUNETR", "DVPTViT"]

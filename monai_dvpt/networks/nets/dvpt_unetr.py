@@ -10,16 +10,19 @@ import torch.nn as nn
 from monai.networks.blocks import PatchEmbeddingBlock, UnetrPrUpBlock, UnetrUpBlock
 from monai.networks.nets import UNETR
 from monai.utils import ensure_tuple_rep
+from torch.utils.checkpoint import checkpoint
 
-from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.networks.adapter import check_decoder_tuning
 from monai_dvpt.networks.blocks import DVPTList
+
+from .vit_encoder import DVPTViTEncoder
 
 __all__ = ["DVPTUNETR"]
 
 PATCH_SIZES = (8, 16)
 
 
-class DVPTUNETR(TunableNetwork, UNETR):
+class DVPTUNETR(DVPTViTEncoder, UNETR):
     """
     MONAI's UNETR, based on "Hatamizadeh et al., UNETR <https://arxiv.org/abs/2103.10504>", with DVPT blocks
     (see :class:`monai_dvpt.networks.blocks.DVPTBlock`) after its transformer layers. Parameter names are MONAI's own;
@@ -45,6 +48,12 @@ class DVPTUNETR(TunableNetwork, UNETR):
         qkv_bias: whether query, key and value have a bias.
         save_attn: whether to keep the attention matrices.
         patch_size: side of a token in voxels, 16 (UNETR's) or 8.
+        decoder_tuning: what of the decoder can be trained: "all"; "norm", its normalisation layers; or "none". The rest
+            of a pretrained decoder then belongs to the frozen backbone.
+        layer_norm_eps: epsilon of the transformer's layer normalisations.
+        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu", of the transformer.
+        pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
+        use_checkpoint: whether transformer layers compute their activations again in the backward pass.
         bottleneck_size: width ``R`` of a DVPT block, in ``[1, hidden_size)``.
         num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
         share_every: consecutive transformer layers served by one DVPT block.
@@ -60,6 +69,12 @@ class DVPTUNETR(TunableNetwork, UNETR):
         torch.Size([1, 3, 48, 64, 48])
 
     """
+
+    ENCODER = "vit."
+    HEAD = "out."
+    ADAPTER_ARGUMENTS = DVPTViTEncoder.ADAPTER_ARGUMENTS | {
+        *("out_channels", "feature_size", "norm_name", "conv_block", "res_block")
+    }
 
     def __init__(
         self,
@@ -79,6 +94,11 @@ class DVPTUNETR(TunableNetwork, UNETR):
         qkv_bias: bool = False,
         save_attn: bool = False,
         patch_size: int = 16,
+        decoder_tuning: str = "all",
+        layer_norm_eps: float = 1e-5,
+        activation: str = "gelu",
+        pre_norm: bool = False,
+        use_checkpoint: bool = False,
         bottleneck_size: int = 32,
         num_prompts: int = 10,
         share_every: int = 3,
@@ -128,9 +148,13 @@ class DVPTUNETR(TunableNetwork, UNETR):
                 spatial_dims=spatial_dims,
             )
             self._drop_deepest_level(feature_size, norm_name, conv_block, res_block, spatial_dims)
-        self.dvpt = DVPTList(self.num_layers, hidden_size, bottleneck_size, num_prompts, share_every, start_layer)
+        check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder2])
+        self.use_checkpoint = use_checkpoint
+        self.set_arithmetic(layer_norm_eps, activation, pre_norm)
+        self.use_dvpt(
+            DVPTList([hidden_size] * self.num_layers, bottleneck_size, num_prompts, share_every, start_layer)
+        )
         self.dvpt_enabled = True
-        self.dvpt_of_layer = [self.dvpt.block_of_layer(layer) for layer in range(self.num_layers)]
 
     def _drop_deepest_level(
         self, feature_size: int, norm_name: tuple | str, conv_block: bool, res_block: bool, spatial_dims: int
@@ -164,17 +188,6 @@ class DVPTUNETR(TunableNetwork, UNETR):
             res_block=res_block,
         )
 
-    def parts(self) -> dict[str, list[nn.Module]]:
-        return {
-            "backbone": [self.vit],
-            "dvpt": [self.dvpt],
-            "decoder": [
-                *(self.encoder1, self.encoder2, self.encoder3, self.encoder4),
-                *(self.decoder5, self.decoder4, self.decoder3, self.decoder2),
-            ],
-            "head": [self.out],
-        }
-
     def forward(self, x_in: torch.Tensor) -> torch.Tensor:
         """
         Args:
@@ -188,11 +201,11 @@ class DVPTUNETR(TunableNetwork, UNETR):
         x = self.vit.patch_embedding(x_in)  # (B, N, C)
         skips: list[torch.Tensor] = []
         for layer, block in enumerate(self.vit.blocks):
-            x = block(x)
-            if self.dvpt_enabled:
-                for index, dvpt in enumerate(self.dvpt):  # TorchScript has no indexing of module lists
-                    if index == self.dvpt_of_layer[layer]:
-                        x = dvpt(x)
+            if not torch.jit.is_scripting() and self.use_checkpoint:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            x = self.adapt(x, layer)
             if layer in [3, 6, 9]:  # UNETR skips
                 skips.append(self.proj_feat(x))  # (B, C, *grid)
         x = self.decoder5(self.proj_feat(self.vit.norm(x)), self.encoder4(skips[2]))

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a network is trained, the small file that keeps it, and several such adapters on one frozen backbone."""
+
+from .file import adapter_metadata, backbone_sha256, build_network, load_adapter, merge_full, save_adapter
+from .named import adapter_names, add_adapter, delete_adapter, disable_adapter, set_adapter
+from .tunable import PARTS, TunableNetwork, check_decoder_tuning, count_parameters, freeze_backbone, parameter_groups
+
+__all__ = [
+    "PARTS",
+    "TunableNetwork",
+    "adapter_metadata",
+    "adapter_names",
+    "add_adapter",
+    "backbone_sha256",
+    "build_network",
+    "check_decoder_tuning",
+    "count_parameters",
+    "delete_adapter",
+    "disable_adapter",
+    "freeze_backbone",
+    "load_adapter",
+    "merge_full",
+    "parameter_groups",
+    "save_adapter",
+    "set_adapter",
+]

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter file: what was tuned, the network it was tuned in, and the backbone it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from monai_dvpt import __version__
+from monai_dvpt.utils import InputError, atomic_path, to_json
+
+from .named import adopt_adapter
+from .tunable import PARTS, TunableNetwork
+
+__all__ = ["adapter_metadata", "backbone_sha256", "build_network", "load_adapter", "merge_full", "save_adapter"]
+
+FORMAT_VERSION = 2
+SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights"
+
+
+def backbone_sha256(net: TunableNetwork) -> str:
+    """
+    SHA-256, in hexadecimal, of the backbone's tensors. Those of the encoder count under their names inside it, so that
+    it is the same in every network around one encoder.
+    """
+    return _sha256({name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
+
+
+def save_adapter(
+    net: TunableNetwork,
+    path: str | os.PathLike,
+    parts: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+    labels: Sequence[str] | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
+    """
+    Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
+
+    The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, parts, labels, SHA-256 of
+    the backbone and of the stored tensors, name of the file that the backbone was loaded from, versions of the
+    libraries, and ``notes``. The file appears whole or not at all.
+
+    Args:
+        net: the network.
+        path: file to write, by convention ``.safetensors``.
+        parts: parts to store, by default all but the backbone; ``("dvpt",)`` alone is the smallest.
+        dtype: type to store, such as ``torch.float16`` for half the size; by default as in the network.
+        labels: names of the classes, background first; a network for other labels is then refused the file.
+        notes: further JSON-serialisable facts, such as a score.
+
+    Raises:
+        ValueError: if ``parts`` names the backbone or an unknown part.
+        InputError: if a tensor to store is not finite, or the file cannot be written.
+    """
+    own = _adapter_parts(net)
+    parts = own if parts is None else parts
+    if set(parts) - set(own) or not parts:
+        raise ValueError(f"parts must name parts of {own}, got {list(parts)}.")
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in net.tensors(parts)
+    }
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise InputError(f"{path}: tensors must be finite to be saved, {bad[:5]} are not.")
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "network": type(net).__name__,
+        "arguments": _as_json(net.arguments),
+        "backbone_sha256": backbone_sha256(net),
+        "backbone_file": getattr(net, "backbone_file", None),
+        "parts": [part for part in PARTS if part in parts],
+        "labels": None if labels is None else list(labels),
+        "tensors_sha256": _sha256(tensors),
+        "versions": {"monai_dvpt": __version__, "monai": monai.__version__, "torch": torch.__version__},
+        "notes": dict(notes or {}),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"monai_dvpt": to_json(metadata)})
+    return Path(path)
+
+
+def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    The JSON metadata of an adapter file.
+
+    Raises:
+        InputError: if the file is missing, damaged, not an adapter of a known format version, or names a backbone file
+            elsewhere than beside it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {})["monai_dvpt"])
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as an adapter: {error}") from error
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: holds no adapter metadata, so it is not a monai_dvpt adapter.") from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: adapter metadata must be a JSON object, got {metadata!r}.")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path}: format_version must be {FORMAT_VERSION}, got {metadata.get('format_version')}.")
+    name = metadata.get("backbone_file")
+    if name is not None and not _is_plain_name(name):
+        raise InputError(f"{path}: backbone_file must be the name of a file beside the adapter, got {name!r}.")
+    return metadata
+
+
+def load_adapter(
+    net: TunableNetwork,
+    path: str | os.PathLike,
+    name: str | None = None,
+    parts: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> TunableNetwork:
+    """
+    Loads an adapter into a network that has the same backbone; the network is changed only if all of it fits.
+
+    Args:
+        net: network, its pretrained backbone loaded.
+        path: file written by :func:`save_adapter`.
+        name: by default the adapter in use is overwritten, and must have the same settings. With a name it is loaded
+            beside the others, with its own DVPT settings, decoder and number of classes, and made the active one; an
+            adapter of that name is replaced.
+        parts: the parts that the file must hold, by default all but the backbone; without decoder and head the rest of
+            ``net`` must be trained already.
+        labels: names of the classes that the file must have been trained for, background first; by default not checked.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        InputError: if the file is damaged, was made for another network, other settings, another backbone or other
+            labels, or holds other parts, misses tensors, has extra ones or ones of another shape; names what differs.
+    """
+    metadata = adapter_metadata(path)
+    own = {"network": type(net).__name__, "backbone_sha256": backbone_sha256(net)}
+    for key, value in own.items():
+        if metadata.get(key) != value:
+            raise InputError(f"{path}: {key} must be that of the network, {value}, got {metadata.get(key)}.")
+    free = net.TRAINING_ARGUMENTS | (frozenset() if name is None else net.ADAPTER_ARGUMENTS)
+    theirs = metadata.get("arguments")
+    for key, value in _as_json(net.arguments).items():
+        if key not in free and (not isinstance(theirs, dict) or key not in theirs or theirs[key] != value):
+            found = theirs.get(key) if isinstance(theirs, dict) else None
+            raise InputError(f"{path}: {key} must be that of the network, {value}, got {found}.")
+    expected = _adapter_parts(net) if parts is None else [part for part in PARTS if part in parts]
+    if metadata.get("parts") != expected:
+        raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
+    if labels is not None and metadata.get("labels") != list(labels):
+        raise InputError(f"{path}: labels must be {list(labels)}, got {metadata.get('labels')}.")
+    target = net
+    if name is not None:
+        changes = {key: theirs[key] for key in net.ADAPTER_ARGUMENTS if key in theirs}
+        target = _new_network(path, type(net), {**net.arguments, **changes})
+    _copy_tensors(path, metadata, dict(target.tensors(expected)))
+    return net if name is None else adopt_adapter(net, name, target, like=net)
+
+
+def build_network(path: str | os.PathLike) -> TunableNetwork:
+    """
+    A network as the one that an adapter was saved from, without its weights.
+
+    Args:
+        path: file written by :func:`save_adapter`.
+
+    Raises:
+        InputError: if the file is no adapter, or its network or the arguments are unknown.
+    """
+    from monai_dvpt.networks import nets  # they are built on this package
+
+    metadata = adapter_metadata(path)
+    name, arguments = metadata.get("network"), metadata.get("arguments")
+    if name not in nets.__all__:
+        raise InputError(f"{path}: network must be one of {nets.__all__}, got {name!r}.")
+    if not isinstance(arguments, dict):
+        raise InputError(f"{path}: arguments must be those of {name}, got {arguments!r}.")
+    return _new_network(path, getattr(nets, name), arguments)
+
+
+def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = None) -> TunableNetwork:
+    """
+    The whole network of an adapter: built as its file says, with its backbone and the adapter loaded.
+
+    Args:
+        path: file written by :func:`save_adapter`.
+        backbone: file of the backbone, of any kind that :func:`monai_dvpt.networks.pretrained.load_pretrained` takes;
+            by default the file that the adapter names, beside it or among the weights of this package.
+
+    Returns:
+        the network in eval mode; ``torch.save(net.state_dict(), "model.pt")`` writes it for tools that want one file.
+
+    Raises:
+        InputError: if a file is missing or damaged, or the backbone is not the one of the adapter.
+    """
+    from monai_dvpt.networks.pretrained import load_pretrained  # it builds on this package
+
+    if backbone is None:
+        name = adapter_metadata(path)["backbone_file"]
+        if name is None:
+            raise InputError(f"{path}: names no backbone file, so backbone must be given.")
+        folders = (Path(path).parent, SHIPPED_WEIGHTS)
+        backbone = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+    net = build_network(path)
+    load_pretrained(net, backbone, verbose=False)
+    return load_adapter(net, path).eval()
+
+
+def _new_network(path: str | os.PathLike, kind: type[TunableNetwork], arguments: Mapping[str, Any]) -> TunableNetwork:
+    try:
+        with torch.random.fork_rng(devices=[]):  # loading a file moves nobody's random numbers
+            return kind(**arguments)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: arguments do not fit {kind.__name__}: {error}") from error
+
+
+def _copy_tensors(path: str | os.PathLike, metadata: Mapping[str, Any], targets: Mapping[str, torch.Tensor]) -> None:
+    """Copies the tensors of an adapter file into ``targets`` if all of them fit."""
+    tensors = read_tensors(path)
+    missing, extra = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
+    if missing or extra:
+        raise InputError(
+            f"{path}: tensors must be those of {metadata['parts']}; missing {missing[:5]}, extra {extra[:5]}."
+        )
+    for name, target in targets.items():
+        if tensors[name].shape != target.shape:
+            raise InputError(f"{path}: {name} must have shape {tuple(target.shape)}, got {tuple(tensors[name].shape)}.")
+        if tensors[name].is_floating_point() != target.is_floating_point():
+            raise InputError(f"{path}: {name} must have type {target.dtype}, got {tensors[name].dtype}.")
+    check_intact(path, metadata, tensors)
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(tensors[name])
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """All tensors of an adapter file by name."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def check_intact(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        InputError: if a tensor is not finite, or the tensors are not those that were saved.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} must be finite.")
+    if metadata.get("tensors_sha256") != (found := _sha256(tensors)):
+        raise InputError(
+            f"{path}: tensors_sha256 must be {metadata.get('tensors_sha256')}, got {found}; it is damaged."
+        )
+
+
+def _adapter_parts(net: TunableNetwork) -> list[str]:
+    found = {net.part_of(name) for name in net.state_dict()}
+    return [part for part in PARTS if part in found - {"backbone"}]
+
+
+def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as they are after a way through JSON, where a tuple is a list."""
+    return json.loads(to_json(arguments))
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several adapters, each with DVPT blocks, decoder and head of its own, on one frozen backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn as nn
+
+from .tunable import TunableNetwork
+
+__all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", "set_adapter"]
+
+
+@dataclass
+class _Inactive:
+    """What of a network belongs to an adapter that is not in use."""
+
+    modules: dict[str, nn.Module]  # by their names in the network
+    arguments: dict[str, Any]
+
+
+def adapter_names(net: TunableNetwork) -> list[str]:
+    """Names of the adapters of a network, the active one first; a new network has one, named "default"."""
+    return [net.adapter_name, *net.inactive_adapters]
+
+
+def add_adapter(net: TunableNetwork, name: str, **arguments: Any) -> TunableNetwork:
+    """
+    Adds a new, untrained adapter on the same backbone and makes it the active one.
+
+    Args:
+        net: the network.
+        name: name of the adapter, not in use yet.
+        arguments: those of the network's constructor that are to be other than now, of
+            ``type(net).ADAPTER_ARGUMENTS``: its DVPT settings, number of classes, decoder.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if the name is taken, or an argument would change the backbone or is outside its range.
+    """
+    if name in adapter_names(net):
+        raise ValueError(f"name must be a new one, not of {adapter_names(net)}, got {name}.")
+    if fixed := sorted(arguments.keys() - net.ADAPTER_ARGUMENTS):
+        raise ValueError(f"arguments of an adapter must be of {sorted(net.ADAPTER_ARGUMENTS)}, got {fixed}.")
+    return adopt_adapter(net, name, type(net)(**{**net.arguments, **arguments}), like=net)
+
+
+def adopt_adapter(
+    net: TunableNetwork, name: str, donor: TunableNetwork, like: TunableNetwork | None = None
+) -> TunableNetwork:
+    """
+    Moves the adapter of ``donor``, a network of the same class, into ``net`` as the active one named ``name``,
+    replacing one of that name. What is trained of it is as in ``like``, by parts; by default as in ``donor``.
+    """
+    if like is not None:
+        trained = {like.part_of(key) for key, parameter in like.named_parameters() if parameter.requires_grad}
+        for key, parameter in donor.named_parameters():
+            parameter.requires_grad_(donor.part_of(key) in trained)
+    net.inactive_adapters[name] = _Inactive(_adapter_modules(donor), donor.arguments)
+    if name == net.adapter_name:
+        net.adapter_name = ""  # what is active now is not kept
+    return set_adapter(net, name)
+
+
+def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
+    """
+    Makes another adapter the active one: the network then answers, trains and is saved with it. The backbone is not
+    touched. An optimiser made before knows the parameters of the former adapter: make a new one.
+
+    Args:
+        net: the network.
+        name: one of its :func:`adapter_names`.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if there is no adapter of that name.
+    """
+    if name == net.adapter_name:
+        return net
+    _check_known(net, name)
+    chosen = net.inactive_adapters.pop(name)
+    if net.adapter_name:
+        net.inactive_adapters[net.adapter_name] = _Inactive(_adapter_modules(net), net.arguments)
+    device = next(parameter.device for key, parameter in net.named_parameters() if net.part_of(key) == "backbone")
+    for key in _adapter_modules(net).keys() - chosen.modules.keys():
+        owner, _, attribute = key.rpartition(".")
+        delattr(net.get_submodule(owner), attribute)
+    for key, module in chosen.modules.items():
+        owner, _, attribute = key.rpartition(".")
+        setattr(net.get_submodule(owner), attribute, module.to(device))
+    net.arguments, net.adapter_name = chosen.arguments, name
+    net.use_dvpt(net.dvpt)
+    return net.train(net.training)
+
+
+def delete_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
+    """
+    Forgets an adapter that is not in use.
+
+    Args:
+        net: the network.
+        name: one of its :func:`adapter_names`, but not the active one.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if there is no adapter of that name, or it is the active one.
+    """
+    _check_known(net, name)
+    if name == net.adapter_name:
+        raise ValueError(f"name must be that of an adapter not in use, got {name}; set another one before.")
+    del net.inactive_adapters[name]
+    return net
+
+
+@contextmanager
+def disable_adapter(net: TunableNetwork) -> Iterator[TunableNetwork]:
+    """
+    Within the context DVPT is off: the encoder is the pretrained one, followed by the decoder and head as they are.
+
+    Args:
+        net: the network.
+    """
+    enabled, net.dvpt_enabled = net.dvpt_enabled, False
+    try:
+        yield net
+    finally:
+        net.dvpt_enabled = enabled
+
+
+def _check_known(net: TunableNetwork, name: str) -> None:
+    if name not in adapter_names(net):
+        raise ValueError(f"name must be one of {adapter_names(net)}, got {name}.")
+
+
+def _adapter_modules(net: TunableNetwork) -> dict[str, nn.Module]:
+    """By their names, the largest modules whose tensors are all outside the backbone."""
+    backbone = [name for name, _ in net.tensors(["backbone"])]
+    found: dict[str, nn.Module] = {}
+
+    def collect(prefix: str, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            key = prefix + name
+            if not child.state_dict():
+                continue
+            if any(other.startswith(key + ".") for other in backbone):
+                collect(key + ".", child)
+            else:
+                found[key] = child
+
+    collect("", net)
+    return found

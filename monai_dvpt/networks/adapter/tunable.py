@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a network: which of them are trained, and how much that is."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+from monai.networks.blocks import TransformerBlock
+from torch.nn.modules.batchnorm import _NormBase
+from typing_extensions import Self
+
+from monai_dvpt.networks.blocks import DVPTList
+
+__all__ = [
+    "PARTS",
+    "TunableNetwork",
+    "check_decoder_tuning",
+    "count_parameters",
+    "freeze_backbone",
+    "parameter_groups",
+]
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("backbone", "dvpt", "decoder", "head")
+DECODER_TUNING = ("all", "norm", "none")
+LARGE_SHARE = 0.05  # of a network's parameters; tuning more than that is no longer parameter-efficient
+
+
+class TunableNetwork(nn.Module):
+    """
+    Base of the networks that can be tuned. It knows the part of every tensor, keeps frozen modules in eval mode, and
+    records in ``arguments`` what a network was built with, so that an adapter file can say it.
+
+    A subclass sets the class attributes, has its DVPT blocks in the list ``dvpt``, and sets ``dvpt_enabled``.
+    """
+
+    ENCODER = ""  # prefix of the names of the pretrained encoder's tensors; empty where the network is the encoder
+    HEAD = ""  # prefix of the names of the output layer's tensors
+    # arguments that may differ between adapters on one backbone, and those that change no output in eval mode
+    ADAPTER_ARGUMENTS = frozenset({"bottleneck_size", "num_prompts", "share_every", "start_layer"})
+    TRAINING_ARGUMENTS = frozenset({"dropout_rate", "save_attn", "use_checkpoint"})
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" not in cls.__dict__:
+            return
+        init: Any = cls.__init__
+
+        @functools.wraps(init)
+        def recording(self: TunableNetwork, *args: Any, **kwargs: Any) -> None:
+            init(self, *args, **kwargs)
+            bound = inspect.signature(init).bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            self.arguments = dict(list(bound.arguments.items())[1:])
+            self.fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+            self.adapter_name = "default"
+            self.inactive_adapters: dict[str, Any] = {}
+
+        cls.__init__ = recording  # type: ignore[method-assign]
+
+    def encoder(self) -> nn.Module:
+        """The pretrained encoder, under whose own names its weights are loaded and identified."""
+        return self.get_submodule(self.ENCODER.removesuffix("."))
+
+    def part_of(self, name: str) -> str:
+        """
+        The part, of "backbone", "dvpt", "decoder" and "head", to which a parameter or buffer belongs. What of the
+        decoder is never tuned (``decoder_tuning``) belongs to the backbone.
+
+        Args:
+            name: its name in the network.
+        """
+        if name.startswith("dvpt."):
+            return "dvpt"
+        if name.startswith(self.HEAD):
+            return "head"
+        if name.startswith(self.ENCODER):
+            return "backbone"
+        tuning = self.arguments["decoder_tuning"]
+        norm = tuning == "norm" and _is_norm(self.get_submodule(name.rpartition(".")[0]))
+        return "decoder" if tuning == "all" or norm else "backbone"
+
+    def tensors(self, parts: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors, parameters and saved buffers, of some parts; what is shared is named once."""
+        seen = set()
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen and self.part_of(name) in parts:
+                seen.add(id(tensor))
+                yield name, tensor
+
+    def adapt(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+        """
+        The DVPT block that follows a transformer layer, where one does and DVPT is on.
+
+        Args:
+            x: output of the layer, of shape (B, N, C).
+            layer: index of the layer.
+        """
+        if self.dvpt_enabled:
+            for index, block in enumerate(self.dvpt):  # TorchScript has no indexing of module lists
+                if index == self.dvpt_of_layer[layer]:
+                    x = block(x)
+        return x
+
+    def use_dvpt(self, dvpt: DVPTList) -> None:
+        """Registers the list of DVPT blocks."""
+        self.dvpt = dvpt
+        self.dvpt_of_layer = dvpt.block_of_layer
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets the training mode; a module without a trainable parameter stays in eval mode, so its dropout is off."""
+        super().train(mode)
+        _eval_frozen(self)
+        return self
+
+
+def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> TunableNetwork:
+    """
+    Sets which parts of a network are trained; all others, by default the backbone, are frozen and put in eval mode.
+    Says so where more than 5 % of the network's parameters are trained.
+
+    Args:
+        net: the network.
+        train: names of the parts to train, of "backbone", "dvpt", "decoder" and "head"; by default all but the
+            backbone. All but "dvpt" is full fine-tuning; without "backbone" and "dvpt" it is a frozen encoder.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if a name is unknown or the network has no such part.
+    """
+    known = [part for part in PARTS if part != "decoder" or "decoder_tuning" in net.arguments]
+    chosen = known[1:] if train is None else train
+    if set(chosen) - set(known) or not chosen:
+        raise ValueError(f"train must name parts of {sorted(known)}, got {list(chosen)}.")
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(net.part_of(name) in chosen and name not in net.fixed)
+    for module in net.modules():  # never used without cross-attention, and DDP rejects what gets no gradient
+        if isinstance(module, TransformerBlock) and not module.with_cross_attention:
+            module.norm_cross_attn.requires_grad_(False)
+    counts = count_parameters(net)
+    total, trainable = counts["network"]["total"], counts["network"]["trainable"]
+    if trainable > LARGE_SHARE * total:
+        parts = ", ".join(f"{part} {100 * counts[part]['trainable'] / total:.1f} %" for part in chosen)
+        advice = "" if "decoder" not in chosen else " decoder_tuning or train can leave a pretrained decoder frozen."
+        logger.warning(
+            f"{100 * trainable / total:.1f} % of the network's {total:,} parameters are trained, more than "
+            f"{100 * LARGE_SHARE:.0f} %: {parts}.{advice}"
+        )
+    return net.train(net.training)
+
+
+def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """
+    The trainable parameters, each once, as groups for a ``torch.optim`` optimiser, one for each part.
+
+    Args:
+        net: network, its parts frozen or not by :func:`freeze_backbone`.
+        learning_rates: learning rate of each part; those of frozen parts are not used.
+
+    Raises:
+        ValueError: if a part that is trained has no learning rate.
+    """
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(net.part_of(name), []).append(parameter)
+    if missing := sorted(groups.keys() - learning_rates.keys()):
+        raise ValueError(f"learning_rates must have one for {missing[0]}, which is trained, got {dict(learning_rates)}.")
+    return [{"params": parameters, "lr": learning_rates[part]} for part, parameters in groups.items()]
+
+
+def count_parameters(net: TunableNetwork) -> dict[str, dict[str, int]]:
+    """
+    Parameters of every part and of the whole network, each counted once.
+
+    Returns:
+        for each part and for "network", the counts "total" and "trainable".
+    """
+    counts = {part: {"total": 0, "trainable": 0} for part in (*PARTS, "network")}
+    for name, parameter in net.named_parameters():
+        for part in (net.part_of(name), "network"):
+            counts[part]["total"] += parameter.numel()
+            counts[part]["trainable"] += parameter.numel() * parameter.requires_grad
+    return counts
+
+
+def check_decoder_tuning(decoder_tuning: str, decoder: Sequence[nn.Module]) -> None:
+    """
+    Raises:
+        ValueError: if ``decoder_tuning`` is unknown, or asks for normalisation layers that have no parameters.
+    """
+    if decoder_tuning not in DECODER_TUNING:
+        raise ValueError(f"decoder_tuning must be one of {DECODER_TUNING}, got {decoder_tuning}.")
+    norms = (module for top in decoder for module in top.modules() if _is_norm(module))
+    if decoder_tuning == "norm" and not any(True for module in norms for _ in module.parameters()):
+        raise ValueError(
+            'decoder_tuning="norm" must have normalisation layers with parameters, as of '
+            'norm_name=("instance", {"affine": True}).'
+        )
+
+
+def _eval_frozen(module: nn.Module) -> None:
+    for child in module.children():
+        if any(parameter.requires_grad for parameter in child.parameters()):
+            _eval_frozen(child)
+        elif any(True for _ in child.parameters()):
+            child.eval()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classifier on the encoder of SwinUNETR, adapted by DVPT blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+from monai.networks.nets.swin_unetr import SwinTransformer
+from monai.utils import ensure_tuple_rep
+
+from .swin_encoder import DVPTSwinEncoder
+
+__all__ = ["DVPTSwinClassifier"]
+
+
+class DVPTSwinClassifier(DVPTSwinEncoder):
+    """
+    The Swin transformer of MONAI's SwinUNETR, under the same names and so with the same pretrained weights, with DVPT
+    blocks after its layers and a linear head on the mean of its last, normalised features.
+
+    Args:
+        in_channels: number of channels of the image.
+        num_classes: number of logits; 0 for a feature encoder without a head.
+        patch_size: side of a token; each side of an input is a multiple of its fifth power.
+        depths: see :class:`DVPTSwinUNETR`, as for all arguments below.
+        num_heads: number of attention heads of each stage.
+        window_size: side of an attention window, in tokens.
+        qkv_bias: whether query, key and value have a bias.
+        mlp_ratio: width of the feed-forward layers as a multiple of the token width.
+        feature_size: token width ``C`` of the first stage; every stage doubles it.
+        drop_rate: dropout.
+        attn_drop_rate: dropout of the attention.
+        dropout_path_rate: stochastic depth.
+        patch_norm: whether a normalisation follows the patch embedding.
+        use_checkpoint: whether layers compute their activations again in the backward pass.
+        spatial_dims: 2 or 3.
+        downsample: "merging" or "mergingv2".
+        use_v2: whether every stage starts with a residual convolution block.
+        use_flash_attention: whether inference uses fused attention.
+        bottleneck_size: width ``R`` of a DVPT block, in ``[1, feature_size)``.
+        num_prompts: prompts of a DVPT block.
+        share_every: consecutive layers of one stage served by one DVPT block.
+        start_layer: first of all layers that is followed by a DVPT block.
+
+    Raises:
+        ValueError: if an argument, or the size of an input, breaks a rule.
+
+    Examples::
+
+        >>> net = DVPTSwinClassifier(1, 4, feature_size=12, bottleneck_size=8)
+        >>> net(torch.zeros(2, 1, 64, 32, 32)).shape
+        torch.Size([2, 4])
+
+    """
+
+    HEAD = "classification_head."
+    ADAPTER_ARGUMENTS = DVPTSwinEncoder.ADAPTER_ARGUMENTS | {"num_classes"}
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        patch_size: int = 2,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: Sequence[int] | int = 7,
+        qkv_bias: bool = True,
+        mlp_ratio: float = 4.0,
+        feature_size: int = 24,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        dropout_path_rate: float = 0.0,
+        patch_norm: bool = False,
+        use_checkpoint: bool = False,
+        spatial_dims: int = 3,
+        downsample: str = "merging",
+        use_v2: bool = False,
+        use_flash_attention: bool = False,
+        bottleneck_size: int = 16,
+        num_prompts: int = 10,
+        share_every: int = 2,
+        start_layer: int = 0,
+    ) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        if len(depths) != 4 or len(num_heads) != 4:
+            raise ValueError(f"depths and num_heads must have 4 entries, got {list(depths)} and {list(num_heads)}.")
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 or more, got {num_classes}.")
+        self.patch_size = patch_size
+        self.swinViT = SwinTransformer(
+            in_chans=in_channels,
+            embed_dim=feature_size,
+            window_size=ensure_tuple_rep(window_size, spatial_dims),
+            patch_size=ensure_tuple_rep(patch_size, spatial_dims),
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=dropout_path_rate,
+            patch_norm=patch_norm,
+            use_checkpoint=use_checkpoint,
+            spatial_dims=spatial_dims,
+            downsample=downsample,
+            use_v2=use_v2,
+            use_flash_attention=use_flash_attention,
+        )
+        self.classification_head = nn.Linear(16 * feature_size, num_classes) if num_classes else nn.Identity()
+        self.add_dvpt(depths, feature_size, bottleneck_size, num_prompts, share_every, start_layer)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: image of shape ``(B, in_channels, *spatial)``.
+
+        Returns:
+            logits of shape ``(B, num_classes)``; without a head the features of shape ``(B, 16 C)``.
+        """
+        if any(side % self.patch_size**5 for side in x.shape[2:]):
+            raise ValueError(
+                f"input must have sides that are multiples of {self.patch_size**5}, got {list(x.shape[2:])}."
+            )
+        features = self.swinViT.proj_out(self.encode(x)[4], normalize=True)  # (B, 16 C, *grid)
+        return self.classification_head(features.flatten(2).mean(dim=2))

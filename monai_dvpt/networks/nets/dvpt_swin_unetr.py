@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SwinUNETR whose frozen Swin transformer is adapted by DVPT blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import SwinUNETR
+
+from monai_dvpt.networks.adapter import check_decoder_tuning
+
+from .swin_encoder import DVPTSwinEncoder
+
+__all__ = ["DVPTSwinUNETR"]
+
+
+class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
+    """
+    MONAI's SwinUNETR, based on "Hatamizadeh et al., Swin UNETR <https://arxiv.org/abs/2201.01266>", with DVPT blocks
+    (see :class:`monai_dvpt.networks.blocks.DVPTBlock`) after the layers of its Swin transformer, shared inside a stage
+    only. Parameter names are MONAI's own; the DVPT blocks live once in the list ``dvpt``. With
+    ``dvpt_enabled = False`` the output is that of MONAI's SwinUNETR.
+
+    Most of SwinUNETR is its decoder: of the 62.2 million parameters at ``feature_size=48`` the encoder has 8.1.
+    ``decoder_tuning`` keeps a pretrained decoder frozen. MONAI's Hyena layers are not offered.
+
+    Args:
+        in_channels: see :class:`monai.networks.nets.SwinUNETR`, as for all arguments up to ``use_flash_attention``.
+        out_channels: number of classes, background included.
+        patch_size: side of a token; each side of an input is a multiple of its fifth power.
+        depths: number of layers of each of the four stages.
+        num_heads: number of attention heads of each stage.
+        window_size: side of an attention window, in tokens.
+        qkv_bias: whether query, key and value have a bias.
+        mlp_ratio: width of the feed-forward layers as a multiple of the token width.
+        feature_size: token width of the first stage, a multiple of 12; every stage doubles it.
+        norm_name: normalisation of the decoder.
+        drop_rate: dropout; off while the transformer is frozen, as the next two.
+        attn_drop_rate: dropout of the attention.
+        dropout_path_rate: stochastic depth.
+        normalize: whether the decoder gets normalised features.
+        patch_norm: whether a normalisation follows the patch embedding.
+        use_checkpoint: whether layers compute their activations again in the backward pass, to save memory.
+        spatial_dims: 2 or 3.
+        downsample: "merging" or "mergingv2".
+        use_v2: whether every stage starts with a residual convolution block, as in SwinUNETR-V2.
+        use_flash_attention: whether inference uses fused attention.
+        decoder_tuning: what of the decoder can be trained: "all"; "norm", its normalisation layers; or "none". The rest
+            of a pretrained decoder then belongs to the frozen backbone.
+        bottleneck_size: width ``R`` of a DVPT block, in ``[1, feature_size)``.
+        num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
+        share_every: consecutive layers of one stage served by one DVPT block.
+        start_layer: first of all layers that is followed by a DVPT block.
+
+    Raises:
+        ValueError: if an argument, or the size of an input, breaks a rule above.
+
+    Examples::
+
+        >>> net = DVPTSwinUNETR(1, 3, feature_size=12, bottleneck_size=8)
+        >>> net(torch.zeros(1, 1, 64, 32, 32)).shape
+        torch.Size([1, 3, 64, 32, 32])
+
+    """
+
+    HEAD = "out."
+    ADAPTER_ARGUMENTS = DVPTSwinEncoder.ADAPTER_ARGUMENTS | {"out_channels", "norm_name"}
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        patch_size: int = 2,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: Sequence[int] | int = 7,
+        qkv_bias: bool = True,
+        mlp_ratio: float = 4.0,
+        feature_size: int = 24,
+        norm_name: tuple | str = "instance",
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        dropout_path_rate: float = 0.0,
+        normalize: bool = True,
+        patch_norm: bool = False,
+        use_checkpoint: bool = False,
+        spatial_dims: int = 3,
+        downsample: str = "merging",
+        use_v2: bool = False,
+        use_flash_attention: bool = False,
+        decoder_tuning: str = "all",
+        bottleneck_size: int = 16,
+        num_prompts: int = 10,
+        share_every: int = 2,
+        start_layer: int = 0,
+    ) -> None:
+        if len(depths) != 4 or len(num_heads) != 4:
+            raise ValueError(f"depths and num_heads must have 4 entries, got {list(depths)} and {list(num_heads)}.")
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            patch_size=patch_size,
+            depths=depths,
+            num_heads=num_heads,
+            window_size=window_size,
+            qkv_bias=qkv_bias,
+            mlp_ratio=mlp_ratio,
+            feature_size=feature_size,
+            norm_name=norm_name,
+            drop_rate=drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            dropout_path_rate=dropout_path_rate,
+            normalize=normalize,
+            patch_norm=patch_norm,
+            use_checkpoint=use_checkpoint,
+            spatial_dims=spatial_dims,
+            downsample=downsample,
+            use_v2=use_v2,
+            use_flash_attention=use_flash_attention,
+        )
+        check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder1])
+        self.add_dvpt(depths, feature_size, bottleneck_size, num_prompts, share_every, start_layer)
+
+    def forward(self, x_in: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x_in: image of shape ``(B, in_channels, *spatial)``.
+
+        Returns:
+            logits of shape ``(B, out_channels, *spatial)``.
+        """
+        self._check_input_size(x_in.shape[2:])
+        features = [self.swinViT.proj_out(x, self.normalize) for x in self.encode(x_in)]
+        x = self.decoder5(self.encoder10(features[4]), features[3])
+        x = self.decoder4(x, self.encoder4(features[2]))
+        x = self.decoder3(x, self.encoder3(features[1]))
+        x = self.decoder2(x, self.encoder2(features[0]))
+        return self.out(self.decoder1(x, self.encoder1(x_in)))

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What MONAI's ViT leaves fixed and pretrained weights need otherwise."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from monai.networks.nets import ViT
+
+from monai_dvpt.networks.adapter import TunableNetwork
+
+__all__ = ["ACTIVATIONS", "DVPTViTEncoder"]
+
+
+class QuickGELU(nn.Module):
+    """The approximation ``x sigmoid(1.702 x)`` of GELU that CLIP was trained with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+# named as in the configurations of Hugging Face models
+ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU,
+}
+
+
+class DVPTViTEncoder(TunableNetwork):
+    """Base of the networks around MONAI's :class:`monai.networks.nets.ViT`."""
+
+    def set_arithmetic(self, layer_norm_eps: float, activation: str, pre_norm: bool) -> None:
+        """
+        Sets what the weights of an encoder do not say.
+
+        Args:
+            layer_norm_eps: epsilon of its layer normalisations.
+            activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu", of the feed-forward layers.
+            pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
+
+        Raises:
+            ValueError: if ``activation`` is unknown or ``layer_norm_eps`` not positive.
+        """
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
+        if not layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
+        vit: ViT = self.encoder()  # type: ignore[assignment]
+        embedding = vit.patch_embedding
+        # MONAI's embedding ends with this module; the class token is joined after it, its norm folded into its weight
+        plain = embedding.dropout[-1] if isinstance(embedding.dropout, nn.Sequential) else embedding.dropout
+        norm = nn.LayerNorm(vit.norm.normalized_shape[0], device=embedding.position_embeddings.device)
+        embedding.dropout = nn.Sequential(norm, plain) if pre_norm else plain
+        for module in vit.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = layer_norm_eps
+        for block in vit.blocks:
+            block.mlp.fn = ACTIVATIONS[activation]()
+        changes = {"layer_norm_eps": layer_norm_eps, "activation": activation, "pre_norm": pre_norm}
+        self.arguments = {**getattr(self, "arguments", {}), **changes}
