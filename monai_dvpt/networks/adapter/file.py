@@ -77,7 +77,7 @@ def save_adapter(
         "network": type(net).__name__,
         "arguments": _as_json(net.arguments),
         "backbone_sha256": backbone_sha256(net),
-        "backbone_file": getattr(net, "backbone_file", None),
+        "backbone_file": net.backbone_file,
         "parts": [part for part in PARTS if part in parts],
         "labels": None if labels is None else list(labels),
         "tensors_sha256": _sha256(tensors),
@@ -147,11 +147,10 @@ def load_adapter(
         if metadata.get(key) != value:
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {metadata.get(key)}.")
     free = net.TRAINING_ARGUMENTS | (frozenset() if name is None else net.ADAPTER_ARGUMENTS)
-    theirs = metadata.get("arguments")
+    theirs = _arguments(path, metadata)
     for key, value in _as_json(net.arguments).items():
-        if key not in free and (not isinstance(theirs, dict) or key not in theirs or theirs[key] != value):
-            found = theirs.get(key) if isinstance(theirs, dict) else None
-            raise InputError(f"{path}: {key} must be that of the network, {value}, got {found}.")
+        if key not in free and theirs.get(key) != value:
+            raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
     expected = _adapter_parts(net) if parts is None else [part for part in PARTS if part in parts]
     if metadata.get("parts") != expected:
         raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
@@ -178,12 +177,10 @@ def build_network(path: str | os.PathLike) -> TunableNetwork:
     from monai_dvpt.networks import nets  # they are built on this package
 
     metadata = adapter_metadata(path)
-    name, arguments = metadata.get("network"), metadata.get("arguments")
+    name = metadata.get("network")
     if name not in nets.__all__:
         raise InputError(f"{path}: network must be one of {nets.__all__}, got {name!r}.")
-    if not isinstance(arguments, dict):
-        raise InputError(f"{path}: arguments must be those of {name}, got {arguments!r}.")
-    return _new_network(path, getattr(nets, name), arguments)
+    return _new_network(path, getattr(nets, name), _arguments(path, metadata))
 
 
 def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = None) -> TunableNetwork:
@@ -210,8 +207,16 @@ def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = Non
         folders = (Path(path).parent, SHIPPED_WEIGHTS)
         backbone = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
     net = build_network(path)
-    load_pretrained(net, backbone, verbose=False)
+    arithmetic = {key: net.arguments[key] for key in ("layer_norm_eps", "activation") if key in net.arguments}
+    load_pretrained(net, backbone, **arithmetic, verbose=False)
     return load_adapter(net, path).eval()
+
+
+def _arguments(path: str | os.PathLike, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = metadata.get("arguments")
+    if not isinstance(arguments, dict):
+        raise InputError(f"{path}: arguments must be a JSON object, got {arguments!r}.")
+    return arguments
 
 
 def _new_network(path: str | os.PathLike, kind: type[TunableNetwork], arguments: Mapping[str, Any]) -> TunableNetwork:

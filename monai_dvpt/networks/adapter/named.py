@@ -58,6 +58,9 @@ def adopt_adapter(
     Moves the adapter of ``donor``, a network of the same class, into ``net`` as the active one named ``name``,
     replacing one of that name. What is trained of it is as in ``like``, by parts; by default as in ``donor``.
     """
+    shapes = [{k: v.shape for k, v in each.tensors(["backbone"])} for each in (net, donor)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("an adapter must leave the backbone as it is; what is frozen of the decoder belongs to it.")
     if like is not None:
         trained = {like.part_of(key) for key, parameter in like.named_parameters() if parameter.requires_grad}
         for key, parameter in donor.named_parameters():
@@ -96,7 +99,8 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     for key, module in chosen.modules.items():
         owner, _, attribute = key.rpartition(".")
         setattr(net.get_submodule(owner), attribute, module.to(device))
-    net.arguments, net.adapter_name = chosen.arguments, name
+    net.arguments = {**net.arguments, **{key: chosen.arguments[key] for key in net.ADAPTER_ARGUMENTS}}
+    net.adapter_name = name
     net.use_dvpt(net.dvpt)
     return net.train(net.training)
 

@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -47,6 +47,16 @@ class TunableNetwork(nn.Module):
     ADAPTER_ARGUMENTS = frozenset({"bottleneck_size", "num_prompts", "share_every", "start_layer"})
     TRAINING_ARGUMENTS = frozenset({"dropout_rate", "save_attn", "use_checkpoint"})
 
+    if TYPE_CHECKING:  # TorchScript would try to compile annotations of a class
+        arguments: dict[str, Any]
+        fixed: list[str]
+        backbone_file: str | None
+        adapter_name: str
+        inactive_adapters: dict[str, Any]
+        dvpt: DVPTList
+        dvpt_of_layer: list[int]
+        dvpt_enabled: bool
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" not in cls.__dict__:
@@ -60,13 +70,14 @@ class TunableNetwork(nn.Module):
             bound.apply_defaults()
             self.arguments = dict(list(bound.arguments.items())[1:])
             self.fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+            self.backbone_file = None
             self.adapter_name = "default"
-            self.inactive_adapters: dict[str, Any] = {}
+            self.inactive_adapters = {}
 
-        cls.__init__ = recording  # type: ignore[method-assign]
+        cls.__init__ = recording  # type: ignore[assignment]
 
-    def encoder(self) -> nn.Module:
-        """The pretrained encoder, under whose own names its weights are loaded and identified."""
+    def encoder(self) -> Any:
+        """The pretrained encoder, a module under whose own names its weights are loaded and identified."""
         return self.get_submodule(self.ENCODER.removesuffix("."))
 
     def part_of(self, name: str) -> str:
@@ -174,7 +185,9 @@ def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -
         if parameter.requires_grad:
             groups.setdefault(net.part_of(name), []).append(parameter)
     if missing := sorted(groups.keys() - learning_rates.keys()):
-        raise ValueError(f"learning_rates must have one for {missing[0]}, which is trained, got {dict(learning_rates)}.")
+        raise ValueError(
+            f"learning_rates must have one for {missing[0]}, which is trained, got {dict(learning_rates)}."
+        )
     return [{"params": parameters, "lr": learning_rates[part]} for part, parameters in groups.items()]
 
 

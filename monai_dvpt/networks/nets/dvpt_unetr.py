@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn as nn
 from monai.networks.blocks import PatchEmbeddingBlock, UnetrPrUpBlock, UnetrUpBlock
 from monai.networks.nets import UNETR
 from monai.utils import ensure_tuple_rep
@@ -151,9 +150,7 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
         check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder2])
         self.use_checkpoint = use_checkpoint
         self.set_arithmetic(layer_norm_eps, activation, pre_norm)
-        self.use_dvpt(
-            DVPTList([hidden_size] * self.num_layers, bottleneck_size, num_prompts, share_every, start_layer)
-        )
+        self.use_dvpt(DVPTList([hidden_size] * self.num_layers, bottleneck_size, num_prompts, share_every, start_layer))
         self.dvpt_enabled = True
 
     def _drop_deepest_level(

@@ -130,7 +130,8 @@ class DVPTViT(DVPTViTEncoder, ViT):
         if class_token:
             nn.init.trunc_normal_(self.cls_token, std=0.02)  # MONAI leaves it at 0
         features = hidden_size * (2 if pooling == "both" else 1)
-        self.classification_head = nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        head = nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        self.classification_head = head  # type: ignore[assignment]
         self.set_arithmetic(layer_norm_eps, activation, pre_norm)
         self.use_dvpt(DVPTList([hidden_size] * num_layers, bottleneck_size, num_prompts, share_every, start_layer))
         self.dvpt_enabled = True

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformer, compute_mask, get_window_size
@@ -35,6 +37,13 @@ class DVPTSwinEncoder(TunableNetwork):
         widths = [feature_size * 2**stage for stage, depth in enumerate(depths) for _ in range(depth)]
         self.use_dvpt(DVPTList(widths, bottleneck_size, num_prompts, share_every, start_layer))
         self.dvpt_enabled = True
+
+    def token_size(self, layer: int) -> list[int]:
+        """Sides, in voxels of the image, of what a token stands for after a layer; every stage doubles them."""
+        arguments: Any = self.arguments
+        ends = itertools.accumulate(arguments["depths"])
+        stage = next(stage for stage, end in enumerate(ends) if layer < end)
+        return [arguments["patch_size"] * 2**stage] * arguments["spatial_dims"]
 
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
         """

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn as nn
-from monai.networks.nets import ViT
+from monai.utils import ensure_tuple_rep
 
 from monai_dvpt.networks.adapter import TunableNetwork
 
@@ -20,7 +23,7 @@ class QuickGELU(nn.Module):
 
 
 # named as in the configurations of Hugging Face models
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
     "quick_gelu": QuickGELU,
@@ -46,11 +49,12 @@ class DVPTViTEncoder(TunableNetwork):
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
         if not layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
-        vit: ViT = self.encoder()  # type: ignore[assignment]
+        vit = self.encoder()
         embedding = vit.patch_embedding
         # MONAI's embedding ends with this module; the class token is joined after it, its norm folded into its weight
         plain = embedding.dropout[-1] if isinstance(embedding.dropout, nn.Sequential) else embedding.dropout
-        norm = nn.LayerNorm(vit.norm.normalized_shape[0], device=embedding.position_embeddings.device)
+        norm = nn.LayerNorm(vit.norm.normalized_shape[0], device=vit.norm.weight.device)
+        norm.requires_grad_(vit.norm.weight.requires_grad)
         embedding.dropout = nn.Sequential(norm, plain) if pre_norm else plain
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
@@ -59,3 +63,8 @@ class DVPTViTEncoder(TunableNetwork):
             block.mlp.fn = ACTIVATIONS[activation]()
         changes = {"layer_norm_eps": layer_norm_eps, "activation": activation, "pre_norm": pre_norm}
         self.arguments = {**getattr(self, "arguments", {}), **changes}
+
+    def token_size(self, layer: int) -> list[int]:
+        """Sides, in voxels of the image, of what a token stands for after a layer; here the same for all layers."""
+        arguments: Any = self.arguments
+        return list(ensure_tuple_rep(arguments["patch_size"], arguments["spatial_dims"]))

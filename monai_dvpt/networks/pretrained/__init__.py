@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrained weights of many origins in the encoders of this package."""
+
+from .load import MRI_VIT_TINY, PretrainedReport, load_pretrained
+from .mae import save_mae_encoder
+
+__all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained", "save_mae_encoder"]

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recognises whose weights a file holds, and gives them the names of MONAI's encoders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from monai_dvpt.utils import InputError
+
+__all__ = ["Source", "recognise"]
+
+
+@dataclass
+class Source:
+    """Weights under the names of MONAI's encoder, with what is needed to use them."""
+
+    kind: str  # for people
+    encoder: dict[str, torch.Tensor]
+    converted: dict[str, str] = field(default_factory=dict)  # how, for tensors that are not just renamed
+    outside: dict[str, torch.Tensor] = field(default_factory=dict)  # decoder and head of a MONAI network
+    head: dict[str, torch.Tensor] = field(default_factory=dict)  # "weight" and "bias" of a linear classifier
+    unused: list[str] = field(default_factory=list)  # names in the file
+    is_swin: bool = False
+    layer_norm_eps: float | None = None  # None: as in the network, for MONAI's own layouts
+    activation: str | None = None
+    pre_norm: bool = False
+    num_heads: int | None = None  # where the file or its config.json says it
+
+
+@dataclass(frozen=True)
+class _Format:
+    """A layout of a ViT's weights, renamed to that of timm."""
+
+    kind: str
+    signature: str  # a name that only this layout has, after any prefix
+    renames: tuple[tuple[str, str], ...] = ()  # regular expressions, the first that matches counts
+    layer_norm_eps: float = 1e-6
+    activation: str = "gelu"
+    head: str = "head"  # name of a linear classifier
+
+
+_HF_BLOCK = (
+    (r"embeddings\.cls_token", "cls_token"),
+    (r"embeddings\.position_embeddings", "pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
+    (r"encoder\.layer\.", "layers."),
+    (r"layers\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)", r"blocks.\1.attn.\2.\3"),
+    (r"layers\.(\d+)\.attention\.q_proj\.(.*)", r"blocks.\1.attn.query.\2"),
+    (r"layers\.(\d+)\.attention\.k_proj\.(.*)", r"blocks.\1.attn.key.\2"),
+    (r"layers\.(\d+)\.attention\.v_proj\.(.*)", r"blocks.\1.attn.value.\2"),
+    (r"layers\.(\d+)\.attention\.(?:output\.dense|o_proj)\.(.*)", r"blocks.\1.attn.proj.\2"),
+    (r"layers\.(\d+)\.(?:layernorm_before|norm1)\.(.*)", r"blocks.\1.norm1.\2"),
+    (r"layers\.(\d+)\.(?:layernorm_after|norm2)\.(.*)", r"blocks.\1.norm2.\2"),
+    (r"layers\.(\d+)\.(?:intermediate\.dense|mlp\.fc1)\.(.*)", r"blocks.\1.mlp.fc1.\2"),
+    (r"layers\.(\d+)\.(?:output\.dense|mlp\.fc2)\.(.*)", r"blocks.\1.mlp.fc2.\2"),
+    (r"layers\.(\d+)\.layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (r"layernorm\.(.*)", r"norm.\1"),
+)
+_CLIP_HF = (
+    (r"embeddings\.class_embedding", "cls_token"),
+    (r"embeddings\.position_embedding\.weight", "pos_embed"),
+    (r"embeddings\.patch_embedding\.(.*)", r"patch_embed.proj.\1"),
+    (r"pre_layrnorm\.(.*)", r"norm_pre.\1"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(.*)", r"blocks.\1.attn.query.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.k_proj\.(.*)", r"blocks.\1.attn.key.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.v_proj\.(.*)", r"blocks.\1.attn.value.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.*)", r"blocks.\1.attn.proj.\2"),
+    (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(.*)", r"blocks.\1.norm\2.\3"),
+    (r"encoder\.layers\.(\d+)\.mlp\.fc([12])\.(.*)", r"blocks.\1.mlp.fc\2.\3"),
+    (r"post_layernorm\.(.*)", r"norm.\1"),
+)
+_CLIP = (
+    (r"class_embedding", "cls_token"),
+    (r"positional_embedding", "pos_embed"),
+    (r"conv1\.(.*)", r"patch_embed.proj.\1"),
+    (r"ln_pre\.(.*)", r"norm_pre.\1"),
+    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", r"blocks.\1.attn.qkv.\2"),
+    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.(.*)", r"blocks.\1.attn.proj.\2"),
+    (r"transformer\.resblocks\.(\d+)\.ln_([12])\.(.*)", r"blocks.\1.norm\2.\3"),
+    (r"transformer\.resblocks\.(\d+)\.ls_([12])\.gamma", r"blocks.\1.ls\2.gamma"),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(.*)", r"blocks.\1.mlp.fc1.\2"),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(.*)", r"blocks.\1.mlp.fc2.\2"),
+    (r"ln_post\.(.*)", r"norm.\1"),
+)
+_GOOGLE = (
+    (r"cls", "cls_token"),
+    (r"Transformer/posembed_input/pos_embedding", "pos_embed"),
+    (r"embedding/(.*)", r"patch_embed.proj.\1"),
+    (r"Transformer/encoderblock_(\d+)/LayerNorm_0/(.*)", r"blocks.\1.norm1.\2"),
+    (r"Transformer/encoderblock_(\d+)/LayerNorm_2/(.*)", r"blocks.\1.norm2.\2"),
+    (r"Transformer/encoderblock_(\d+)/MultiHeadDotProductAttention_1/(query|key|value)/(.*)", r"blocks.\1.attn.\2.\3"),
+    (r"Transformer/encoderblock_(\d+)/MultiHeadDotProductAttention_1/out/(.*)", r"blocks.\1.attn.proj.\2"),
+    (r"Transformer/encoderblock_(\d+)/MlpBlock_3/Dense_0/(.*)", r"blocks.\1.mlp.fc1.\2"),
+    (r"Transformer/encoderblock_(\d+)/MlpBlock_3/Dense_1/(.*)", r"blocks.\1.mlp.fc2.\2"),
+    (r"Transformer/encoder_norm/(.*)", r"norm.\1"),
+    (r"head/(.*)", r"head.\1"),
+)
+_FORMATS = (
+    _Format("Google ViT", "Transformer/posembed_input/pos_embedding", _GOOGLE),
+    _Format("CLIP vision transformer (Hugging Face)", "embeddings.class_embedding", _CLIP_HF, 1e-5, "quick_gelu"),
+    _Format("CLIP vision transformer", "ln_pre.weight", _CLIP, 1e-5, "quick_gelu"),
+    _Format("DINOv2 (Hugging Face)", "encoder.layer.0.layer_scale1.lambda1", _HF_BLOCK, head="classifier"),
+    _Format("ViT (Hugging Face)", "embeddings.patch_embeddings.projection.weight", _HF_BLOCK, 1e-12, head="classifier"),
+    _Format("ViT (timm, MAE, DINOv2)", "blocks.0.attn.qkv.weight"),
+)
+
+_SAME_ACTIVATION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+
+# what the encoders of this package cannot compute, by what gives it away in the names of tensors
+_UNREPRESENTABLE = (
+    ("register tokens", r"reg_token|register_tokens"),
+    ("rotary position embeddings (RoPE)", r"rope|rotary"),
+    ("SwiGLU feed-forward layers", r"mlp\.(w12|w1|w3|weights_in|gate_proj|up_proj|fc1_g)\b"),
+    ("normalised queries and keys", r"attn\.(q_norm|k_norm)"),
+    ("relative position bias", r"rel_pos|relative_position"),
+    ("a distillation token", r"dist_token|distillation_token"),
+    ("a normalisation after pooling (fc_norm)", r"(^|\.)fc_norm\."),
+    ("a convolutional stem", r"patch_embed\.backbone|conv_root"),
+)
+
+
+def recognise(path: Any, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Source:
+    """
+    Args:
+        path: named in errors.
+        tensors: the named tensors of a file.
+        config: its ``config.json`` as Hugging Face models have it, or nothing.
+
+    Raises:
+        InputError: if the layout is unknown, or has something that no encoder of this package can represent.
+    """
+    for signature, convert in (
+        ("swinViT.patch_embed.proj.weight", _monai_swin),
+        ("layers1.0.blocks.0.norm1.weight", _swin_ssl),
+        ("layers1.0.0.blocks.0.norm1.weight", _swin_ssl),
+        ("patch_embedding.position_embeddings", _monai_vit),
+    ):
+        prefix = _prefix(tensors, signature)
+        if prefix is not None:
+            return convert(prefix, tensors)
+    for what, pattern in _UNREPRESENTABLE:
+        if found := [name for name in tensors if re.search(pattern, name)]:
+            raise InputError(f"{path}: has {what} ({found[0]}), which MONAI's ViT cannot represent.")
+    for layout in _FORMATS:
+        prefix = _prefix(tensors, layout.signature)
+        if prefix is not None:
+            return _vit(path, layout, prefix, tensors, config)
+    raise InputError(
+        f"{path}: must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI) or of MONAI's "
+        f"UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
+    )
+
+
+def _prefix(tensors: Mapping[str, torch.Tensor], signature: str) -> str | None:
+    """What stands before ``signature`` in the shortest name that ends with it; None if there is none."""
+    found = [name for name in tensors if name == signature or name.endswith(("." + signature, "/" + signature))]
+    return min(found, key=len).removesuffix(signature) if found else None
+
+
+def _monai_vit(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
+    source = Source("MONAI UNETR" if prefix.endswith("vit.") else "MONAI ViT", {})
+    outer = prefix.removesuffix("vit.")
+    for name, tensor in tensors.items():
+        inner = name.removeprefix(prefix)
+        if name.startswith(prefix) and inner.startswith(("patch_embedding.", "blocks.", "norm.", "cls_token")):
+            if ".cross_attn." not in inner:  # older versions of MONAI kept them without using them
+                source.encoder[inner] = tensor
+        elif match := re.fullmatch(r"classification_head\.(?:0\.)?(weight|bias)", inner):
+            source.head[match[1]] = tensor
+        elif name.startswith(outer):
+            source.outside[name.removeprefix(outer)] = tensor
+        else:
+            source.unused.append(name)
+    source.pre_norm = "patch_embedding.dropout.0.weight" in source.encoder
+    return source
+
+
+def _monai_swin(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
+    source = Source("MONAI SwinUNETR", {}, is_swin=True)
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "swinViT."):
+            source.encoder[name.removeprefix(prefix + "swinViT.")] = tensor
+        elif name.startswith(prefix):
+            source.outside[name.removeprefix(prefix)] = tensor
+        else:
+            source.unused.append(name)
+    return source
+
+
+def _swin_ssl(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
+    """The releases of self-supervised SwinUNETR weights: an encoder alone, with heads of the pretext tasks."""
+    source = Source("MONAI SwinUNETR, self-supervised", {}, is_swin=True)
+    for name, tensor in tensors.items():
+        inner = name.removeprefix(prefix)
+        if not name.startswith(prefix) or not re.match(r"patch_embed\.|layers[1-4]c?\.", inner):
+            source.unused.append(name)
+            continue
+        inner = re.sub(r"^(layers[1-4])\.0\.0\.", r"\1.0.", inner)
+        source.encoder[re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", inner)] = tensor
+    return source
+
+
+def _vit(
+    path: Any, layout: _Format, prefix: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> Source:
+    activation = config.get("hidden_act", layout.activation)
+    source = Source(
+        layout.kind,
+        {},
+        layer_norm_eps=config.get("layer_norm_eps", layout.layer_norm_eps),
+        activation=_SAME_ACTIVATION.get(activation, activation),
+        num_heads=config.get("num_attention_heads"),
+    )
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        outer = re.fullmatch(rf"(?:.*\.)?{layout.head}\.(weight|bias|kernel)", name)
+        if outer and "decoder" not in name:
+            name, inner = prefix + "head." + outer[1], "head." + outer[1]
+        else:
+            inner = _rename(name.removeprefix(prefix), layout.renames)
+        known = r"(cls_token|pos_embed|patch_embed\.proj|norm_pre|blocks\.\d+|norm|head)\b"
+        if name.startswith(prefix) and re.match(known, inner):
+            state[inner] = tensor.float() if tensor.is_floating_point() else tensor
+        else:
+            source.unused.append(name)
+    if layout.kind == "Google ViT":
+        source.num_heads = state["blocks.0.attn.query.kernel"].shape[1]
+        state = {
+            name.replace("kernel", "weight").replace("scale", "weight"): _from_flax(name, v)
+            for name, v in state.items()
+        }
+    if "pos_embed" not in state:
+        raise InputError(f"{path}: has no position embeddings (as with RoPE), which MONAI's ViT cannot represent.")
+    try:
+        _to_monai(path, state, source)
+    except KeyError as error:
+        raise InputError(f"{path}: must have {error.args[0]}, under its name in {layout.kind}.") from error
+    return source
+
+
+def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in renames:
+        if pattern == r"encoder\.layer\.":  # a step before the others
+            name = re.sub(pattern, replacement, name)
+        elif re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return name
+
+
+def _from_flax(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Flax keeps (height, width, in, out) and (in, heads, width of a head)."""
+    if name == "patch_embed.proj.kernel":
+        return tensor.permute(3, 2, 0, 1).contiguous()
+    if name.endswith(("query.kernel", "key.kernel", "value.kernel")):
+        return tensor.flatten(1).T.contiguous()
+    if name.endswith("attn.proj.kernel"):
+        return tensor.flatten(0, 1).T.contiguous()
+    if name.endswith("kernel"):
+        return tensor.T.contiguous()
+    return tensor.flatten() if name.startswith("blocks.") else tensor
+
+
+def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source) -> None:
+    """Fills ``source`` from a ViT's weights in the layout of timm."""
+    take: Callable[[str], torch.Tensor | None] = lambda name: state.pop(name, None)  # noqa: E731
+    out, how = source.encoder, source.converted
+    source.head = {name.removeprefix("head."): state.pop(name) for name in list(state) if name.startswith("head.")}
+    width = state["norm.weight"].shape[0]
+    positions = state.pop("pos_embed").reshape(1, -1, width)
+    cls_token = take("cls_token")
+    tokens = positions.shape[1]
+    # with a class token the first position is its own, unless the others already make a grid (timm: no_embed_class)
+    if cls_token is not None and round(tokens**0.5) ** 2 != tokens:
+        cls_token = cls_token.reshape(1, 1, width) + positions[:, :1]
+        positions = positions[:, 1:]
+        how["cls_token"] = "with the position of the class token"
+    out["patch_embedding.position_embeddings"] = positions
+    out["patch_embedding.patch_embeddings.weight"] = state.pop("patch_embed.proj.weight")
+    bias = take("patch_embed.proj.bias")
+    if bias is None:
+        bias, how["patch_embedding.patch_embeddings.bias"] = torch.zeros(width), "zeros, the source has none"
+    out["patch_embedding.patch_embeddings.bias"] = bias
+    weight, bias = take("norm_pre.weight"), take("norm_pre.bias")
+    if weight is not None and bias is not None:
+        source.pre_norm = True
+        out["patch_embedding.dropout.0.weight"], out["patch_embedding.dropout.0.bias"] = weight, bias
+        if cls_token is not None:
+            eps = source.layer_norm_eps or 1e-5
+            cls_token = torch.nn.functional.layer_norm(cls_token, (width,), weight, bias, eps)
+            how["cls_token"] = "with its position, normalised"
+    if cls_token is not None:
+        out["cls_token"] = cls_token.reshape(1, 1, width)
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    for layer in range(depth):
+        _block_to_monai(f"blocks.{layer}.", state, out, how)
+    out["norm.weight"], out["norm.bias"] = state.pop("norm.weight"), state.pop("norm.bias")
+    if state:
+        raise InputError(f"{path}: has {sorted(state)[:3]}, which MONAI's ViT cannot represent.")
+
+
+def _block_to_monai(
+    block: str, state: dict[str, torch.Tensor], out: dict[str, torch.Tensor], how: dict[str, str]
+) -> None:
+    for kind in ("weight", "bias"):
+        parts = [state.pop(f"{block}attn.{part}.{kind}", None) for part in ("query", "key", "value")]
+        given = [part for part in parts if part is not None]
+        if given:
+            out[f"{block}attn.qkv.{kind}"] = torch.cat([torch.zeros_like(given[0]) if p is None else p for p in parts])
+            how[f"{block}attn.qkv.{kind}"] = "joined from query, key and value"
+        elif f"{block}attn.qkv.{kind}" in state:
+            out[f"{block}attn.qkv.{kind}"] = state.pop(f"{block}attn.qkv.{kind}")
+        for old, new, scale in (
+            ("norm1", "norm1", ""),
+            ("norm2", "norm2", ""),
+            ("attn.proj", "attn.out_proj", "ls1.gamma"),
+            ("mlp.fc1", "mlp.linear1", ""),
+            ("mlp.fc2", "mlp.linear2", "ls2.gamma"),
+        ):
+            tensor = state.pop(f"{block}{old}.{kind}", None)
+            if tensor is None:
+                continue
+            gamma = state.get(block + scale) if scale else None
+            if gamma is not None:
+                tensor = tensor * (gamma[:, None] if kind == "weight" else gamma)
+                how[f"{block}{new}.{kind}"] = "times the layer scale"
+            out[f"{block}{new}.{kind}"] = tensor
+    for scale in ("ls1.gamma", "ls2.gamma"):
+        state.pop(block + scale, None)

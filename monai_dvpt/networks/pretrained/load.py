@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads pretrained weights into a network, exactly or not at all, and says what it did."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+
+from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.utils import InputError
+
+from .files import find_file, read_config, read_weights
+from .formats import Source, recognise
+from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, token_grid
+
+__all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
+
+MRI_VIT_TINY = Path(__file__).parents[2] / "weights" / "mri_vit_tiny_patch8_40x56x40.safetensors"
+"""ViT of 12 layers, 192 wide, 3 heads, 8 mm tokens, pretrained on brain MR; ``weights/README.md`` is its card."""
+
+# in MONAI's encoders but never computed with, so no source needs them
+NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
+KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
+POSITIONS = "patch_embedding.position_embeddings"
+
+
+@dataclass
+class PretrainedReport:
+    """
+    What :func:`load_pretrained` did, by the names of the network's tensors.
+
+    Attributes:
+        network: the network.
+        source: the file.
+        kind: whose weights it holds.
+        matched: tensors taken as they are.
+        converted: tensors that were joined, folded, summed or inflated, and how.
+        interpolated: tensors that were interpolated, and from what to what.
+        initialised: tensors that stay as they were.
+        unused: tensors of the source that have no place in the network.
+        facts: what else was set or assumed.
+    """
+
+    network: TunableNetwork
+    source: str
+    kind: str
+    matched: list[str] = field(default_factory=list)
+    converted: dict[str, str] = field(default_factory=dict)
+    interpolated: dict[str, str] = field(default_factory=dict)
+    initialised: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"Pretrained weights of {self.source}, {self.kind}, in {type(self.network).__name__}:"]
+        lines.append(f"  matched       {len(self.matched)} tensors")
+        for title, changes in (("converted", self.converted), ("interpolated", self.interpolated)):
+            grouped: dict[str, list[str]] = {}
+            for name, how in changes.items():
+                grouped.setdefault(how, []).append(name)
+            lines += [f"  {title:<13} {_short(names)}: {how}" for how, names in grouped.items()]
+        for title, names in (("initialised", self.initialised), ("unused", self.unused)):
+            lines.append(f"  {title:<13} {_short(names)}")
+        return "\n".join(lines + [f"  {fact}" for fact in self.facts])
+
+
+def load_pretrained(
+    net: TunableNetwork,
+    source: str | os.PathLike,
+    *,
+    min_match: float = 1.0,
+    inflate_axis: int = -1,
+    layer_norm_eps: float | None = None,
+    activation: str | None = None,
+    verbose: bool = True,
+) -> PretrainedReport:
+    """
+    Loads pretrained weights into a network; the network is changed only if they fit.
+
+    Recognised are ViTs of timm, Hugging Face (ViT, MAE, DINOv2, CLIP vision), the original MAE, DINOv2, CLIP and Google
+    releases, and MONAI's ViT, UNETR, SwinUNETR and self-supervised SwinUNETR. Position embeddings are interpolated to
+    the network's grid, patch kernels adapted to its patch size and channels, and a 2D ViT inflated to 3D; the functions
+    in ``resize.py`` cite how. A classifier or decoder is taken where it fits, and else stays as it is.
+
+    Args:
+        net: the network.
+        source: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file of tensors, ``.npz`` file, folder with
+            ``model.safetensors``, or Hugging Face repository ``owner/name`` or ``owner/name@revision``. A
+            ``config.json`` beside the file is read.
+        min_match: share of the backbone's values that the source must give, in (0, 1].
+        inflate_axis: spatial axis of the volume that a 2D source has not; by default the last.
+        layer_norm_eps: epsilon of the layer normalisations; by default that of the source's kind.
+        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu"; by default that of the source's kind.
+        verbose: whether to print the report.
+
+    Returns:
+        the report; its ``network`` is ``net``.
+
+    Raises:
+        InputError: if the source cannot be read or is of no known kind, has something that the encoder cannot
+            represent, gives less than ``min_match``, or does not fit; names what.
+    """
+    if not 0 < min_match <= 1:
+        raise ValueError(f"min_match must be in (0, 1], got {min_match}.")
+    path = find_file(source)
+    found = recognise(path, read_weights(path), read_config(path))
+    _check_kind(path, net, found)
+    report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
+    tensors = _fit_encoder(path, net, found, inflate_axis, report)
+    tensors |= _fit_outside(net, found, report)
+    _check(path, net, found, tensors, min_match)
+    if not found.is_swin:
+        eps = layer_norm_eps or found.layer_norm_eps or net.arguments["layer_norm_eps"]
+        act = activation or found.activation or net.arguments["activation"]
+        try:
+            vit: Any = net
+            vit.set_arithmetic(eps, act, found.pre_norm)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
+        report.facts.append(f"layer_norm_eps {eps}, activation {act}" + ", normalised embedding" * found.pre_norm)
+        if found.num_heads is None:
+            heads, width = net.arguments["num_heads"], net.arguments["hidden_size"]
+            report.facts.append(
+                f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it"
+            )
+    own = dict(net.tensors(["backbone", "decoder", "head"]))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    changed = report.converted.keys() | report.interpolated.keys()
+    report.matched = [name for name in tensors if name not in changed]
+    report.initialised = [name for name in own if name not in tensors and not NEVER_USED.search(name)]
+    net.backbone_file = path.name
+    if verbose and idist.get_rank() == 0:
+        print(report)
+    return report
+
+
+def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
+    if found.is_swin != (net.ENCODER == "swinViT."):
+        raise InputError(f"{path}: holds weights of {found.kind}, which do not fit {type(net).__name__}.")
+    if found.is_swin:
+        return
+    own = net.arguments
+    kernel = found.encoder.get(KERNELS[0])
+    first = found.encoder.get("blocks.0.mlp.linear1.weight")
+    facts: dict[str, Any] = {
+        "hidden_size": found.encoder["norm.weight"].shape[0] if "norm.weight" in found.encoder else None,
+        "mlp_dim": None if first is None else first.shape[0],
+        "num_layers": 1 + max((int(k.split(".")[1]) for k in found.encoder if k.startswith("blocks.")), default=-1),
+        "num_heads": found.num_heads,
+    }
+    own_facts = {**own, "num_layers": len(net.encoder().blocks)}
+    wrong = {k: v for k, v in facts.items() if v is not None and v != own_facts[k]}
+    if "blocks.0.attn.qkv.bias" in found.encoder and not own["qkv_bias"]:
+        wrong["qkv_bias"] = True
+    if wrong:
+        listed = ", ".join(f"{k} must be {v}, got {own_facts[k]}" for k, v in wrong.items())
+        raise InputError(f"{path}: does not fit the network's encoder: {listed}.")
+    if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
+        raise InputError(f"{path}: spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
+
+
+def _fit_encoder(
+    path: Path, net: TunableNetwork, found: Source, inflate_axis: int, report: PretrainedReport
+) -> dict[str, torch.Tensor]:
+    """The source's encoder for the network's image, under the names in the network."""
+    encoder = net.encoder().state_dict()
+    dims = net.arguments["spatial_dims"]
+    if not -dims <= inflate_axis < dims:
+        raise ValueError(f"inflate_axis must be in [{-dims}, {dims}), got {inflate_axis}.")
+    axis = inflate_axis % dims
+    fitted: dict[str, torch.Tensor] = {}
+    report.converted = {}
+    source_dims = next((found.encoder[name].ndim - 2 for name in KERNELS if name in found.encoder), dims)
+    for name, tensor in found.encoder.items():
+        key = net.ENCODER + name
+        if name not in encoder and not name.startswith("patch_embedding.dropout.0."):
+            report.unused.append(name)
+            continue
+        how = [found.converted[name]] if name in found.converted else []
+        if name in KERNELS:
+            tensor = _fit_kernel(tensor, encoder[name], axis, how, report.interpolated, key)
+        elif name == POSITIONS:
+            sides: Any = net.img_size
+            grid = [s // p for s, p in zip(sides, _patch_size(net), strict=True)]
+            tensor = _fit_positions(path, tensor, source_dims, grid, axis, how, report.interpolated, key)
+        if how:
+            report.converted[key] = ", ".join(how)
+        fitted[key] = tensor
+    return fitted
+
+
+def _patch_size(net: TunableNetwork) -> Sequence[int]:
+    kernel = net.encoder().patch_embedding.patch_embeddings
+    return getattr(kernel, "kernel_size", None) or net.arguments["patch_size"]
+
+
+def _fit_kernel(
+    kernel: torch.Tensor, own: torch.Tensor, axis: int, how: list[str], interpolated: dict[str, str], key: str
+) -> torch.Tensor:
+    if kernel.ndim == own.ndim == 2:
+        return kernel  # of a perceptron embedding
+    patch = list(own.shape[2:])
+    inflate = own.ndim == kernel.ndim + 1
+    plane = [side for index, side in enumerate(patch) if not inflate or index != axis]
+    if list(kernel.shape[2:]) != plane:
+        interpolated[key] = f"patch of {_times(kernel.shape[2:])} to {_times(plane)}"
+        kernel = resize_kernel(kernel.float(), plane)
+    if kernel.shape[1] != own.shape[1]:
+        how.append(f"{kernel.shape[1]} to {own.shape[1]} input channels")
+        kernel = adapt_channels(kernel.float(), own.shape[1])
+    if inflate:
+        how.append(f"2D to 3D along axis {axis}")
+        kernel = inflate_kernel(kernel.float(), patch[axis], axis)
+    return kernel
+
+
+def _fit_positions(
+    path: Path,
+    positions: torch.Tensor,
+    source_dims: int,
+    grid: list[int],
+    axis: int,
+    how: list[str],
+    interpolated: dict[str, str],
+    key: str,
+) -> torch.Tensor:
+    inflate = len(grid) > source_dims
+    tokens = positions.shape[1]
+    if not inflate and tokens == torch.Size(grid).numel():
+        return positions
+    source_grid = token_grid(tokens, source_dims)
+    if source_grid is None:
+        raise InputError(f"{path}: the position embeddings of {tokens} tokens must be of a grid of equal sides.")
+    if source_grid != [side for index, side in enumerate(grid) if not inflate or index != axis]:
+        interpolated[key] = f"grid of {_times(source_grid)} to {_times(grid)} tokens" + f", along axis {axis}" * inflate
+    else:
+        how.append(f"2D to 3D along axis {axis}")
+    return resize_positions(positions.float(), source_grid, grid, axis)
+
+
+def _fit_outside(net: TunableNetwork, found: Source, report: PretrainedReport) -> dict[str, torch.Tensor]:
+    """Decoder and head of the source, as far as their names and shapes are the network's."""
+    own = dict(net.tensors(["backbone", "decoder", "head"]))
+    head = {net.HEAD + name: tensor for name, tensor in found.head.items()}
+    given = found.outside | head
+    decoder = {name for name in own if not name.startswith((net.ENCODER or "\0", net.HEAD))} & given.keys()
+    # a decoder is taken as a whole or not at all
+    whole = all(own[name].shape == given[name].shape for name in decoder)
+    fits = {
+        name: tensor
+        for name, tensor in given.items()
+        if name in own and own[name].shape == tensor.shape and (name not in decoder or whole)
+    }
+    report.unused += [name for name in found.outside if name not in fits]
+    report.unused += [f"classifier {name.removeprefix(net.HEAD)}" for name in head if name not in fits]
+    return fits
+
+
+def _check(path: Path, net: TunableNetwork, found: Source, tensors: dict[str, torch.Tensor], min_match: float) -> None:
+    own = dict(net.tensors(["backbone", "decoder", "head"]))
+    shapes = {name: own[name].shape for name in tensors if name in own}
+    wrong = [
+        f"{k} {tuple(tensors[k].shape)} for {tuple(shape)}" for k, shape in shapes.items() if tensors[k].shape != shape
+    ]
+    if wrong:
+        raise InputError(f"{path}: tensors of another shape than the network's: {', '.join(wrong[:5])}.")
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise InputError(f"{path}: weights must be finite, {bad[:5]} are not.")
+    backbone = {k: v.numel() for k, v in net.tensors(["backbone"]) if not NEVER_USED.search(k)}
+    missing = [name for name in backbone if name not in tensors]
+    share = 1 - sum(backbone[name] for name in missing) / sum(backbone.values())
+    if missing and share < min_match:
+        raise InputError(
+            f"{path}: must give at least {100 * min_match:g} % of the backbone's values, gives {100 * share:.2f} %; "
+            f"missing {missing[:5]}."
+        )
+
+
+def _times(sides: Sequence[int]) -> str:
+    return "x".join(str(side) for side in sides)
+
+
+def _short(names: Sequence[str]) -> str:
+    """At most three names, and the number of all."""
+    if not names:
+        return "none"
+    listed = ", ".join(names[:3])
+    return listed if len(names) <= 3 else f"{len(names)} tensors: {listed}, ..."

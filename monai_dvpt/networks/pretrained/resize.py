@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patch embeddings and position embeddings for another image: other size, other channels, one dimension more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["adapt_channels", "inflate_kernel", "resize_kernel", "resize_positions", "token_grid"]
+
+LINEAR = {2: "bilinear", 3: "trilinear"}
+
+
+def adapt_channels(kernel: torch.Tensor, in_channels: int) -> torch.Tensor:
+    """
+    A patch kernel for another number of input channels. To one channel the kernel is summed, which equals showing the
+    image in every channel. To more, the channels are repeated in turn and scaled by old over new number; where that is
+    a whole number of rounds, equal channels give what the source gives for equal channels.
+
+    Args:
+        kernel: of shape (C, channels, \\*patch).
+        in_channels: number of channels of the new kernel.
+    """
+    channels = kernel.shape[1]
+    if in_channels == channels:
+        return kernel
+    if in_channels == 1:
+        return kernel.sum(dim=1, keepdim=True)
+    rounds = math.ceil(in_channels / channels)
+    return torch.cat([kernel] * rounds, dim=1)[:, :in_channels] * (channels / in_channels)
+
+
+def resize_kernel(kernel: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
+    """
+    A patch kernel for patches of another size, by the pseudo-inverse of linear resizing, so that a resized patch gives
+    the token of the original one: "Beyer et al., FlexiViT <https://arxiv.org/abs/2212.08013>", section 3.4.
+
+    Args:
+        kernel: of shape (C, channels, \\*patch).
+        patch_size: the new size.
+    """
+    old = kernel.shape[2:]
+    basis = torch.eye(math.prod(old), dtype=torch.float64).reshape(-1, 1, *old)
+    resized = F.interpolate(basis, size=tuple(patch_size), mode=LINEAR[len(old)], align_corners=False)
+    solve = torch.linalg.pinv(resized.flatten(1))  # (new, old): columns of the resizing, transposed and inverted
+    flat = kernel.double().flatten(2) @ solve.T
+    return flat.reshape(*kernel.shape[:2], *patch_size).to(kernel.dtype)
+
+
+def inflate_kernel(kernel: torch.Tensor, depth: int, axis: int) -> torch.Tensor:
+    """
+    A 3D patch kernel from a 2D one: repeated along a new axis and divided by its length, so that a volume that is
+    constant along it gives the tokens of its slice: "Carreira and Zisserman, Quo Vadis, Action Recognition?
+    <https://arxiv.org/abs/1705.07750>", section 2.4.
+
+    Args:
+        kernel: of shape (C, channels, height, width).
+        depth: patch size along the new axis.
+        axis: the new spatial axis, 0, 1 or 2.
+    """
+    return torch.stack([kernel / depth] * depth, dim=2 + axis)
+
+
+def resize_positions(
+    positions: torch.Tensor, source_grid: Sequence[int], grid: Sequence[int], axis: int
+) -> torch.Tensor:
+    """
+    Position embeddings for another grid of tokens, by bicubic (2D) or trilinear interpolation. From 2D to 3D they are
+    interpolated in the plane and repeated along the new axis: "Arnab et al., ViViT <https://arxiv.org/abs/2103.15691>",
+    section 3.4.
+
+    Args:
+        positions: of shape (1, N, C), without that of a class token.
+        source_grid: its number of tokens along each axis.
+        grid: the new numbers.
+        axis: the new spatial axis where ``grid`` has one more.
+    """
+    plane = list(grid)
+    if len(grid) > len(source_grid):
+        del plane[axis]
+    image = positions.reshape(*source_grid, -1).movedim(-1, 0)[None]  # (1, C, *source_grid)
+    if list(source_grid) != plane:
+        options = {"mode": "bicubic", "antialias": True} if len(plane) == 2 else {"mode": "trilinear"}
+        image = F.interpolate(image, size=tuple(plane), align_corners=False, **options)
+    if len(grid) > len(source_grid):
+        image = torch.stack([image] * grid[axis], dim=2 + axis)
+    return image.flatten(2).transpose(1, 2)  # (1, N, C)
+
+
+def token_grid(tokens: int, dims: int) -> list[int] | None:
+    """The grid of equal sides that has a number of tokens; None where there is none."""
+    side = round(tokens ** (1 / dims))
+    return [side] * dims if side**dims == tokens else None
