@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from monai_dvpt import __version__
-from monai_dvpt.utils import InputError, atomic_path, to_json
+from monai_dvpt.utils import InputError, atomic_path, reason, to_json
 
 from .named import adopt_adapter
 from .tunable import PARTS, TunableNetwork
@@ -24,7 +24,7 @@ from .tunable import PARTS, TunableNetwork
 __all__ = ["adapter_metadata", "backbone_sha256", "build_network", "load_adapter", "merge_full", "save_adapter"]
 
 FORMAT_VERSION = 2
-SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights"
+SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights"  # of this package
 
 
 def backbone_sha256(net: TunableNetwork) -> str:
@@ -102,7 +102,7 @@ def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
             metadata = json.loads((file.metadata() or {})["monai_dvpt"])
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: cannot be read as an adapter: {error}") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: holds no adapter metadata, so it is not a monai_dvpt adapter.") from error
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: adapter metadata must be a JSON object, got {metadata!r}.")
@@ -160,7 +160,7 @@ def load_adapter(
     if name is not None:
         changes = {key: theirs[key] for key in net.ADAPTER_ARGUMENTS if key in theirs}
         target = _new_network(path, type(net), {**net.arguments, **changes})
-    _copy_tensors(path, metadata, dict(target.tensors(expected)))
+    copy_tensors(path, metadata, dict(target.tensors(expected)))
     return net if name is None else adopt_adapter(net, name, target, like=net)
 
 
@@ -200,16 +200,31 @@ def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = Non
     """
     from monai_dvpt.networks.pretrained import load_pretrained  # it builds on this package
 
-    if backbone is None:
-        name = adapter_metadata(path)["backbone_file"]
-        if name is None:
-            raise InputError(f"{path}: names no backbone file, so backbone must be given.")
-        folders = (Path(path).parent, SHIPPED_WEIGHTS)
-        backbone = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+    found = find_backbone(path, adapter_metadata(path), backbone)
+    if found is None:
+        raise InputError(f"{path}: needs its backbone, and the file that it names is not found; give it.")
     net = build_network(path)
     arithmetic = {key: net.arguments[key] for key in ("layer_norm_eps", "activation") if key in net.arguments}
-    load_pretrained(net, backbone, **arithmetic, verbose=False)
+    load_pretrained(net, found, **arithmetic, verbose=False)
     return load_adapter(net, path).eval()
+
+
+def find_backbone(
+    path: str | os.PathLike, metadata: Mapping[str, Any], backbone: str | os.PathLike | None = None
+) -> Path | None:
+    """
+    The file of an adapter's backbone: ``backbone`` where it is given, else the one that the adapter names, beside it or
+    among the weights of this package; None where there is none.
+
+    Raises:
+        InputError: if ``backbone`` does not exist.
+    """
+    if backbone is not None:
+        if not Path(backbone).exists():  # before it is taken for the name of a repository to download
+            raise InputError(f"{backbone}: backbone must be an existing file or folder.")
+        return Path(backbone)
+    name = metadata.get("backbone_file") or ""  # a folder is no file
+    return next((f / name for f in (Path(path).parent, SHIPPED_WEIGHTS) if (f / name).is_file()), None)
 
 
 def _arguments(path: str | os.PathLike, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,11 +238,11 @@ def _new_network(path: str | os.PathLike, kind: type[TunableNetwork], arguments:
     try:
         with torch.random.fork_rng(devices=[]):  # loading a file moves nobody's random numbers
             return kind(**arguments)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: arguments do not fit {kind.__name__}: {error}") from error
+    except Exception as error:  # the arguments may be anything, and so is what MONAI raises on them
+        raise InputError(f"{path}: arguments do not fit {kind.__name__}: {reason(error)}") from error
 
 
-def _copy_tensors(path: str | os.PathLike, metadata: Mapping[str, Any], targets: Mapping[str, torch.Tensor]) -> None:
+def copy_tensors(path: str | os.PathLike, metadata: Mapping[str, Any], targets: Mapping[str, torch.Tensor]) -> None:
     """Copies the tensors of an adapter file into ``targets`` if all of them fit."""
     tensors = read_tensors(path)
     missing, extra = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
@@ -248,8 +263,11 @@ def _copy_tensors(path: str | os.PathLike, metadata: Mapping[str, Any], targets:
 
 def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """All tensors of an adapter file by name."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as an adapter: {error}") from error
 
 
 def check_intact(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -258,7 +276,11 @@ def check_intact(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: 
         InputError: if a tensor is not finite, or the tensors are not those that were saved.
     """
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        try:
+            finite = torch.isfinite(tensor).all()
+        except NotImplementedError as error:  # there are 8-bit types without arithmetic
+            raise InputError(f"{path}: {name} must have a type with arithmetic, got {tensor.dtype}.") from error
+        if not finite:
             raise InputError(f"{path}: {name} must be finite.")
     if metadata.get("tensors_sha256") != (found := _sha256(tensors)):
         raise InputError(

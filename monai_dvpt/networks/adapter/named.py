@@ -92,13 +92,13 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     chosen = net.inactive_adapters.pop(name)
     if net.adapter_name:
         net.inactive_adapters[net.adapter_name] = _Inactive(_adapter_modules(net), net.arguments)
-    device = next(parameter.device for key, parameter in net.named_parameters() if net.part_of(key) == "backbone")
+    like = next(net.dvpt.parameters())  # an adapter not in use stayed behind when the network was moved or converted
     for key in _adapter_modules(net).keys() - chosen.modules.keys():
         owner, _, attribute = key.rpartition(".")
         delattr(net.get_submodule(owner), attribute)
     for key, module in chosen.modules.items():
         owner, _, attribute = key.rpartition(".")
-        setattr(net.get_submodule(owner), attribute, module.to(device))
+        setattr(net.get_submodule(owner), attribute, module.to(like))
     net.arguments = {**net.arguments, **{key: chosen.arguments[key] for key in net.ADAPTER_ARGUMENTS}}
     net.adapter_name = name
     net.use_dvpt(net.dvpt)
@@ -154,7 +154,7 @@ def _adapter_modules(net: TunableNetwork) -> dict[str, nn.Module]:
     def collect(prefix: str, module: nn.Module) -> None:
         for name, child in module.named_children():
             key = prefix + name
-            if not child.state_dict():
+            if not child.state_dict() and key + "." != net.HEAD:  # a network without a head has an empty one
                 continue
             if any(other.startswith(key + ".") for other in backbone):
                 collect(key + ".", child)

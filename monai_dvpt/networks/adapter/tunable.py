@@ -95,7 +95,7 @@ class TunableNetwork(nn.Module):
         if name.startswith(self.ENCODER):
             return "backbone"
         tuning = self.arguments["decoder_tuning"]
-        norm = tuning == "norm" and _is_norm(self.get_submodule(name.rpartition(".")[0]))
+        norm = tuning == "norm" and is_norm(self.get_submodule(name.rpartition(".")[0]))
         return "decoder" if tuning == "all" or norm else "backbone"
 
     def tensors(self, parts: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -213,7 +213,7 @@ def check_decoder_tuning(decoder_tuning: str, decoder: Sequence[nn.Module]) -> N
     """
     if decoder_tuning not in DECODER_TUNING:
         raise ValueError(f"decoder_tuning must be one of {DECODER_TUNING}, got {decoder_tuning}.")
-    norms = (module for top in decoder for module in top.modules() if _is_norm(module))
+    norms = (module for top in decoder for module in top.modules() if is_norm(module))
     if decoder_tuning == "norm" and not any(True for module in norms for _ in module.parameters()):
         raise ValueError(
             'decoder_tuning="norm" must have normalisation layers with parameters, as of '
@@ -229,5 +229,6 @@ def _eval_frozen(module: nn.Module) -> None:
             child.eval()
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch, instance, group or layer normalisation."""
     return isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm))

@@ -20,6 +20,8 @@ from monai_dvpt.utils import InputError
 
 __all__ = ["find_file", "read_config", "read_weights"]
 
+# what is read of a config.json
+CONFIG_TYPES: dict[str, Any] = {"layer_norm_eps": (int, float), "hidden_act": str, "num_attention_heads": int}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # under which checkpoints keep the network's weights, first choice first
 NESTED = ("state_dict", "model", "model_state_dict", "network", "net", "teacher", "module")
@@ -86,7 +88,11 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{file}: must hold a JSON object, got {type(config).__name__}.")
     vision = config.get("vision_config")
-    return vision if isinstance(vision, dict) else config
+    config = vision if isinstance(vision, dict) else config
+    for name, kind in CONFIG_TYPES.items():
+        if name in config and not isinstance(config[name], kind):
+            raise InputError(f"{file}: {name} must be a {'text' if kind is str else 'number'}, got {config[name]!r}.")
+    return config
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -118,10 +124,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _named_tensors(content: Any) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping):
         return {}
-    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
-    if len(tensors) > 1:
-        return tensors
-    for key in NESTED:
+    for key in NESTED:  # first, as a checkpoint may keep its step or score as tensors beside them
         if nested := _named_tensors(content.get(key)):
             return nested
-    return tensors
+    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}

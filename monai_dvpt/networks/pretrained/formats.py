@@ -30,6 +30,7 @@ class Source:
     activation: str | None = None
     pre_norm: bool = False
     num_heads: int | None = None  # where the file or its config.json says it
+    square: bool = False  # whether positions are of a grid of equal sides wherever their number allows
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,14 @@ _GOOGLE = (
     (r"Transformer/encoder_norm/(.*)", r"norm.\1"),
     (r"head/(.*)", r"head.\1"),
 )
+_TIMM = _Format("ViT (timm, MAE, DINOv2)", "blocks.0.attn.qkv.weight")
 _FORMATS = (
     _Format("Google ViT", "Transformer/posembed_input/pos_embedding", _GOOGLE),
     _Format("CLIP vision transformer (Hugging Face)", "embeddings.class_embedding", _CLIP_HF, 1e-5, "quick_gelu"),
     _Format("CLIP vision transformer", "ln_pre.weight", _CLIP, 1e-5, "quick_gelu"),
     _Format("DINOv2 (Hugging Face)", "encoder.layer.0.layer_scale1.lambda1", _HF_BLOCK, head="classifier"),
     _Format("ViT (Hugging Face)", "embeddings.patch_embeddings.projection.weight", _HF_BLOCK, 1e-12, head="classifier"),
-    _Format("ViT (timm, MAE, DINOv2)", "blocks.0.attn.qkv.weight"),
+    _TIMM,
 )
 
 _SAME_ACTIVATION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
@@ -168,7 +170,9 @@ def _monai_vit(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
     for name, tensor in tensors.items():
         inner = name.removeprefix(prefix)
         if name.startswith(prefix) and inner.startswith(("patch_embedding.", "blocks.", "norm.", "cls_token")):
-            if ".cross_attn." not in inner:  # older versions of MONAI kept them without using them
+            if ".cross_attn." in inner:  # older versions of MONAI kept them without using them
+                source.unused.append(name)
+            else:
                 source.encoder[inner] = tensor
         elif match := re.fullmatch(r"classification_head\.(?:0\.)?(weight|bias)", inner):
             source.head[match[1]] = tensor
@@ -215,31 +219,37 @@ def _vit(
         layer_norm_eps=config.get("layer_norm_eps", layout.layer_norm_eps),
         activation=_SAME_ACTIVATION.get(activation, activation),
         num_heads=config.get("num_attention_heads"),
+        square=True,
     )
+    # a layer before the classifier, which MONAI's ViT has not, so that the classifier is of no use without it
+    has_pre_logits = any("pre_logits" in name for name in tensors)
     state: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         outer = re.fullmatch(rf"(?:.*\.)?{layout.head}\.(weight|bias|kernel)", name)
-        if outer and "decoder" not in name:
+        if outer and "decoder" not in name and not has_pre_logits:
             name, inner = prefix + "head." + outer[1], "head." + outer[1]
         else:
             inner = _rename(name.removeprefix(prefix), layout.renames)
         known = r"(cls_token|pos_embed|patch_embed\.proj|norm_pre|blocks\.\d+|norm|head)\b"
-        if name.startswith(prefix) and re.match(known, inner):
+        if name.startswith(prefix) and re.match(known, inner) and not (has_pre_logits and inner.startswith("head.")):
             state[inner] = tensor.float() if tensor.is_floating_point() else tensor
         else:
             source.unused.append(name)
-    if layout.kind == "Google ViT":
-        source.num_heads = state["blocks.0.attn.query.kernel"].shape[1]
-        state = {
-            name.replace("kernel", "weight").replace("scale", "weight"): _from_flax(name, v)
-            for name, v in state.items()
-        }
     if "pos_embed" not in state:
         raise InputError(f"{path}: has no position embeddings (as with RoPE), which MONAI's ViT cannot represent.")
     try:
-        _to_monai(path, state, source)
+        if layout.kind == "Google ViT":
+            source.num_heads = state["blocks.0.attn.query.kernel"].shape[1]
+            state = {
+                name.replace("kernel", "weight").replace("scale", "weight"): _from_flax(name, v)
+                for name, v in state.items()
+            }
+        # timm alone may leave the class token without a position
+        _to_monai(path, state, source, layout is _TIMM)
     except KeyError as error:
         raise InputError(f"{path}: must have {error.args[0]}, under its name in {layout.kind}.") from error
+    except (IndexError, RuntimeError) as error:
+        raise InputError(f"{path}: has tensors of shapes that no {layout.kind} has: {error}") from error
     return source
 
 
@@ -265,7 +275,7 @@ def _from_flax(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten() if name.startswith("blocks.") else tensor
 
 
-def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source) -> None:
+def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source, may_lack_position: bool) -> None:
     """Fills ``source`` from a ViT's weights in the layout of timm."""
     take: Callable[[str], torch.Tensor | None] = lambda name: state.pop(name, None)  # noqa: E731
     out, how = source.encoder, source.converted
@@ -274,8 +284,8 @@ def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source) -> None
     positions = state.pop("pos_embed").reshape(1, -1, width)
     cls_token = take("cls_token")
     tokens = positions.shape[1]
-    # with a class token the first position is its own, unless the others already make a grid (timm: no_embed_class)
-    if cls_token is not None and round(tokens**0.5) ** 2 != tokens:
+    # with a class token the first position is its own, unless all of them make a grid (timm: no_embed_class)
+    if cls_token is not None and not (may_lack_position and round(tokens**0.5) ** 2 == tokens):
         cls_token = cls_token.reshape(1, 1, width) + positions[:, :1]
         positions = positions[:, 1:]
         how["cls_token"] = "with the position of the class token"
@@ -291,11 +301,11 @@ def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source) -> None
         out["patch_embedding.dropout.0.weight"], out["patch_embedding.dropout.0.bias"] = weight, bias
         if cls_token is not None:
             eps = source.layer_norm_eps or 1e-5
-            cls_token = torch.nn.functional.layer_norm(cls_token, (width,), weight, bias, eps)
+            cls_token = torch.nn.functional.layer_norm(cls_token.double(), (width,), weight.double(), bias.double(), eps)
             how["cls_token"] = "with its position, normalised"
     if cls_token is not None:
         out["cls_token"] = cls_token.reshape(1, 1, width)
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=0)
     for layer in range(depth):
         _block_to_monai(f"blocks.{layer}.", state, out, how)
     out["norm.weight"], out["norm.bias"] = state.pop("norm.weight"), state.pop("norm.bias")
@@ -307,10 +317,9 @@ def _block_to_monai(
     block: str, state: dict[str, torch.Tensor], out: dict[str, torch.Tensor], how: dict[str, str]
 ) -> None:
     for kind in ("weight", "bias"):
-        parts = [state.pop(f"{block}attn.{part}.{kind}", None) for part in ("query", "key", "value")]
-        given = [part for part in parts if part is not None]
-        if given:
-            out[f"{block}attn.qkv.{kind}"] = torch.cat([torch.zeros_like(given[0]) if p is None else p for p in parts])
+        names = [f"{block}attn.{part}.{kind}" for part in ("query", "key", "value")]
+        if any(name in state for name in names):
+            out[f"{block}attn.qkv.{kind}"] = torch.cat([state.pop(name) for name in names])
             how[f"{block}attn.qkv.{kind}"] = "joined from query, key and value"
         elif f"{block}attn.qkv.{kind}" in state:
             out[f"{block}attn.qkv.{kind}"] = state.pop(f"{block}attn.qkv.{kind}")

@@ -14,6 +14,7 @@ import ignite.distributed as idist
 import torch
 
 from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.networks.adapter.tunable import is_norm
 from monai_dvpt.utils import InputError
 
 from .files import find_file, read_config, read_weights
@@ -27,7 +28,10 @@ MRI_VIT_TINY = Path(__file__).parents[2] / "weights" / "mri_vit_tiny_patch8_40x5
 
 # in MONAI's encoders but never computed with, so no source needs them
 NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
+# of a source's encoder, what a network without it has no use for; without anything else its features would be others
+CAN_DO_WITHOUT = re.compile(r"cls_token$|" + NEVER_USED.pattern)
 KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
+PRE_NORM = "patch_embedding.dropout.0."
 POSITIONS = "patch_embedding.position_embeddings"
 
 
@@ -43,7 +47,7 @@ class PretrainedReport:
         matched: tensors taken as they are.
         converted: tensors that were joined, folded, summed or inflated, and how.
         interpolated: tensors that were interpolated, and from what to what.
-        initialised: tensors that stay as they were.
+        initialised: tensors that stay as they were, but for those that MONAI's networks hold and never compute with.
         unused: tensors of the source that have no place in the network.
         facts: what else was set or assumed.
     """
@@ -110,20 +114,25 @@ def load_pretrained(
     if not 0 < min_match <= 1:
         raise ValueError(f"min_match must be in (0, 1], got {min_match}.")
     path = find_file(source)
-    found = recognise(path, read_weights(path), read_config(path))
+    explicit = {"layer_norm_eps": layer_norm_eps, "hidden_act": activation}
+    config = read_config(path) | {name: value for name, value in explicit.items() if value is not None}
+    found = recognise(path, read_weights(path), config)
     _check_kind(path, net, found)
     report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
     tensors = _fit_encoder(path, net, found, inflate_axis, report)
     tensors |= _fit_outside(net, found, report)
     _check(path, net, found, tensors, min_match)
     if not found.is_swin:
-        eps = layer_norm_eps or found.layer_norm_eps or net.arguments["layer_norm_eps"]
-        act = activation or found.activation or net.arguments["activation"]
+        eps = next(e for e in (layer_norm_eps, found.layer_norm_eps, net.arguments["layer_norm_eps"]) if e is not None)
+        act = next(a for a in (activation, found.activation, net.arguments["activation"]) if a is not None)
+        vit: Any = net
+        known = set(net.modules())
         try:
-            vit: Any = net
             vit.set_arithmetic(eps, act, found.pre_norm)
         except ValueError as error:
             raise InputError(f"{path}: {error}") from error
+        for module in set(net.modules()) - known:  # made anew, so in training mode
+            module.training = vit.encoder().norm.training
         report.facts.append(f"layer_norm_eps {eps}, activation {act}" + ", normalised embedding" * found.pre_norm)
         if found.num_heads is None:
             heads, width = net.arguments["num_heads"], net.arguments["hidden_size"]
@@ -146,13 +155,15 @@ def load_pretrained(
 def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
     if found.is_swin != (net.ENCODER == "swinViT."):
         raise InputError(f"{path}: holds weights of {found.kind}, which do not fit {type(net).__name__}.")
+    own = net.arguments
+    kernel = next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
+    if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
+        raise InputError(f"{path}: spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
     if found.is_swin:
         return
-    own = net.arguments
-    kernel = found.encoder.get(KERNELS[0])
     first = found.encoder.get("blocks.0.mlp.linear1.weight")
     facts: dict[str, Any] = {
-        "hidden_size": found.encoder["norm.weight"].shape[0] if "norm.weight" in found.encoder else None,
+        "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
         "mlp_dim": None if first is None else first.shape[0],
         "num_layers": 1 + max((int(k.split(".")[1]) for k in found.encoder if k.startswith("blocks.")), default=-1),
         "num_heads": found.num_heads,
@@ -164,8 +175,6 @@ def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
     if wrong:
         listed = ", ".join(f"{k} must be {v}, got {own_facts[k]}" for k, v in wrong.items())
         raise InputError(f"{path}: does not fit the network's encoder: {listed}.")
-    if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
-        raise InputError(f"{path}: spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
 
 
 def _fit_encoder(
@@ -182,25 +191,29 @@ def _fit_encoder(
     source_dims = next((found.encoder[name].ndim - 2 for name in KERNELS if name in found.encoder), dims)
     for name, tensor in found.encoder.items():
         key = net.ENCODER + name
-        if name not in encoder and not name.startswith("patch_embedding.dropout.0."):
+        if name not in encoder and not name.startswith(PRE_NORM):
+            if not CAN_DO_WITHOUT.search(name):
+                raise InputError(f"{path}: has {name} in its encoder, which the network's encoder has not.")
             report.unused.append(name)
             continue
         how = [found.converted[name]] if name in found.converted else []
         if name in KERNELS:
             tensor = _fit_kernel(tensor, encoder[name], axis, how, report.interpolated, key)
         elif name == POSITIONS:
-            sides: Any = net.img_size
-            grid = [s // p for s, p in zip(sides, _patch_size(net), strict=True)]
-            tensor = _fit_positions(path, tensor, source_dims, grid, axis, how, report.interpolated, key)
-        if how:
+            vit: Any = net
+            grid = [side // patch for side, patch in zip(vit.img_size, vit.token_size(0), strict=True)]
+            tensor = _fit_positions(path, tensor, source_dims, found.square, grid, axis, how, report.interpolated, key)
+        if key in report.interpolated:
+            report.interpolated[key] = ", ".join([report.interpolated[key], *how])
+        elif how:
             report.converted[key] = ", ".join(how)
         fitted[key] = tensor
+    for name, own in encoder.items():
+        weight = name.removesuffix("bias") + "weight"
+        if name.endswith(".attn.qkv.bias") and name not in found.encoder and weight in found.encoder:
+            fitted[net.ENCODER + name] = torch.zeros_like(own)
+            report.converted[net.ENCODER + name] = "zeros, the source has none"
     return fitted
-
-
-def _patch_size(net: TunableNetwork) -> Sequence[int]:
-    kernel = net.encoder().patch_embedding.patch_embeddings
-    return getattr(kernel, "kernel_size", None) or net.arguments["patch_size"]
 
 
 def _fit_kernel(
@@ -213,13 +226,13 @@ def _fit_kernel(
     plane = [side for index, side in enumerate(patch) if not inflate or index != axis]
     if list(kernel.shape[2:]) != plane:
         interpolated[key] = f"patch of {_times(kernel.shape[2:])} to {_times(plane)}"
-        kernel = resize_kernel(kernel.float(), plane)
+        kernel = resize_kernel(kernel.double(), plane)
     if kernel.shape[1] != own.shape[1]:
         how.append(f"{kernel.shape[1]} to {own.shape[1]} input channels")
-        kernel = adapt_channels(kernel.float(), own.shape[1])
+        kernel = adapt_channels(kernel.double(), own.shape[1])
     if inflate:
         how.append(f"2D to 3D along axis {axis}")
-        kernel = inflate_kernel(kernel.float(), patch[axis], axis)
+        kernel = inflate_kernel(kernel.double(), patch[axis], axis)
     return kernel
 
 
@@ -227,6 +240,7 @@ def _fit_positions(
     path: Path,
     positions: torch.Tensor,
     source_dims: int,
+    square: bool,
     grid: list[int],
     axis: int,
     how: list[str],
@@ -234,34 +248,49 @@ def _fit_positions(
     key: str,
 ) -> torch.Tensor:
     inflate = len(grid) > source_dims
+    plane = [side for index, side in enumerate(grid) if not inflate or index != axis]
     tokens = positions.shape[1]
-    if not inflate and tokens == torch.Size(grid).numel():
-        return positions
     source_grid = token_grid(tokens, source_dims)
+    # weights of MONAI are as a rule for the grid of the network that they are given to, whatever its sides
+    if tokens == torch.Size(plane).numel() and (source_grid is None or not square):
+        source_grid = plane
     if source_grid is None:
         raise InputError(f"{path}: the position embeddings of {tokens} tokens must be of a grid of equal sides.")
-    if source_grid != [side for index, side in enumerate(grid) if not inflate or index != axis]:
-        interpolated[key] = f"grid of {_times(source_grid)} to {_times(grid)} tokens" + f", along axis {axis}" * inflate
-    else:
+    if source_grid != plane:
+        interpolated[key] = f"grid of {_times(source_grid)} to {_times(plane)} tokens"
+    if inflate:
         how.append(f"2D to 3D along axis {axis}")
-    return resize_positions(positions.float(), source_grid, grid, axis)
+    if source_grid == grid:
+        return positions
+    return resize_positions(positions.double(), source_grid, grid, axis)
 
 
 def _fit_outside(net: TunableNetwork, found: Source, report: PretrainedReport) -> dict[str, torch.Tensor]:
-    """Decoder and head of the source, as far as their names and shapes are the network's."""
+    """Head and decoder of the source, each taken as a whole where it fits or not at all."""
     own = dict(net.tensors(["backbone", "decoder", "head"]))
-    head = {net.HEAD + name: tensor for name, tensor in found.head.items()}
-    given = found.outside | head
-    decoder = {name for name in own if not name.startswith((net.ENCODER or "\0", net.HEAD))} & given.keys()
-    # a decoder is taken as a whole or not at all
-    whole = all(own[name].shape == given[name].shape for name in decoder)
-    fits = {
-        name: tensor
-        for name, tensor in given.items()
-        if name in own and own[name].shape == tensor.shape and (name not in decoder or whole)
-    }
-    report.unused += [name for name in found.outside if name not in fits]
-    report.unused += [f"classifier {name.removeprefix(net.HEAD)}" for name in head if name not in fits]
+    given = dict(found.outside)
+    # a classifier of the class token says nothing about the mean of the others
+    if "cls_token" not in found.encoder or net.arguments.get("pooling") != "mean":
+        given |= {net.HEAD + name: tensor for name, tensor in found.head.items()}
+    else:
+        report.unused += [net.HEAD + name for name in found.head]
+    head = {name for name in own if name.startswith(net.HEAD)}
+    decoder = {name for name in own.keys() - head if net.ENCODER and not name.startswith(net.ENCODER)}
+    fits: dict[str, torch.Tensor] = {}
+    for names in (head, decoder):
+        # an affine normalisation at identity is the same as one without parameters
+        absent = {name for name in names - given.keys() if is_norm(net.get_submodule(name.rpartition(".")[0]))}
+        modules = {name.split(".")[0] for name in names}
+        more = [name for name in given.keys() - names if name.split(".")[0] in modules]
+        if (
+            not more
+            and names & given.keys()
+            and all(name in given and given[name].shape == own[name].shape for name in names - absent)
+        ):
+            fits |= {name: given[name] for name in names - absent}
+            fits |= {name: torch.full_like(own[name], name.endswith("weight")) for name in absent}
+            report.converted |= dict.fromkeys(absent, "identity, as the source has no such parameters")
+    report.unused += [name for name in given if name not in fits]
     return fits
 
 
@@ -276,6 +305,8 @@ def _check(path: Path, net: TunableNetwork, found: Source, tensors: dict[str, to
     if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise InputError(f"{path}: weights must be finite, {bad[:5]} are not.")
     backbone = {k: v.numel() for k, v in net.tensors(["backbone"]) if not NEVER_USED.search(k)}
+    if not found.pre_norm:  # the network will have none either
+        backbone = {k: v for k, v in backbone.items() if not k.startswith(net.ENCODER + PRE_NORM)}
     missing = [name for name in backbone if name not in tensors]
     share = 1 - sum(backbone[name] for name in missing) / sum(backbone.values())
     if missing and share < min_match:

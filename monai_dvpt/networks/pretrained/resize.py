@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patch embeddings and position embeddings for another image: other size, other channels, one dimension more."""
+"""
+Patch embeddings and position embeddings for another image: other size, other channels, one dimension more.
+
+Called in double precision and rounded once, so that every machine gets the same tensors, and the backbone the
+same SHA-256.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_dvpt COMMAND``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from monai_dvpt.commands import adapter, run_commands
+
+COMMANDS = [adapter]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Args:
+        argv: the arguments, by default those of the process.
+
+    Returns:
+        the exit status.
+    """
+    description = "Tools around networks with dynamic visual prompt tuning. For research only."
+    return run_commands("python -m monai_dvpt", description, COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_dvpt.benchmark COMMAND``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from monai_dvpt.benchmark import adapters
+from monai_dvpt.commands import run_commands
+
+COMMANDS = [adapters]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Args:
+        argv: the arguments, by default those of the process.
+
+    Returns:
+        the exit status.
+    """
+    description = "Measures on this machine what dynamic visual prompt tuning costs and saves."
+    return run_commands("python -m monai_dvpt.benchmark", description, COMMANDS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

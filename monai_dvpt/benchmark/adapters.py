@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_dvpt.benchmark adapters``: size of adapters, and the time to load and to switch them."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from tqdm import tqdm
+
+from monai_dvpt import __version__
+from monai_dvpt.networks.adapter import PARTS, TunableNetwork, count_parameters, load_adapter, save_adapter, set_adapter
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.utils import InputError, atomic_path, to_json
+
+__all__ = ["NETWORKS", "add_parser", "machine_facts", "measure_adapter_size", "measure_adapters"]
+
+NETWORKS: dict[str, Callable[[], TunableNetwork]] = {
+    "vit_b16": partial(DVPTViT, 3, 224, spatial_dims=2, num_classes=5),
+    "vit_ti16": partial(DVPTViT, 3, 224, hidden_size=192, mlp_dim=768, num_heads=3, spatial_dims=2, num_classes=5),
+    "unetr_b": partial(DVPTUNETR, 1, 3, (96, 96, 96), decoder_tuning="none"),
+    "swin_unetr_48": partial(DVPTSwinUNETR, 1, 3, feature_size=48, decoder_tuning="none"),
+    "swin_unetr_48_all": partial(DVPTSwinUNETR, 1, 3, feature_size=48, decoder_tuning="all"),
+}
+"""Networks to measure, by name: ViT-B/16 and ViT-Ti/16 at 224, UNETR around ViT-B at 96, and SwinUNETR with
+``feature_size=48``, its decoder frozen and, in the last, trained and so a part of the adapter."""
+
+# key of a result, what the table calls it, format
+ROWS = [
+    ("backbone_parameters", "backbone, parameters", ",d"),
+    ("dvpt_parameters", "DVPT, parameters", ",d"),
+    ("dvpt_percent", "DVPT, % of the backbone", ".2f"),
+    ("adapter_parts", "parts in the adapter file", "s"),
+    ("adapter_bytes", "adapter file, bytes", ",d"),
+    ("full_bytes", "full model file, bytes", ",d"),
+    ("saved_percent", "storage saved, %", ".2f"),
+    ("full_load_seconds", "load the full model, s", ".4f"),
+    ("load_adapter_seconds", "load_adapter, s", ".4f"),
+    ("set_adapter_seconds", "set_adapter, s", ".4f"),
+    ("switch_ratio", "set_adapter / full load", ".4f"),
+    ("same_answers", "answers as after a fresh load", "s"),
+]
+NOTES = """\
+Weights are random, which changes neither sizes nor times. full model: build the network, torch.load, load_state_dict,
+from a file in the operating system's cache. load_adapter: into a network whose backbone is loaded, its check included.
+set_adapter: between two adapters in memory. Times are medians of {repeats} repeats, interleaved, in one process.
+Adapters are compared on one input, bit for bit, with the full model of each, loaded afresh."""
+
+
+def add_parser(commands: Any) -> None:
+    """
+    Args:
+        commands: what ``add_subparsers`` gave.
+    """
+    parser = commands.add_parser(
+        "adapters",
+        help="size of adapter and full model, time to load and to switch them",
+        description="Compares adapters with full models: parameters, bytes on disk, seconds to load and to switch. "
+        "Needs no data and no download: the weights are random.",
+        epilog="example: python -m monai_dvpt.benchmark adapters --networks vit_b16 --output results",
+    )
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=", ".join(NETWORKS)
+    )
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="of every time measured, 7 by default")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for adapters.csv and adapters.json")
+    parser.set_defaults(run=_run)
+
+
+def measure_adapters(networks: Mapping[str, Callable[[], TunableNetwork]], repeats: int = 7) -> list[dict[str, Any]]:
+    """
+    Measures size, loading time and switching time of adapters on networks with random weights.
+
+    Args:
+        networks: by name, a function that builds the network.
+        repeats: number of times that every loading and switching is measured, at least 1.
+
+    Returns:
+        for every network its name, and the values that ``ROWS`` names: numbers, a list of parts, a truth value.
+
+    Raises:
+        ValueError: if ``repeats`` is below 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}.")
+    results = []
+    with tqdm(total=len(networks) * (repeats + 2), unit="step") as progress, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, build in networks.items():
+            progress.set_description(name)
+            with tempfile.TemporaryDirectory() as folder:
+                results.append({"network": name, **_measure(build, repeats, Path(folder), progress)})
+    return results
+
+
+def measure_adapter_size(net: TunableNetwork, folder: Path, name: str = "adapter") -> dict[str, Any]:
+    """
+    Saves the adapter and the full model of a network, and compares them.
+
+    Args:
+        net: the network.
+        folder: where to save ``<name>.safetensors`` and ``<name>.pt``.
+        name: name of the adapter.
+
+    Returns:
+        parameters, bytes and shares, under the keys of ``ROWS``.
+    """
+    counts = count_parameters(net)
+    adapter, full = save_adapter(net, folder / f"{name}.safetensors"), folder / f"{name}.pt"
+    torch.save(net.state_dict(), full)
+    backbone, dvpt = counts["backbone"]["total"], counts["dvpt"]["total"]
+    return {
+        "backbone_parameters": backbone,
+        "dvpt_parameters": dvpt,
+        "dvpt_percent": 100 * dvpt / backbone,
+        "adapter_parts": [part for part in PARTS[1:] if counts[part]["total"]],
+        "adapter_bytes": adapter.stat().st_size,
+        "full_bytes": full.stat().st_size,
+        "saved_percent": 100 * (1 - adapter.stat().st_size / full.stat().st_size),
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the times depend on: processors, threads, versions."""
+    return {
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "monai_dvpt": __version__,
+    }
+
+
+def _measure(build: Callable[[], TunableNetwork], repeats: int, folder: Path, progress: tqdm) -> dict[str, Any]:
+    net = build().eval()
+    size: dict[str, Any] = {}
+    for name in ("first", "second"):
+        _randomise_adapter(net)
+        size = measure_adapter_size(net, folder, name)
+    progress.update()
+    load_adapter(net, folder / "first.safetensors", name="first")
+    load_adapter(net, folder / "second.safetensors", name="second")
+    same = _same_answers(build, net, folder)
+    progress.update()
+    seconds: dict[str, list[float]] = {"full_load": [], "load_adapter": [], "set_adapter": []}
+    for _ in range(repeats):
+        seconds["full_load"].append(_seconds(lambda: _load_full(build, folder / "first.pt")))
+        for name in ("first", "second"):
+            seconds["set_adapter"].append(_seconds(partial(set_adapter, net, name)))
+        seconds["load_adapter"].append(_seconds(partial(load_adapter, net, folder / "second.safetensors")))
+        progress.update()
+    medians = {f"{key}_seconds": statistics.median(values) for key, values in seconds.items()}
+    ratio = medians["set_adapter_seconds"] / medians["full_load_seconds"]
+    return {**size, **medians, "switch_ratio": ratio, "same_answers": same}
+
+
+def _randomise_adapter(net: TunableNetwork) -> None:
+    """A new adapter changes nothing yet, so two of them would give the same answers."""
+    with torch.no_grad():
+        for _, tensor in net.tensors(PARTS[1:]):
+            if tensor.is_floating_point() and isinstance(tensor, torch.nn.Parameter):
+                tensor.normal_(std=0.05)
+
+
+def _same_answers(build: Callable[[], TunableNetwork], net: TunableNetwork, folder: Path) -> bool:
+    """Whether each adapter, switched to, answers as its full model, and the two do not answer the same."""
+    image = torch.randn(1, *_input_size(net))
+    answers = []
+    with torch.inference_mode():
+        for name in ("first", "second"):
+            answer = set_adapter(net, name)(image)
+            if not torch.equal(answer, _load_full(build, folder / f"{name}.pt")(image)):
+                return False
+            answers.append(answer)
+    return not torch.equal(*answers)
+
+
+def _input_size(net: TunableNetwork) -> list[int]:
+    """Channels and sides of an input; where the network takes any side, the second smallest that it does."""
+    sides = getattr(net, "img_size", None) or [2 * net.arguments["patch_size"] ** 5] * net.arguments["spatial_dims"]
+    return [net.arguments["in_channels"], *sides]
+
+
+def _load_full(build: Callable[[], TunableNetwork], path: Path) -> TunableNetwork:
+    net = build()
+    net.load_state_dict(torch.load(path, weights_only=True))
+    return net.eval()
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.repeats < 1:
+        raise InputError(f"--repeats must be at least 1, got {arguments.repeats}.")
+    chosen = {name: NETWORKS[name] for name in dict.fromkeys(arguments.networks)}
+    facts = machine_facts()
+    results = measure_adapters(chosen, arguments.repeats)
+    print("\n".join(_table(results)))
+    print(NOTES.format(repeats=arguments.repeats))
+    print("Machine: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+    if arguments.output is not None:
+        _save(arguments.output, {"machine": facts, "repeats": arguments.repeats, "results": results})
+
+
+def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table, one column for each network."""
+    cells = [["", *(result["network"] for result in results)]]
+    cells += [[title, *(_text(result[key], form) for result in results)] for key, title, form in ROWS]
+    first, *others = [max(len(row[column]) for row in cells) for column in range(len(results) + 1)]
+    lines = ["| " + " | ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) + " |" for row in cells]
+    rule = "|" + "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)]) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def _text(value: Any, form: str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else format(value, form)
+
+
+def _save(folder: Path, report: Mapping[str, Any]) -> None:
+    with atomic_path(folder / "adapters.json") as temporary:
+        temporary.write_text(to_json(report) + "\n", encoding="utf-8")
+    keys = ["network", *(key for key, _, _ in ROWS)]
+    with atomic_path(folder / "adapters.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*keys, *report["machine"]])
+        writer.writeheader()
+        for result in report["results"]:
+            cells = {key: "+".join(value) if isinstance(value, list) else value for key, value in result.items()}
+            writer.writerow({**cells, **report["machine"]})

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_dvpt adapter``: what an adapter file says, whether it is sound, and one file with all weights."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from monai_dvpt.networks import nets
+from monai_dvpt.networks.adapter import (
+    PARTS,
+    TunableNetwork,
+    adapter_metadata,
+    backbone_sha256,
+    build_network,
+    load_adapter,
+    merge_full,
+)
+from monai_dvpt.networks.adapter.file import check_intact, copy_tensors, find_backbone, read_tensors
+from monai_dvpt.networks.pretrained import load_pretrained
+from monai_dvpt.utils import InputError, atomic_path, to_json
+
+from .run import printable
+
+__all__ = ["add_parser", "adapter_facts", "check_adapter", "write_full_model"]
+
+BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers, so no parameters
+BACKBONE_HELP = (
+    "file of the backbone; by default the one that the adapter names, beside it or among the weights of the package"
+)
+
+
+def add_parser(commands: Any) -> None:
+    """
+    Args:
+        commands: what ``add_subparsers`` gave.
+    """
+    parser = commands.add_parser("adapter", help="look at, check or merge an adapter file")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    info = _add_action(
+        actions,
+        "info",
+        "Says what is in an adapter file: network, labels, parts with their sizes, backbone, versions, notes. The "
+        "tensors are not checked: see verify.",
+        "python -m monai_dvpt adapter info adapter.safetensors",
+    )
+    info.add_argument("--json", action="store_true", help="print it as JSON, with all arguments of the network")
+    info.set_defaults(run=_run_info)
+
+    verify = _add_action(
+        actions,
+        "verify",
+        "Checks an adapter file: format, SHA-256 and finiteness of its tensors, whether the network that it names can "
+        "be built and every tensor fits, and, where the backbone is found, whether it is the right one. Ends with ok, "
+        "or with the reason on standard error and exit status 1.",
+        "python -m monai_dvpt adapter verify adapter.safetensors --backbone backbone.safetensors",
+    )
+    verify.add_argument("--backbone", type=Path, metavar="FILE", help=BACKBONE_HELP)
+    verify.set_defaults(run=_run_verify)
+
+    merge = _add_action(
+        actions,
+        "merge-full",
+        "Writes backbone and adapter as one state dict, for tools that want one file, and prints the network "
+        "definition that loads it strictly.",
+        "python -m monai_dvpt adapter merge-full adapter.safetensors --output model.pt",
+    )
+    merge.add_argument("--output", type=Path, metavar="FILE", required=True, help="file to write, such as model.pt")
+    merge.add_argument("--backbone", type=Path, metavar="FILE", help=BACKBONE_HELP)
+    merge.add_argument("--force", action="store_true", help="replace the output where it exists")
+    merge.set_defaults(run=_run_merge)
+
+
+def adapter_facts(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    The metadata of an adapter file, with the entry "file": its name, bytes, and for each part the parameters and bytes
+    in it. No network is built.
+
+    Args:
+        path: the adapter.
+
+    Raises:
+        InputError: if the file is no adapter, or its network is unknown.
+    """
+    metadata = adapter_metadata(path)
+    head = _network_class(path, metadata).HEAD
+    sizes: dict[str, dict[str, int]] = {}
+    for name, tensor in read_tensors(path).items():
+        part = "dvpt" if name.startswith("dvpt.") else "head" if name.startswith(head) else "decoder"
+        size = sizes.setdefault(part, {"parameters": 0, "bytes": 0})
+        size["parameters"] += 0 if name.endswith(BATCH_STATISTICS) else tensor.numel()
+        size["bytes"] += tensor.nbytes
+    parts = {part: sizes[part] for part in PARTS if part in sizes}
+    return {**metadata, "file": {"name": Path(path).name, "bytes": Path(path).stat().st_size, "parts": parts}}
+
+
+def check_adapter(path: str | os.PathLike, backbone: str | os.PathLike | None = None) -> Iterator[str]:
+    """
+    Checks an adapter file step by step.
+
+    Args:
+        path: the adapter.
+        backbone: file of its backbone, by default looked for where :func:`merge_full` does.
+
+    Yields:
+        after each step, what was checked.
+
+    Raises:
+        InputError: if a check fails.
+    """
+    metadata = adapter_metadata(path)
+    yield f"format: version {metadata['format_version']}"
+    tensors = read_tensors(path)
+    check_intact(path, metadata, tensors)
+    yield f"tensors: {len(tensors)}, all finite, SHA-256 as recorded"
+    net = build_network(path)
+    parts = metadata.get("parts")
+    own = [part for part in PARTS[1:] if any(True for _ in net.tensors([part]))]
+    if not isinstance(parts, list) or not parts or parts != [part for part in own if part in parts]:
+        raise InputError(f"{path}: parts must be of {own}, in this order, got {parts}.")
+    copy_tensors(path, metadata, dict(net.tensors(parts)))
+    yield f"network: {type(net).__name__} can be built, the tensors of {', '.join(parts)} fit"
+    found = find_backbone(path, metadata, backbone)
+    if found is None:
+        yield f"backbone: not checked; {_where_to_find(metadata)}"
+    else:
+        load_pretrained(net, found, verbose=False)
+        if (sha256 := backbone_sha256(net)) != metadata.get("backbone_sha256"):
+            expected = metadata.get("backbone_sha256")
+            raise InputError(f"{found}: is not the backbone of {path}: SHA-256 must be {expected}, got {sha256}.")
+        load_adapter(net, path, parts=parts)
+        yield f"backbone: {found.name} is the one of the adapter, SHA-256 as recorded; the adapter loads"
+
+
+def write_full_model(
+    path: str | os.PathLike, output: str | os.PathLike, backbone: str | os.PathLike | None = None
+) -> dict[str, Any]:
+    """
+    Writes backbone and adapter as one state dict.
+
+    Args:
+        path: the adapter.
+        output: file to write with ``torch.save``.
+        backbone: file of the backbone, by default looked for where :func:`merge_full` does.
+
+    Returns:
+        definition of the network that loads the file strictly, as for MONAI's ``ConfigParser``.
+
+    Raises:
+        InputError: if a file is missing, damaged or does not fit, or the output cannot be written.
+    """
+    metadata = adapter_metadata(path)
+    found = find_backbone(path, metadata, backbone)
+    if found is None:
+        raise InputError(f"{path}: needs its backbone; {_where_to_find(metadata)}.")
+    for _ in check_adapter(path, found):
+        pass
+    net = merge_full(path, found)
+    definition = json.loads(to_json(net.arguments))
+    _check_no_expressions(path, definition)
+    # given a path, torch.save writes its name, here a random one, into the file
+    with atomic_path(output) as temporary, open(temporary, "wb") as file:
+        torch.save(net.state_dict(), file)
+    return {"_target_": f"{nets.__name__}.{type(net).__name__}", **definition}
+
+
+def _add_action(actions: Any, name: str, description: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=description.split(": ")[0].split(", ")[0], description=description, epilog=f"example: {example}"
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="the adapter, a .safetensors file")
+    return parser
+
+
+def _run_info(arguments: argparse.Namespace) -> None:
+    facts = adapter_facts(arguments.file)
+    if arguments.json:
+        print(to_json(facts))
+        return
+    for label, value in _info_rows(arguments.file, facts):
+        print(f"{printable(label):<18} {printable(value)}".rstrip())
+
+
+def _info_rows(path: Path, facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield "file", f"{facts['file']['name']}, {facts['file']['bytes']:,} bytes"
+    yield "network", facts["network"]
+    for key, value in _telling_arguments(path, facts).items():
+        yield f"  {key}", json.dumps(value)
+    labels = facts.get("labels")
+    yield "labels", "not given" if labels is None else _listed(labels)
+    yield "parts", f"{'parameters':>12} {'bytes':>12}"
+    for part, size in facts["file"]["parts"].items():
+        yield f"  {part}", f"{size['parameters']:>12,} {size['bytes']:>12,}"
+    yield "backbone", facts.get("backbone_file") or "no file named"
+    yield "  SHA-256", facts.get("backbone_sha256")
+    yield "versions", _listed(facts.get("versions"))
+    if notes := facts.get("notes"):
+        yield from _nested_rows("notes", notes)
+
+
+def _nested_rows(label: str, value: Any, indent: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield indent + label, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return
+    yield indent + label, ""
+    for key, entry in value.items():
+        yield from _nested_rows(key, entry, indent + "  ")
+
+
+def _telling_arguments(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the network that are not its class's defaults, and all those of its DVPT blocks."""
+    kind, arguments = _network_class(path, facts), facts.get("arguments")
+    if not isinstance(arguments, dict):
+        raise InputError(f"{path}: arguments must be those of {kind.__name__}, got {arguments!r}.")
+    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
+    return {
+        key: value
+        for key, value in arguments.items()
+        if key in TunableNetwork.ADAPTER_ARGUMENTS
+        or key not in defaults
+        or defaults[key] is inspect.Parameter.empty
+        or value != json.loads(to_json(defaults[key]))
+    }
+
+
+def _run_verify(arguments: argparse.Namespace) -> None:
+    for line in check_adapter(arguments.file, arguments.backbone):
+        print(printable(line), flush=True)
+    print("ok")
+
+
+def _run_merge(arguments: argparse.Namespace) -> None:
+    output: Path = arguments.output
+    if output.exists():
+        if not arguments.force:
+            raise InputError(f"{output}: exists; --force replaces it.")
+        metadata = adapter_metadata(arguments.file)
+        for source in (arguments.file, find_backbone(arguments.file, metadata, arguments.backbone)):
+            if source is not None and output.samefile(source):
+                raise InputError(f"{output}: is read, so it cannot be the output.")
+    definition = write_full_model(arguments.file, output, arguments.backbone)
+    print(f"wrote {printable(output)}: {output.stat().st_size:,} bytes, SHA-256 {_file_sha256(output)}")
+    print(yaml.safe_dump({"network_def": definition}, sort_keys=False, default_flow_style=None, width=110), end="")
+
+
+def _network_class(path: str | os.PathLike, metadata: Mapping[str, Any]) -> type[TunableNetwork]:
+    if (name := metadata.get("network")) not in nets.__all__:
+        raise InputError(f"{path}: network must be one of {nets.__all__}, got {name!r}.")
+    return getattr(nets, name)
+
+
+def _where_to_find(metadata: Mapping[str, Any]) -> str:
+    name = metadata.get("backbone_file")
+    if name is None:
+        return "the adapter names no file of it, give one with --backbone"
+    return f"{name} lies neither beside the adapter nor among the weights of the package, give it with --backbone"
+
+
+def _check_no_expressions(path: str | os.PathLike, value: Any) -> None:
+    """Refuses what a network takes for a setting, but MONAI's ConfigParser would run as code or resolve."""
+    if isinstance(value, str) and (set(value) & set("$@%") or value.startswith("_")):
+        raise InputError(f"{path}: arguments must hold no expressions, got {value!r}.")
+    if isinstance(value, (dict, list)):
+        for entry in [*value, *value.values()] if isinstance(value, dict) else value:
+            _check_no_expressions(path, entry)
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{index} {label}" for index, label in enumerate(value))
+    return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
