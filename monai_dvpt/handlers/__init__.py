@@ -2,6 +2,7 @@
 from .adapter_saver import AdapterSaver
 from .case_writer import CaseWriter, label_volumes_ml, plot_overlay
 from .epoch_log import EpochLog
+from .prompt_attention_writer import PromptAttentionWriter
 from .resumable_checkpoint import ResumableCheckpoint
 from .training_report import TrainingReport, peak_memory_mib
 
@@ -9,6 +10,7 @@ __all__ = [
     "AdapterSaver",
     "CaseWriter",
     "EpochLog",
+    "PromptAttentionWriter",
     "ResumableCheckpoint",
     "TrainingReport",
     "label_volumes_ml",

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
 from monai.engines import Evaluator
-from monai.transforms import Orientation
 
 from monai_dvpt.utils import atomic_path
+from monai_dvpt.visualize import PLANES, frame_plane, plane_of, to_ras
 
 __all__ = ["CaseWriter", "label_volumes_ml", "plot_overlay"]
 
@@ -95,33 +95,25 @@ def plot_overlay(
     Returns:
         the figure, drawn without a display.
     """
-    to_ras = Orientation(axcodes="RAS", labels=None)
-    grey, classes = (np.asarray(to_ras(volume)[0], dtype=np.float32) for volume in (image, label_map))
-    spacing = [float(side) for side in MetaTensor(to_ras(label_map)).pixdim]
+    (volume, spacing), (classes, _) = to_ras(image), to_ras(label_map)
+    grey, classes = volume[0], classes[0]
     foreground = np.argwhere(classes > 0)
     centre = foreground.mean(axis=0).round().astype(int) if len(foreground) else np.array(grey.shape) // 2
     low, high = np.percentile(grey, (1, 99))
     colours = colormaps["tab10"](range(10))[:, :3]
     figure = Figure(figsize=(10, 4.2), facecolor="black", layout="constrained")
-    axes = figure.subplots(1, 3)
-    for axis, across, up, name in ((2, 0, 1, "axial"), (1, 0, 2, "coronal"), (0, 1, 2, "sagittal")):
-        panel = axes[(2, 1, 0).index(axis)]
-        plane_grey, plane_classes = (np.take(v, centre[axis], axis=axis).T for v in (grey, classes))
-        aspect = spacing[up] / spacing[across]
-        panel.imshow(plane_grey, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
+    for panel, plane in zip(figure.subplots(1, 3), PLANES, strict=True):
+        plane_grey, plane_classes = (plane_of(v, plane, centre) for v in (grey, classes))
+        panel.imshow(plane_grey, cmap="gray", vmin=low, vmax=high, origin="lower")
         for value in labels:
             mask = (plane_classes == value).astype(float)
             if mask.any():
                 colour = colours[(value - 1) % len(colours)]
-                panel.imshow(
-                    np.dstack([np.broadcast_to(colour, (*mask.shape, 3)), 0.45 * mask]), origin="lower", aspect=aspect
-                )
+                panel.imshow(np.dstack([np.broadcast_to(colour, (*mask.shape, 3)), 0.45 * mask]), origin="lower")
                 if min(mask.shape) > 1:  # a single slice has no outline in the other two planes
                     panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
-        if across == 0:
-            panel.invert_xaxis()  # the patient's right on the viewer's left
-        panel.set_title(name, color="white")
-        panel.axis("off")
+        frame_plane(panel, plane, spacing)
+        panel.set_title(plane, color="white")
     patches = [
         Patch(color=colours[(value - 1) % len(colours)], label=f"{label}: {volumes_ml[label]:.2f} mL")
         for value, label in labels.items()

@@ -26,13 +26,18 @@ class AutocastInferer(Inferer):
 
     Args:
         inferer: the inferer to run.
-        enabled: False runs ``inferer`` as it is.
+        enabled: False runs ``inferer`` as it is. "true" and "false" are what MONAI makes of them on a command line.
+
+    Raises:
+        ValueError: if ``enabled`` is something else.
     """
 
-    def __init__(self, inferer: Inferer, enabled: bool = True) -> None:
+    def __init__(self, inferer: Inferer, enabled: bool | str = True) -> None:
         super().__init__()
+        if str(enabled).lower() not in ("true", "false"):
+            raise ValueError(f"enabled must be true or false, got {enabled!r}.")
         self.inferer = inferer
-        self.enabled = enabled
+        self.enabled = str(enabled).lower() == "true"
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.enabled):

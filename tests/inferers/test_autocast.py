@@ -63,6 +63,14 @@ class TestAutocastInferer(unittest.TestCase):
             self.assertTrue(torch.equal(inferer(self.image, self.net, 4.0), expected))
             self.assertTrue(torch.equal(inferer(self.image, self.net, scale=4.0), expected))
 
+    @parameterized.expand([("true", True), ("False", False), ("false", False)])
+    def test_text_of_a_command_line(self, text, enabled):
+        self.assertIs(AutocastInferer(SimpleInferer(), text).enabled, enabled)
+
+    def test_other_text(self):
+        with self.assertRaisesRegex(ValueError, "^enabled must be true or false, got 'yes'.$"):
+            AutocastInferer(SimpleInferer(), "yes")
+
     def test_leaves_autocast_as_it_was(self):
         AutocastInferer(SimpleInferer())(self.image, self.net)
         self.assertFalse(torch.is_autocast_enabled("cpu"))

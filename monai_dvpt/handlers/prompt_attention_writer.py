@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the prompts looked in every case of an inference run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine
+from monai.data import MetaTensor, decollate_batch
+from monai.engines import Evaluator, IterationEvents
+from monai.inferers import Inferer
+from monai.transforms import Invertd, InvertibleTransform
+
+from monai_dvpt.networks.nets.swin_encoder import DVPTSwinEncoder
+from monai_dvpt.networks.nets.vit_encoder import DVPTViTEncoder
+from monai_dvpt.utils import atomic_path
+from monai_dvpt.visualize import PromptAttention, plot_prompt_attention, prompt_attention_maps
+
+__all__ = ["PromptAttentionWriter"]
+
+
+class PromptAttentionWriter:
+    """
+    Writes, for every case, ``<name>_prompts.nii.gz``, the attention of the prompts over the image (float32, one map for
+    each prompt along the fourth axis, 1 where attention is uniform; see
+    :class:`monai_dvpt.visualize.PromptAttention`), in the grid of the input, and ``<name>_prompts.png``; for 2D images
+    the picture alone. The network runs a second time over each image.
+
+    Args:
+        output_dir: folder for the files.
+        network: the network of the evaluator.
+        inferer: that of the evaluator.
+        preprocessing: the transforms of the image, by whose inverse the maps are carried back, linearly interpolated.
+        layer: index of the transformer layer after which the prompts read, negative from the last one.
+
+    Raises:
+        ValueError: if the network has no prompts after that layer.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        network: DVPTViTEncoder | DVPTSwinEncoder,
+        inferer: Inferer,
+        preprocessing: InvertibleTransform,
+        layer: int = -1,
+    ) -> None:
+        PromptAttention(network, layer)  # refuses before the first case
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.inferer = inferer
+        self.layer = layer
+        # an image that is back has no steps left to invert, so it comes last
+        self.invert = Invertd(["maps", "image"], preprocessing, orig_keys="image", nearest_interp=False)
+
+    def attach(self, engine: Evaluator) -> None:
+        """
+        Args:
+            engine: evaluator whose cases have a "name" and an "image" with the history of ``preprocessing``.
+        """
+        # later the postprocessing has carried the image back
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        image: MetaTensor = engine.state.output["image"]
+        maps = prompt_attention_maps(self.network, image, self.layer, self.inferer)
+        cases = decollate_batch({"image": image.cpu().clone(), "maps": maps.cpu(), "name": engine.state.batch["name"]})
+        for case in cases:
+            inverted = self.invert(case)
+            self._write_case(case["name"], inverted["maps"], inverted["image"])
+
+    def _write_case(self, name: str, maps: MetaTensor, image: MetaTensor) -> None:
+        with atomic_path(self.output_dir / f"{name}_prompts.png") as path:
+            plot_prompt_attention(image, maps, f"{name}: attention of the prompts").savefig(path, dpi=110)
+        if maps.ndim == 4:
+            array = np.ascontiguousarray(np.moveaxis(maps.numpy(), 0, -1), dtype=np.float32)  # (x, y, z, M)
+            volume = nib.Nifti1Image(array, maps.affine.numpy())
+            volume.header.set_xyzt_units("mm")
+            with atomic_path(self.output_dir / f"{name}_prompts.nii.gz") as path:
+                nib.save(volume, path)
