@@ -18,7 +18,20 @@ def read_version() -> str:
 extras = {
     "quickstart": ["nilearn>=0.10"],
     "dicom": ["highdicom>=0.24", "pylibjpeg[libjpeg,openjpeg]>=2.0"],
-    "test": ["dcm2niix", "jsonschema", "nilearn>=0.10", "parameterized", "pytest>=8"],
+    "onnx": ["onnx", "onnxruntime", "onnxscript"],
+    "test": [
+        "dcm2niix",
+        "jsonschema",
+        "nilearn>=0.10",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "parameterized",
+        "pytest>=8",
+        "scikit-image",
+        "transformers>=4.40",
+    ],
+    "hub": ["huggingface_hub"],
     "lint": ["mypy==2.4.1", "ruff==0.17.6", "types-PyYAML", "types-tqdm"],
     "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
 }

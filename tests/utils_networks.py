@@ -1,18 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that is quick to run, and no two of whose sizes are equal."""
+"""Networks that are quick to run, and no two of whose sizes are equal."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 import torch.nn as nn
 
-from monai_dvpt.networks.nets import DVPTUNETR
+from monai_dvpt.networks.adapter import PARTS, TunableNetwork
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
 
 UNETR_SIZES = {"in_channels": 2, "out_channels": 3, "feature_size": 4, "hidden_size": 24, "mlp_dim": 20, "num_heads": 6}
 DVPT_SIZES = {"bottleneck_size": 5, "num_prompts": 7}
 IMG_SIZE = {2: (32, 48), 3: (16, 32, 48)}
+SWIN_IMG_SIZE = {2: (32, 96), 3: (32, 32, 64)}  # instance normalisation needs two tokens at the deepest level
+
+VIT_2D = {"in_channels": 2, "img_size": (32, 48), "hidden_size": 24, "mlp_dim": 20, "num_layers": 5, "num_heads": 6}
+VIT_2D |= {"spatial_dims": 2, "num_classes": 3, "share_every": 2, **DVPT_SIZES}
+VIT_3D = {**VIT_2D, "img_size": (16, 32, 48), "patch_size": (8, 32, 16), "spatial_dims": 3}
+SWIN_3D = {"in_channels": 2, "depths": (2, 1, 3, 2), "num_heads": (3, 2, 6, 4), "feature_size": 12}
+SWIN_3D |= {"spatial_dims": 3, "window_size": (3, 4, 2), **DVPT_SIZES}
+SWIN_2D = {**SWIN_3D, "spatial_dims": 2, "window_size": (3, 4)}
+AFFINE_NORM = ("instance", {"affine": True})
+
+NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
+    "vit_cls_2d": (DVPTViT, VIT_2D),
+    "vit_mean_3d": (DVPTViT, {**VIT_3D, "pooling": "mean", "class_token": False, "pos_embed_type": "sincos"}),
+    "vit_both_2d": (DVPTViT, {**VIT_2D, "pooling": "both"}),
+    "vit_encoder_2d": (DVPTViT, {**VIT_2D, "num_classes": 0, "pooling": "mean"}),
+    "unetr_2d": (DVPTUNETR, {**UNETR_SIZES, **DVPT_SIZES, "img_size": (32, 48), "spatial_dims": 2}),
+    "unetr_3d_patch_8": (DVPTUNETR, {**UNETR_SIZES, **DVPT_SIZES, "img_size": (8, 24, 16), "patch_size": 8}),
+    "swin_unetr_2d": (DVPTSwinUNETR, {**SWIN_2D, "out_channels": 3}),
+    "swin_unetr_3d": (DVPTSwinUNETR, {**SWIN_3D, "out_channels": 3}),
+    "swin_unetr_3d_v2": (DVPTSwinUNETR, {**SWIN_3D, "out_channels": 3, "use_v2": True}),
+    "swin_unetr_2d_norm": (
+        DVPTSwinUNETR,
+        {**SWIN_2D, "out_channels": 3, "decoder_tuning": "norm", "norm_name": AFFINE_NORM},
+    ),
+    "swin_unetr_2d_none": (DVPTSwinUNETR, {**SWIN_2D, "out_channels": 3, "decoder_tuning": "none"}),
+    "swin_classifier_2d": (DVPTSwinClassifier, {**SWIN_2D, "num_classes": 3}),
+    "swin_classifier_3d": (DVPTSwinClassifier, {**SWIN_3D, "num_classes": 3}),
+}
+
+
+def new_network(case: str, **arguments: Any) -> Any:
+    """A network of ``NETWORKS`` as its class makes it."""
+    kind, defaults = NETWORKS[case]
+    torch.manual_seed(0)
+    return kind(**{**defaults, **arguments})
+
+
+def small_network(case: str, seed: int = 0, **arguments: Any) -> Any:
+    """A network of ``NETWORKS`` with random weights everywhere, so also in its DVPT blocks."""
+    return randomise(new_network(case, **arguments), seed)
 
 
 def small_unetr(seed: int = 0, spatial_dims: int = 2, **arguments: Any) -> DVPTUNETR:
@@ -21,9 +63,10 @@ def small_unetr(seed: int = 0, spatial_dims: int = 2, **arguments: Any) -> DVPTU
     return randomise(DVPTUNETR(**{**defaults, **arguments}), seed)
 
 
-def small_image(net: DVPTUNETR, batch: int = 1) -> torch.Tensor:
-    """Noise of the size that ``net`` takes."""
-    return torch.randn(batch, UNETR_SIZES["in_channels"], *net.img_size, generator=torch.Generator().manual_seed(99))
+def small_image(net: TunableNetwork, batch: int = 1) -> torch.Tensor:
+    """Noise of a size that ``net`` takes."""
+    size = net.arguments.get("img_size", SWIN_IMG_SIZE[net.arguments["spatial_dims"]])
+    return torch.randn(batch, net.arguments["in_channels"], *size, generator=torch.Generator().manual_seed(99))
 
 
 def randomise(module: nn.Module, seed: int = 0) -> Any:
@@ -33,6 +76,42 @@ def randomise(module: nn.Module, seed: int = 0) -> Any:
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 5)
     return module
+
+
+def expected_part(net: TunableNetwork, name: str) -> str:
+    """The part to which a tensor belongs, judged by MONAI's names alone."""
+    first = name.split(".")[0]
+    if first in ("dvpt", "out", "classification_head"):
+        return "dvpt" if first == "dvpt" else "head"
+    if isinstance(net, DVPTViT) or first in ("vit", "swinViT"):
+        return "backbone"
+    tuning = net.arguments["decoder_tuning"]
+    return "decoder" if tuning == "all" or (tuning == "norm" and re.search(r"\.norm\d\.", name)) else "backbone"
+
+
+def to_be_trained(net: TunableNetwork, train: tuple[str, ...]) -> set[str]:
+    """
+    Names of the parameters of some parts, less the fixed ones: sine-cosine positions, and a normalisation that MONAI
+    builds in every block and uses with cross-attention alone.
+    """
+    fixed = ["norm_cross_attn", *(["position_embeddings"] if net.arguments.get("pos_embed_type") == "sincos" else [])]
+    names = (name for name, _ in net.named_parameters() if expected_part(net, name) in train)
+    return {name for name in names if not any(other in name for other in fixed)}
+
+
+def parts_of(net: TunableNetwork) -> tuple[str, ...]:
+    """The parts of which ``net`` has any."""
+    found = {expected_part(net, name) for name in net.state_dict()}
+    return tuple(part for part in PARTS if part in found)
+
+
+def with_backbone_of(net: TunableNetwork, seed: int, **arguments: Any) -> Any:
+    """Another network, other weights everywhere but in the backbone."""
+    other = randomise(type(net)(**{**net.arguments, **arguments}), seed).eval()
+    backbone = {name: tensor for name, tensor in net.state_dict().items() if expected_part(net, name) == "backbone"}
+    if other.load_state_dict(backbone, strict=False).unexpected_keys:
+        raise ValueError("the backbones differ.")
+    return other
 
 
 def copy_of_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -95,6 +95,7 @@ class TestDVPTBlock(unittest.TestCase):
             ("bottleneck_size", 0, {"bottleneck_size": 0}),
             ("bottleneck_size", C, {"bottleneck_size": C}),
             ("num_prompts", -1, {"num_prompts": -1}),
+            ("num_prompts", 2.5, {"num_prompts": 2.5}),
         ]
     )
     def test_bad_argument(self, name, value, changes):
@@ -137,29 +138,41 @@ class TestDVPTBlock(unittest.TestCase):
 class TestDVPTList(unittest.TestCase):
     @parameterized.expand(
         [
-            (12, 1, 0, list(range(12))),
-            (12, 3, 0, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]),
-            (12, 5, 0, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2]),
-            (12, 3, 4, [-1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 2, 2]),
-            (4, 99, 3, [-1, -1, -1, 0]),
+            ([C] * 12, 1, 0, list(range(12))),
+            ([C] * 12, 3, 0, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]),
+            ([C] * 12, 5, 0, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2]),
+            ([C] * 12, 3, 4, [-1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 2, 2]),
+            ([C] * 4, 99, 3, [-1, -1, -1, 0]),
+            ([8, 8, 16, 16, 16, 32], 2, 0, [0, 0, 1, 1, 2, 3]),
+            ([8, 8, 16, 16, 16, 32], 99, 0, [0, 0, 1, 1, 1, 2]),
+            ([8, 8, 16, 16, 16, 32], 2, 1, [-1, 0, 1, 1, 2, 3]),
+            ([8, 8, 16, 16, 16, 32], 2, 3, [-1, -1, -1, 0, 0, 1]),
+            ([8, 16, 8, 8], 3, 0, [0, 1, 2, 2]),
         ]
     )
-    def test_block_of_layer(self, num_layers, share_every, start_layer, expected):
-        blocks = DVPTList(num_layers, C, R, M, share_every, start_layer)
-        self.assertEqual([blocks.block_of_layer(layer) for layer in range(num_layers)], expected)
+    def test_block_of_layer(self, hidden_sizes, share_every, start_layer, expected):
+        blocks = DVPTList(hidden_sizes, R, M, share_every, start_layer)
+        self.assertEqual(blocks.block_of_layer, expected)
         self.assertEqual(len(blocks), max(expected) + 1)
-        expected = {"num_layers": num_layers, "hidden_size": C, "bottleneck_size": R, "num_prompts": M}
-        self.assertEqual(blocks.config, {**expected, "share_every": share_every, "start_layer": start_layer})
+        for hidden_size, index in zip(hidden_sizes, expected, strict=True):
+            if index >= 0:
+                self.assertEqual(blocks[index].hidden_size, hidden_size)
+                self.assertEqual(blocks[index].down.weight.shape, (R, hidden_size))
+                self.assertEqual(blocks[index].prompts.shape, (M, R))
 
     @parameterized.expand([("share_every", 0), ("start_layer", -1), ("start_layer", 12)])
     def test_bad_argument(self, name, value):
         with self.assertRaisesRegex(ValueError, f"^{name} must .*got {value}\\.$"):
-            DVPTList(12, C, R, M, **{name: value})
+            DVPTList([C] * 12, R, M, **{name: value})
+
+    def test_bottleneck_must_fit_the_smallest_width(self):
+        with self.assertRaisesRegex(ValueError, r"^bottleneck_size must be in \[1, hidden_size=8\), got 8\.$"):
+            DVPTList([16, 8], bottleneck_size=8)
 
     def test_size_for_vit_b16(self):
         with torch.device("meta"):
             encoder = ViT(3, (224, 224), (16, 16), hidden_size=768, mlp_dim=3072, num_heads=12, spatial_dims=2)
-        blocks = DVPTList(12, 768)
+        blocks = DVPTList([768] * 12)
         total = sum(parameter.numel() for parameter in blocks.parameters())
         self.assertEqual(total, 4 * (768 * 32 + 32 + 10 * 32 + 1 + 32 * 768 + 768))
         self.assertEqual(total, 201_092)

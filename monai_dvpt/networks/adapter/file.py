@@ -131,35 +131,40 @@ def load_adapter(
             beside the others, with its own DVPT settings, decoder and number of classes, and made the active one; an
             adapter of that name is replaced.
         parts: the parts that the file must hold, by default all but the backbone; without decoder and head the rest of
-            ``net`` must be trained already.
+            ``net`` must be trained already. Not with a name.
         labels: names of the classes that the file must have been trained for, background first; by default not checked.
 
     Returns:
         ``net``.
 
     Raises:
+        ValueError: if both ``name`` and ``parts`` are given.
         InputError: if the file is damaged, was made for another network, other settings, another backbone or other
             labels, or holds other parts, misses tensors, has extra ones or ones of another shape; names what differs.
     """
+    if name is not None and parts is not None:
+        raise ValueError(f"parts must be None for an adapter with a name, got {list(parts)}.")
     metadata = adapter_metadata(path)
     own = {"network": type(net).__name__, "backbone_sha256": backbone_sha256(net)}
     for key, value in own.items():
         if metadata.get(key) != value:
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {metadata.get(key)}.")
     free = net.TRAINING_ARGUMENTS | (frozenset() if name is None else net.ADAPTER_ARGUMENTS)
+    if parts is not None and set(parts) <= {"dvpt"}:
+        free |= net.ADAPTER_ARGUMENTS - TunableNetwork.ADAPTER_ARGUMENTS  # those of decoder and head
     theirs = _arguments(path, metadata)
     for key, value in _as_json(net.arguments).items():
         if key not in free and theirs.get(key) != value:
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
-    expected = _adapter_parts(net) if parts is None else [part for part in PARTS if part in parts]
-    if metadata.get("parts") != expected:
-        raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
     if labels is not None and metadata.get("labels") != list(labels):
         raise InputError(f"{path}: labels must be {list(labels)}, got {metadata.get('labels')}.")
     target = net
     if name is not None:
         changes = {key: theirs[key] for key in net.ADAPTER_ARGUMENTS if key in theirs}
         target = _new_network(path, type(net), {**net.arguments, **changes})
+    expected = _adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
+    if metadata.get("parts") != expected:
+        raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
     copy_tensors(path, metadata, dict(target.tensors(expected)))
     return net if name is None else adopt_adapter(net, name, target, like=net)
 
@@ -202,7 +207,8 @@ def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = Non
 
     found = find_backbone(path, adapter_metadata(path), backbone)
     if found is None:
-        raise InputError(f"{path}: needs its backbone, and the file that it names is not found; give it.")
+        named = adapter_metadata(path).get("backbone_file")
+        raise InputError(f"{path}: needs its backbone; the file it names, {named}, is not found, so give one.")
     net = build_network(path)
     arithmetic = {key: net.arguments[key] for key in ("layer_norm_eps", "activation") if key in net.arguments}
     load_pretrained(net, found, **arithmetic, verbose=False)

@@ -60,7 +60,9 @@ def adopt_adapter(
     """
     shapes = [{k: v.shape for k, v in each.tensors(["backbone"])} for each in (net, donor)]
     if shapes[0] != shapes[1]:
-        raise ValueError("an adapter must leave the backbone as it is; what is frozen of the decoder belongs to it.")
+        raise ValueError(
+            f"arguments of {name} must leave the backbone as it is, and what is frozen of the decoder belongs to it."
+        )
     if like is not None:
         trained = {like.part_of(key) for key, parameter in like.named_parameters() if parameter.requires_grad}
         for key, parameter in donor.named_parameters():

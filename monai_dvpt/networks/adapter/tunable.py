@@ -158,6 +158,8 @@ def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> 
         if isinstance(module, TransformerBlock) and not module.with_cross_attention:
             module.norm_cross_attn.requires_grad_(False)
     counts = count_parameters(net)
+    if not counts["network"]["trainable"]:
+        raise ValueError(f"train must name a part that has parameters, got {list(chosen)}.")
     total, trainable = counts["network"]["total"], counts["network"]["trainable"]
     if trainable > LARGE_SHARE * total:
         parts = ", ".join(f"{part} {100 * counts[part]['trainable'] / total:.1f} %" for part in chosen)

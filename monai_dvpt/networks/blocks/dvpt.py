@@ -11,6 +11,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from monai_dvpt.utils import check_counts
+
 __all__ = ["DVPTBlock", "DVPTList"]
 
 
@@ -49,19 +51,11 @@ class DVPTBlock(nn.Module):
 
     def __init__(self, hidden_size: int, bottleneck_size: int = 32, num_prompts: int = 10) -> None:
         super().__init__()
-        for name, size in {
-            "hidden_size": hidden_size,
-            "bottleneck_size": bottleneck_size,
-            "num_prompts": num_prompts,
-        }.items():
-            if not isinstance(size, int):
-                raise ValueError(f"{name} must be a whole number, got {size}.")
-        if hidden_size < 2:
-            raise ValueError(f"hidden_size must be at least 2, got {hidden_size}.")
-        if not 1 <= bottleneck_size < hidden_size:
+        check_counts(2, hidden_size=hidden_size)
+        check_counts(0, num_prompts=num_prompts)
+        check_counts(bottleneck_size=bottleneck_size)
+        if bottleneck_size >= hidden_size:
             raise ValueError(f"bottleneck_size must be in [1, hidden_size={hidden_size}), got {bottleneck_size}.")
-        if num_prompts < 0:
-            raise ValueError(f"num_prompts must be 0 or more, got {num_prompts}.")
         self.hidden_size = hidden_size
         self.num_prompts = num_prompts
         self.scale = 1.0 / math.sqrt(bottleneck_size)
@@ -129,9 +123,9 @@ class DVPTList(nn.ModuleList):
         share_every: int = 3,
         start_layer: int = 0,
     ) -> None:
-        if share_every < 1:
-            raise ValueError(f"share_every must be at least 1, got {share_every}.")
-        if not 0 <= start_layer < len(hidden_sizes):
+        check_counts(share_every=share_every)
+        check_counts(0, start_layer=start_layer)
+        if start_layer >= len(hidden_sizes):
             raise ValueError(f"start_layer must be in [0, {len(hidden_sizes)}), got {start_layer}.")
         super().__init__()
         self.block_of_layer = [-1] * start_layer

@@ -10,7 +10,9 @@ import torch.nn as nn
 from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import ensure_tuple_rep
 
-from .swin_encoder import DVPTSwinEncoder
+from monai_dvpt.utils import check_counts
+
+from .swin_encoder import DVPTSwinEncoder, check_swin_sizes
 
 __all__ = ["DVPTSwinClassifier"]
 
@@ -84,13 +86,9 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
         start_layer: int = 0,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-        if len(depths) != 4 or len(num_heads) != 4:
-            raise ValueError(f"depths and num_heads must have 4 entries, got {list(depths)} and {list(num_heads)}.")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be 0 or more, got {num_classes}.")
-        self.patch_size = patch_size
+        check_swin_sizes(spatial_dims, in_channels, patch_size, depths, num_heads, window_size, feature_size)
+        check_counts(0, num_classes=num_classes)
+        self.patch_size, self.spatial_dims = patch_size, spatial_dims
         self.swinViT = SwinTransformer(
             in_chans=in_channels,
             embed_dim=feature_size,
@@ -121,9 +119,10 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
         Returns:
             logits of shape ``(B, num_classes)``; without a head the features of shape ``(B, 16 C)``.
         """
-        if any(side % self.patch_size**5 for side in x.shape[2:]):
+        sides = list(x.shape[2:])
+        if len(sides) != self.spatial_dims or any(side % self.patch_size**5 for side in sides):
             raise ValueError(
-                f"input must have sides that are multiples of {self.patch_size**5}, got {list(x.shape[2:])}."
+                f"input must have {self.spatial_dims} sides that are multiples of {self.patch_size**5}, got {sides}."
             )
         features = self.swinViT.proj_out(self.encode(x)[4], normalize=True)  # (B, 16 C, *grid)
         return self.classification_head(features.flatten(2).mean(dim=2))

@@ -9,8 +9,9 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from monai_dvpt.networks.adapter import check_decoder_tuning
+from monai_dvpt.utils import check_counts
 
-from .swin_encoder import DVPTSwinEncoder
+from .swin_encoder import DVPTSwinEncoder, check_swin_sizes
 
 __all__ = ["DVPTSwinUNETR"]
 
@@ -95,8 +96,10 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
         share_every: int = 2,
         start_layer: int = 0,
     ) -> None:
-        if len(depths) != 4 or len(num_heads) != 4:
-            raise ValueError(f"depths and num_heads must have 4 entries, got {list(depths)} and {list(num_heads)}.")
+        check_swin_sizes(spatial_dims, in_channels, patch_size, depths, num_heads, window_size, feature_size)
+        check_counts(out_channels=out_channels)
+        if feature_size % 12:
+            raise ValueError(f"feature_size must be a multiple of 12, got {feature_size}.")
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,

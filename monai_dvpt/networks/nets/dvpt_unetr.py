@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_dvpt.networks.adapter import check_decoder_tuning
 from monai_dvpt.networks.blocks import DVPTList
+from monai_dvpt.utils import check_counts
 
-from .vit_encoder import DVPTViTEncoder
+from .vit_encoder import DVPTViTEncoder, check_vit_sizes
 
 __all__ = ["DVPTUNETR"]
 
@@ -107,11 +108,8 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
         if patch_size not in PATCH_SIZES:
             raise ValueError(f"patch_size must be one of {PATCH_SIZES}, got {patch_size}.")
-        counts = {"in_channels": in_channels, "out_channels": out_channels, "feature_size": feature_size}
-        counts |= {"hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_heads": num_heads}
-        for name, count in counts.items():
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {count}.")
+        check_counts(in_channels=in_channels, out_channels=out_channels, feature_size=feature_size)
+        check_vit_sizes(hidden_size, mlp_dim, num_heads)
         sides = ensure_tuple_rep(img_size, spatial_dims)
         if any(not isinstance(side, int) or side < patch_size or side % patch_size for side in sides):
             raise ValueError(f"img_size must be positive multiples of patch_size={patch_size}, got {sides}.")

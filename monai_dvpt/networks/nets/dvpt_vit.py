@@ -12,8 +12,9 @@ from monai.utils import ensure_tuple_rep
 from torch.utils.checkpoint import checkpoint
 
 from monai_dvpt.networks.blocks import DVPTList
+from monai_dvpt.utils import check_counts
 
-from .vit_encoder import DVPTViTEncoder
+from .vit_encoder import DVPTViTEncoder, check_vit_sizes
 
 __all__ = ["DVPTViT"]
 
@@ -96,6 +97,9 @@ class DVPTViT(DVPTViTEncoder, ViT):
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        check_counts(in_channels=in_channels, num_layers=num_layers, patch_size=patch_size)
+        check_counts(0, num_classes=num_classes)
+        check_vit_sizes(hidden_size, mlp_dim, num_heads)
         sides, patches = ensure_tuple_rep(img_size, spatial_dims), ensure_tuple_rep(patch_size, spatial_dims)
         if any(side < patch or side % patch for side, patch in zip(sides, patches, strict=True)):
             raise ValueError(f"img_size must be positive multiples of patch_size={patches}, got {sides}.")
@@ -103,8 +107,6 @@ class DVPTViT(DVPTViTEncoder, ViT):
             raise ValueError(f"pooling must be one of {POOLING}, got {pooling}.")
         if pooling != "mean" and not class_token:
             raise ValueError(f'class_token must be True unless pooling is "mean", got pooling {pooling}.')
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be 0 or more, got {num_classes}.")
         super().__init__(
             in_channels=in_channels,
             img_size=sides,

@@ -12,8 +12,34 @@ from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformer, compute_
 
 from monai_dvpt.networks.adapter import TunableNetwork
 from monai_dvpt.networks.blocks import DVPTList
+from monai_dvpt.utils import check_counts
 
-__all__ = ["DVPTSwinEncoder"]
+__all__ = ["DVPTSwinEncoder", "check_swin_sizes"]
+
+
+def check_swin_sizes(
+    spatial_dims: int,
+    in_channels: int,
+    patch_size: int,
+    depths: Sequence[int],
+    num_heads: Sequence[int],
+    window_size: Sequence[int] | int,
+    feature_size: int,
+) -> None:
+    """
+    Raises:
+        ValueError: if a size is not a whole number of at least 1, there are not four stages, or the heads of a stage do
+            not divide its width.
+    """
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    if len(depths) != 4 or len(num_heads) != 4:
+        raise ValueError(f"depths and num_heads must have 4 entries, got {list(depths)} and {list(num_heads)}.")
+    check_counts(in_channels=in_channels, patch_size=patch_size, feature_size=feature_size, window_size=window_size)
+    check_counts(depths=depths, num_heads=num_heads)
+    widths = [feature_size * 2**stage for stage in range(4)]
+    if any(width % heads for width, heads in zip(widths, num_heads, strict=True)):
+        raise ValueError(f"num_heads must divide the widths {widths} of the stages, got {list(num_heads)}.")
 
 
 class DVPTSwinEncoder(TunableNetwork):

@@ -11,8 +11,9 @@ import torch.nn as nn
 from monai.utils import ensure_tuple_rep
 
 from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.utils import check_counts
 
-__all__ = ["ACTIVATIONS", "DVPTViTEncoder"]
+__all__ = ["ACTIVATIONS", "DVPTViTEncoder", "check_vit_sizes"]
 
 
 class QuickGELU(nn.Module):
@@ -28,6 +29,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
     "quick_gelu": QuickGELU,
 }
+
+
+def check_vit_sizes(hidden_size: int, mlp_dim: int, num_heads: int) -> None:
+    """
+    Raises:
+        ValueError: if a size is not a whole number of at least 1, or ``num_heads`` does not divide ``hidden_size``.
+    """
+    check_counts(hidden_size=hidden_size, mlp_dim=mlp_dim, num_heads=num_heads)
+    if hidden_size % num_heads:
+        raise ValueError(f"num_heads must divide hidden_size={hidden_size}, got {num_heads}.")
 
 
 class DVPTViTEncoder(TunableNetwork):

@@ -107,7 +107,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             content = load_file(path)
         elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 content = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
         else:
             content = torch.load(path, "cpu", weights_only=True)

@@ -24,6 +24,7 @@ class Source:
     converted: dict[str, str] = field(default_factory=dict)  # how, for tensors that are not just renamed
     outside: dict[str, torch.Tensor] = field(default_factory=dict)  # decoder and head of a MONAI network
     head: dict[str, torch.Tensor] = field(default_factory=dict)  # "weight" and "bias" of a linear classifier
+    head_name: str = "classification_head."  # before these in the file
     unused: list[str] = field(default_factory=list)  # names in the file
     is_swin: bool = False
     layer_norm_eps: float | None = None  # None: as in the network, for MONAI's own layouts
@@ -220,6 +221,7 @@ def _vit(
         activation=_SAME_ACTIVATION.get(activation, activation),
         num_heads=config.get("num_attention_heads"),
         square=True,
+        head_name=layout.head + ".",
     )
     # a layer before the classifier, which MONAI's ViT has not, so that the classifier is of no use without it
     has_pre_logits = any("pre_logits" in name for name in tensors)
@@ -301,7 +303,9 @@ def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source, may_lac
         out["patch_embedding.dropout.0.weight"], out["patch_embedding.dropout.0.bias"] = weight, bias
         if cls_token is not None:
             eps = source.layer_norm_eps or 1e-5
-            cls_token = torch.nn.functional.layer_norm(cls_token.double(), (width,), weight.double(), bias.double(), eps)
+            cls_token = torch.nn.functional.layer_norm(
+                cls_token.double(), (width,), weight.double(), bias.double(), eps
+            )
             how["cls_token"] = "with its position, normalised"
     if cls_token is not None:
         out["cls_token"] = cls_token.reshape(1, 1, width)

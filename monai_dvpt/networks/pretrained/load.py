@@ -157,6 +157,8 @@ def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
         raise InputError(f"{path}: holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
     kernel = next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
+    if kernel is not None and kernel.ndim not in (4, 5):
+        raise InputError(f"{path}: must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
     if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
         raise InputError(f"{path}: spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
     if found.is_swin:
@@ -164,7 +166,7 @@ def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
     first = found.encoder.get("blocks.0.mlp.linear1.weight")
     facts: dict[str, Any] = {
         "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
-        "mlp_dim": None if first is None else first.shape[0],
+        "mlp_dim": next(iter(first.shape), None) if first is not None else None,
         "num_layers": 1 + max((int(k.split(".")[1]) for k in found.encoder if k.startswith("blocks.")), default=-1),
         "num_heads": found.num_heads,
     }
@@ -219,8 +221,6 @@ def _fit_encoder(
 def _fit_kernel(
     kernel: torch.Tensor, own: torch.Tensor, axis: int, how: list[str], interpolated: dict[str, str], key: str
 ) -> torch.Tensor:
-    if kernel.ndim == own.ndim == 2:
-        return kernel  # of a perceptron embedding
     patch = list(own.shape[2:])
     inflate = own.ndim == kernel.ndim + 1
     plane = [side for index, side in enumerate(patch) if not inflate or index != axis]
@@ -272,25 +272,21 @@ def _fit_outside(net: TunableNetwork, found: Source, report: PretrainedReport) -
     # a classifier of the class token says nothing about the mean of the others
     if "cls_token" not in found.encoder or net.arguments.get("pooling") != "mean":
         given |= {net.HEAD + name: tensor for name, tensor in found.head.items()}
-    else:
-        report.unused += [net.HEAD + name for name in found.head]
-    head = {name for name in own if name.startswith(net.HEAD)}
-    decoder = {name for name in own.keys() - head if net.ENCODER and not name.startswith(net.ENCODER)}
+    head = [name for name in own if name.startswith(net.HEAD)]
+    decoder = [name for name in own if net.ENCODER and not name.startswith((net.ENCODER, net.HEAD))]
     fits: dict[str, torch.Tensor] = {}
     for names in (head, decoder):
         # an affine normalisation at identity is the same as one without parameters
-        absent = {name for name in names - given.keys() if is_norm(net.get_submodule(name.rpartition(".")[0]))}
+        absent = [n for n in names if n not in given and is_norm(net.get_submodule(n.rpartition(".")[0]))]
+        needed = [name for name in names if name not in absent]
         modules = {name.split(".")[0] for name in names}
-        more = [name for name in given.keys() - names if name.split(".")[0] in modules]
-        if (
-            not more
-            and names & given.keys()
-            and all(name in given and given[name].shape == own[name].shape for name in names - absent)
-        ):
-            fits |= {name: given[name] for name in names - absent}
+        theirs = {name for name in given if name.split(".")[0] in modules}
+        if theirs and theirs == set(needed) and all(given[name].shape == own[name].shape for name in needed):
+            fits |= {name: given[name] for name in needed}
             fits |= {name: torch.full_like(own[name], name.endswith("weight")) for name in absent}
             report.converted |= dict.fromkeys(absent, "identity, as the source has no such parameters")
-    report.unused += [name for name in given if name not in fits]
+    report.unused += [name for name in found.outside if name not in fits]
+    report.unused += [found.head_name + name for name in found.head if net.HEAD + name not in fits]
     return fits
 
 

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 
 __all__ = ["adapt_channels", "inflate_kernel", "resize_kernel", "resize_positions", "token_grid"]
 
-LINEAR = {2: "bilinear", 3: "trilinear"}
-
 
 def adapt_channels(kernel: torch.Tensor, in_channels: int) -> torch.Tensor:
     """
@@ -47,12 +45,14 @@ def resize_kernel(kernel: torch.Tensor, patch_size: Sequence[int]) -> torch.Tens
         kernel: of shape (C, channels, \\*patch).
         patch_size: the new size.
     """
-    old = kernel.shape[2:]
-    basis = torch.eye(math.prod(old), dtype=torch.float64).reshape(-1, 1, *old)
-    resized = F.interpolate(basis, size=tuple(patch_size), mode=LINEAR[len(old)], align_corners=False)
-    solve = torch.linalg.pinv(resized.flatten(1))  # (new, old): columns of the resizing, transposed and inverted
-    flat = kernel.double().flatten(2) @ solve.T
-    return flat.reshape(*kernel.shape[:2], *patch_size).to(kernel.dtype)
+    fitted = kernel.double()
+    for axis, size in enumerate(patch_size, start=2):  # the resizing is separable, and so is its pseudo-inverse
+        if size != kernel.shape[axis]:
+            basis = torch.eye(kernel.shape[axis], dtype=torch.float64)[:, None]  # (old, 1, old)
+            resized = F.interpolate(basis, size=size, mode="linear", align_corners=False)[:, 0]  # (old, new)
+            solve = torch.linalg.pinv(resized)  # (new, old)
+            fitted = torch.tensordot(fitted, solve, dims=([axis], [1])).movedim(-1, axis)
+    return fitted.to(kernel.dtype)
 
 
 def inflate_kernel(kernel: torch.Tensor, depth: int, axis: int) -> torch.Tensor:

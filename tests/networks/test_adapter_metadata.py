@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import unittest
+from typing import Any
+
+import torch
+from parameterized import parameterized
+from safetensors.torch import load_file, save_file
+from utils_data import temporary_folder
+from utils_networks import (
+    NETWORKS,
+    changed,
+    copy_of_state,
+    expected_part,
+    small_image,
+    small_network,
+)
+
+from monai_dvpt.networks.adapter import (
+    adapter_metadata,
+    build_network,
+    merge_full,
+    save_adapter,
+)
+from monai_dvpt.utils import InputError
+
+
+class TestMetadata(unittest.TestCase):
+    def setUp(self):
+        self.path = temporary_folder(self) / "adapter.safetensors"
+
+    def save(self, net: Any, **changes: Any) -> dict[str, Any]:
+        """Saves an adapter, its metadata changed; returns the metadata."""
+        header = {**adapter_metadata(save_adapter(net, self.path)), **changes}
+        save_file(load_file(self.path), self.path, metadata={"monai_dvpt": json.dumps(header)})
+        return header
+
+    @parameterized.expand(
+        [("../x",), ("/etc/x",), ("a/b",), ("a\\b",), ("..",), (".",), ("",), ("c:x",), ("a\0",), (7,)]
+    )
+    def test_backbone_file_elsewhere(self, name):
+        self.save(small_network("vit_cls_2d"), backbone_file=name)
+        for read in (adapter_metadata, build_network, merge_full):
+            with self.assertRaises(InputError) as caught:
+                read(self.path)
+            words = f"{self.path}: backbone_file must be the name of a file beside the adapter, got {name!r}."
+            self.assertEqual(str(caught.exception), words)
+
+    @parameterized.expand([(None,), ("vit.safetensors",), (".hidden",), ("a..b",)])
+    def test_backbone_file(self, name):
+        header = self.save(small_network("vit_cls_2d"), backbone_file=name)
+        self.assertEqual(adapter_metadata(self.path), header)
+
+    @parameterized.expand([(name,) for name in NETWORKS])
+    def test_build_network(self, case):
+        net = small_network(case, 1).eval()
+        save_adapter(net, self.path)
+        torch.manual_seed(5)
+        state = torch.get_rng_state()
+        other = build_network(self.path)
+        self.assertTrue(torch.equal(torch.get_rng_state(), state))
+        self.assertIs(type(other), type(net))
+        self.assertEqual(json.dumps(other.arguments), json.dumps(net.arguments))
+        other.load_state_dict(net.state_dict())
+        with torch.no_grad():
+            self.assertTrue(torch.equal(other.eval()(small_image(net)), net(small_image(net))))
+
+    @parameterized.expand([("ViT",), ("os.system",), ("__all__",), (None,)])
+    def test_unknown_network(self, name):
+        self.save(small_network("vit_cls_2d"), network=name)
+        with self.assertRaisesRegex(InputError, f"^{self.path}: network must be one of \\[.*\\], got {name!r}\\.$"):
+            build_network(self.path)
+
+    @parameterized.expand(
+        [
+            ({"num_blocks": 3}, "arguments do not fit DVPTViT: .*num_blocks"),
+            ({"pooling": "max"}, "arguments do not fit DVPTViT: .*pooling must be one of .* got max"),
+            ({"img_size": None}, "arguments do not fit DVPTViT: "),
+            (None, "arguments must be a JSON object, got None"),
+            ([2], r"arguments must be a JSON object, got \[2\]"),
+        ]
+    )
+    def test_unknown_arguments(self, changes, words):
+        net = small_network("vit_cls_2d")
+        self.save(net, arguments={**net.arguments, **changes} if isinstance(changes, dict) else changes)
+        with self.assertRaisesRegex(InputError, f"^{self.path}: {words}"):
+            build_network(self.path)
+
+    @parameterized.expand(
+        [
+            ("vit_cls_2d", {"activation": "quick_gelu", "layer_norm_eps": 1e-6}),
+            ("unetr_2d", {}),
+            ("swin_unetr_2d_norm", {}),
+            ("swin_classifier_2d", {}),
+        ]
+    )
+    def test_merge(self, case, arguments):
+        net, folder = small_network(case, 1, **arguments).eval(), self.path.parent
+        backbone = {k: v for k, v in net.state_dict().items() if expected_part(net, k) == "backbone"}
+        save_file(backbone, folder / "backbone.safetensors")
+        save_file({k: v + 1 for k, v in backbone.items()}, folder / "other.safetensors")
+        self.save(net, backbone_file="backbone.safetensors")
+        for source in (None, folder / "backbone.safetensors"):
+            merged = merge_full(self.path, source)
+            self.assertFalse(any(module.training for module in merged.modules()))
+            self.assertEqual(changed(copy_of_state(net), merged), set())
+            with torch.no_grad():
+                self.assertTrue(torch.equal(merged(small_image(net)), net(small_image(net))))
+        with self.assertRaisesRegex(InputError, "backbone_sha256 must be that of the network"):
+            merge_full(self.path, folder / "other.safetensors")
+        (folder / "backbone.safetensors").unlink()
+        with self.assertRaisesRegex(InputError, f"^{self.path}: needs its backbone; "):
+            merge_full(self.path)
+        with self.assertRaisesRegex(InputError, f"^{folder}/backbone.safetensors: backbone must be an existing file"):
+            merge_full(self.path, folder / "backbone.safetensors")
+
+    def test_merge_needs_a_backbone_file(self):
+        self.save(small_network("vit_cls_2d"))
+        with self.assertRaisesRegex(InputError, f"^{self.path}: needs its backbone; "):
+            merge_full(self.path)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Every network as TorchScript, ONNX and exported program. Each is made with one image and compared with the network on
+another, so values of the first that were kept as constants are noticed.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import unittest
+import warnings
+from pathlib import Path
+
+import torch
+from monai.networks.utils import convert_to_onnx
+from monai.utils import optional_import
+from parameterized import parameterized
+from utils_networks import small_image, small_network
+
+onnxruntime, has_onnxruntime = optional_import("onnxruntime")
+_, has_onnxscript = optional_import("onnxscript")
+
+# on few tokens instance normalisation divides by a small deviation, which magnifies rounding
+GROUP_NORM = ("group", {"num_groups": 4})
+SWIN = {"depths": (2, 1, 1, 1)}  # the second layer has shifted windows
+SWIN_UNETR = {**SWIN, "norm_name": GROUP_NORM}
+VIT = {"num_layers": 3}
+
+VITS = [
+    ("vit_2d_cls", "vit_cls_2d", VIT),
+    ("vit_2d_mean", "vit_cls_2d", {**VIT, "pooling": "mean"}),
+    ("vit_2d_both", "vit_both_2d", {**VIT, "use_checkpoint": True}),
+    ("vit_3d_cls", "vit_mean_3d", {**VIT, "pooling": "cls", "class_token": True}),
+    ("vit_3d_mean_without_class_token", "vit_mean_3d", VIT),
+    ("vit_3d_both", "vit_mean_3d", {**VIT, "pooling": "both", "class_token": True}),
+]
+UNETRS = [
+    ("unetr_2d_patch_16", "unetr_2d", {}),
+    ("unetr_2d_patch_8", "unetr_2d", {"img_size": (24, 40), "patch_size": 8}),
+    ("unetr_3d_patch_16", "unetr_2d", {"img_size": (16, 32, 48), "spatial_dims": 3}),
+    ("unetr_3d_patch_8", "unetr_3d_patch_8", {}),
+]
+SWINS = [
+    ("swin_unetr_2d", "swin_unetr_2d", {**SWIN, "norm_name": "instance"}),
+    ("swin_unetr_2d_v2", "swin_unetr_2d", {**SWIN_UNETR, "use_v2": True}),
+    ("swin_unetr_3d", "swin_unetr_3d", SWIN_UNETR),
+    ("swin_unetr_3d_v2", "swin_unetr_3d_v2", SWIN_UNETR),
+    ("swin_classifier_2d", "swin_classifier_2d", {**SWIN, "use_checkpoint": True}),
+    ("swin_classifier_3d", "swin_classifier_3d", SWIN),
+]
+DVPT_OFF = ("vit_2d_cls", "vit_3d_both", "unetr_2d_patch_16", "swin_classifier_2d")  # also exported with DVPT off
+ONNX_OPTIONS = {"input_names": ["image"], "output_names": ["pred"], "external_data": False}
+
+
+def network_and_images(case: str, arguments: dict) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """A network in eval mode with random weights, an image to export it with and another to run it on."""
+    net = small_network(case, **arguments).eval()
+    image = small_image(net)
+    return net, image, 0.5 - 2 * image.flip(-1)
+
+
+def outputs(net: torch.nn.Module, image: torch.Tensor) -> dict[bool, torch.Tensor]:
+    """Output of a network with DVPT on and off; leaves it on."""
+    values = {}
+    with torch.no_grad():
+        for enabled in (False, True):
+            net.dvpt_enabled = enabled
+            values[enabled] = net(image)
+    return values
+
+
+def reloaded(script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    buffer = io.BytesIO()
+    torch.jit.save(script, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
+def run_onnx(path: Path, image: torch.Tensor) -> torch.Tensor:
+    """Output of an ONNX file under ONNX Runtime on the CPU."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["pred"], {"image": image.numpy()})[0])
+
+
+class TestTorchScript(unittest.TestCase):
+    def check(self, convert, case, arguments):
+        net, example, image = network_and_images(case, arguments)
+        expected = outputs(net, image)
+        self.assertGreater((expected[True] - expected[False]).abs().max(), 1e-3)
+        for enabled in (True, False):
+            net.dvpt_enabled = enabled
+            script = reloaded(convert(net, example))
+            with torch.no_grad():
+                torch.testing.assert_close(script(image), expected[enabled], rtol=1e-5, atol=1e-6)
+
+    @parameterized.expand(VITS + UNETRS)
+    def test_script(self, _, case, arguments):
+        self.check(lambda net, example: torch.jit.script(net), case, arguments)
+
+    @parameterized.expand(SWINS)
+    def test_trace(self, _, case, arguments):
+        def trace(net, example):
+            with warnings.catch_warnings():  # the sizes of the image become constants
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                return torch.jit.trace(net, example)
+
+        self.check(trace, case, arguments)
+
+
+@unittest.skipUnless(has_onnxruntime and has_onnxscript, "needs the packages of the extra onnx")
+class TestExportedProgramAndOnnx(unittest.TestCase):
+    @parameterized.expand(VITS + UNETRS + SWINS)
+    def test_equals_the_network(self, name, case, arguments):
+        net, example, image = network_and_images(case, arguments)
+        expected = outputs(net, image)
+        for enabled in (True, False) if name in DVPT_OFF else (True,):
+            net.dvpt_enabled = enabled
+            with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+                program, path = torch.export.export(net, (example,)), Path(folder) / "model"
+                torch.export.save(program, path.with_suffix(".pt2"))
+                for each in (program, torch.export.load(path.with_suffix(".pt2"))):
+                    torch.testing.assert_close(each.module()(image), expected[enabled], rtol=1e-5, atol=1e-6)
+                torch.onnx.export(program, f=path.with_suffix(".onnx"), dynamo=True, **ONNX_OPTIONS)
+                pred = run_onnx(path.with_suffix(".onnx"), image)
+            torch.testing.assert_close(pred, expected[enabled], rtol=1e-4, atol=2e-5)
+
+    @parameterized.expand([("vit_2d_cls", "vit_cls_2d", VIT), ("swin_classifier_2d", "swin_classifier_2d", SWIN)])
+    def test_any_batch_size(self, _, case, arguments):
+        """Through MONAI's converter, as ``python -m monai.bundle onnx_export`` calls it."""
+        net, example, image = network_and_images(case, arguments)
+        images = torch.cat([image, image + 1, -image])
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            path = Path(folder) / "model.onnx"
+            dynamic_shapes = ({0: "batch"},)
+            convert_to_onnx(
+                net, [torch.cat([example, example])], filename=path, dynamic_shapes=dynamic_shapes, **ONNX_OPTIONS
+            )
+            torch.testing.assert_close(run_onnx(path, images), net(images), rtol=1e-4, atol=2e-5)
+
+
+if __name__ == "__main__":
+    unittest.main()

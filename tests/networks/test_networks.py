@@ -1,0 +1,487 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every network promises."""
+
+from __future__ import annotations
+
+import copy
+import unittest
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from monai.networks.blocks import TransformerBlock
+from monai.networks.nets import UNETR, SwinUNETR, ViT
+from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock
+from parameterized import parameterized
+from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
+from utils_data import temporary_folder
+from utils_networks import (
+    NETWORKS,
+    changed,
+    copy_of_state,
+    expected_part,
+    new_network,
+    parts_of,
+    randomise,
+    small_image,
+    small_network,
+    to_be_trained,
+    with_backbone_of,
+)
+
+from monai_dvpt.networks.adapter import backbone_sha256, freeze_backbone, load_adapter, save_adapter
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.utils import InputError
+
+CASES = [(name,) for name in NETWORKS]
+# the slow ones add nothing where only the encoder matters, or what the others' decoders show too
+QUICK = [(name,) for name in NETWORKS if not name.startswith("swin_unetr_3d")]
+DISTRIBUTED = ["vit_both_2d", "unetr_2d", "swin_unetr_2d", "swin_classifier_2d"]
+
+
+def plain_monai(case: str, **changes: Any) -> nn.Module:
+    """MONAI's own network with random weights, under the names that the DVPT network should have."""
+    kind, arguments = NETWORKS[case]
+    arguments = {**arguments, **changes}
+    own = {"bottleneck_size", "num_prompts", "share_every", "start_layer", "pooling", "class_token", "decoder_tuning"}
+    sizes = {name: value for name, value in arguments.items() if name not in own}
+    if kind is DVPTViT:
+        sizes = {"patch_size": 16, "qkv_bias": True, "post_activation": "none", **sizes}
+        classes = max(sizes.pop("num_classes"), 1)
+        plain = ViT(**sizes, classification=arguments.get("class_token", True), num_classes=classes)
+        if hasattr(plain, "classification_head") and (arguments["num_classes"] == 0 or "pooling" in arguments):
+            del plain.classification_head  # it has another shape, or there is none
+    elif kind is DVPTUNETR:
+        plain = UNETR(**{name: value for name, value in sizes.items() if name != "patch_size"})
+    elif kind is DVPTSwinUNETR:
+        plain = SwinUNETR(**sizes)
+    else:
+        del sizes["num_classes"]
+        names = {"in_channels": "in_chans", "feature_size": "embed_dim", "dropout_path_rate": "drop_path_rate"}
+        sizes = {names.get(name, name): value for name, value in sizes.items()}
+        patch_size = (2,) * sizes["spatial_dims"]
+        plain = nn.ModuleDict({"swinViT": SwinTransformer(**sizes, patch_size=patch_size)})
+    return randomise(plain, seed=5).eval()
+
+
+def output_of_monai(plain: nn.Module, net: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """What MONAI's network says, followed by what it does not have: pooling and a head."""
+    if isinstance(plain, nn.ModuleDict):
+        last = plain["swinViT"](image, normalize=True)[-1]  # (B, 16 C, *grid)
+        return net.classification_head(last.flatten(2).mean(2))
+    if not isinstance(plain, ViT):
+        return plain(image)
+    found = plain(image)[0]
+    if hasattr(plain, "classification_head"):
+        return found
+    first = 1 if hasattr(plain, "cls_token") else 0  # of the image's tokens
+    pooled = found[:, first:].mean(1)
+    if net.arguments["pooling"] == "both":
+        pooled = torch.cat((found[:, 0], pooled), dim=1)
+    return net.classification_head(pooled)
+
+
+def layers_of(net: nn.Module) -> list[nn.Module]:
+    """All transformer layers in their order."""
+    return [module for module in net.modules() if isinstance(module, (TransformerBlock, SwinTransformerBlock))]
+
+
+def with_dropout(case: str) -> dict[str, float]:
+    """Arguments that turn on all the dropout that a network has."""
+    names = ("drop_rate", "attn_drop_rate", "dropout_path_rate") if case.startswith("swin") else ("dropout_rate",)
+    return dict.fromkeys(names, 0.4)
+
+
+def gradients(net: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of all parameters that get one."""
+    net.zero_grad()
+    net(image).square().mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in net.named_parameters() if parameter.grad is not None}
+
+
+class TestEqualsMonai(unittest.TestCase):
+    @parameterized.expand(CASES)
+    def test_output_and_names(self, case):
+        changes = {"patch_size": 16, "img_size": (16, 32, 48)} if "patch_8" in case else {}  # MONAI's is always 16
+        plain, net = plain_monai(case, **changes), new_network(case, **changes).eval()
+        report = net.load_state_dict(plain.state_dict(), strict=False)
+        self.assertEqual(report.unexpected_keys, [])
+        new = {"dvpt", "classification_head"} - set(dict(plain.named_children()))
+        expected = {name for name in net.state_dict() if name.split(".")[0] in new}
+        self.assertEqual(set(report.missing_keys), expected)
+        image = small_image(net, batch=2)
+        with torch.no_grad():
+            expected = output_of_monai(plain, net, image)
+            self.assertTrue(torch.equal(net(image), expected))  # a new DVPT block is the identity
+            randomise(net.dvpt)
+            self.assertFalse(torch.equal(net(image), expected))
+            net.dvpt_enabled = False
+            self.assertTrue(torch.equal(net(image), expected))
+
+    @parameterized.expand([case for case in CASES if case[0].endswith("2d")])
+    def test_dropout(self, case):
+        plain, net = plain_monai(case, **with_dropout(case)).train(), new_network(case, **with_dropout(case)).train()
+        net.load_state_dict(plain.state_dict(), strict=False)
+        image, outputs = small_image(net), []
+        with torch.no_grad():
+            for output in (lambda: net(image), lambda: output_of_monai(plain, net, image)):
+                torch.manual_seed(3)
+                outputs.append(output())
+        self.assertTrue(torch.equal(*outputs))
+
+    def test_patch_size_8_at_initialisation(self):
+        net = new_network("unetr_3d_patch_8").eval()
+        randomise(net.vit)
+        with torch.no_grad():
+            expected = net(small_image(net))
+            net.dvpt_enabled = False
+            self.assertTrue(torch.equal(net(small_image(net)), expected))
+
+
+class TestFreezing(unittest.TestCase):
+    @parameterized.expand([*QUICK, ("swin_unetr_3d_v2",)])
+    def test_gradients_reach_what_is_trained(self, case):
+        net = small_network(case).train()
+        image, parts = small_image(net), parts_of(net)
+        without_dvpt = tuple(part for part in parts if part != "dvpt")
+        for train in (None, ("dvpt",), parts[-1:], ("dvpt", parts[-1]), without_dvpt, parts):
+            with self.subTest(train=train):
+                found = gradients(freeze_backbone(net, train), image)
+                expected = to_be_trained(net, parts[1:] if train is None else train)
+                self.assertEqual(found.keys(), expected)
+                self.assertEqual({name for name, p in net.named_parameters() if p.requires_grad}, expected)
+                self.assertEqual([name for name, gradient in found.items() if not gradient.abs().max() > 0], [])
+
+    @parameterized.expand(
+        [
+            ("vit_cls_2d", 3),
+            ("vit_mean_3d", 2),
+            ("unetr_2d", 5),
+            ("unetr_3d_patch_8", 11),
+            ("swin_unetr_2d", 1),
+            ("swin_unetr_2d", 4),
+            ("swin_unetr_2d_norm", 3),
+            ("swin_unetr_3d_v2", 6),
+            ("swin_classifier_2d", 1),
+            ("swin_classifier_3d", 5),
+        ]
+    )
+    def test_no_graph_before_start_layer(self, case, start_layer):
+        net = freeze_backbone(small_network(case, start_layer=start_layer)).train()
+        graph = []
+        for layer in layers_of(net):
+            layer.register_forward_hook(lambda *args: graph.append(args[-1].requires_grad))
+        found = gradients(net, small_image(net))
+        # the layer itself still runs without one; the block after it starts the graph
+        self.assertEqual(graph, [layer > start_layer for layer in range(len(graph))])
+        self.assertEqual(found.keys(), to_be_trained(net, parts_of(net)[1:]))
+
+    @parameterized.expand(QUICK)
+    def test_dropout(self, case):
+        net = small_network(case, **with_dropout(case))
+        image, encoder = small_image(net), layers_of(net)
+        with torch.no_grad():
+            freeze_backbone(net).train()
+            self.assertTrue(net.dvpt.training)
+            self.assertFalse(any(module.training for layer in encoder for module in layer.modules()))
+            frozen = net(image)
+            self.assertTrue(torch.equal(net(image), frozen))
+            freeze_backbone(net, parts_of(net)).train()
+            self.assertTrue(all(layer.training for layer in encoder))
+            self.assertFalse(torch.equal(net(image), net(image)))
+            net.eval()
+            self.assertFalse(any(module.training for module in net.modules()))
+            self.assertTrue(torch.equal(net(image), net(image)))
+            self.assertTrue(torch.equal(net(image), frozen))
+
+    @parameterized.expand(CASES)
+    def test_bfloat16_autocast_step(self, case):
+        net = freeze_backbone(small_network(case)).train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = net(small_image(net))
+            loss = output.float().square().mean()
+        loss.backward()
+        for name, parameter in net.named_parameters():
+            self.assertEqual(parameter.grad is not None, parameter.requires_grad, name)
+            self.assertTrue(parameter.grad is None or torch.isfinite(parameter.grad).all(), name)
+
+    @parameterized.expand(QUICK)
+    def test_checkpointing_changes_no_value(self, case):
+        nets = [small_network(case, use_checkpoint=use, **with_dropout(case)).train() for use in (False, True)]
+        image, parts = small_image(nets[0]), parts_of(nets[0])
+        calls = {False: 0, True: 0}
+        for net in nets:
+            for layer in layers_of(net):
+                use = net.arguments["use_checkpoint"]
+                layer.norm1.register_forward_hook(lambda *_, use=use: calls.update({use: calls[use] + 1}))
+        for train in (parts[1:], parts):
+            calls.update({False: 0, True: 0})
+            found = []
+            for net in nets:
+                freeze_backbone(net, train)
+                torch.manual_seed(3)
+                found.append(gradients(net, image))
+            torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-7)
+            layers = len(layers_of(nets[0]))
+            # a frozen first layer has no graph, so nothing of it is computed again
+            self.assertEqual(calls, {False: layers, True: 2 * layers - ("backbone" not in train)})
+        with torch.no_grad():
+            self.assertTrue(torch.equal(*(net.eval()(image) for net in nets)))
+
+
+class TestSharing(unittest.TestCase):
+    @parameterized.expand(
+        [
+            ("vit_cls_2d", 2, 0, [0, 0, 1, 1, 2]),
+            ("vit_both_2d", 3, 1, [-1, 0, 0, 0, 1]),
+            ("unetr_2d", 1, 0, list(range(12))),
+            ("unetr_2d", 3, 4, [-1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 2, 2]),
+            ("unetr_3d_patch_8", 5, 0, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2]),
+            ("unetr_2d", 12, 11, [-1] * 11 + [0]),
+            ("swin_unetr_2d", 1, 0, list(range(8))),
+            ("swin_unetr_2d", 2, 0, [0, 0, 1, 2, 2, 3, 4, 4]),
+            ("swin_unetr_2d", 99, 1, [-1, 0, 1, 2, 2, 2, 3, 3]),
+            ("swin_unetr_3d_v2", 2, 4, [-1, -1, -1, -1, 0, 0, 1, 1]),
+            ("swin_classifier_2d", 2, 5, [-1, -1, -1, -1, -1, 0, 1, 1]),
+            ("swin_classifier_3d", 3, 7, [-1] * 7 + [0]),
+        ]
+    )
+    def test_block_after_each_layer(self, case, share_every, start_layer, mapping):
+        net = small_network(case, share_every=share_every, start_layer=start_layer).eval()
+        self.assertEqual(len(net.dvpt), max(mapping) + 1)
+        called = []
+        for kind, modules in (("layer", layers_of(net)), ("dvpt", net.dvpt)):
+            for index, module in enumerate(modules):
+                module.register_forward_hook(lambda *_, entry=(kind, index): called.append(entry))
+        with torch.no_grad():
+            net(small_image(net))
+        expected = [[("layer", layer), ("dvpt", index)][: 1 + (index >= 0)] for layer, index in enumerate(mapping)]
+        self.assertEqual(called, sum(expected, []))
+        if "swin" in case:
+            widths = [12, 12, 24, 48, 48, 48, 96, 96]
+            served = {
+                index: {widths[layer] for layer, other in enumerate(mapping) if other == index} for index in mapping
+            }
+            self.assertEqual([served[i] for i in range(len(net.dvpt))], [{block.hidden_size} for block in net.dvpt])
+
+    @parameterized.expand(CASES)
+    def test_saved_once(self, case):
+        net = small_network(case)
+        path = save_adapter(net, temporary_folder(self) / "adapter.safetensors", parts=("dvpt",))
+        names = {name for name in net.state_dict() if "dvpt" in name}
+        self.assertEqual(len(names), 6 * len(net.dvpt))
+        self.assertEqual(len({net.state_dict()[name].data_ptr() for name in names}), len(names))
+        self.assertEqual(load_file(path).keys(), names)
+        blocks = [module for module in net.modules() if type(module).__name__ == "DVPTBlock"]
+        self.assertEqual(len(blocks), len(net.dvpt))
+        self.assertLess(len(net.dvpt), len(layers_of(net)))
+
+
+class TestAdapterFile(unittest.TestCase):
+    @parameterized.expand(CASES)
+    def test_round_trip(self, case):
+        net = freeze_backbone(small_network(case, 1)).eval()
+        other, path = with_backbone_of(net, 2), temporary_folder(self) / "adapter.safetensors"
+        image = small_image(net)
+        with torch.no_grad():
+            self.assertFalse(torch.equal(other(image), net(image)))
+            load_adapter(other, save_adapter(net, path))
+            self.assertTrue(torch.equal(other(image), net(image)))
+        self.assertEqual(changed(copy_of_state(net), other), set())
+        expected = {name for name in net.state_dict() if expected_part(net, name) != "backbone"}
+        self.assertEqual(load_file(path).keys(), expected)
+
+    @parameterized.expand([("swin_unetr_2d_norm",), ("swin_unetr_2d_none",)])
+    def test_other_frozen_decoder(self, case):
+        net = small_network(case, 1)
+        path = save_adapter(net, temporary_folder(self) / "adapter.safetensors")
+        other = with_backbone_of(net, 2)
+        self.assertEqual(backbone_sha256(other), backbone_sha256(net))
+        with torch.no_grad():
+            other.decoder3.conv_block.conv1.conv.weight[0, 1, 2, 0] += 1e-5
+        before = copy_of_state(other)
+        with self.assertRaisesRegex(InputError, "backbone_sha256 must be that of the network"):
+            load_adapter(other, path)
+        self.assertEqual(changed(before, other), set())
+
+
+class TestBehaviour(unittest.TestCase):
+    @parameterized.expand(CASES)
+    def test_samples_do_not_mix(self, case):
+        net = small_network(case).eval()
+        image = small_image(net, batch=2)
+        with torch.no_grad():
+            output = net(image)
+            torch.testing.assert_close(output[1:], net(image[1:]), rtol=1e-4, atol=1e-4)
+            self.assertFalse(torch.allclose(output[0], output[1], rtol=1e-2, atol=1e-2))
+
+    @parameterized.expand(QUICK)
+    def test_deepcopy(self, case):
+        net = freeze_backbone(small_network(case)).eval()
+        twin, image = copy.deepcopy(net), small_image(net)
+        with torch.no_grad():
+            expected = net(image)
+            self.assertTrue(torch.equal(twin(image), expected))
+            randomise(twin.dvpt, seed=8)
+            self.assertFalse(torch.equal(twin(image), expected))
+            self.assertTrue(torch.equal(net(image), expected))
+        self.assertEqual(
+            {name: parameter.requires_grad for name, parameter in twin.named_parameters()},
+            {name: parameter.requires_grad for name, parameter in net.named_parameters()},
+        )
+
+    @parameterized.expand(
+        [
+            ("vit_cls_2d", (48, 32), r"img_size=\[32, 48\], got \[48, 32\]"),
+            ("vit_cls_2d", (32, 64), r"img_size=\[32, 48\], got \[32, 64\]"),
+            ("vit_mean_3d", (32, 48), r"img_size=\[16, 32, 48\], got \[32, 48\]"),
+            ("unetr_2d", (16, 48), r"img_size=\[32, 48\], got \[16, 48\]"),
+            ("unetr_3d_patch_8", (8, 24, 24), r"img_size=\[8, 24, 16\], got \[8, 24, 24\]"),
+            ("swin_unetr_2d", (32, 48), r"\[32, 48\]\)\) must be divisible by 2\*\*5"),
+            ("swin_unetr_3d", (32, 40, 64), r"\[32, 40, 64\]\)\) must be divisible by 2\*\*5"),
+            ("swin_classifier_2d", (16, 64), r"multiples of 32, got \[16, 64\]"),
+            ("swin_classifier_3d", (32, 32, 33), r"multiples of 32, got \[32, 32, 33\]"),
+        ]
+    )
+    def test_bad_input_size(self, case, size, words):
+        with self.assertRaisesRegex(ValueError, words):
+            new_network(case)(torch.zeros(1, 2, *size))
+
+
+class TestBadArguments(unittest.TestCase):
+    @parameterized.expand(
+        [
+            (case, name, value, changes)
+            for case, cases in {
+                "vit_cls_2d": [
+                    ("spatial_dims", "4", {"spatial_dims": 4}),
+                    ("img_size", r"\(32, 40\)", {"img_size": (32, 40)}),
+                    ("img_size", r"\(0, 48\)", {"img_size": (0, 48)}),
+                    ("pooling", "max", {"pooling": "max"}),
+                    ("class_token", "pooling both", {"class_token": False, "pooling": "both"}),
+                    ("class_token", "pooling cls", {"class_token": False}),
+                    ("num_classes", "-1", {"num_classes": -1}),
+                    ("start_layer", "5", {"start_layer": 5}),
+                ],
+                "unetr_2d": [
+                    ("spatial_dims", "1", {"spatial_dims": 1}),
+                    ("img_size", r"\(24, 20\)", {"img_size": (24, 20), "patch_size": 8}),
+                    ("patch_size", "4", {"patch_size": 4}),
+                    ("mlp_dim", "0", {"mlp_dim": 0}),
+                    ("out_channels", "2.5", {"out_channels": 2.5}),
+                    ("decoder_tuning", "half", {"decoder_tuning": "half"}),
+                    ("start_layer", "12", {"start_layer": 12}),
+                ],
+                "swin_unetr_2d": [
+                    ("depths and num_heads", r"\[2, 2\] and \[3, 2, 6, 4\]", {"depths": (2, 2)}),
+                    ("decoder_tuning", "norms", {"decoder_tuning": "norms"}),
+                    ("bottleneck_size", "12", {"bottleneck_size": 12}),
+                    ("start_layer", "8", {"start_layer": 8}),
+                ],
+                "swin_classifier_2d": [
+                    ("spatial_dims", "4", {"spatial_dims": 4}),
+                    ("depths and num_heads", r"\[2, 1, 3, 2\] and \[3\]", {"num_heads": (3,)}),
+                    ("num_classes", "-3", {"num_classes": -3}),
+                    ("bottleneck_size", "12", {"bottleneck_size": 12}),
+                    ("start_layer", "8", {"start_layer": 8}),
+                ],
+            }.items()
+            for name, value, changes in [
+                *cases,
+                ("start_layer", "-1", {"start_layer": -1}),
+                ("share_every", "0", {"share_every": 0}),
+                ("bottleneck_size", "0", {"bottleneck_size": 0}),
+                ("num_prompts", "-2", {"num_prompts": -2}),
+            ]
+        ]
+    )
+    def test_is_named(self, case, name, value, changes):
+        with self.assertRaisesRegex(ValueError, rf"^{name} must .*got {value}\.$"):
+            new_network(case, **changes)
+
+    @parameterized.expand([("activation", "relu"), ("layer_norm_eps", 0.0)])
+    def test_arithmetic_of_the_transformer(self, name, value):
+        for case in ("vit_cls_2d", "unetr_2d"):
+            with self.assertRaisesRegex(ValueError, f"^{name} must be .*, got {value}\\.$"):
+                new_network(case, **{name: value})
+
+    @parameterized.expand([("unetr_2d",), ("swin_unetr_2d",)])
+    def test_norm_tuning_without_parameters_of_norms(self, case):
+        with self.assertRaisesRegex(ValueError, '^decoder_tuning="norm" must have normalisation layers with param'):
+            new_network(case, decoder_tuning="norm")
+
+
+class TestViTFeatures(unittest.TestCase):
+    @parameterized.expand([("cls", True), ("mean", True), ("mean", False), ("both", True)])
+    def test_pooling_by_hand(self, pooling, class_token):
+        net = small_network("vit_cls_2d", pooling=pooling, class_token=class_token).double().eval()
+        image = small_image(net, batch=2).double()
+        with torch.no_grad():
+            tokens, logits = net.forward_features(image)[0], net(image)
+        self.assertEqual(tokens.shape, (2, 6 + class_token, 24))
+        weight, bias = net.classification_head.weight.tolist(), net.classification_head.bias.tolist()
+        for sample, found in zip(tokens.tolist(), logits.tolist(), strict=True):
+            of_image = sample[1:] if class_token else sample
+            mean = [sum(values) / 6 for values in zip(*of_image, strict=True)]
+            pooled = {"cls": sample[0], "mean": mean, "both": sample[0] + mean}[pooling]
+            for row, offset, logit in zip(weight, bias, found, strict=True):
+                expected = sum(w * value for w, value in zip(row, pooled, strict=True)) + offset
+                self.assertAlmostEqual(logit, expected, places=12)
+
+    @parameterized.expand([("vit_cls_2d", 7), ("vit_mean_3d", 6), ("vit_encoder_2d", 7)])
+    def test_forward_features(self, case, num_tokens):
+        net = small_network(case, start_layer=1).eval()
+        image = small_image(net, batch=2)
+        with torch.no_grad():
+            tokens, hidden_states = net.forward_features(image)
+            x = net.patch_embedding(image)
+            if num_tokens == 7:
+                x = torch.cat((net.cls_token.expand(2, 1, 24), x), dim=1)
+            for block, index, found in zip(net.blocks, [-1, 0, 0, 1, 1], hidden_states, strict=True):
+                x = block(x) if index < 0 else net.dvpt[index](block(x))
+                self.assertTrue(torch.equal(found, x))
+            self.assertEqual(x.shape, (2, num_tokens, 24))
+            self.assertTrue(torch.equal(tokens, net.norm(x)))
+
+    def test_encoder_returns_pooled_tokens(self):
+        net = small_network("vit_both_2d", num_classes=0).eval()
+        with torch.no_grad():
+            tokens = net.forward_features(small_image(net))[0]
+            expected = torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=1)
+            self.assertTrue(torch.equal(net(small_image(net)), expected))
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    """Two steps of each network on one half of the batch; the gradients of the second go to a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {}
+    for case in DISTRIBUTED:
+        net = small_network(case, seed=rank).train()  # wrapping gives all ranks the weights of the first
+        image = small_image(net, batch=2)[rank : rank + 1]
+        for train in (parts_of(net)[1:], parts_of(net)):
+            wrapped = DistributedDataParallel(freeze_backbone(net, train), find_unused_parameters=False)
+            gradients(wrapped, image)  # an unused parameter is an error in the step that follows
+            found[case, train] = gradients(wrapped, image)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+class TestDistributed(unittest.TestCase):
+    def test_gradients_are_those_of_one_process(self):
+        folder = temporary_folder(self)
+        torch.multiprocessing.spawn(run_rank, args=(folder,), nprocs=2)
+        ranks = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+        self.assertEqual({case for case, _ in ranks[0]}, set(DISTRIBUTED))
+        for (case, train), found in ranks[0].items():
+            net = freeze_backbone(small_network(case).train(), train)
+            expected = {f"module.{name}": value for name, value in gradients(net, small_image(net, batch=2)).items()}
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(ranks[1][case, train], found, rtol=0, atol=0)
+
+
+if __name__ == "__main__":
+    unittest.main()
