@@ -25,8 +25,7 @@ from monai_dvpt.networks.adapter import (
     load_adapter,
     merge_full,
 )
-from monai_dvpt.networks.adapter.file import check_intact, copy_tensors, find_backbone, read_tensors
-from monai_dvpt.networks.pretrained import load_pretrained
+from monai_dvpt.networks.adapter.file import check_intact, copy_tensors, find_backbone, load_backbone, read_tensors
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
 from .run import printable
@@ -134,7 +133,7 @@ def check_adapter(path: str | os.PathLike, backbone: str | os.PathLike | None = 
     if found is None:
         yield f"backbone: not checked; {_where_to_find(metadata)}"
     else:
-        load_pretrained(net, found, verbose=False)
+        load_backbone(net, path, found)
         if (sha256 := backbone_sha256(net)) != metadata.get("backbone_sha256"):
             expected = metadata.get("backbone_sha256")
             raise InputError(f"{found}: is not the backbone of {path}: SHA-256 must be {expected}, got {sha256}.")

@@ -14,6 +14,7 @@ from utils_networks import (
     changed,
     copy_of_state,
     expected_part,
+    randomise,
     small_image,
     small_network,
 )
@@ -24,6 +25,8 @@ from monai_dvpt.networks.adapter import (
     merge_full,
     save_adapter,
 )
+from monai_dvpt.networks.nets import DVPTViT
+from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.utils import InputError
 
 
@@ -115,6 +118,29 @@ class TestMetadata(unittest.TestCase):
             merge_full(self.path)
         with self.assertRaisesRegex(InputError, f"^{folder}/backbone.safetensors: backbone must be an existing file"):
             merge_full(self.path, folder / "backbone.safetensors")
+
+    def test_merge_as_the_backbone_was_loaded(self):
+        """From 2D to 3D along the first axis, with another epsilon than that of the source's kind."""
+        source = randomise(DVPTViT(3, 32, 16, 24, 20, 2, 3, spatial_dims=2, bottleneck_size=5))
+        names = {"patch_embedding.patch_embeddings": "patch_embed.proj", "out_proj": "proj", "linear": "fc"}
+        state = {"pos_embed": source.patch_embedding.position_embeddings.detach()}
+        for name, tensor in source.state_dict().items():
+            for old, new in names.items():
+                name = name.replace(old, new)
+            if name.startswith(("patch_embed.", "blocks", "norm.")) and "cross" not in name:
+                state[name] = tensor.contiguous()
+        save_file(state, self.path.parent / "timm.safetensors")
+        net = DVPTViT(1, (16, 32, 48), 16, 24, 20, 2, 3, pooling="mean", class_token=False, bottleneck_size=5).eval()
+        load_pretrained(net, self.path.parent / "timm.safetensors", inflate_axis=0, layer_norm_eps=1e-3, verbose=False)
+        save_adapter(net, self.path)
+        self.assertEqual(changed(copy_of_state(net), merge_full(self.path)), set())
+        self.assertEqual(merge_full(self.path).norm.eps, 1e-3)
+        self.save(net, inflate_axis=1)
+        with self.assertRaisesRegex(InputError, "backbone_sha256 must be"):
+            merge_full(self.path)
+        self.save(net, inflate_axis="x")
+        with self.assertRaises(InputError):
+            merge_full(self.path)
 
     def test_merge_needs_a_backbone_file(self):
         self.save(small_network("vit_cls_2d"))

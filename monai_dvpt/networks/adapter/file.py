@@ -47,8 +47,8 @@ def save_adapter(
     Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
 
     The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, parts, labels, SHA-256 of
-    the backbone and of the stored tensors, name of the file that the backbone was loaded from, versions of the
-    libraries, and ``notes``. The file appears whole or not at all.
+    the backbone and of the stored tensors, the file that the backbone was loaded from and along which axis it was
+    inflated, versions of the libraries, and ``notes``. The file appears whole or not at all.
 
     Args:
         net: the network.
@@ -78,6 +78,7 @@ def save_adapter(
         "arguments": _as_json(net.arguments),
         "backbone_sha256": backbone_sha256(net),
         "backbone_file": net.backbone_file,
+        "inflate_axis": net.inflate_axis,
         "parts": [part for part in PARTS if part in parts],
         "labels": None if labels is None else list(labels),
         "tensors_sha256": _sha256(tensors),
@@ -203,16 +204,35 @@ def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = Non
     Raises:
         InputError: if a file is missing or damaged, or the backbone is not the one of the adapter.
     """
-    from monai_dvpt.networks.pretrained import load_pretrained  # it builds on this package
-
     found = find_backbone(path, adapter_metadata(path), backbone)
     if found is None:
         named = adapter_metadata(path).get("backbone_file")
         raise InputError(f"{path}: needs its backbone; the file it names, {named}, is not found, so give one.")
-    net = build_network(path)
+    return load_adapter(load_backbone(build_network(path), path, found), path).eval()
+
+
+def load_backbone(net: TunableNetwork, path: str | os.PathLike, backbone: str | os.PathLike) -> TunableNetwork:
+    """
+    Loads a backbone into a new network as it was loaded for an adapter.
+
+    Args:
+        net: network of :func:`build_network`.
+        path: file written by :func:`save_adapter`.
+        backbone: file of the backbone.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        InputError: if the backbone cannot be read or does not fit.
+    """
+    from monai_dvpt.networks.pretrained import load_pretrained  # it builds on this package
+
+    axis, dims = adapter_metadata(path).get("inflate_axis"), net.arguments["spatial_dims"]
+    if axis not in range(-dims, dims):
+        raise InputError(f"{path}: inflate_axis must be in [{-dims}, {dims}), got {axis!r}.")
     arithmetic = {key: net.arguments[key] for key in ("layer_norm_eps", "activation") if key in net.arguments}
-    load_pretrained(net, found, **arithmetic, verbose=False)
-    return load_adapter(net, path).eval()
+    return load_pretrained(net, backbone, inflate_axis=axis, **arithmetic, verbose=False).network
 
 
 def find_backbone(

@@ -51,6 +51,7 @@ class TunableNetwork(nn.Module):
         arguments: dict[str, Any]
         fixed: list[str]
         backbone_file: str | None
+        inflate_axis: int
         adapter_name: str
         inactive_adapters: dict[str, Any]
         dvpt: DVPTList
@@ -70,7 +71,7 @@ class TunableNetwork(nn.Module):
             bound.apply_defaults()
             self.arguments = dict(list(bound.arguments.items())[1:])
             self.fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
-            self.backbone_file = None
+            self.backbone_file, self.inflate_axis = None, -1
             self.adapter_name = "default"
             self.inactive_adapters = {}
 

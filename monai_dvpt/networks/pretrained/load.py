@@ -146,7 +146,7 @@ def load_pretrained(
     changed = report.converted.keys() | report.interpolated.keys()
     report.matched = [name for name in tensors if name not in changed]
     report.initialised = [name for name in own if name not in tensors and not NEVER_USED.search(name)]
-    net.backbone_file = path.name
+    net.backbone_file, net.inflate_axis = path.name, inflate_axis
     if verbose and idist.get_rank() == 0:
         print(report)
     return report
