@@ -66,12 +66,12 @@ class DVPTViTEncoder(TunableNetwork):
         plain = embedding.dropout[-1] if isinstance(embedding.dropout, nn.Sequential) else embedding.dropout
         norm = nn.LayerNorm(vit.norm.normalized_shape[0], device=vit.norm.weight.device)
         norm.requires_grad_(vit.norm.weight.requires_grad)
-        embedding.dropout = nn.Sequential(norm, plain) if pre_norm else plain
+        embedding.dropout = nn.Sequential(norm, plain).train(plain.training) if pre_norm else plain
         for module in vit.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = layer_norm_eps
         for block in vit.blocks:
-            block.mlp.fn = ACTIVATIONS[activation]()
+            block.mlp.fn = ACTIVATIONS[activation]().train(block.training)
         changes = {"layer_norm_eps": layer_norm_eps, "activation": activation, "pre_norm": pre_norm}
         self.arguments = {**getattr(self, "arguments", {}), **changes}
 

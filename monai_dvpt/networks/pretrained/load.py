@@ -123,22 +123,7 @@ def load_pretrained(
     tensors |= _fit_outside(net, found, report)
     _check(path, net, found, tensors, min_match)
     if not found.is_swin:
-        eps = next(e for e in (layer_norm_eps, found.layer_norm_eps, net.arguments["layer_norm_eps"]) if e is not None)
-        act = next(a for a in (activation, found.activation, net.arguments["activation"]) if a is not None)
-        vit: Any = net
-        known = set(net.modules())
-        try:
-            vit.set_arithmetic(eps, act, found.pre_norm)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from error
-        for module in set(net.modules()) - known:  # made anew, so in training mode
-            module.training = vit.encoder().norm.training
-        report.facts.append(f"layer_norm_eps {eps}, activation {act}" + ", normalised embedding" * found.pre_norm)
-        if found.num_heads is None:
-            heads, width = net.arguments["num_heads"], net.arguments["hidden_size"]
-            report.facts.append(
-                f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it"
-            )
+        _set_arithmetic(path, net, found, layer_norm_eps, activation, report)
     own = dict(net.tensors(["backbone", "decoder", "head"]))
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -150,6 +135,22 @@ def load_pretrained(
     if verbose and idist.get_rank() == 0:
         print(report)
     return report
+
+
+def _set_arithmetic(
+    path: Path, vit: Any, found: Source, eps: float | None, activation: str | None, report: PretrainedReport
+) -> None:
+    """Sets what the tensors of a ViT do not say: as given, else as the source has it, else as it is."""
+    eps = next(e for e in (eps, found.layer_norm_eps, vit.arguments["layer_norm_eps"]) if e is not None)
+    activation = next(a for a in (activation, found.activation, vit.arguments["activation"]) if a is not None)
+    try:
+        vit.set_arithmetic(eps, activation, found.pre_norm)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+    report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
+    if found.num_heads is None:
+        heads, width = vit.arguments["num_heads"], vit.arguments["hidden_size"]
+        report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
 
 
 def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
