@@ -228,7 +228,8 @@ def load_backbone(net: TunableNetwork, path: str | os.PathLike, backbone: str | 
     """
     from monai_dvpt.networks.pretrained import load_pretrained  # it builds on this package
 
-    axis, dims = adapter_metadata(path).get("inflate_axis"), net.arguments["spatial_dims"]
+    axis: Any = adapter_metadata(path).get("inflate_axis")
+    dims = net.arguments["spatial_dims"]
     if axis not in range(-dims, dims):
         raise InputError(f"{path}: inflate_axis must be in [{-dims}, {dims}), got {axis!r}.")
     arithmetic = {key: net.arguments[key] for key in ("layer_norm_eps", "activation") if key in net.arguments}
