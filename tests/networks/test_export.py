@@ -51,7 +51,7 @@ SWINS = [
     ("swin_classifier_2d", "swin_classifier_2d", {**SWIN, "use_checkpoint": True}),
     ("swin_classifier_3d", "swin_classifier_3d", SWIN),
 ]
-# A Swin network takes the ONNX exporter up to half a minute: its masks are over a thousand nodes before they are folded.
+# A Swin network takes the ONNX exporter up to half a minute: its masks are over a thousand nodes before folding.
 EVERY_EXPORT = os.environ.get("MONAI_DVPT_TEST_EVERY_EXPORT") == "1"
 QUICK = ("vit_2d_cls", "vit_3d_mean_without_class_token", "vit_3d_both", "unetr_2d_patch_16", "unetr_3d_patch_8")
 QUICK += ("swin_unetr_2d_v2", "swin_unetr_3d")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from .tunable import PARTS, TunableNetwork
 
 __all__ = ["adapter_metadata", "backbone_sha256", "build_network", "load_adapter", "merge_full", "save_adapter"]
 
+logger = logging.getLogger(__name__)
+
 FORMAT_VERSION = 2
 SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights"  # of this package
 
@@ -30,7 +33,7 @@ SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights"  # of this package
 def backbone_sha256(net: TunableNetwork) -> str:
     """
     SHA-256, in hexadecimal, of the backbone's tensors. Those of the encoder count under their names inside it, so that
-    it is the same in every network around one encoder.
+    it is the same in every network around the same tensors; a class token is one of them.
     """
     return _sha256({name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
 
@@ -64,6 +67,9 @@ def save_adapter(
     """
     own = _adapter_parts(net)
     parts = own if parts is None else parts
+    trained = {net.part_of(name) for name, parameter in net.named_parameters() if parameter.requires_grad}
+    if "backbone" in trained:
+        logger.warning(f"{path}: the backbone is not frozen, and an adapter does not hold what is trained of it.")
     if set(parts) - set(own) or not parts:
         raise ValueError(f"parts must name parts of {own}, got {list(parts)}.")
     tensors = {
@@ -143,6 +149,8 @@ def load_adapter(
         InputError: if the file is damaged, was made for another network, other settings, another backbone or other
             labels, or holds other parts, misses tensors, has extra ones or ones of another shape; names what differs.
     """
+    if name == "":
+        raise ValueError("name must not be empty.")
     if name is not None and parts is not None:
         raise ValueError(f"parts must be None for an adapter with a name, got {list(parts)}.")
     metadata = adapter_metadata(path)
@@ -150,18 +158,18 @@ def load_adapter(
     for key, value in own.items():
         if metadata.get(key) != value:
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {metadata.get(key)}.")
-    free = net.TRAINING_ARGUMENTS | (frozenset() if name is None else net.ADAPTER_ARGUMENTS)
+    free = net.TRAINING_ARGUMENTS | (frozenset() if name is None else net.adapter_arguments())
     if parts is not None and set(parts) <= {"dvpt"}:
         free |= net.ADAPTER_ARGUMENTS - TunableNetwork.ADAPTER_ARGUMENTS  # those of decoder and head
     theirs = _arguments(path, metadata)
     for key, value in _as_json(net.arguments).items():
-        if key not in free and theirs.get(key) != value:
+        if key not in free and not _same_sides(theirs.get(key), value):
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
     if labels is not None and metadata.get("labels") != list(labels):
         raise InputError(f"{path}: labels must be {list(labels)}, got {metadata.get('labels')}.")
     target = net
     if name is not None:
-        changes = {key: theirs[key] for key in net.ADAPTER_ARGUMENTS if key in theirs}
+        changes = {key: theirs[key] for key in net.adapter_arguments() if key in theirs}
         target = _new_network(path, type(net), {**net.arguments, **changes})
     expected = _adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
     if metadata.get("parts") != expected:
@@ -323,6 +331,13 @@ def _adapter_parts(net: TunableNetwork) -> list[str]:
 def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments as they are after a way through JSON, where a tuple is a list."""
     return json.loads(to_json(arguments))
+
+
+def _same_sides(one: Any, other: Any) -> bool:
+    """Whether two arguments are equal, where one number for all sides equals a list of it."""
+    if isinstance(one, list) and isinstance(other, int):
+        return one == [other] * len(one)
+    return one == other or (isinstance(one, int) and isinstance(other, list) and _same_sides(other, one))
 
 
 def _is_plain_name(name: Any) -> bool:

@@ -35,8 +35,8 @@ def add_adapter(net: TunableNetwork, name: str, **arguments: Any) -> TunableNetw
     Args:
         net: the network.
         name: name of the adapter, not in use yet.
-        arguments: those of the network's constructor that are to be other than now, of
-            ``type(net).ADAPTER_ARGUMENTS``: its DVPT settings, number of classes, decoder.
+        arguments: those of the network's constructor that are to be other than now, of ``net.adapter_arguments()``: its
+            DVPT settings, number of classes, and the decoder where it is trained.
 
     Returns:
         ``net``.
@@ -44,10 +44,10 @@ def add_adapter(net: TunableNetwork, name: str, **arguments: Any) -> TunableNetw
     Raises:
         ValueError: if the name is taken, or an argument would change the backbone or is outside its range.
     """
-    if name in adapter_names(net):
-        raise ValueError(f"name must be a new one, not of {adapter_names(net)}, got {name}.")
-    if fixed := sorted(arguments.keys() - net.ADAPTER_ARGUMENTS):
-        raise ValueError(f"arguments of an adapter must be of {sorted(net.ADAPTER_ARGUMENTS)}, got {fixed}.")
+    if not name or name in adapter_names(net):
+        raise ValueError(f"name must be a new one, not of {adapter_names(net)} and not empty, got {name!r}.")
+    if fixed := sorted(arguments.keys() - net.adapter_arguments()):
+        raise ValueError(f"arguments of an adapter must be of {sorted(net.adapter_arguments())}, got {fixed}.")
     return adopt_adapter(net, name, type(net)(**{**net.arguments, **arguments}), like=net)
 
 

@@ -45,6 +45,7 @@ class TunableNetwork(nn.Module):
     HEAD = ""  # prefix of the names of the output layer's tensors
     # arguments that may differ between adapters on one backbone, and those that change no output in eval mode
     ADAPTER_ARGUMENTS = frozenset({"bottleneck_size", "num_prompts", "share_every", "start_layer"})
+    DECODER_ARGUMENTS: frozenset = frozenset()  # of those, what the decoder is built with
     TRAINING_ARGUMENTS = frozenset({"dropout_rate", "save_attn", "use_checkpoint"})
 
     if TYPE_CHECKING:  # TorchScript would try to compile annotations of a class
@@ -80,6 +81,12 @@ class TunableNetwork(nn.Module):
     def encoder(self) -> Any:
         """The pretrained encoder, a module under whose own names its weights are loaded and identified."""
         return self.get_submodule(self.ENCODER.removesuffix("."))
+
+    def adapter_arguments(self) -> frozenset[str]:
+        """Arguments that may differ between the adapters of this network: a frozen decoder is that of the backbone."""
+        tuning = str(self.arguments.get("decoder_tuning"))
+        fixed = {"none": self.DECODER_ARGUMENTS, "norm": self.DECODER_ARGUMENTS - {"norm_name"}}
+        return self.ADAPTER_ARGUMENTS - fixed.get(tuning, frozenset())
 
     def part_of(self, name: str) -> str:
         """

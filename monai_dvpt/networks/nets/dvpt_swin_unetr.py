@@ -66,7 +66,8 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
     """
 
     HEAD = "out."
-    ADAPTER_ARGUMENTS = DVPTSwinEncoder.ADAPTER_ARGUMENTS | {"out_channels", "norm_name"}
+    DECODER_ARGUMENTS = frozenset({"norm_name"})
+    ADAPTER_ARGUMENTS = DVPTSwinEncoder.ADAPTER_ARGUMENTS | DECODER_ARGUMENTS | {"out_channels"}
 
     def __init__(
         self,

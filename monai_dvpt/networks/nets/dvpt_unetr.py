@@ -72,9 +72,8 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
 
     ENCODER = "vit."
     HEAD = "out."
-    ADAPTER_ARGUMENTS = DVPTViTEncoder.ADAPTER_ARGUMENTS | {
-        *("out_channels", "feature_size", "norm_name", "conv_block", "res_block")
-    }
+    DECODER_ARGUMENTS = frozenset({"feature_size", "norm_name", "conv_block", "res_block"})
+    ADAPTER_ARGUMENTS = DVPTViTEncoder.ADAPTER_ARGUMENTS | DECODER_ARGUMENTS | {"out_channels"}
 
     def __init__(
         self,

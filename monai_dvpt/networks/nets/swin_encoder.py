@@ -97,7 +97,8 @@ class DVPTSwinEncoder(TunableNetwork):
         grid = x.shape[1:-1]
         window, shift = get_window_size(grid, stage.window_size, stage.shift_size)
         padded = [-(-side // step) * step for side, step in zip(grid, window, strict=True)]
-        mask = compute_mask(padded, window, shift, x.device)
+        shifts = stage.depth > 1 and any(shift)  # every second layer shifts its windows, unless one holds all tokens
+        mask = compute_mask(padded, window, shift, x.device) if shifts else None
         for index, block in enumerate(stage.blocks):
             x = block(x, mask)
             x = self.adapt(x.flatten(1, -2), first + index).view(x.shape)

@@ -22,6 +22,7 @@ __all__ = ["find_file", "read_config", "read_weights"]
 
 # what is read of a config.json
 CONFIG_TYPES: dict[str, Any] = {"layer_norm_eps": (int, float), "hidden_act": str, "num_attention_heads": int}
+MAX_DEPTH = 4  # of a network's weights inside a checkpoint
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # under which checkpoints keep the network's weights, first choice first
 NESTED = ("state_dict", "model", "model_state_dict", "network", "net", "teacher", "module")
@@ -121,10 +122,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _named_tensors(content: Any) -> dict[str, torch.Tensor]:
-    if not isinstance(content, Mapping):
+def _named_tensors(content: Any, depth: int = 0) -> dict[str, torch.Tensor]:
+    if not isinstance(content, Mapping) or depth == MAX_DEPTH:
         return {}
     for key in NESTED:  # first, as a checkpoint may keep its step or score as tensors beside them
-        if nested := _named_tensors(content.get(key)):
+        if nested := _named_tensors(content.get(key), depth + 1):
             return nested
     return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}

@@ -27,6 +27,7 @@ class Source:
     head_name: str = "classification_head."  # before these in the file
     unused: list[str] = field(default_factory=list)  # names in the file
     is_swin: bool = False
+    is_monai: bool = False  # whether its classifier may be of any pooling
     layer_norm_eps: float | None = None  # None: as in the network, for MONAI's own layouts
     activation: str | None = None
     pre_norm: bool = False
@@ -112,6 +113,10 @@ _FORMATS = (
     _TIMM,
 )
 
+# names inside an encoder, and those of them that its features do not need
+_ENCODER = re.compile(r"(embeddings|encoder|layers?|blocks|transformer|Transformer|patch_embed|norm\w*|ln_\w+)\b")
+_UNNEEDED = re.compile(r"mask_token|position_ids|pooler")
+
 _SAME_ACTIVATION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
 
 # what the encoders of this package cannot compute, by what gives it away in the names of tensors
@@ -123,16 +128,19 @@ _UNREPRESENTABLE = (
     ("relative position bias", r"rel_pos|relative_position"),
     ("a distillation token", r"dist_token|distillation_token"),
     ("a normalisation after pooling (fc_norm)", r"(^|\.)fc_norm\."),
-    ("a convolutional stem", r"patch_embed\.backbone|conv_root"),
+    ("a convolutional stem", r"patch_embed(dings)?\.backbone|conv_root"),
 )
 
 
-def recognise(path: Any, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Source:
+def recognise(
+    path: Any, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], tokens: int | None = None
+) -> Source:
     """
     Args:
         path: named in errors.
         tensors: the named tensors of a file.
         config: its ``config.json`` as Hugging Face models have it, or nothing.
+        tokens: number of tokens of the network's image, which decides where two grids are possible.
 
     Raises:
         InputError: if the layout is unknown, or has something that no encoder of this package can represent.
@@ -152,7 +160,7 @@ def recognise(path: Any, tensors: Mapping[str, torch.Tensor], config: Mapping[st
     for layout in _FORMATS:
         prefix = _prefix(tensors, layout.signature)
         if prefix is not None:
-            return _vit(path, layout, prefix, tensors, config)
+            return _vit(path, layout, prefix, tensors, config, tokens)
     raise InputError(
         f"{path}: must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI) or of MONAI's "
         f"UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
@@ -166,7 +174,7 @@ def _prefix(tensors: Mapping[str, torch.Tensor], signature: str) -> str | None:
 
 
 def _monai_vit(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
-    source = Source("MONAI UNETR" if prefix.endswith("vit.") else "MONAI ViT", {})
+    source = Source("MONAI UNETR" if prefix.endswith("vit.") else "MONAI ViT", {}, is_monai=True)
     outer = prefix.removesuffix("vit.")
     for name, tensor in tensors.items():
         inner = name.removeprefix(prefix)
@@ -211,13 +219,21 @@ def _swin_ssl(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
 
 
 def _vit(
-    path: Any, layout: _Format, prefix: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    path: Any,
+    layout: _Format,
+    prefix: str,
+    tensors: Mapping[str, torch.Tensor],
+    config: Mapping[str, Any],
+    tokens: int | None,
 ) -> Source:
-    activation = config.get("hidden_act", layout.activation)
+    # timm's versions of CLIP have its epsilon, and of its activation their names tell
+    clip = layout is _TIMM and prefix + "norm_pre.weight" in tensors
+    quick = layout is _TIMM and "quickgelu" in str(config.get("architecture"))
+    activation = config.get("hidden_act", "quick_gelu" if quick else layout.activation)
     source = Source(
         layout.kind,
         {},
-        layer_norm_eps=config.get("layer_norm_eps", layout.layer_norm_eps),
+        layer_norm_eps=config.get("layer_norm_eps", 1e-5 if clip else layout.layer_norm_eps),
         activation=_SAME_ACTIVATION.get(activation, activation),
         num_heads=config.get("num_attention_heads"),
         square=True,
@@ -235,6 +251,8 @@ def _vit(
         known = r"(cls_token|pos_embed|patch_embed\.proj|norm_pre|blocks\.\d+|norm|head)\b"
         if name.startswith(prefix) and re.match(known, inner) and not (has_pre_logits and inner.startswith("head.")):
             state[inner] = tensor.float() if tensor.is_floating_point() else tensor
+        elif name.startswith(prefix) and _ENCODER.match(inner) and not _UNNEEDED.search(inner):
+            raise InputError(f"{path}: has {name}, which MONAI's ViT cannot represent.")
         else:
             source.unused.append(name)
     if "pos_embed" not in state:
@@ -246,13 +264,22 @@ def _vit(
                 name.replace("kernel", "weight").replace("scale", "weight"): _from_flax(name, v)
                 for name, v in state.items()
             }
-        # timm alone may leave the class token without a position
-        _to_monai(path, state, source, layout is _TIMM)
+        _to_monai(path, state, source, _has_class_position(state, layout, tokens))
     except KeyError as error:
         raise InputError(f"{path}: must have {error.args[0]}, under its name in {layout.kind}.") from error
     except (IndexError, RuntimeError) as error:
         raise InputError(f"{path}: has tensors of shapes that no {layout.kind} has: {error}") from error
     return source
+
+
+def _has_class_position(state: Mapping[str, torch.Tensor], layout: _Format, tokens: int | None) -> bool:
+    """Whether the first position is that of the class token; timm alone may leave it without one (no_embed_class)."""
+    if "cls_token" not in state or layout is not _TIMM:
+        return "cls_token" in state
+    positions = state["pos_embed"].numel() // state["norm.weight"].shape[0]
+    if tokens in (positions, positions - 1):
+        return tokens != positions
+    return round(positions**0.5) ** 2 != positions
 
 
 def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str:
@@ -277,7 +304,7 @@ def _from_flax(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten() if name.startswith("blocks.") else tensor
 
 
-def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source, may_lack_position: bool) -> None:
+def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source, has_class_position: bool) -> None:
     """Fills ``source`` from a ViT's weights in the layout of timm."""
     take: Callable[[str], torch.Tensor | None] = lambda name: state.pop(name, None)  # noqa: E731
     out, how = source.encoder, source.converted
@@ -285,9 +312,7 @@ def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source, may_lac
     width = state["norm.weight"].shape[0]
     positions = state.pop("pos_embed").reshape(1, -1, width)
     cls_token = take("cls_token")
-    tokens = positions.shape[1]
-    # with a class token the first position is its own, unless all of them make a grid (timm: no_embed_class)
-    if cls_token is not None and not (may_lack_position and round(tokens**0.5) ** 2 == tokens):
+    if cls_token is not None and has_class_position:
         cls_token = cls_token.reshape(1, 1, width) + positions[:, :1]
         positions = positions[:, 1:]
         how["cls_token"] = "with the position of the class token"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,9 +14,9 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_dvpt.networks.adapter import TunableNetwork
-from monai_dvpt.networks.adapter.tunable import is_norm
+from monai_dvpt.networks.adapter import TunableNetwork, adapter_names
 from monai_dvpt.utils import InputError
 
 from .files import find_file, read_config, read_weights
@@ -25,6 +27,8 @@ __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
 
 MRI_VIT_TINY = Path(__file__).parents[2] / "weights" / "mri_vit_tiny_patch8_40x56x40.safetensors"
 """ViT of 12 layers, 192 wide, 3 heads, 8 mm tokens, pretrained on brain MR; ``weights/README.md`` is its card."""
+
+logger = logging.getLogger(__name__)
 
 # in MONAI's encoders but never computed with, so no source needs them
 NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
@@ -108,21 +112,31 @@ def load_pretrained(
         the report; its ``network`` is ``net``.
 
     Raises:
+        ValueError: if an argument is outside its range, or ``net`` has several adapters.
         InputError: if the source cannot be read or is of no known kind, has something that the encoder cannot
             represent, gives less than ``min_match``, or does not fit; names what.
     """
     if not 0 < min_match <= 1:
         raise ValueError(f"min_match must be in (0, 1], got {min_match}.")
+    if net.inactive_adapters:
+        raise ValueError(f"net must have one adapter while its backbone is loaded, got {adapter_names(net)}.")
+    dims = net.arguments["spatial_dims"]
+    if not -dims <= inflate_axis < dims:
+        raise ValueError(f"inflate_axis must be in [{-dims}, {dims}), got {inflate_axis}.")
     path = find_file(source)
     explicit = {"layer_norm_eps": layer_norm_eps, "hidden_act": activation}
     config = read_config(path) | {name: value for name, value in explicit.items() if value is not None}
-    found = recognise(path, read_weights(path), config)
+    found = recognise(path, read_weights(path), config, _plane_tokens(net, inflate_axis))
     _check_kind(path, net, found)
     report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
     tensors = _fit_encoder(path, net, found, inflate_axis, report)
     tensors |= _fit_outside(net, found, report)
     _check(path, net, found, tensors, min_match)
-    if not found.is_swin:
+    if found.is_swin:
+        known = ("num_heads", "window_size", "downsample", "normalize")
+        said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
+        report.facts.append(f"{said} as in the network; the file does not say it")
+    else:
         _set_arithmetic(path, net, found, layer_norm_eps, activation, report)
     own = dict(net.tensors(["backbone", "decoder", "head"]))
     with torch.no_grad():
@@ -131,7 +145,13 @@ def load_pretrained(
     changed = report.converted.keys() | report.interpolated.keys()
     report.matched = [name for name in tensors if name not in changed]
     report.initialised = [name for name in own if name not in tensors and not NEVER_USED.search(name)]
-    net.backbone_file, net.inflate_axis = path.name, inflate_axis
+    whole = not any(net.part_of(name) == "backbone" for name in report.initialised)
+    net.backbone_file, net.inflate_axis = path.name if whole else None, inflate_axis
+    if not whole:
+        logger.warning(
+            f"{path}: leaves a part of the backbone as it was, so no file can bring this backbone back for an adapter; "
+            "keep the whole state dict."
+        )
     if verbose and idist.get_rank() == 0:
         print(report)
     return report
@@ -151,6 +171,17 @@ def _set_arithmetic(
     if found.num_heads is None:
         heads, width = vit.arguments["num_heads"], vit.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
+
+
+def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
+    """Tokens of the network in the plane of a 2D source; None for a network that takes any size."""
+    vit: Any = net
+    if not hasattr(net, "img_size"):
+        return None
+    grid = [side // patch for side, patch in zip(vit.img_size, vit.token_size(0), strict=True)]
+    if len(grid) == 3:
+        del grid[inflate_axis]
+    return math.prod(grid)
 
 
 def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
@@ -186,8 +217,6 @@ def _fit_encoder(
     """The source's encoder for the network's image, under the names in the network."""
     encoder = net.encoder().state_dict()
     dims = net.arguments["spatial_dims"]
-    if not -dims <= inflate_axis < dims:
-        raise ValueError(f"inflate_axis must be in [{-dims}, {dims}), got {inflate_axis}.")
     axis = inflate_axis % dims
     fitted: dict[str, torch.Tensor] = {}
     report.converted = {}
@@ -205,7 +234,9 @@ def _fit_encoder(
         elif name == POSITIONS:
             vit: Any = net
             grid = [side // patch for side, patch in zip(vit.img_size, vit.token_size(0), strict=True)]
-            tensor = _fit_positions(path, tensor, source_dims, found.square, grid, axis, how, report.interpolated, key)
+            tensor = _fit_positions(
+                *(path, tensor, source_dims, found.square, grid, axis, how, report.interpolated, key, report.facts)
+            )
         if key in report.interpolated:
             report.interpolated[key] = ", ".join([report.interpolated[key], *how])
         elif how:
@@ -247,14 +278,16 @@ def _fit_positions(
     how: list[str],
     interpolated: dict[str, str],
     key: str,
+    facts: list[str],
 ) -> torch.Tensor:
     inflate = len(grid) > source_dims
     plane = [side for index, side in enumerate(grid) if not inflate or index != axis]
     tokens = positions.shape[1]
     source_grid = token_grid(tokens, source_dims)
     # weights of MONAI are as a rule for the grid of the network that they are given to, whatever its sides
-    if tokens == torch.Size(plane).numel() and (source_grid is None or not square):
+    if tokens == math.prod(plane) and (source_grid is None or not square):
         source_grid = plane
+        facts.append(f"grid of {_times(plane)} tokens as in the network; the file does not say it")
     if source_grid is None:
         raise InputError(f"{path}: the position embeddings of {tokens} tokens must be of a grid of equal sides.")
     if source_grid != plane:
@@ -270,15 +303,18 @@ def _fit_outside(net: TunableNetwork, found: Source, report: PretrainedReport) -
     """Head and decoder of the source, each taken as a whole where it fits or not at all."""
     own = dict(net.tensors(["backbone", "decoder", "head"]))
     given = dict(found.outside)
-    # a classifier of the class token says nothing about the mean of the others
-    if "cls_token" not in found.encoder or net.arguments.get("pooling") != "mean":
+    pooling = net.arguments.get("pooling")
+    if found.head and pooling and found.is_monai:
+        report.facts.append(f"pooling {pooling} as in the network; the file does not say it")
+    # another library's classifier of the class token says nothing about the mean of the others
+    if found.is_monai or "cls_token" not in found.encoder or pooling != "mean":
         given |= {net.HEAD + name: tensor for name, tensor in found.head.items()}
     head = [name for name in own if name.startswith(net.HEAD)]
     decoder = [name for name in own if net.ENCODER and not name.startswith((net.ENCODER, net.HEAD))]
     fits: dict[str, torch.Tensor] = {}
     for names in (head, decoder):
-        # an affine normalisation at identity is the same as one without parameters
-        absent = [n for n in names if n not in given and is_norm(net.get_submodule(n.rpartition(".")[0]))]
+        # an affine instance normalisation at identity is the same as one without parameters
+        absent = [n for n in names if n not in given and _is_affine_instance_norm(net, n)]
         needed = [name for name in names if name not in absent]
         modules = {name.split(".")[0] for name in names}
         theirs = {name for name in given if name.split(".")[0] in modules}
@@ -289,6 +325,11 @@ def _fit_outside(net: TunableNetwork, found: Source, report: PretrainedReport) -
     report.unused += [name for name in found.outside if name not in fits]
     report.unused += [found.head_name + name for name in found.head if net.HEAD + name not in fits]
     return fits
+
+
+def _is_affine_instance_norm(net: TunableNetwork, name: str) -> bool:
+    owner, _, attribute = name.rpartition(".")
+    return isinstance(net.get_submodule(owner), _InstanceNorm) and attribute in ("weight", "bias")
 
 
 def _check(path: Path, net: TunableNetwork, found: Source, tensors: dict[str, torch.Tensor], min_match: float) -> None:
