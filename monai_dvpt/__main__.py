@@ -6,9 +6,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from monai_dvpt import benchmark
 from monai_dvpt.commands import adapter, run_commands
 
-COMMANDS = [adapter]
+COMMANDS = [adapter, benchmark]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

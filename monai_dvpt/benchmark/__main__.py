@@ -6,10 +6,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from monai_dvpt.benchmark import adapters
+from monai_dvpt.benchmark import COMMANDS, DESCRIPTION
 from monai_dvpt.commands import run_commands
-
-COMMANDS = [adapters]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,8 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit status.
     """
-    description = "Measures on this machine what dynamic visual prompt tuning costs and saves."
-    return run_commands("python -m monai_dvpt.benchmark", description, COMMANDS, argv)
+    return run_commands("python -m monai_dvpt.benchmark", DESCRIPTION, COMMANDS, argv)
 
 
 if __name__ == "__main__":
