@@ -165,8 +165,6 @@ def load_adapter(
     for key, value in _as_json(net.arguments).items():
         if key not in free and not _same_sides(theirs.get(key), value):
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
-    if labels is not None and metadata.get("labels") != list(labels):
-        raise InputError(f"{path}: labels must be {list(labels)}, got {metadata.get('labels')}.")
     target = net
     if name is not None:
         changes = {key: theirs[key] for key in net.adapter_arguments() if key in theirs}
@@ -174,6 +172,8 @@ def load_adapter(
     expected = _adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
     if metadata.get("parts") != expected:
         raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
+    if labels is not None and metadata.get("labels") != list(labels):
+        raise InputError(f"{path}: labels must be {list(labels)}, got {metadata.get('labels')}.")
     copy_tensors(path, metadata, dict(target.tensors(expected)))
     return net if name is None else adopt_adapter(net, name, target, like=net)
 
