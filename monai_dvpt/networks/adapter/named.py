@@ -150,17 +150,21 @@ def _check_known(net: TunableNetwork, name: str) -> None:
 
 def _adapter_modules(net: TunableNetwork) -> dict[str, nn.Module]:
     """By their names, the largest modules whose tensors are all outside the backbone."""
-    backbone = [name for name, _ in net.tensors(["backbone"])]
+    # names of the modules that hold, at any depth, tensors of the backbone and tensors of the adapter
+    backbone: set[str] = set()
+    adapter: set[str] = {net.HEAD.removesuffix(".")}  # also where a network without a head has an empty one
+    for name in net.state_dict():
+        steps = name.split(".")
+        owners = backbone if net.part_of(name) == "backbone" else adapter
+        owners.update(".".join(steps[:depth]) for depth in range(1, len(steps)))
     found: dict[str, nn.Module] = {}
 
     def collect(prefix: str, module: nn.Module) -> None:
         for name, child in module.named_children():
             key = prefix + name
-            if not child.state_dict() and key + "." != net.HEAD:  # a network without a head has an empty one
-                continue
-            if any(other.startswith(key + ".") for other in backbone):
+            if key in adapter and key in backbone:
                 collect(key + ".", child)
-            else:
+            elif key in adapter:
                 found[key] = child
 
     collect("", net)
