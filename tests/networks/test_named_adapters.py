@@ -319,6 +319,35 @@ class TestRefused(Base):
         save_adapter(other, self.path)
         self.check_refused(net, f"{name} must be that of the network")
 
+    def test_other_normalisation_of_a_frozen_decoder(self):
+        """It has no tensors, so the backbone's SHA-256 cannot tell."""
+        net = small_network("swin_unetr_2d_none", 1)
+        other = small_network("swin_unetr_2d_none", 2, norm_name=("group", {"num_groups": 2, "affine": False}))
+        other.load_state_dict(backbone_of(net), strict=False)
+        save_adapter(other, self.path)
+        self.check_refused(net, "norm_name must be that of the network")
+
+    @parameterized.expand([("img_size", 32, (32, 32)), ("patch_size", (16, 16), 16)])
+    def test_one_number_for_all_sides_is_the_same(self, name, one, other):
+        sizes = {"img_size": 32, **{name: one}}
+        net = small_network("vit_cls_2d", 1, **sizes)
+        twin = small_network("vit_cls_2d", 2, **{**sizes, name: other})
+        twin.load_state_dict(backbone_of(net), strict=False)
+        save_adapter(twin, self.path)
+        load_adapter(net, self.path)
+        self.assertEqual(changed(copy_of_state(twin), net), set())
+
+    def test_empty_name(self):
+        net = small_network("vit_cls_2d", 1)
+        save_adapter(net, self.path)
+        with self.assertRaisesRegex(ValueError, "^name must be a new one, .* and not empty, got ''"):
+            add_adapter(net, "")
+        with self.assertRaisesRegex(ValueError, "^name must not be empty"):
+            load_adapter(net, self.path, name="")
+        with self.assertRaisesRegex(ValueError, "^parts must be None for an adapter with a name"):
+            load_adapter(net, self.path, name="second", parts=["dvpt"])
+        self.assertEqual(adapter_names(net), ["default"])
+
     def test_other_decoder_tuning(self):
         net = small_network("swin_unetr_2d", 1)
         self.saved(net, 2, decoder_tuning="none")
