@@ -25,7 +25,14 @@ from monai_dvpt.networks.adapter import (
     load_adapter,
     merge_full,
 )
-from monai_dvpt.networks.adapter.file import check_intact, copy_tensors, find_backbone, load_backbone, read_tensors
+from monai_dvpt.networks.adapter.file import (
+    check_intact,
+    copy_tensors,
+    find_backbone,
+    load_backbone,
+    network_class,
+    read_tensors,
+)
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
 from .run import printable
@@ -92,7 +99,7 @@ def adapter_facts(path: str | os.PathLike) -> dict[str, Any]:
         InputError: if the file is no adapter, or its network is unknown.
     """
     metadata = adapter_metadata(path)
-    head = _network_class(path, metadata).HEAD
+    head = network_class(path, metadata).HEAD
     sizes: dict[str, dict[str, int]] = {}
     for name, tensor in read_tensors(path).items():
         part = "dvpt" if name.startswith("dvpt.") else "head" if name.startswith(head) else "decoder"
@@ -218,7 +225,7 @@ def _nested_rows(label: str, value: Any, indent: str = "") -> Iterator[tuple[str
 
 def _telling_arguments(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the network that are not its class's defaults, and all those of its DVPT blocks."""
-    kind, arguments = _network_class(path, facts), facts.get("arguments")
+    kind, arguments = network_class(path, facts), facts.get("arguments")
     if not isinstance(arguments, dict):
         raise InputError(f"{path}: arguments must be those of {kind.__name__}, got {arguments!r}.")
     defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
@@ -250,12 +257,6 @@ def _run_merge(arguments: argparse.Namespace) -> None:
     definition = write_full_model(arguments.file, output, arguments.backbone)
     print(f"wrote {printable(output)}: {output.stat().st_size:,} bytes, SHA-256 {_file_sha256(output)}")
     print(yaml.safe_dump({"network_def": definition}, sort_keys=False, default_flow_style=None, width=110), end="")
-
-
-def _network_class(path: str | os.PathLike, metadata: Mapping[str, Any]) -> type[TunableNetwork]:
-    if (name := metadata.get("network")) not in nets.__all__:
-        raise InputError(f"{path}: network must be one of {nets.__all__}, got {name!r}.")
-    return getattr(nets, name)
 
 
 def _where_to_find(metadata: Mapping[str, Any]) -> str:

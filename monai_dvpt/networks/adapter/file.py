@@ -188,13 +188,22 @@ def build_network(path: str | os.PathLike) -> TunableNetwork:
     Raises:
         InputError: if the file is no adapter, or its network or the arguments are unknown.
     """
+    metadata = adapter_metadata(path)
+    return _new_network(path, network_class(path, metadata), _arguments(path, metadata))
+
+
+def network_class(path: str | os.PathLike, metadata: Mapping[str, Any]) -> type[TunableNetwork]:
+    """
+    The class of the network that an adapter was saved from.
+
+    Raises:
+        InputError: if it is none of this package.
+    """
     from monai_dvpt.networks import nets  # they are built on this package
 
-    metadata = adapter_metadata(path)
-    name = metadata.get("network")
-    if name not in nets.__all__:
+    if (name := metadata.get("network")) not in nets.__all__:
         raise InputError(f"{path}: network must be one of {nets.__all__}, got {name!r}.")
-    return _new_network(path, getattr(nets, name), _arguments(path, metadata))
+    return getattr(nets, name)
 
 
 def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = None) -> TunableNetwork:
