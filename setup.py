@@ -29,6 +29,7 @@ extras = {
         "parameterized",
         "pytest>=8",
         "scikit-image",
+        "scikit-learn>=1.9",
         "transformers>=4.40",
     ],
     "hub": ["huggingface_hub"],
@@ -67,7 +68,7 @@ setup(
         "pytorch-ignite",
         "pyyaml",
         "safetensors",
-        "scipy",
+        "scipy>=1.15",  # permutation_test with rng
         "SimpleITK",
         "tensorboard",
         "torch>=2.8,<2.14",  # 2.13 is the newest version tested

@@ -1,4 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+from .cohen_kappa import CohenKappaMetric, compute_cohen_kappa
 from .hausdorff_mm import HausdorffDistanceMm
+from .kappa_statistics import KappaComparison, KappaInterval, compare_kappa, kappa_interval
 
-__all__ = ["HausdorffDistanceMm"]
+__all__ = [
+    "CohenKappaMetric",
+    "HausdorffDistanceMm",
+    "KappaComparison",
+    "KappaInterval",
+    "compare_kappa",
+    "compute_cohen_kappa",
+    "kappa_interval",
+]

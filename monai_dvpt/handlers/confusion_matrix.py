@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which grades a model takes for which."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from monai.engines import Evaluator
+from monai.handlers import from_engine
+
+from monai_dvpt.metrics import CohenKappaMetric
+from monai_dvpt.metrics.cohen_kappa import count_pairs, kappa_of_counts
+from monai_dvpt.utils import atomic_path
+
+__all__ = ["ConfusionMatrixWriter", "plot_confusion_matrices"]
+
+
+class ConfusionMatrixWriter:
+    """
+    Writes the confusion matrices of a validation over all its cases, and over all processes:
+    ``confusion_matrix.png``, see :func:`plot_confusion_matrices`, and ``confusion_matrix.csv``, with a row for each
+    output and each class of the reader, and in it how often the model gave each class. With several outputs the first
+    rows, "all", are those of all outputs together. A later validation replaces the files.
+
+    Args:
+        output_dir: folder for the files.
+        classes: names of the classes, in the order of their values.
+        outputs: names of the outputs of a case, if there are several; by default "output 0" and so on.
+        keys: of the model's class and of the reader's class in the output of the engine for a case; each a number or of
+            shape (O,).
+        ignore_label: class of the reader where it is missing, to be left out.
+
+    Raises:
+        ValueError: when called with a case, if it has a class without a name or another number of outputs than
+            ``outputs``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        classes: Sequence[str],
+        outputs: Sequence[str] | None = None,
+        keys: Sequence[str] = ("grade", "label"),
+        ignore_label: int = -1,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.classes = [str(name) for name in classes]
+        self.outputs = None if outputs is None else [str(name) for name in outputs]
+        self.labels_of = from_engine(list(keys))
+        self.ignore_label = ignore_label
+        self.readings = CohenKappaMetric(len(self.classes), ignore_label=ignore_label)
+
+    def attach(self, engine: Evaluator) -> None:
+        """
+        Args:
+            engine: the evaluator.
+        """
+        engine.add_event_handler(Events.EPOCH_STARTED, self.readings.reset)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+
+    def add(self, engine: Engine) -> None:
+        _, y = cast(Sequence[torch.Tensor], self.readings(*self.labels_of(engine.state.output)))
+        if self.outputs is not None and y.shape[1] != len(self.outputs):
+            raise ValueError(f"outputs must have one name for each of the {y.shape[1]} outputs, got {self.outputs}.")
+
+    def write(self, engine: Engine) -> None:
+        y_pred, y = self.readings.get_buffer()  # from all processes, so all must take part
+        if idist.get_rank() > 0:
+            return
+        counts = count_pairs(y_pred, y, len(self.classes), self.ignore_label)[0]
+        outputs = self.outputs or [f"output {index}" for index in range(len(counts))]
+        matrices = dict(zip(outputs, counts, strict=True))
+        if len(counts) > 1:
+            matrices = {"all": counts.sum(axis=0), **matrices}
+        with atomic_path(self.output_dir / "confusion_matrix.csv") as path, open(path, "w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["output", "reader", *(f"model: {name}" for name in self.classes)])
+            for output, matrix in matrices.items():
+                rows = zip(self.classes, matrix.astype(int).tolist(), strict=True)
+                table.writerows([output, name, *row] for name, row in rows)
+        with atomic_path(self.output_dir / "confusion_matrix.png") as path:
+            plot_confusion_matrices(counts, self.classes, outputs).savefig(path, dpi=110)
+
+
+def plot_confusion_matrices(counts: np.ndarray, classes: Sequence[str], outputs: Sequence[str]) -> Figure:
+    """
+    The confusion matrix of all outputs together and, if there are several, a smaller one for each. A cell has the
+    number of cases and the percentage of those to which the reader gave the class; its shade is the percentage. Titles
+    have the quadratically weighted kappa.
+
+    Args:
+        counts: of shape (O, classes of the reader, classes of the model).
+        classes: names of the classes.
+        outputs: names of the O outputs.
+
+    Returns:
+        the figure, drawn without a display.
+    """
+    several = len(counts) > 1
+    columns = math.ceil(math.sqrt(len(counts))) if several else 0
+    rows = math.ceil(len(counts) / columns) if several else 1
+    side = max(1.8, 0.55 * len(classes))  # of a small matrix, in inches
+    margin = 0.8 + 0.07 * max(map(len, classes))
+    width, height = side + margin, max(rows * (side + margin + 0.3), 1.3 * side + margin)
+    figure = Figure(figsize=(height + columns * width, height), layout="constrained")
+    if not several:
+        _draw(figure.subplots(), counts[0], classes, "", fontsize=10)
+        return figure
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(height, columns * width))[0]
+    _draw(left.subplots(), counts.sum(axis=0), classes, "all outputs", fontsize=11)
+    panels = right.subplots(rows, columns, squeeze=False).ravel()
+    for panel, matrix, output in zip(panels, counts, outputs, strict=False):
+        _draw(panel, matrix, classes, output, fontsize=8)
+    for panel in panels[len(counts) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def _draw(panel: Axes, matrix: np.ndarray, classes: Sequence[str], name: str, fontsize: int) -> None:
+    totals = matrix.sum(axis=1, keepdims=True)
+    share = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
+    panel.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(matrix):
+        text = f"{count:.0f}\n{100 * share[row, column]:.0f} %" if count else "0"
+        colour = "white" if share[row, column] > 0.6 else "black"
+        panel.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=colour)
+    rotation = 0 if max(map(len, classes)) < 8 else 45
+    panel.set_xticks(range(len(classes)), classes, fontsize=fontsize, rotation=rotation, parse_math=False)
+    panel.set_yticks(range(len(classes)), classes, fontsize=fontsize, parse_math=False)
+    panel.set(xlabel="model", ylabel="reader")
+    kappa = kappa_of_counts(matrix[None], "quadratic", "pooled")
+    agreement = "kappa undefined" if np.isnan(kappa) else f"quadratic kappa {kappa:.2f}"
+    title = f"{agreement}, n = {totals.sum():.0f}"
+    panel.set_title(f"{name}\n{title}" if name else title, fontsize=fontsize + 1, parse_math=False)

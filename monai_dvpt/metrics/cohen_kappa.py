@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agreement of grades beyond chance: Cohen's kappa."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from monai.metrics import CumulativeIterationMetric
+from monai.utils import convert_to_tensor, evenly_divisible_all_gather
+
+from monai_dvpt.utils import check_counts
+
+__all__ = ["CohenKappaMetric", "compute_cohen_kappa"]
+
+REDUCTIONS = ("pooled", "mean", "none")
+EXPONENTS = {"linear": 1, "quadratic": 2}
+"""Of the distance between two classes, by the name of the weighting."""
+
+
+def compute_cohen_kappa(
+    y_pred: Any,
+    y: Any,
+    num_classes: int,
+    weights: str | None = "quadratic",
+    ignore_label: int = -1,
+    reduction: str = "pooled",
+) -> torch.Tensor:
+    """
+    Cohen's kappa of two readings: 1 minus the disagreement found over the disagreement expected by chance. 1 is full
+    agreement, 0 is chance. Based on: "Cohen, A coefficient of agreement for nominal scales
+    <https://doi.org/10.1177/001316446002000104>" and, for the weights, "Cohen, Weighted kappa: nominal scale agreement
+    with provision for scaled disagreement or partial credit <https://doi.org/10.1037/h0026256>". Values are those of
+    ``sklearn.metrics.cohen_kappa_score(..., labels=range(num_classes))``.
+
+    Where both readings have one and the same class throughout, kappa is undefined (chance alone agrees fully) and the
+    result is NaN, as in scikit-learn, but without its warning; where one reading alone is constant, kappa is 0.
+
+    Args:
+        y_pred: classes of the model, whole numbers in ``[0, num_classes)``, of shape (N,) or, with O outputs for each
+            case, (N, O); a tensor or an array of any type of numbers.
+        y: classes of the reader, of the same shape.
+        num_classes: number of classes, at least 2.
+        weights: how much a disagreement counts: "none" or None, all alike; "linear", by the distance between the
+            classes; "quadratic", by its square.
+        ignore_label: in ``y``, a missing class: the pair is left out.
+        reduction: over the outputs: "pooled", kappa of the pairs of all outputs together; "mean", mean of the kappas of
+            the outputs, NaN if one of them is; "none", the kappas.
+
+    Returns:
+        float64 on the CPU, a scalar, for "none" of shape (O,).
+
+    Raises:
+        ValueError: if a class is not in the range, if the shapes differ, or if nothing is left to compare (where
+            scikit-learn raises too): no pair at all or, for "mean" and "none", none in one of the outputs.
+
+    Examples::
+
+        >>> compute_cohen_kappa(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 2, 1]), num_classes=3).item()
+        0.6363636363636364
+
+    """
+    check_arguments(num_classes, weights, reduction)
+    counts = count_pairs(y_pred, y, num_classes, ignore_label)[0]
+    check_filled(counts, reduction, ignore_label)
+    return torch.as_tensor(kappa_of_counts(counts, weights, reduction))
+
+
+class CohenKappaMetric(CumulativeIterationMetric):
+    """
+    :func:`compute_cohen_kappa` over all cases of an epoch and of all processes, however unequally the cases are spread
+    over them; a sampler must not repeat cases (``even_divisible=False`` of :class:`monai.data.DistributedSampler`).
+    The classes themselves are kept: ``get_buffer()`` returns those of the model and of the reader, each of shape
+    (N, O), for :func:`kappa_interval`.
+
+    Args:
+        num_classes: see :func:`compute_cohen_kappa`.
+        weights: likewise.
+        ignore_label: likewise.
+        reduction: likewise.
+
+    Raises:
+        ValueError: if an argument is none of those, and when called with a class out of the range or with ``y_pred``
+            and ``y`` of different shapes.
+
+    Examples::
+
+        >>> metric = CohenKappaMetric(num_classes=4)
+        >>> _ = metric([torch.tensor([0, 3]), torch.tensor([1, 1])], [torch.tensor([0, 2]), torch.tensor([1, -1])])
+        >>> metric.aggregate().item()
+        0.8571428571428572
+
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        weights: str | None = "quadratic",
+        ignore_label: int = -1,
+        reduction: str = "pooled",
+    ) -> None:
+        check_arguments(num_classes, weights, reduction)
+        super().__init__()
+        self.num_classes = num_classes
+        self.weights = weights
+        self.ignore_label = ignore_label
+        self.reduction = reduction
+
+    def _compute_list(self, y_pred: Any, y: Any = None, **kwargs: Any) -> Any:
+        """Each item has the shape (O,), or is a number."""
+        if y is None or len(y_pred) != len(y):
+            raise ValueError(f"y must have as many items as y_pred ({len(y_pred)}), got {y if y is None else len(y)}.")
+        return self._compute_tensor(
+            *(torch.stack([torch.as_tensor(item).as_subclass(torch.Tensor) for item in items]) for items in (y_pred, y))
+        )
+
+    def _compute_tensor(
+        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return to_label_pair(y_pred, y, self.num_classes, self.ignore_label)
+
+    def _sync(self) -> None:
+        """MONAI's would leave a process without cases out, and the others would wait for it forever."""
+        if self._synced:
+            return
+        buffers = self._buffers or []
+        local = [torch.stack(buffer) for buffer in buffers]  # each (N, O)
+        gathered: Any = idist.all_gather(local[0].shape[1] if local else 0)
+        widths = set(gathered) - {0}
+        if len(widths) > 1:
+            raise ValueError(f"y must have the same number of outputs in all processes, got {sorted(widths)}.")
+        if widths:
+            missing = torch.empty(0, widths.pop(), dtype=torch.int64)
+            local = local or [missing, missing]
+            self._synced_tensors = [evenly_divisible_all_gather(labels, concat=True) for labels in local]
+        self._synced = True
+
+    def aggregate(self, reduction: str | None = None) -> torch.Tensor:
+        """
+        Args:
+            reduction: in the place of that of the metric.
+
+        Returns:
+            the kappa, see :func:`compute_cohen_kappa`.
+
+        Raises:
+            ValueError: if there was no case, or nothing to compare in them.
+        """
+        if len(self) == 0:
+            raise ValueError("the metric must be given at least one case before aggregate(), got none.")
+        y_pred, y = self.get_buffer()
+        reduction = reduction or self.reduction
+        return compute_cohen_kappa(y_pred, y, self.num_classes, self.weights, self.ignore_label, reduction)
+
+
+def check_arguments(
+    num_classes: int, weights: str | None, reduction: str, reductions: Sequence[str] = REDUCTIONS
+) -> None:
+    """
+    Raises:
+        ValueError: if an argument is not one of those of :func:`compute_cohen_kappa`, or of the ``reductions`` allowed.
+    """
+    check_counts(2, num_classes=num_classes)
+    if weights not in (None, "none", *EXPONENTS):
+        raise ValueError(f"weights must be none, linear or quadratic, got {weights}.")
+    if reduction not in reductions:
+        raise ValueError(f"reduction must be one of {', '.join(reductions)}, got {reduction}.")
+
+
+def to_labels(name: str, values: Any, num_classes: int, ignore_label: int | None = None) -> torch.Tensor:
+    """
+    Args:
+        name: of the argument, for the error.
+        values: classes of shape (N,) or (N, O), of any type of numbers.
+        num_classes: number of classes.
+        ignore_label: a value that is allowed too.
+
+    Returns:
+        int64 on the CPU, of shape (N, O).
+
+    Raises:
+        ValueError: if a value is no class, or the shape is another one.
+    """
+    given = convert_to_tensor(values, dtype=torch.float64, device="cpu", wrap_sequence=True, track_meta=False)
+    if given.ndim not in (1, 2):
+        raise ValueError(f"{name} must have the shape (N,) or (N, O), got {tuple(given.shape)}.")
+    labels = given.to(torch.int64)
+    known = (labels == given) & (labels >= 0) & (labels < num_classes)
+    if ignore_label is not None:
+        known |= given == ignore_label
+    if not known.all():
+        allowed = "" if ignore_label is None else f" or ignore_label={ignore_label}"
+        value = given[~known][0].item()
+        raise ValueError(f"{name} must hold whole numbers in [0, num_classes={num_classes}){allowed}, got {value:g}.")
+    return labels if labels.ndim == 2 else labels[:, None]
+
+
+def to_label_pair(y_pred: Any, y: Any, num_classes: int, ignore_label: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`to_labels` of the model and of the reader; raises ValueError also if their shapes differ."""
+    pair = to_labels("y_pred", y_pred, num_classes), to_labels("y", y, num_classes, ignore_label)
+    if pair[0].shape != pair[1].shape:
+        raise ValueError(f"y must have the shape of y_pred {tuple(pair[0].shape)}, got {tuple(pair[1].shape)}.")
+    return pair
+
+
+def count_pairs(
+    y_pred: Any, y: Any, num_classes: int, ignore_label: int = -1, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """
+    Confusion matrices.
+
+    Args:
+        y_pred: see :func:`compute_cohen_kappa`.
+        y: likewise.
+        num_classes: likewise.
+        ignore_label: likewise.
+        groups: for each of the N cases the index of its group, else there is one group.
+
+    Returns:
+        float64 of shape (groups, O, num_classes of the reader, num_classes of the model).
+    """
+    predicted, read = (labels.numpy() for labels in to_label_pair(y_pred, y, num_classes, ignore_label))
+    groups = np.zeros(len(read), dtype=np.int64) if groups is None else groups
+    shape = (int(groups.max(initial=0)) + 1, read.shape[1], num_classes, num_classes)
+    compared = read != ignore_label
+    indices = (np.broadcast_to(groups[:, None], read.shape), np.broadcast_to(range(shape[1]), read.shape))
+    flat = np.ravel_multi_index([index[compared] for index in (*indices, read, predicted)], shape)
+    return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape).astype(np.float64)
+
+
+def check_filled(counts: np.ndarray, reduction: str, ignore_label: int) -> None:
+    """
+    Args:
+        counts: confusion matrices of shape (O, C, C).
+        reduction: see :func:`compute_cohen_kappa`.
+        ignore_label: likewise.
+
+    Raises:
+        ValueError: if nothing is left to compare.
+    """
+    totals = counts.sum(axis=(-2, -1))
+    if not totals.any():
+        raise ValueError(f"y must hold at least one class that is not ignore_label={ignore_label}, got none.")
+    if reduction != "pooled" and not totals.all():
+        output = int(np.argmin(totals))
+        raise ValueError(
+            f"y must hold at least one class that is not ignore_label={ignore_label} in each output, "
+            f"got none in output {output}."
+        )
+
+
+def kappa_of_counts(counts: np.ndarray, weights: str | None, reduction: str) -> np.ndarray:
+    """
+    Args:
+        counts: confusion matrices of shape (..., O, C, C).
+        weights: see :func:`compute_cohen_kappa`.
+        reduction: likewise.
+
+    Returns:
+        kappas of shape (...), for "none" (..., O); NaN where undefined or where a matrix is empty.
+    """
+    if reduction == "pooled":
+        counts = counts.sum(axis=-3, keepdims=True)
+    classes = np.arange(counts.shape[-1])
+    distance = np.abs(classes[:, None] - classes).astype(np.float64)
+    cost = distance ** EXPONENTS[weights] if weights in EXPONENTS else np.sign(distance)
+    found = (cost * counts).sum(axis=(-2, -1))
+    # pairs by chance: the product of both margins over the number of pairs
+    by_chance = np.einsum("...i,ij,...j->...", counts.sum(axis=-1), cost, counts.sum(axis=-2))
+    pairs = counts.sum(axis=(-2, -1))
+    kappa = 1 - np.divide(found * pairs, by_chance, out=np.full_like(found, np.nan), where=by_chance > 0)
+    return kappa if reduction == "none" else kappa.mean(axis=-1)
