@@ -3,6 +3,7 @@
 
 from .file import adapter_metadata, backbone_sha256, build_network, load_adapter, merge_full, save_adapter
 from .named import adapter_names, add_adapter, delete_adapter, disable_adapter, set_adapter
+from .shared import share_backbone
 from .tunable import PARTS, TunableNetwork, check_decoder_tuning, count_parameters, freeze_backbone, parameter_groups
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "parameter_groups",
     "save_adapter",
     "set_adapter",
+    "share_backbone",
 ]

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One backbone in memory for networks of several tasks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+
+from .tunable import TunableNetwork
+
+__all__ = ["share_backbone"]
+
+ARITHMETIC = ("layer_norm_eps", "activation", "pre_norm", "num_heads")  # what an encoder computes, beyond its tensors
+
+
+def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwork:
+    """
+    Lets a network use the very tensors of another network's frozen encoder, so that a segmentation and a grade, say,
+    need one backbone in memory. What is said of the backbone's file is taken over too, so that
+    :func:`load_adapter` checks an adapter as it would for ``source``.
+
+    Args:
+        net: the network that gives up its own encoder's tensors.
+        source: network around the same encoder, frozen.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if a tensor of the source's encoder is trained, or the two encoders differ in the names or shapes
+            of their tensors or in their arithmetic.
+    """
+    own, given = _encoder_tensors(net), _encoder_tensors(source)
+    if trained := [name for name, tensor in given.items() if tensor.requires_grad]:
+        raise ValueError(f"source must have a frozen backbone, {trained[:3]} are trained.")
+    if odd := sorted(own.keys() ^ given.keys()):
+        raise ValueError(f"net and source must have encoders of the same tensors, only one of them has {odd[:3]}.")
+    for name in own:
+        if own[name].shape != given[name].shape:
+            shapes = tuple(own[name].shape), tuple(given[name].shape)
+            raise ValueError(f"net and source must have encoders of the same shapes, {name} has {shapes}.")
+    for key in ARITHMETIC:
+        values = [each.arguments.get(key) for each in (net, source)]
+        if None not in values and values[0] != values[1]:
+            raise ValueError(f"net and source must have the same {key}, got {values}.")
+    for name, tensor in given.items():
+        path, _, attribute = name.rpartition(".")
+        owner = net.encoder().get_submodule(path)
+        if isinstance(tensor, nn.Parameter):
+            setattr(owner, attribute, tensor)
+        else:
+            owner._buffers[attribute] = tensor
+    net.backbone_file, net.inflate_axis = source.backbone_file, source.inflate_axis
+    return net.train(net.training)
+
+
+def _encoder_tensors(net: TunableNetwork) -> dict[str, torch.Tensor]:
+    tensors = net.tensors(["backbone"])
+    return {name.removeprefix(net.ENCODER): tensor for name, tensor in tensors if name.startswith(net.ENCODER)}
