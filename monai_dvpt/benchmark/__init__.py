@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import adapters
+from . import adapters, study
 
 __all__ = ["COMMANDS", "DESCRIPTION", "add_parser"]
 
-COMMANDS = [adapters]
+COMMANDS = [adapters, study]
 DESCRIPTION = "Measures on this machine what dynamic visual prompt tuning costs and saves."
 
 

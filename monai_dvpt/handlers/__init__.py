@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 from .adapter_saver import AdapterSaver
 from .case_writer import CaseWriter, label_volumes_ml, plot_overlay
+from .confusion_matrix import ConfusionMatrixWriter
 from .epoch_log import EpochLog
+from .grade_writer import GradeTable, GradeWriter, plot_grades
 from .prompt_attention_writer import PromptAttentionWriter
 from .resumable_checkpoint import ResumableCheckpoint
+from .temperature_calibration import TemperatureCalibration
 from .training_report import TrainingReport, peak_memory_mib
 
 __all__ = [
     "AdapterSaver",
     "CaseWriter",
+    "ConfusionMatrixWriter",
     "EpochLog",
+    "GradeTable",
+    "GradeWriter",
     "PromptAttentionWriter",
     "ResumableCheckpoint",
+    "TemperatureCalibration",
     "TrainingReport",
     "label_volumes_ml",
     "peak_memory_mib",
+    "plot_grades",
     "plot_overlay",
 ]

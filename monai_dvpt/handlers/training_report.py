@@ -32,13 +32,13 @@ class TrainingReport:
 
     Args:
         saver: the handler that keeps the best epoch.
-        labels: names of the classes, background first; the metrics per class leave the background out.
+        labels: names of what a metric that is a list has a value for, such as the classes without background.
         settings: facts about the run to keep with it, JSON-serialisable.
     """
 
     def __init__(self, saver: AdapterSaver, labels: Sequence[str], settings: dict[str, Any] | None = None) -> None:
         self.saver = saver
-        self.labels = list(labels)[1:]
+        self.labels = list(labels)
         self.settings = settings or {}
         self.seconds_before = 0.0
 

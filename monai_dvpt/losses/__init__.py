@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 from .masked_patch import MaskedPatchLoss
+from .ordinal import OrdinalCrossEntropy
 
-__all__ = ["MaskedPatchLoss"]
+__all__ = ["MaskedPatchLoss", "OrdinalCrossEntropy"]

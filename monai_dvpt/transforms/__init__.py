@@ -1,5 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
+from .fit_size import FitSize, FitSized
+from .grades import GradeLogits, GradeLogitsd
 from .group_labels import GroupLabels, GroupLabelsd
+from .load_image_2d import LoadImage2D, LoadImage2Dd
 from .load_volume import LoadVolume, LoadVolumed
+from .volume_grade import VolumeGrade, VolumeGraded, volume_thresholds_ml
 
-__all__ = ["GroupLabels", "GroupLabelsd", "LoadVolume", "LoadVolumed"]
+__all__ = [
+    "FitSize",
+    "FitSized",
+    "GradeLogits",
+    "GradeLogitsd",
+    "GroupLabels",
+    "GroupLabelsd",
+    "LoadImage2D",
+    "LoadImage2Dd",
+    "LoadVolume",
+    "LoadVolumed",
+    "VolumeGrade",
+    "VolumeGraded",
+    "volume_thresholds_ml",
+]

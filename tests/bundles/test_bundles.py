@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every config of every bundle, built and run on small volumes, and checked as MONAI's own tools check it."""
+"""
+Every config of every bundle, checked as MONAI's own tools check it; those of the segmentation bundles are also run, on
+small volumes. ``test_grading_bundles.py`` runs the others.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,15 @@ import nibabel as nib
 import numpy as np
 import torch
 import yaml
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.networks.nets import SwinUNETR
 from parameterized import parameterized
+from utils_bundles import BUNDLES, REPOSITORY, workflow
 
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.utils import InputError, root_cause
 
-REPOSITORY = Path(__file__).parents[2]
-BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
+SEGMENTATION = [bundle for bundle in BUNDLES if bundle.name.endswith("_segmentation")]
 SHARED = Path(os.environ.get("MONAI_DVPT_TEST_DATA", REPOSITORY.parent / "shared" / "data")).parent
 SCHEMA = SHARED / "schema" / "meta_schema_20240725.json"
 SCHEMA_MD5 = "06954cad2cc5d3784e72077ac76f0fc8"
@@ -39,6 +42,7 @@ MODEL_ZOO_FILES = [
     *(f"configs/{name}.yaml" for name in ("train", "evaluate", "inference", "multi_gpu_train")),
 ]
 EACH_BUNDLE = [(bundle.name, bundle) for bundle in BUNDLES]
+EACH_SEGMENTATION = [(bundle.name, bundle) for bundle in SEGMENTATION]
 EACH_CONFIG = [
     (f"{bundle.name}_{config.stem}", config)
     for bundle in BUNDLES
@@ -60,20 +64,6 @@ SMALL_CT = {
 }
 
 SPLIT = {"training": "a", "validation": "c"}
-
-
-def workflow(bundle: Path, config: str, kind: str, **overrides) -> ConfigWorkflow:
-    """A bundle's workflow as ``python -m monai.bundle run`` makes it, initialised."""
-    made = ConfigWorkflow(
-        config_file=str(bundle / "configs" / f"{config}.yaml"),
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(bundle),
-        **overrides,
-    )
-    made.initialize()
-    return made
 
 
 def write_cases(root: Path, names: list[str]) -> None:
@@ -145,7 +135,7 @@ class TestBundleFiles(unittest.TestCase):
         unused = [key for key in keys if not re.search(rf"@{re.escape(key)}\b", text)]
         self.assertEqual(unused, [])
 
-    @parameterized.expand(EACH_BUNDLE)
+    @parameterized.expand(EACH_SEGMENTATION)
     def test_configs_agree_on_the_network(self, _, bundle):
         configs = [
             yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "evaluate", "inference")
@@ -167,7 +157,7 @@ class TestBundleRuns(unittest.TestCase):
         write_cases(cls.data, ["a", "b", "c"])
         write_ssl_release(cls.root / "swinvit.pt")
         cls.outputs = {}
-        for bundle in BUNDLES:
+        for bundle in SEGMENTATION:
             out = cls.root / bundle.name
             train = workflow(
                 *(bundle, "train", "train"),
@@ -184,7 +174,7 @@ class TestBundleRuns(unittest.TestCase):
     def tearDownClass(cls):
         cls.temporary.cleanup()
 
-    @parameterized.expand(EACH_BUNDLE)
+    @parameterized.expand(EACH_SEGMENTATION)
     def test_training_writes_what_it_promises(self, _, bundle):
         out = self.outputs[bundle]
         for name in (
@@ -209,7 +199,7 @@ class TestBundleRuns(unittest.TestCase):
         self.assertEqual(len(losses), 2)
         self.assertLess(losses[1], losses[0])
 
-    @parameterized.expand(EACH_BUNDLE)
+    @parameterized.expand(EACH_SEGMENTATION)
     def test_evaluate_agrees_with_the_report(self, _, bundle):
         out = self.outputs[bundle]
         evaluate = workflow(
@@ -228,7 +218,7 @@ class TestBundleRuns(unittest.TestCase):
         # training validates on the 1 mm grid, evaluation on the grid of the file
         self.assertAlmostEqual(float(scores["val_mean_dice"]), best, delta=0.05)
 
-    @parameterized.expand(EACH_BUNDLE)
+    @parameterized.expand(EACH_SEGMENTATION)
     def test_inference_keeps_the_grid(self, _, bundle):
         out = self.outputs[bundle]
         infer = workflow(
@@ -252,7 +242,7 @@ class TestBundleRuns(unittest.TestCase):
             expected = [(classes == value).sum() * 0.9 * 1.1 * 1.2 / 1000 for value in (1, 2)]
             np.testing.assert_allclose(list(volumes.values()), expected, atol=1e-5)
 
-    @parameterized.expand(EACH_BUNDLE)
+    @parameterized.expand(EACH_SEGMENTATION)
     def test_monai_finds_what_it_requires(self, _, bundle):
         settings = training_data(bundle, self.data)
         train = workflow(bundle, "train", "train", output_dir=str(self.root / "unused"), **settings)
@@ -260,7 +250,7 @@ class TestBundleRuns(unittest.TestCase):
         config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
         verify_net_in_out("network_def", meta_file=metadata, config_file=config)
 
-    @parameterized.expand(EACH_BUNDLE)
+    @parameterized.expand(EACH_SEGMENTATION)
     def test_export_of_the_full_model_equals_it(self, _, bundle):
         out = self.outputs[bundle]
         config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
@@ -281,7 +271,7 @@ class TestBundleRuns(unittest.TestCase):
         with torch.no_grad():
             torch.testing.assert_close(torch.jit.load(exported)(x), network(x), atol=1e-5, rtol=1e-5)
 
-    @parameterized.expand(EACH_BUNDLE)
+    @parameterized.expand(EACH_SEGMENTATION)
     def test_a_finished_run_goes_on_with_more_epochs(self, _, bundle):
         out = self.root / f"{bundle.name}_more"
         shutil.copytree(self.outputs[bundle], out)
@@ -305,7 +295,7 @@ class TestBundleRuns(unittest.TestCase):
         with open(out / "history.csv") as file:
             self.assertEqual([row["epoch"] for row in csv.DictReader(file)], ["1", "2", "3"])
 
-    @parameterized.expand(EACH_BUNDLE)
+    @parameterized.expand(EACH_SEGMENTATION)
     def test_wrong_adapter_is_refused(self, _, bundle):
         other = self.root / "other.safetensors"
         other.write_bytes(b"not an adapter")
@@ -315,7 +305,7 @@ class TestBundleRuns(unittest.TestCase):
         )
         save_adapter(train.parser.get_parsed_content("network"), dvpt_alone, parts=["dvpt"])
         refused = [(other, "cannot be read"), (dvpt_alone, "parts must be")]
-        for each in BUNDLES:
+        for each in SEGMENTATION:
             if each != bundle:
                 why = "labels must be" if is_ct(each) == is_ct(bundle) else "network must be"
                 refused.append((self.outputs[each] / "adapter_best.safetensors", why))
@@ -331,7 +321,7 @@ class TestBundleRuns(unittest.TestCase):
 
     def test_two_processes(self):
         """Distributed training (gloo) of one epoch: both ranks end, and one writes."""
-        bundle, out = BUNDLES[-1], self.root / "two"
+        bundle, out = SEGMENTATION[-1], self.root / "two"
         settings = {
             **training_data(bundle, self.data),
             "output_dir": out,
@@ -362,7 +352,7 @@ class TestBundleRuns(unittest.TestCase):
         self.assertEqual(len(list((out / "tensorboard").glob("events*"))), 2)  # loss and scores, of one rank
 
     def test_evaluate_reports_a_bad_label(self):
-        bundle, data = BUNDLES[0], self.root / "bad_label"
+        bundle, data = SEGMENTATION[0], self.root / "bad_label"
         shutil.copytree(self.data, data)
         label = data / "labelsTr" / "c.nii.gz"
         nib.save(nib.Nifti1Image(np.full((44, 50, 36), 7, np.uint8), AFFINE), label)
@@ -391,7 +381,7 @@ class TestBundleRuns(unittest.TestCase):
         )
 
     def test_command_line_reports_bad_input_and_does_the_rest(self):
-        bundle = BUNDLES[0]
+        bundle = SEGMENTATION[0]
         inputs, out = self.root / "mixed", self.root / "mixed_out"
         inputs.mkdir()
         shutil.copy(self.data / "imagesTr" / "a.nii.gz", inputs / "good.nii.gz")

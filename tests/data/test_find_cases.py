@@ -89,6 +89,29 @@ class TestFindCases(unittest.TestCase):
         with self.assertRaisesRegex(InputError, "nowhere: dataset_dir must be an existing file or folder"):
             find_cases(self.root / "nowhere")
 
+    def test_pictures(self):
+        """Of 2D images every file is an input, a DICOM file by its content or by its name."""
+        folder = self.dicom("patient", suffix="")
+        count = len(list(folder.iterdir()))
+        for name in ("a.png", "b/A.JPG", "b/c.jpeg", "broken.dcm", "notes.txt", "labels/a.png", ".hidden.png"):
+            (self.root / name).parent.mkdir(exist_ok=True)
+            (self.root / name).write_text("not an image")
+        save_nifti(self.root / "a.nii.gz", VOLUME)
+        cases = find_cases(self.root, pictures=True)
+        expected = {"a": "a.nii.gz", "a_2": "a.png", "b_A": "b/A.JPG", "b_c": "b/c.jpeg", "broken": "broken.dcm"}
+        names = {case["name"]: case["image"] for case in cases if "patient" not in case["name"]}
+        self.assertEqual(names, {name: str(self.root / path) for name, path in expected.items()})
+        self.assertEqual(len(cases), count + len(expected))
+        self.assertEqual(find_cases(self.root / "b" / "A.JPG", pictures=True)[0]["name"], "A")
+
+    def test_pictures_are_asked_for(self):
+        (self.root / "a.png").touch()
+        with self.assertRaisesRegex(InputError, "must hold NIfTI files or folders"):
+            find_cases(self.root)
+        (self.root / "a.png").unlink()
+        with self.assertRaisesRegex(InputError, "must hold NIfTI, PNG, JPEG or DICOM files, found none"):
+            find_cases(self.root, pictures=True)
+
     def test_real_folders(self):
         images = sorted((shared_data("msd_hippocampus") / "imagesTr").iterdir())
         cases = find_cases(shared_data("msd_hippocampus"))

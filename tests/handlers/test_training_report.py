@@ -23,7 +23,7 @@ class TestTrainingReport(unittest.TestCase):
         net = tiny_network(train)
         evaluator = make_evaluator(net, scores)
         saver = AdapterSaver(net, self.root, evaluator)
-        report = TrainingReport(saver, LABELS, **arguments)
+        report = TrainingReport(saver, LABELS[1:], **arguments)
         trainer = make_trainer(net, len(scores), evaluator if validate else None, [saver, report])
         with self.assertLogs("monai_dvpt.handlers.training_report", "INFO") as logged:
             trainer.run()

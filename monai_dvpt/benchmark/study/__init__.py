@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_dvpt.benchmark study``: methods x fractions of the labels x seeds, on a bundle and its data."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monai_dvpt.baselines import METHODS
+from monai_dvpt.utils import InputError, atomic_path, to_json
+
+from .job import Task, read_cases
+from .plan import HEAD_RATES, Split, make_splits, parse_method
+from .report import write_report
+from .run import Results, run_study
+
+__all__ = ["add_parser"]
+
+EXAMPLE = """\
+example, which compares three methods with 20 and 100 % of the labels, in five-fold cross-validation:
+  python -m monai_dvpt.benchmark study --bundle bundles/xray_dvpt_vit_classification --output study \\
+    --set dataset_dir=DIR --set backbone_path=FILE --methods dvpt full lora:rank=8 --fractions 0.2 1 --folds 5
+Run the same command again to go on after an interruption."""
+
+
+def add_parser(commands: Any) -> None:
+    """
+    Args:
+        commands: what ``add_subparsers`` gave.
+    """
+    parser = commands.add_parser(
+        "study",
+        help="compares tuning methods on a bundle and your data",
+        description="Trains with every method, share of the labels and seed, after the same number of trials for each "
+        "method, whose learning rates are chosen on a part of the training cases. Writes runs.csv, study.md and plots. "
+        f"Methods: {', '.join(METHODS)}.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle whose train.yaml is run")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        *("--set", "-s"),
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a value of train.yaml, as YAML; dataset_dir, for instance, or max_epochs",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["dvpt", "full", "linear"],
+        metavar="NAME[:KEY=VALUE,...]",
+        help="methods with options, dvpt, full and linear by default",
+    )
+    parser.add_argument("--reference", default="full", metavar="METHOD", help="to compare with, full by default")
+    parser.add_argument(
+        "--fractions", nargs="+", type=float, default=[1.0], metavar="F", help="of the labels, in (0, 1]"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 by default")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=6,
+        metavar="N",
+        help="of learning rates for each method, 6 by default; head and decoder are searched in "
+        f"{HEAD_RATES[0]:g} to {HEAD_RATES[1]:g}",
+    )
+    parser.add_argument(
+        "--folds", type=int, default=0, metavar="N", help="of cross-validation; without it, the list's own split"
+    )
+    parser.add_argument(
+        "--tuning-fraction",
+        type=float,
+        default=0.25,
+        metavar="F",
+        help="of the training cases that choose, 0.25 by default",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes at a time, by default one for each core")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process, 1 by default")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    settings = dict(_setting(text) for text in arguments.set)
+    task = Task(str(arguments.bundle), settings, arguments.threads)
+    methods = [parse_method(text) for text in dict.fromkeys(arguments.methods)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = arguments.workers or max(1, cores // arguments.threads)
+    splits = make_splits(read_cases(task), arguments.folds, arguments.tuning_fraction)
+    results = Results(arguments.output / "runs.csv")
+    plan = {
+        "bundle": arguments.bundle.name,
+        "settings": settings,
+        "folds": arguments.folds,
+        "tuning_fraction": arguments.tuning_fraction,
+        "cases_sha256": _fingerprint(splits),
+    }
+    _keep_plan(arguments.output / "plan.json", plan)
+    run_study(*(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results))
+    command = shlex.join(["python", "-m", "monai_dvpt.benchmark", *sys.argv[1:]])
+    report = write_report(results.of("final"), arguments.reference, arguments.output, [f"`{command}`"])
+    print(report.read_text(encoding="utf-8"))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    rules = [
+        (
+            "--bundle",
+            arguments.bundle,
+            (arguments.bundle / "configs" / "train.yaml").is_file(),
+            "hold configs/train.yaml",
+        ),
+        ("--fractions", arguments.fractions, all(0 < f <= 1 for f in arguments.fractions), "be in (0, 1]"),
+        ("--trials", arguments.trials, arguments.trials >= 1, "be at least 1"),
+        ("--folds", arguments.folds, arguments.folds == 0 or arguments.folds >= 2, "be 0 or at least 2"),
+        ("--tuning-fraction", arguments.tuning_fraction, 0 < arguments.tuning_fraction < 1, "be in (0, 1)"),
+        ("--threads", arguments.threads, arguments.threads >= 1, "be at least 1"),
+        ("--workers", arguments.workers, arguments.workers is None or arguments.workers >= 1, "be at least 1"),
+        ("--reference", arguments.reference, arguments.reference in arguments.methods, "be one of --methods"),
+    ]
+    for name, value, kept, rule in rules:
+        if not kept:
+            raise InputError(f"{name} must {rule}, got {value}.")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise InputError(f"--set must be KEY=VALUE, got {text}.")
+    return key, yaml.safe_load(value)
+
+
+def _fingerprint(splits: Sequence[Split]) -> str:
+    """Identifies the cases of every part without their names, which may be those of patients."""
+    parts = [[[str(case["image"]) for case in part] for part in astuple(split)] for split in splits]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _keep_plan(path: Path, plan: dict[str, Any]) -> None:
+    """Writes what the results depend on, or makes sure that those in the folder depend on the same."""
+    text = to_json(plan)
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        raise InputError(f"{path}: must be of the same bundle, settings and cases; pass another --output.")
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run of a study, through the bundle's own ``train.yaml``."""
+
+from __future__ import annotations
+
+import time
+from collections import UserDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.utils import set_determinism
+
+from monai_dvpt.handlers import peak_memory_mib
+from monai_dvpt.networks.adapter import count_parameters
+
+from .plan import Job, parse_method
+
+__all__ = ["Task", "read_cases", "run_job"]
+
+KEPT_HANDLERS = ("LrScheduleHandler",)
+"""Of the trainer's handlers, those that change the training; all others write files or validate."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    What all jobs of a study have in common.
+
+    Attributes:
+        bundle: folder of a bundle whose ``configs/train.yaml`` has the keys ``cases``, ``network_def``,
+            ``backbone_path``, ``network``, ``learning_rates``, ``device``, ``train#trainer``, ``train#handlers`` and
+            ``validate#evaluator``.
+        settings: values that replace those of the config, by key.
+        threads: of each job.
+    """
+
+    bundle: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+
+    def workflow(self, **overrides: Any) -> ConfigWorkflow:
+        """The bundle's training, not yet initialised."""
+        configs = Path(self.bundle) / "configs"
+        return ConfigWorkflow(
+            config_file=str(configs / "train.yaml"),
+            meta_file=str(configs / "metadata.json"),
+            logging_file=False,
+            workflow_type="train",
+            **{"bundle_root": self.bundle, **self.settings, **overrides},
+        )
+
+
+def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
+    """The lists of cases that the bundle's config makes."""
+    return dict(task.workflow().parser.get_parsed_content("cases"))
+
+
+def run_job(task: Task, job: Job, training: Sequence[Mapping], scored: Sequence[Mapping]) -> dict[str, Any]:
+    """
+    Trains as the bundle does, without its validations and files, and scores the last epoch.
+
+    Args:
+        task: the bundle.
+        job: the run.
+        training: cases to train on.
+        scored: cases to score.
+
+    Returns:
+        the job's values, the bundle's key metric as "score", its name as "metric", the numbers of cases and of
+        parameters tuned in the encoder and in head and decoder, seconds of training and peak memory in MiB.
+    """
+    torch.set_num_threads(task.threads)
+    method = parse_method(job.method)
+    parts = {"backbone": job.encoder_rate, "dvpt": job.encoder_rate, "decoder": job.head_rate, "head": job.head_rate}
+    workflow = task.workflow(seed=job.seed, learning_rates=parts)
+    parser = workflow.parser
+    parser["cases"] = UserDict({"training": list(training), "validation": list(scored)})  # a dict would be parsed
+    parser["imports"] = [
+        *parser.get("imports", []),
+        "$from monai_dvpt.baselines import tune",
+        "$from monai_dvpt.networks.pretrained import load_pretrained",
+    ]
+    parser["network"] = (
+        "$tune(load_pretrained(@network_def, @backbone_path).network, "
+        f"{method.name!r}, **{dict(method.options)!r}).to(@device)"
+    )
+    handlers = parser.get("train#handlers")
+    parser["train#handlers"] = [h for h in handlers if str(h["_target_"]).endswith(KEPT_HANDLERS)]
+    parser["validate#handlers"], parser["validate#additional_metrics"] = [], {}
+    workflow.initialize()
+    set_determinism(job.seed)
+    network, evaluator = (parser.get_parsed_content(name) for name in ("network", "validate#evaluator"))
+    trainer = parser.get_parsed_content("train#trainer")
+    started = time.monotonic()
+    trainer.run()
+    seconds = time.monotonic() - started
+    memory = peak_memory_mib(next(network.parameters()).device)
+    evaluator.run()
+    counts = {part: count["trainable"] for part, count in count_parameters(network).items()}
+    return {
+        **asdict(job),
+        "metric": evaluator.state.key_metric_name,
+        "score": float(evaluator.state.metrics[evaluator.state.key_metric_name]),
+        "training_cases": len(training),
+        "scored_cases": len(scored),
+        "encoder_parameters": counts["backbone"] + counts["dvpt"],
+        "head_parameters": counts["head"] + counts["decoder"],
+        "seconds": round(seconds, 1),
+        "peak_memory_mib": round(memory),
+    }

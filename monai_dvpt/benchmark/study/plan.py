@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study runs: methods, their search ranges, splits of the cases, and the jobs that follow."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scipy.stats import qmc
+
+from monai_dvpt.baselines import METHODS
+from monai_dvpt.utils import InputError
+
+__all__ = ["HEAD_RATES", "RATES", "Job", "Method", "Split", "final_jobs", "make_splits", "parse_method", "trial_jobs"]
+
+HEAD_RATES = (3e-4, 1e-2)
+"""Search range of the learning rate of head and decoder, for every method; log-uniform, as are those below."""
+RATES = {
+    "full": (1e-5, 1e-3),
+    "linear": (1e-4, 1e-4),  # has nothing to tune but the head
+}
+"""Search range of the learning rate of what a method tunes in the encoder, where it is not ``OTHER_RATES``."""
+OTHER_RATES = (3e-4, 6e-3)
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    A tuning method of a study.
+
+    Attributes:
+        name: one of :data:`monai_dvpt.baselines.METHODS`.
+        options: its options.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One training run.
+
+    Attributes:
+        kind: "trial", which is scored on the tuning part, or "final", scored on the test part.
+        method: the method with its options, as text.
+        fold: index of the split.
+        seed: of initial values, augmentation, order and choice of the labels.
+        fraction: share of the training cases that have a label, in (0, 1].
+        encoder_rate: learning rate of what is tuned in the encoder.
+        head_rate: learning rate of head and decoder.
+    """
+
+    kind: str
+    method: str
+    fold: int
+    seed: int
+    fraction: float
+    encoder_rate: float
+    head_rate: float
+
+    @property
+    def key(self) -> str:
+        """The job as text, by which a study that goes on finds what it has."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases to train on, to choose learning rates by, and to report; a final run trains on the first two."""
+
+    training: Sequence[dict[str, Any]]
+    tuning: Sequence[dict[str, Any]]
+    test: Sequence[dict[str, Any]]
+
+    def cases(self, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """
+        Cases to train and to score a job with. Of a fraction, whole patients are drawn by the seed, the same for every
+        method, and a larger fraction holds all of a smaller one.
+        """
+        if job.kind == "trial":
+            return list(self.training), list(self.tuning)
+        everything = [*self.training, *self.tuning]
+        wanted, chosen = max(1, round(job.fraction * len(everything))), []
+        for patient in _shuffled_patients(everything, job.seed):
+            if len(chosen) < wanted:
+                chosen += patient
+        return chosen, list(self.test)
+
+
+def parse_method(text: str) -> Method:
+    """
+    Args:
+        text: a name, or a name and options such as ``lora:rank=8,alpha=8``.
+
+    Raises:
+        InputError: if the name is unknown or an option is not ``key=value``.
+    """
+    name, _, options = text.partition(":")
+    if name not in METHODS:
+        raise InputError(f"--methods must be of {sorted(METHODS)}, got {name}.")
+    try:
+        pairs = [part.split("=") for part in options.split(",") if part]
+        return Method(name, {key: ast.literal_eval(value) for key, value in pairs})
+    except (ValueError, SyntaxError) as error:
+        raise InputError(f"--methods must have options of the form key=number, got {text}.") from error
+
+
+def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tuning_fraction: float) -> list[Split]:
+    """
+    Splits the cases of a bundle; all cases of a patient (key "group"; without it each case is one) stay together.
+
+    Args:
+        lists: cases by part. "test" is reported; where there is none, "validation" is, and the tuning part is
+            drawn from "training".
+        folds: 0 for the parts as they are listed; at least 2 for that many folds of all cases, each of which is the
+            test part once.
+        tuning_fraction: share of what is trained on that chooses the learning rates, in (0, 1).
+
+    Raises:
+        InputError: if there are fewer patients than folds or parts.
+    """
+    if folds == 0:
+        if lists.get("test"):
+            return [Split(lists["training"], lists["validation"], lists["test"])]
+        training, tuning = _part(lists["training"], tuning_fraction)
+        return [Split(training, tuning, lists["validation"])]
+    everything = [case for part in lists.values() for case in part]
+    patients = _shuffled_patients(everything, 0)
+    if len(patients) < folds:
+        raise InputError(f"--folds must be at most the number of patients, {len(patients)}, got {folds}.")
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(folds)]
+    for patient in sorted(patients, key=len, reverse=True):
+        min(parts, key=len).extend(patient)
+    splits = []
+    for part in parts:
+        training, tuning = _part([case for other in parts if other is not part for case in other], tuning_fraction)
+        splits.append(Split(training, tuning, part))
+    return splits
+
+
+def trial_jobs(methods: Sequence[Method], folds: int, trials: int) -> list[Job]:
+    """
+    The same number of trials for every method, at the same points (Halton sequence) of its search ranges, with all
+    labels and seed 0. A method without anything to tune in the encoder searches the head's range alone.
+
+    Args:
+        methods: the methods.
+        folds: number of splits; learning rates are chosen for each.
+        trials: number of trials per method and split.
+    """
+    points = qmc.Halton(2, scramble=False).random(trials + 1)[1:]  # the first lies in the corner
+    jobs = []
+    for fold in range(folds):
+        for method in methods:
+            for x, y in points:
+                rates = (_between(RATES.get(method.name, OTHER_RATES), x), _between(HEAD_RATES, y))
+                jobs.append(Job("trial", str(method), fold, 0, 1.0, *rates))
+    return jobs
+
+
+def final_jobs(best: Mapping[tuple[str, int], Job], fractions: Sequence[float], seeds: Sequence[int]) -> list[Job]:
+    """
+    Args:
+        best: the best trial of every method and split.
+        fractions: shares of the labels.
+        seeds: one run each.
+    """
+    return [
+        Job("final", method, fold, seed, fraction, trial.encoder_rate, trial.head_rate)
+        for fraction in sorted(fractions, reverse=True)
+        for seed in seeds
+        for (method, fold), trial in best.items()
+    ]
+
+
+def _between(limits: tuple[float, float], share: float) -> float:
+    low, high = map(math.log10, limits)
+    return float(f"{10 ** (low + share * (high - low)):.3g}")
+
+
+def _part(cases: Sequence[dict[str, Any]], fraction: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The cases without, and those of, a share of their patients."""
+    patients = _shuffled_patients(cases, 0)
+    if len(patients) < 2:
+        raise InputError(f"a study must have at least 2 patients to train and tune with, got {len(patients)}.")
+    part: list[dict[str, Any]] = []
+    while len(patients) > 1 and len(part) < max(1, round(fraction * len(cases))):
+        part += patients.pop()
+    return [case for patient in patients for case in patient], part
+
+
+def _shuffled_patients(cases: Sequence[dict[str, Any]], seed: int) -> list[list[dict[str, Any]]]:
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for case in sorted(cases, key=lambda case: str(case["image"])):
+        groups.setdefault(case.get("group") or case["image"], []).append(case)
+    return random.Random(seed).sample(list(groups.values()), len(groups))

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study found: tables with intervals, paired differences, and plots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from monai_dvpt.utils import atomic_path
+
+__all__ = ["Interval", "mean_interval", "paired_differences", "write_report"]
+
+
+class Interval(NamedTuple):
+    """A mean with its 95 % confidence interval; NaN for the limits of fewer than two values."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + ("" if math.isnan(self.low) else f" ({self.low:.3f} to {self.high:.3f})")
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean and its 95 % interval by Student's t distribution."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, math.nan, math.nan)
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired_differences(rows: Sequence[Mapping[str, Any]], reference: str) -> dict[tuple[str, float], Interval]:
+    """
+    Score minus that of the reference method with all labels, over the runs with the same fold and seed.
+
+    Args:
+        rows: results of final runs.
+        reference: a method, as in "method" of the rows.
+
+    Returns:
+        the mean difference for every other method and fraction, and for smaller fractions of the reference.
+    """
+    top = {(row["fold"], row["seed"]): row["score"] for row in rows if _group(row) == (reference, 1.0)}
+    differences: dict[tuple[str, float], list[float]] = {}
+    for row in rows:
+        if _group(row) != (reference, 1.0) and (row["fold"], row["seed"]) in top:
+            differences.setdefault(_group(row), []).append(row["score"] - top[row["fold"], row["seed"]])
+    return {group: mean_interval(values) for group, values in differences.items()}
+
+
+def write_report(rows: Sequence[Mapping[str, Any]], reference: str, folder: Path, notes: Sequence[str] = ()) -> Path:
+    """
+    Writes ``study.md`` and the plots ``score_by_labels.png``, ``score_by_parameters.png`` and ``score_by_cost.png``.
+
+    Args:
+        rows: results of final runs.
+        reference: method that the others are compared with.
+        folder: where to.
+        notes: lines for the head of the report.
+
+    Returns:
+        path of ``study.md``.
+    """
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["method"] != reference, row["method"], -row["fraction"])):
+        groups.setdefault(_group(row), []).append(row)
+    metric = rows[0]["metric"]
+    text = ["# Study", "", *notes, "", *_table(groups, paired_differences(rows, reference), metric, reference), ""]
+    with atomic_path(folder / "study.md") as path:
+        path.write_text("\n".join(text), encoding="utf-8")
+    for name, figure in (
+        ("labels", _plot(groups, metric, [("training_cases", "labelled training cases")], all_fractions=True)),
+        ("parameters", _plot(groups, metric, [("encoder_parameters", "parameters tuned in the encoder")])),
+        ("cost", _plot(groups, metric, [("seconds", "seconds of training"), ("peak_memory_mib", "peak memory, MiB")])),
+    ):
+        with atomic_path(folder / f"score_by_{name}.png") as path:
+            figure.savefig(path, dpi=130)
+    return folder / "study.md"
+
+
+def _group(row: Mapping[str, Any]) -> tuple[str, float]:
+    return row["method"], float(row["fraction"])
+
+
+def _table(
+    groups: Mapping[tuple[str, float], Sequence[Mapping[str, Any]]],
+    differences: Mapping[tuple[str, float], Interval],
+    metric: str,
+    reference: str,
+) -> list[str]:
+    head = ["method", "labels", "cases", "runs", f"{metric}, mean (95 % interval)", f"minus {reference}, 100 %"]
+    head += ["tuned in encoder", "head and decoder", "seconds", "peak MiB"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * 2 + "|---:" * (len(head) - 2) + "|"]
+    for (method, fraction), rows in groups.items():
+        difference = differences.get((method, fraction))
+        cells = [method, f"{fraction:.0%}", f"{np.mean([row['training_cases'] for row in rows]):.0f}", str(len(rows))]
+        cells += [str(mean_interval([row["score"] for row in rows])), "" if difference is None else str(difference)]
+        cells += [f"{rows[0][key]:,}" for key in ("encoder_parameters", "head_parameters")]
+        cells += [f"{np.median([row[key] for row in rows]):,.0f}" for key in ("seconds", "peak_memory_mib")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _plot(
+    groups: Mapping[tuple[str, float], Sequence[Mapping[str, Any]]],
+    metric: str,
+    axes: Sequence[tuple[str, str]],
+    all_fractions: bool = False,
+) -> Figure:
+    """Score against one or more columns, a colour for each method, with 95 % intervals."""
+    figure = Figure(figsize=(1.5 + 5 * len(axes), 4.2), layout="constrained")
+    methods = list(dict.fromkeys(method for method, _ in groups))
+    for panel, (column, title) in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+        for index, method in enumerate(methods):
+            chosen = [
+                rows for (m, fraction), rows in groups.items() if m == method and (all_fractions or fraction == 1)
+            ]
+            points = sorted((float(np.median([row[column] for row in rows])), rows) for rows in chosen)
+            scores = [mean_interval([row["score"] for row in rows]) for _, rows in points]
+            halves = [0.0 if math.isnan(score.low) else score.mean - score.low for score in scores]
+            style = {"color": f"C{index % 10}", "marker": "osv^D"[index % 5], "capsize": 2, "label": method}
+            panel.errorbar([x for x, _ in points], [score.mean for score in scores], halves, **style)
+        if column == "encoder_parameters":
+            panel.set_xscale("symlog", linthresh=1000)
+        panel.set_xlabel(title)
+        panel.set_ylabel(metric)
+        panel.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    return figure

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the jobs of a study in processes of their own, and keeps every result at once."""
+
+from __future__ import annotations
+
+import csv
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from monai_dvpt.utils import InputError, atomic_path, reason
+
+from .job import Task, run_job
+from .plan import Job, Split, final_jobs, trial_jobs
+
+__all__ = ["COLUMNS", "Results", "best_trials", "run_study"]
+
+MEASURED = ["metric", "score", "training_cases", "scored_cases", "encoder_parameters", "head_parameters"]
+COLUMNS = [*(field.name for field in fields(Job)), *MEASURED, "seconds", "peak_memory_mib"]
+
+
+class Results:
+    """
+    The finished jobs of a study, kept in a CSV file that is replaced as a whole after each.
+
+    Args:
+        path: the file; what it holds already counts as done.
+
+    Raises:
+        InputError: if the file is not one of a study.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                if reader.fieldnames != COLUMNS:
+                    raise InputError(f"{path}: must have the columns {COLUMNS}, got {reader.fieldnames}.")
+                for row in reader:
+                    self._take(row)
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        numbers = {name: _number(value) for name, value in row.items()}
+        job = Job(**{field.name: numbers[field.name] for field in fields(Job)})
+        self.rows[job.key] = numbers
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Takes a result, and writes the file."""
+        self._take(row)
+        with atomic_path(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows.values())
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """The results of trials, or of final runs."""
+        return [row for row in self.rows.values() if row["kind"] == kind]
+
+
+def run_study(
+    task: Task,
+    splits: Sequence[Split],
+    methods: Sequence[Any],
+    fractions: Sequence[float],
+    seeds: Sequence[int],
+    trials: int,
+    workers: int,
+    results: Results,
+) -> None:
+    """
+    Runs the trials, chooses each method's learning rates by them, and runs what is reported. What ``results`` has is
+    not run again.
+
+    Args:
+        task: the bundle.
+        splits: the cases.
+        methods: of :func:`monai_dvpt.benchmark.study.plan.parse_method`.
+        fractions: shares of the labels, in (0, 1].
+        seeds: one final run each.
+        trials: number of trials per method and split.
+        workers: processes at a time, at least 1.
+        results: where the results go.
+
+    Raises:
+        InputError: after the last job, if any failed; names each with its reason.
+    """
+    jobs = trial_jobs(methods, len(splits), trials)
+    _run_all(task, splits, jobs, workers, results, "trials")
+    best = best_trials([results.rows[job.key] for job in jobs])
+    _run_all(task, splits, final_jobs(best, fractions, seeds), workers, results, "runs")
+
+
+def best_trials(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Job]:
+    """The best trial of every method and fold; a score that is not a number is the worst."""
+    best: dict[tuple[str, int], Mapping[str, Any]] = {}
+    for row in rows:
+        key = (row["method"], row["fold"])
+        if key not in best or _score(row) > _score(best[key]):
+            best[key] = row
+    return {key: Job(**{field.name: row[field.name] for field in fields(Job)}) for key, row in best.items()}
+
+
+def _run_all(
+    task: Task, splits: Sequence[Split], jobs: Sequence[Job], workers: int, results: Results, title: str
+) -> None:
+    left = [job for job in dict.fromkeys(jobs) if job.key not in results.rows]
+    failed = []
+    with (
+        _pool(workers, results.path.with_name("log.txt")) as pool,
+        tqdm(total=len(set(jobs)), initial=len(set(jobs)) - len(left), desc=title, unit="run") as bar,
+    ):
+        futures = {pool.submit(run_job, task, job, *splits[job.fold].cases(job)): job for job in left}
+        try:
+            for future in as_completed(futures):
+                job = futures[future]
+                bar.update()
+                if (error := future.exception()) is not None:
+                    failed.append(f"{job.method}, fold {job.fold}, seed {job.seed}: {reason(error)}")
+                    bar.write(f"failed: {failed[-1]}")
+                    continue
+                results.add(future.result())
+                bar.set_postfix_str(f"{job.method} {job.fraction:.0%}: {future.result()['score']:.3f}")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failed:
+        raise InputError(f"{len(failed)} of {len(jobs)} {title} failed; the others are kept: " + "; ".join(failed))
+
+
+def _pool(workers: int, log: Path) -> ProcessPoolExecutor:
+    """Processes that start with the packages imported, one for each job, so that its peak memory is its own."""
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload([run_job.__module__])
+    return ProcessPoolExecutor(
+        workers, mp_context=context, max_tasks_per_child=1, initializer=_print_to, initargs=(log,)
+    )
+
+
+def _print_to(log: Path) -> None:
+    """What this process prints goes to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+
+
+def _number(value: Any) -> Any:
+    """A cell of the file as the number it is."""
+    kinds: list[Callable[[Any], Any]] = [int, float]
+    for kind in kinds if isinstance(value, str) else []:
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    return -math.inf if math.isnan(row["score"]) else row["score"]

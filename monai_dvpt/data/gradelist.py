@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lists of images with ordered grades."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_dvpt.utils import InputError
+
+from .cases import unique_names
+
+__all__ = ["load_gradelist"]
+
+PARTS = ("training", "validation", "test")
+IMAGE_COLUMNS = ("image", "filename")
+
+
+def load_gradelist(
+    dataset_dir: str | os.PathLike,
+    datalist: str | os.PathLike,
+    outputs: Sequence[str],
+    grades: Sequence[str],
+    validation_fraction: float = 0.2,
+    patient_pattern: str | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """
+    Images with one grade, or one for each of several outputs, from a CSV or a JSON file.
+
+    A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
+    ("training", "validation" or "test"). A JSON file has the list "training" and, optionally, "validation" and "test",
+    of ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
+    output, a list of grades in the order of ``outputs``, or, for one output, its grade.
+
+    A grade is given by its name; where no name is a number also by its index. An empty cell, null, -1, or an output
+    that an object leaves out is not graded.
+
+    Args:
+        dataset_dir: folder that the paths of the images are relative to.
+        datalist: the file, ``.csv`` or ``.json``.
+        outputs: names of what is graded.
+        grades: names of the grades, the same for all outputs, in their order.
+        validation_fraction: share of the training images, drawn with a fixed seed and patient by patient, that
+            validates where the list has no validation part; in (0, 1).
+        patient_pattern: regular expression for lists without patients: what it matches in the name of an image's file
+            (of its first group, where it has one) is taken for the patient. By default, and where it does not match,
+            every image is a patient of its own.
+
+    Returns:
+        the lists "training" and "validation", and "test" where the list has it, of cases with the absolute path
+        "image", a unique "name", the "label" as indices of grades, one for each output, -1 where it is not graded, and
+        the "group", which is the same for all images of a patient.
+
+    Raises:
+        InputError: if a file is missing or not readable, a column or a label is missing, a grade is unknown, an image
+            is not graded at all or listed twice, a patient is in two parts, or a part has no grade of an output; names
+            the file, the rule and the value.
+        ValueError: if an argument is outside its range.
+    """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be in (0, 1), got {validation_fraction}.")
+    outputs, grades = ([str(name) for name in names] for names in (outputs, grades))
+    for kind, names, least in (("outputs", outputs, 1), ("grades", grades, 2)):
+        if len(names) < least or len(set(names)) < len(names):
+            raise ValueError(f"{kind} must be at least {least} different names, got {names}.")
+    root, file = Path(dataset_dir), Path(datalist)
+    if not root.is_dir():
+        raise InputError(f"{root}: dataset_dir must be an existing folder.")
+    if not file.is_file():
+        raise InputError(f"{file}: datalist must be an existing file.")
+    if file.suffix.lower() not in (".csv", ".json"):
+        raise InputError(f"{file}: datalist must be a .csv or a .json file.")
+    sections = (_read_csv if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
+    entries = [(part, entry) for part, section in sections.items() for entry in section]
+    paths = {_path(file, root, entry) for _, entry in entries}
+    name_of = {path: name for name, path in unique_names(Path(os.path.abspath(root)), paths).items()}
+    cases: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
+    for part, entry in entries:
+        path = _path(file, root, entry)
+        cases.setdefault(part, []).append(
+            {
+                "image": str(path),
+                "name": name_of[path],
+                "label": _label(f"{file}: {entry['image']}", entry.get("label"), outputs, grades),
+                "group": _patient(entry, path, patient_pattern),
+            }
+        )
+    _check(file, cases)
+    if not cases["validation"]:
+        cases["training"], cases["validation"] = _draw(file, cases["training"], validation_fraction)
+    for part, section in cases.items():
+        for index, output in enumerate(outputs):
+            if section and all(case["label"][index] < 0 for case in section):
+                raise InputError(f"{file}: every part must have a grade of every output, {part} has none of {output}.")
+    return cases
+
+
+def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            header, *rows = [row for row in csv.reader(stream) if any(row)] or [[]]
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{file}: is not a valid CSV file: {error}.") from error
+    header = [name.strip() for name in header]
+    image = next((name for name in IMAGE_COLUMNS if name in header), None)
+    missing = ([] if image else ["image"]) + [output for output in outputs if output not in header]
+    if missing or len(set(header)) < len(header):
+        wanted = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
+        raise InputError(f"{file}: must have the columns image and {', '.join(outputs)}, once each; {wanted}.")
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for number, cells in enumerate(rows, 2):
+        if len(cells) != len(header):
+            raise InputError(f"{file}: row {number} must have {len(header)} cells, got {len(cells)}.")
+        row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+        part = row.get("split", "training")
+        if part not in PARTS:
+            raise InputError(f"{file}: split must be one of {PARTS}, got {part!r} in row {number}.")
+        entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}}
+        sections.setdefault(part, []).append({**entry, "patient": row.get("patient", "")})
+    return sections
+
+
+def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file}: is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f'{file}: must be an object with a list "training".')
+    sections = {part: content[part] for part in PARTS if part in content}
+    for part, section in sections.items():
+        if not isinstance(section, list):
+            raise InputError(f'{file}: "{part}" must be a list.')
+        for entry in section:
+            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "label" not in entry:
+                raise InputError(f'{file}: every case must have an "image" and a "label", got {entry!r} in "{part}".')
+    return sections
+
+
+def _path(file: Path, root: Path, entry: Mapping[str, Any]) -> Path:
+    path = Path(os.path.abspath(root / entry["image"]))
+    if not entry["image"] or not path.is_file():
+        raise InputError(f"{file}: every image must be an existing file, got {entry['image']!r} in {root}.")
+    return path
+
+
+def _label(where: str, given: Any, outputs: list[str], grades: list[str]) -> list[int]:
+    """The index of every output's grade, -1 where it has none."""
+    if isinstance(given, Mapping):
+        if unknown := sorted(given.keys() - set(outputs)):
+            raise InputError(f"{where}: label must name outputs of {outputs}, got {unknown[0]!r}.")
+        given = [given.get(output) for output in outputs]
+    values = given if isinstance(given, list) else [given]
+    if len(values) != len(outputs):
+        raise InputError(f"{where}: label must have a grade for each of {outputs}, got {given!r}.")
+    label = [_grade(f"{where}: {output}", value, grades) for output, value in zip(outputs, values, strict=True)]
+    if max(label) < 0:
+        raise InputError(f"{where}: label must have a grade for at least one of {outputs}, got none.")
+    return label
+
+
+def _grade(where: str, value: Any, grades: list[str]) -> int:
+    text = "" if value is None else str(value).strip()
+    if text in grades:
+        return grades.index(text)
+    number = _whole_number(text)
+    if text == "" or number == -1:
+        return -1
+    if number is not None and str(number) in grades:  # 2.0 for 2
+        return grades.index(str(number))
+    by_index = all(_whole_number(grade) is None for grade in grades)
+    if number is None or not by_index or number >= len(grades) or number < 0:
+        raise InputError(f"{where} must be one of {grades}" + " or its index" * by_index + f", got {value!r}.")
+    return number
+
+
+def _whole_number(text: str) -> int | None:
+    match = re.fullmatch(r"([+-]?\d+)(\.0*)?", text)
+    return int(match[1]) if match else None
+
+
+def _patient(entry: Mapping[str, Any], path: Path, pattern: str | None) -> str:
+    patient = entry.get("patient")
+    if patient not in (None, ""):
+        return str(patient)
+    match = re.search(pattern, path.name) if pattern else None
+    if match is None:
+        return str(path)
+    return match[1] if match.re.groups else match[0]
+
+
+def _check(file: Path, cases: Mapping[str, list[dict[str, Any]]]) -> None:
+    if not cases["training"]:
+        raise InputError(f"{file}: holds no training cases.")
+    seen: dict[str, str] = {}
+    part_of: dict[str, str] = {}
+    for part, section in cases.items():
+        for case in section:
+            if case["image"] in seen:
+                raise InputError(
+                    f"{file}: every image must be listed once, got {case['image']} in {seen[case['image']]} and {part}."
+                )
+            seen[case["image"]] = part
+            if part_of.setdefault(case["group"], part) != part:
+                raise InputError(
+                    f"{file}: all images of a patient must be in one part, got {case['group']} in "
+                    f"{part_of[case['group']]} and {part}."
+                )
+
+
+def _draw(file: Path, cases: list[dict[str, Any]], fraction: float) -> tuple[list, list]:
+    """The cases without those of some groups, and those of these groups, about a fraction of all."""
+    sizes: dict[str, int] = {}
+    for case in cases:
+        sizes[case["group"]] = sizes.get(case["group"], 0) + 1
+    if len(sizes) < 2:
+        raise InputError(f"{file}: one patient cannot both train and validate; list images of at least 2 patients.")
+    wanted = min(max(1, round(fraction * len(cases))), len(cases) - 1)
+    drawn: set[str] = set()
+    for group in random.Random(0).sample(list(sizes), len(sizes)):
+        if sum(sizes[other] for other in drawn) + sizes[group] <= wanted:
+            drawn.add(group)
+    drawn = drawn or {min(sizes, key=lambda group: sizes[group])}
+    return [case for case in cases if case["group"] not in drawn], [case for case in cases if case["group"] in drawn]

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user gets for every graded image: a line in a table, the numbers as JSON, and a picture."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from monai.engines import Evaluator
+
+from monai_dvpt.utils import atomic_path, to_json
+from monai_dvpt.visualize import PLANES, frame_plane, plane_of, to_ras
+
+__all__ = ["GradeTable", "GradeWriter", "plot_grades"]
+
+DECIMALS = 6  # of probabilities
+
+
+class GradeTable:
+    """
+    Writes a CSV file with a row for every case and output: name, output, label (where the cases have one; empty where
+    it is not graded), grade, confidence, and the probability ``p_<grade>`` of every grade. The file is replaced as a
+    whole after every batch.
+
+    Args:
+        path: the CSV file.
+        outputs: names of what is graded.
+        grades: names of the grades, in their order.
+    """
+
+    def __init__(self, path: str | os.PathLike, outputs: Sequence[str], grades: Sequence[str]) -> None:
+        self.path = Path(path)
+        self.outputs = [str(output) for output in outputs]
+        self.grades = [str(grade) for grade in grades]
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+
+    def attach(self, engine: Evaluator) -> None:
+        """
+        Args:
+            engine: evaluator whose cases have a "name", and whose output has, per case, the "grade", "probability" and
+                "confidence" of :class:`monai_dvpt.transforms.GradeLogitsd` and, optionally, the "label".
+        """
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+
+    def write(self, engine: Engine) -> None:
+        for case, output in zip(engine.state.batch, engine.state.output, strict=True):
+            self.rows[case["name"]] = self._rows(case["name"], output)
+        rows = [row for of_case in self.rows.values() for row in of_case]
+        with atomic_path(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, fieldnames=list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+
+    def _rows(self, name: str, output: Mapping[str, Any]) -> list[dict[str, Any]]:
+        names = [*self.grades, ""]  # of -1, not graded
+        rows = []
+        for index, (graded, found) in enumerate(grades_of(output, self.outputs, self.grades).items()):
+            label = output.get("label")
+            known = {} if label is None else {"label": names[int(label[index])]}
+            chances = {f"p_{grade}": chance for grade, chance in found["probabilities"].items()}
+            row = {"name": name, "output": graded, **known, "grade": found["grade"]}
+            rows.append({**row, "confidence": found["confidence"], **chances})
+        return rows
+
+
+class GradeWriter:
+    """
+    Writes, for every case, ``<name>_grades.json`` (grade, probabilities and confidence of every output) and
+    ``<name>_grades.png`` (the image with them beside it), and for all cases ``grades.csv`` (see :class:`GradeTable`).
+
+    Args:
+        output_dir: folder for the files.
+        outputs: names of what is graded.
+        grades: names of the grades, in their order.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, outputs: Sequence[str], grades: Sequence[str]) -> None:
+        self.output_dir = Path(output_dir)
+        self.table = GradeTable(self.output_dir / "grades.csv", outputs, grades)
+
+    def attach(self, engine: Evaluator) -> None:
+        """
+        Args:
+            engine: as for :class:`GradeTable`; its output has also the "image", of shape (1 or 3, rows, columns) or
+                (1, x, y, z).
+        """
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+        self.table.attach(engine)
+
+    def write(self, engine: Engine) -> None:
+        for case, output in zip(engine.state.batch, engine.state.output, strict=True):
+            name = case["name"]
+            found = grades_of(output, self.table.outputs, self.table.grades)
+            with atomic_path(self.output_dir / f"{name}_grades.png") as path:
+                plot_grades(output["image"], found, name).savefig(path, dpi=110)
+            with atomic_path(self.output_dir / f"{name}_grades.json") as path:
+                path.write_text(to_json({"name": name, "outputs": found}), encoding="utf-8")
+
+
+def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """
+    Names and numbers of what was found in one case.
+
+    Args:
+        output: the entries of :class:`monai_dvpt.transforms.GradeLogitsd`.
+        outputs: names of what is graded.
+        grades: names of the grades.
+
+    Returns:
+        for each output its "grade", the "probabilities" by grade, and the "confidence".
+    """
+    found = zip(outputs, output["grade"].tolist(), output["probability"].tolist(), output["confidence"], strict=True)
+    return {
+        name: {
+            "grade": grades[grade],
+            "probabilities": {g: round(p, DECIMALS) for g, p in zip(grades, probability, strict=True)},
+            "confidence": round(float(confidence), DECIMALS),
+        }
+        for name, grade, probability, confidence in found
+    }
+
+
+def plot_grades(image: torch.Tensor, found: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+    """
+    The image, and beside it the probabilities of all grades of every output as bars, with the grade that was chosen.
+    Of a volume it shows the three planes through the middle.
+
+    Args:
+        image: of shape (1 or 3, rows, columns), or (1, x, y, z) with its affine.
+        found: for each output its "grade", "probabilities" and "confidence".
+        title: heading.
+
+    Returns:
+        the figure, drawn without a display.
+    """
+    planes = list(PLANES) if image.ndim == 4 else []
+    views = max(1, len(planes))
+    figure = Figure(figsize=(4.5 + 3 * views, max(4.0, 0.5 * len(found) + 1.2)), layout="constrained")
+    *panels, bars = figure.subplots(1, views + 1, width_ratios=(*[1.0] * views, 1.2))
+    if planes:
+        volume, spacing_mm = to_ras(image)
+        for panel, plane in zip(panels, planes, strict=True):
+            cut = plane_of(volume[0], plane, np.array(volume.shape[1:]) // 2)
+            panel.imshow(cut, cmap="gray", vmin=volume.min(), vmax=volume.max(), origin="lower")
+            frame_plane(panel, plane, spacing_mm)
+            panel.set_title(plane)
+    else:
+        pixels = np.moveaxis(image.detach().cpu().numpy(), 0, -1).astype(np.float64)  # (rows, columns, 1 or 3)
+        low, high = pixels.min(), pixels.max()
+        panels[0].imshow((pixels - low) / max(high - low, 1e-12), cmap="gray")
+        panels[0].axis("off")
+    _draw_bars(bars, found)
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    figure.suptitle(_plain(title))
+    return figure
+
+
+def _draw_bars(panel: Axes, found: Mapping[str, Mapping[str, Any]]) -> None:
+    grades = list(next(iter(found.values()))["probabilities"])
+    left = np.zeros(len(found))
+    for grade, colour in zip(grades, colormaps["YlOrRd"](np.linspace(0.15, 0.85, len(grades))), strict=True):
+        width = np.array([each["probabilities"][grade] for each in found.values()])
+        panel.barh(range(len(found)), width, left=left, color=colour, label=_plain(grade))
+        left += width
+    texts = [f"{_plain(name)}: {_plain(each['grade'])} ({each['confidence']:.0%})" for name, each in found.items()]
+    panel.set_yticks(range(len(found)), texts)
+    panel.set(xlim=(0, 1), xlabel="probability of the grades")
+    panel.invert_yaxis()
+
+
+def _plain(text: str) -> str:
+    """Text in which Matplotlib finds no mathematics."""
+    return text.replace("$", r"\$")

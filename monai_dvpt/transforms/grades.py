@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the logits of a grading network to grades and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Transform
+from monai.utils import convert_to_tensor
+
+from monai_dvpt.utils import check_counts
+
+__all__ = ["GradeLogits", "GradeLogitsd"]
+
+DECISIONS = ("mode", "mean")
+
+
+class GradeLogits(Transform):
+    """
+    Grade, probabilities and confidence of every output of one image.
+
+    Args:
+        num_grades: number ``K`` of grades, the same for all outputs.
+        decision: "mode" chooses the most probable grade; "mean" the whole number nearest to the expected grade, which
+            has the least expected squared error, as quadratic kappa counts errors.
+
+    Raises:
+        ValueError: if ``num_grades`` is below 2, ``decision`` is unknown, or the number of logits no multiple of ``K``.
+
+    Examples::
+
+        >>> grade, probability, confidence = GradeLogits(num_grades=3)(torch.tensor([0.0, 0.0, 3.0, 4.0, 0.0, 0.0]))
+        >>> grade, confidence
+        (tensor([2, 0]), tensor([0.9094, 0.9647]))
+
+    """
+
+    def __init__(self, num_grades: int, decision: str = "mode") -> None:
+        check_counts(2, num_grades=num_grades)
+        if decision not in DECISIONS:
+            raise ValueError(f"decision must be one of {DECISIONS}, got {decision}.")
+        self.num_grades = num_grades
+        self.decision = decision
+
+    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            logits: of shape (O * K,), the grades of the first output first.
+
+        Returns:
+            the grades, of shape (O,); the probabilities of all grades, of shape (O, K); the probability of the grade
+            that was chosen, of shape (O,).
+        """
+        if logits.ndim != 1 or len(logits) % self.num_grades:
+            raise ValueError(f"logits must have the shape (O * {self.num_grades},), got {tuple(logits.shape)}.")
+        plain = convert_to_tensor(logits, dtype=torch.float32, track_meta=False)
+        probability = plain.unflatten(0, (-1, self.num_grades)).softmax(dim=1)  # (O, K)
+        if self.decision == "mode":
+            grade = probability.argmax(dim=1)
+        else:
+            grades = torch.arange(self.num_grades, dtype=plain.dtype, device=plain.device)
+            grade = (probability @ grades).round().long()
+        confidence = probability.gather(1, grade[:, None])[:, 0]
+        return grade, probability, confidence
+
+
+class GradeLogitsd(MapTransform):
+    """
+    Dictionary version of :class:`GradeLogits`; adds the entries "grade", "probability" and "confidence".
+
+    Args:
+        keys: the key of the logits.
+        num_grades: see :class:`GradeLogits`.
+        decision: see :class:`GradeLogits`.
+
+    Raises:
+        ValueError: if there is more than one key.
+    """
+
+    def __init__(self, keys: KeysCollection, num_grades: int, decision: str = "mode") -> None:
+        super().__init__(keys)
+        if len(self.keys) > 1:
+            raise ValueError(f"keys must be one key, got {self.keys}.")
+        self.grade = GradeLogits(num_grades, decision)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d["grade"], d["probability"], d["confidence"] = self.grade(d[key])
+        return d

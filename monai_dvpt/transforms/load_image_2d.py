@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading of radiographs and other 2D images, the same picture from every kind of file."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import optional_import
+from PIL import Image, ImageOps
+from pydicom.misc import is_dicom
+
+from monai_dvpt.utils import InputError, reason
+
+lut_functions, is_pydicom_3 = optional_import("pydicom.pixels")
+if not is_pydicom_3:
+    lut_functions, _ = optional_import("pydicom.pixel_data_handlers.util")
+
+__all__ = ["LoadImage2D", "LoadImage2Dd"]
+
+GREY_MODES = ("L", "I", "I;16", "I;16B")  # of 8, 32 and 16 bit, as Pillow calls them
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue, as in ITU-R BT.601
+MIN_COSINE = 0.8
+"""Smallest cosine of a NIfTI image's axis with an axis of the patient: further than 37 degrees away it is neither."""
+
+
+class LoadImage2D(Transform):
+    """
+    Loads one 2D image as people look at it: rows run down, columns to the right, and of a radiograph air is dark.
+
+    - PNG and JPEG: 8 bit or 16 bit grey, colour, palette; turned as their EXIF data say; what is transparent is black.
+    - DICOM: one grey frame, after its modality and VOI look-up tables, of which the first window counts;
+      MONOCHROME1 is inverted, and padding takes the darkest value.
+    - NIfTI: two dimensions, or three of which one has the size 1. Its affine (RAS+) says where the first two indices
+      (x, y), or the two of a slice, run. As in radiology, columns run to the patient's left, or to posterior in a
+      sagittal plane, and rows to inferior, or to posterior in an axial plane. A file that does not state its
+      orientation (``sform_code`` and ``qform_code`` 0), or is turned by more than 37 degrees, is refused.
+
+    Refused as well, naming the file, are an image that cannot be read, has several frames or slices, has values that
+    are not finite, or is constant. Nothing but the path is kept as metadata.
+
+    Args:
+        channels: 1 for grey, of a coloured image its luminance; 3 for red, green and blue, in a grey image all equal.
+
+    Raises:
+        ValueError: if ``channels`` is something else.
+    """
+
+    def __init__(self, channels: int = 1) -> None:
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels}.")
+        self.channels = channels
+
+    def __call__(self, path: str) -> MetaTensor:
+        """
+        Args:
+            path: the file.
+
+        Returns:
+            tensor of shape (channels, rows, columns), float32, in the units of the file.
+
+        Raises:
+            InputError: if a rule above is broken.
+        """
+        if not Path(path).is_file():
+            raise InputError(f"{path}: must be an existing file.")
+        if str(path).endswith((".nii", ".nii.gz")):
+            read = _read_nifti
+        else:
+            read = _read_dicom if Path(path).suffix.lower() == ".dcm" or is_dicom(path) else _read_picture
+        try:
+            array = read(path)  # (1 or 3, rows, columns)
+        except InputError:
+            raise
+        except Exception as error:  # every reader has its own kinds of error
+            raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+        if self.channels == 1 and len(array) == 3:
+            array = np.tensordot(LUMINANCE, array, axes=1)[None]
+        array = np.broadcast_to(array, (self.channels, *array.shape[1:])).astype(np.float32)
+        if bad := int((~np.isfinite(array)).sum()):
+            raise InputError(f"{path}: values must be finite, got {bad} that are NaN or infinite.")
+        if array.min() == array.max():
+            raise InputError(f"{path}: image must not be constant, got {array.min():g} everywhere.")
+        return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": str(path)})
+
+
+def _read_picture(path: str) -> np.ndarray:
+    with Image.open(path, formats=("PNG", "JPEG")) as file:
+        if (frames := getattr(file, "n_frames", 1)) > 1:
+            raise InputError(f"{path}: must have one frame, got {frames}.")
+        image = ImageOps.exif_transpose(file)
+    if image.mode in GREY_MODES and "transparency" not in image.info:
+        return np.asarray(image)[None]
+    rgba = np.moveaxis(np.asarray(image.convert("RGBA"), dtype=np.float64), 2, 0)  # (4, rows, columns)
+    return rgba[:3] * (rgba[3] / 255)
+
+
+def _read_dicom(path: str) -> np.ndarray:
+    dataset = pydicom.dcmread(path)
+    kind = dataset.get("PhotometricInterpretation")
+    if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
+        raise InputError(f"{path}: must have one frame, got {frames}.")
+    if kind not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(f"{path}: PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {kind}.")
+    stored = dataset.pixel_array
+    values = _displayed(stored, dataset)
+    if kind == "MONOCHROME1":
+        least = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
+        ends = np.array([[least, least + 2**dataset.BitsStored - 1]])
+        values = _displayed(ends, dataset).sum() - values
+    if (padding := dataset.get("PixelPaddingValue")) is not None:
+        low, high = sorted((padding, dataset.get("PixelPaddingRangeLimit", padding)))
+        padded = (stored >= low) & (stored <= high)
+        if not padded.all():
+            values[padded] = values[~padded].min()
+    return values[None]
+
+
+def _displayed(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    """Stored values after the modality and VOI look-up tables."""
+    return lut_functions.apply_voi_lut(lut_functions.apply_modality_lut(stored, dataset), dataset).astype(np.float64)
+
+
+def _read_nifti(path: str) -> np.ndarray:
+    image: Any = nib.load(path)
+    array = np.asarray(image.dataobj, dtype=np.float32)
+    sides = (*array.shape, 1, 1)
+    if array.ndim > 3 and array.shape[3:] != (1,) * (array.ndim - 3) or sides[:3].count(1) != 1:
+        raise InputError(f"{path}: must have two dimensions, or three with one slice, got size {array.shape}.")
+    if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
+        raise InputError(f"{path}: must say how it lies, by an sform_code or a qform_code above 0; both are 0.")
+    first, second = (axis for axis, side in enumerate(sides[:3]) if side != 1)
+    directions = image.affine[:3, [first, second]] / np.linalg.norm(image.affine[:3, [first, second]], axis=0)
+    nearest = np.abs(directions).argmax(axis=0)  # 0 right, 1 anterior, 2 superior
+    towards = directions[nearest, [0, 1]]
+    if not (np.abs(towards) >= MIN_COSINE).all() or nearest[0] == nearest[1]:
+        raise InputError(
+            f"{path}: axes must lie along axes of the patient (cosine at least {MIN_COSINE}), "
+            f"got the directions {directions.T.round(3).tolist()}."
+        )
+    picture = array.reshape([side for side in sides[:3] if side != 1])  # (x, y)
+    picture = np.flip(picture, tuple(axis for axis in (0, 1) if towards[axis] > 0))
+    return (picture.T if nearest[0] < nearest[1] else picture)[None]
+
+
+class LoadImage2Dd(MapTransform):
+    """
+    Dictionary version of :class:`LoadImage2D`.
+
+    Args:
+        keys: keys of the paths.
+        channels: see :class:`LoadImage2D`.
+        allow_missing_keys: do not raise for a key that is not there.
+    """
+
+    def __init__(self, keys: KeysCollection, channels: int = 1, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.load = LoadImage2D(channels)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self.load(data[key]) for key in self.key_iterator(dict(data))}}

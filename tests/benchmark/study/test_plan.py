@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which runs a study makes, on which cases."""
+
+from __future__ import annotations
+
+import unittest
+
+from parameterized import parameterized
+
+from monai_dvpt.benchmark.study.plan import (
+    HEAD_RATES,
+    OTHER_RATES,
+    RATES,
+    Job,
+    Method,
+    final_jobs,
+    make_splits,
+    parse_method,
+    trial_jobs,
+)
+from monai_dvpt.utils import InputError
+
+
+def cases(count: int, images_per_patient: int = 1, prefix: str = "") -> list[dict]:
+    return [{"image": f"{prefix}{i:03}.png", "group": f"{prefix}{i // images_per_patient}"} for i in range(count)]
+
+
+def names(part) -> set[str]:
+    return {case["image"] for case in part}
+
+
+def final(fraction: float, seed: int) -> Job:
+    return Job("final", "dvpt", 0, seed, fraction, 1e-3, 1e-3)
+
+
+class TestSplits(unittest.TestCase):
+    def test_listed_parts_are_kept(self):
+        lists = {"training": cases(4), "validation": cases(3, prefix="v"), "test": cases(2, prefix="t")}
+        (split,) = make_splits(lists, 0, 0.25)
+        self.assertEqual((split.training, split.tuning, split.test), tuple(lists.values()))
+
+    def test_without_a_test_part_validation_is_reported_and_tunes_nothing(self):
+        lists = {"training": cases(20), "validation": cases(5, prefix="v")}
+        (split,) = make_splits(lists, 0, 0.25)
+        self.assertEqual(names(split.test), names(lists["validation"]))
+        self.assertEqual(len(split.tuning), 5)
+        self.assertEqual(names(split.training) | names(split.tuning), names(lists["training"]))
+        self.assertFalse(names(split.training) & names(split.tuning))
+
+    def test_folds_test_every_case_once_and_keep_patients_together(self):
+        lists = {"training": cases(30, 3), "validation": cases(9, 3, prefix="v")}
+        splits = make_splits(lists, 5, 0.25)
+        tested = [case["image"] for split in splits for case in split.test]
+        self.assertEqual(sorted(tested), sorted(names(lists["training"]) | names(lists["validation"])))
+        for split in splits:
+            groups = [{case["group"] for case in part} for part in (split.training, split.tuning, split.test)]
+            self.assertFalse(groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+            self.assertTrue(all(groups))
+            self.assertLessEqual(max(len(s.test) for s in splits) - min(len(s.test) for s in splits), 3)
+
+    def test_more_folds_than_patients_are_refused(self):
+        with self.assertRaisesRegex(InputError, "--folds must be at most the number of patients, 2, got 3"):
+            make_splits({"training": cases(6, 3)}, 3, 0.25)
+
+    def test_fractions_are_nested_and_of_whole_patients(self):
+        (split,) = make_splits({"training": cases(40, 2), "validation": cases(4, prefix="v")}, 0, 0.25)
+        parts = {f: split.cases(final(f, seed=3))[0] for f in (0.2, 0.5, 1.0)}
+        self.assertEqual([len(part) for part in parts.values()], [8, 20, 40])
+        self.assertLess(names(parts[0.2]), names(parts[0.5]))
+        self.assertEqual(parts[0.5], split.cases(Job("final", "full", 0, 3, 0.5, 1.0, 1.0))[0])
+        self.assertNotEqual(names(parts[0.5]), names(split.cases(final(0.5, seed=4))[0]))
+        patients = [case["group"] for case in parts[0.2]]
+        self.assertEqual({patients.count(patient) for patient in patients}, {2})
+
+    def test_trials_are_scored_on_the_tuning_part_alone(self):
+        (split,) = make_splits({"training": cases(8), "validation": cases(4, prefix="v")}, 0, 0.25)
+        job = Job("trial", "dvpt", 0, 0, 1.0, 1e-3, 1e-3)
+        self.assertEqual(split.cases(job), (split.training, split.tuning))
+        self.assertEqual(split.cases(final(1.0, 0))[1], split.test)
+
+
+class TestJobs(unittest.TestCase):
+    def test_every_method_has_the_same_trials_within_its_ranges(self):
+        methods = [Method(name) for name in ("dvpt", "full", "linear")]
+        jobs = trial_jobs(methods, folds=2, trials=5)
+        self.assertEqual(len(set(jobs)), 2 * 3 * 5)
+        for method in methods:
+            low, high = RATES.get(method.name, OTHER_RATES)
+            for job in [job for job in jobs if job.method == str(method)]:
+                self.assertTrue(low <= job.encoder_rate <= high and HEAD_RATES[0] <= job.head_rate <= HEAD_RATES[1])
+        heads = [[job.head_rate for job in jobs if (job.method, job.fold) == (name, 0)] for name in ("dvpt", "full")]
+        self.assertEqual(*heads)
+
+    def test_final_runs_take_the_chosen_rates(self):
+        best = {("dvpt", 1): Job("trial", "dvpt", 1, 0, 1.0, 0.002, 0.003)}
+        jobs = final_jobs(best, [0.4, 1.0], [0, 1])
+        self.assertEqual([(job.fraction, job.seed) for job in jobs], [(1.0, 0), (1.0, 1), (0.4, 0), (0.4, 1)])
+        self.assertEqual(
+            {(job.kind, job.fold, job.encoder_rate, job.head_rate) for job in jobs}, {("final", 1, 0.002, 0.003)}
+        )
+
+    def test_methods_are_parsed(self):
+        method = parse_method("lora:rank=8,alpha=0.5")
+        self.assertEqual((method.name, method.options), ("lora", {"rank": 8, "alpha": 0.5}))
+        self.assertEqual(parse_method(str(method)), method)
+
+    @parameterized.expand([("lorax", "must be of"), ("lora:rank", "key=number"), ("lora:rank=x", "key=number")])
+    def test_bad_methods_are_refused(self, text, message):
+        with self.assertRaisesRegex(InputError, message):
+            parse_method(text)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study from the command line, on a bundle with a small network and small pictures."""
+
+from __future__ import annotations
+
+import csv
+import unittest
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from utils_commands import call
+from utils_data import temporary_folder
+
+from monai_dvpt.benchmark.__main__ import main
+from monai_dvpt.benchmark.study.job import Task, run_job
+from monai_dvpt.benchmark.study.plan import Job
+from monai_dvpt.networks.nets import DVPTViT
+
+BUNDLE = Path(__file__).parents[3] / "bundles" / "xray_dvpt_vit_classification"
+NETWORK = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 3, "num_heads": 2}
+ENCODER = DVPTViT(3, 32, 16, spatial_dims=2, num_classes=0, bottleneck_size=5, **NETWORK)
+
+
+def write_data(folder: Path) -> None:
+    """Two pictures of each of 18 patients, graded by the brightness of a square, and random weights."""
+    generator = np.random.default_rng(0)
+    rows = [("image", "patient", "split", "A", "B")]
+    for patient in range(18):
+        split = "training" if patient < 10 else "validation" if patient < 14 else "test"
+        for shot in range(2):
+            grades = patient % 3, (patient + shot) % 3
+            pixels = generator.integers(0, 40, (40, 36), dtype=np.uint8)
+            pixels[8:30, 4:16] += np.uint8(70 * grades[0])
+            pixels[8:30, 20:32] += np.uint8(70 * grades[1])
+            Image.fromarray(pixels).save(folder / f"{patient:02}_{shot}.png")
+            rows.append((f"{patient:02}_{shot}.png", f"p{patient}", split, *grades))
+    with open(folder / "datalist.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    torch.manual_seed(0)
+    encoder = {k: v for k, v in ENCODER.state_dict().items() if not k.startswith("dvpt")}
+    torch.save({name: torch.randn_like(tensor) * 0.05 for name, tensor in encoder.items()}, folder / "encoder.pt")
+
+
+def settings(folder: Path) -> dict:
+    network = {f"network_def#{key}": value for key, value in NETWORK.items()}
+    paths = {"dataset_dir": str(folder), "backbone_path": str(folder / "encoder.pt")}
+    sizes = {"img_size": 32, "bottleneck_size": 5, "num_prompts": 3, "max_epochs": 2}
+    return {**paths, **sizes, **network, "outputs": ["A", "B"], "grades": ["none", "some", "much"]}
+
+
+class TestStudy(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = temporary_folder(cls)
+        write_data(cls.folder)
+
+    def study(self, output: Path, *arguments: str, **changes) -> tuple[int, str, str]:
+        texts = [f"{key}={value}" for key, value in {**settings(self.folder), **changes}.items()]
+        options = [part for text in texts for part in ("--set", text)]
+        common = ("--bundle", BUNDLE, "--output", output, "--workers", 1, "--trials", 2)
+        return call(main, "study", *common, *options, *arguments)
+
+    def rows(self, output: Path) -> list[dict[str, str]]:
+        with open(output / "runs.csv") as file:
+            return list(csv.DictReader(file))
+
+    def test_runs_reports_and_goes_on(self):
+        output = self.folder / "study"
+        methods = ("--methods", "dvpt", "linear", "--reference", "linear", "--fractions", "1", "0.5")
+        status, out, err = self.study(output, *methods, "--seeds", "0")
+        self.assertEqual(status, 0, err)
+        rows = self.rows(output)
+        self.assertEqual([row["kind"] for row in rows], ["trial"] * 4 + ["final"] * 4)
+        cases = {(r["kind"], r["fraction"]): (r["training_cases"], r["scored_cases"]) for r in rows}
+        self.assertEqual(
+            cases, {("trial", "1.0"): ("20", "8"), ("final", "1.0"): ("28", "8"), ("final", "0.5"): ("14", "8")}
+        )
+        counts = {row["method"]: (row["encoder_parameters"], row["head_parameters"]) for row in rows}
+        block = 24 * 5 + 5 + 3 * 5 + 1 + 5 * 24 + 24
+        self.assertEqual(counts, {"dvpt": (str(block), str(25 * 6)), "linear": ("0", str(25 * 6))})
+        for method in ("dvpt", "linear"):
+            trials = [row for row in rows if (row["method"], row["kind"]) == (method, "trial")]
+            best = max(trials, key=lambda row: float(row["score"]))
+            (chosen,) = {
+                (r["encoder_rate"], r["head_rate"]) for r in rows if (r["method"], r["kind"]) == (method, "final")
+            }
+            self.assertEqual(chosen, (best["encoder_rate"], best["head_rate"]))
+        self.assertIn("| linear | 100% | 28 | 1 |", out)
+        for name in ("study.md", "plan.json", "score_by_labels.png", "score_by_parameters.png", "score_by_cost.png"):
+            self.assertTrue((output / name).is_file(), name)
+        # what is there is not run again: a mark in the file stays
+        rows[-1]["score"] = "0.123456"
+        with open(output / "runs.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        status, out, err = self.study(output, *methods, "--seeds", "0", "1")
+        self.assertEqual(status, 0, err)
+        again = self.rows(output)
+        self.assertEqual([row["score"] for row in again].count("0.123456"), 1)
+        self.assertEqual(len(again), 12)
+        self.assertEqual({row["seed"] for row in again if row["kind"] == "final"}, {"0", "1"})
+        status, _, err = self.study(output, *methods, max_epochs=3)
+        self.assertEqual(status, 1)
+        self.assertIn("plan.json: must be of the same bundle, settings and cases", err)
+
+    def test_a_run_that_fails_leaves_the_others(self):
+        output = self.folder / "failing"
+        methods = ("--methods", "linear", "lora:rank=0", "--reference", "linear", "--seeds", "0")
+        status, _, err = self.study(output, *methods)
+        self.assertEqual(status, 1)
+        self.assertIn("lora:rank=0", err.splitlines()[-1])
+        self.assertIn("rank must", err.splitlines()[-1])
+        self.assertEqual({row["method"] for row in self.rows(output)}, {"linear"})
+
+    def test_bad_arguments(self):
+        for arguments, message in (
+            (("--fractions", "0"), "--fractions must be in (0, 1], got [0.0]."),
+            (("--folds", "1"), "--folds must be 0 or at least 2, got 1."),
+            (("--methods", "dvpt"), "--reference must be one of --methods, got full."),
+            (("--set", "max_epochs"), "--set must be KEY=VALUE, got max_epochs."),
+        ):
+            status, _, err = self.study(self.folder / "bad", *arguments)
+            self.assertEqual((status, err.strip()), (1, f"error: {message}"))
+        status, _, err = call(main, "study", "--bundle", self.folder, "--output", self.folder / "bad")
+        self.assertIn("--bundle must hold configs/train.yaml", err)
+
+
+class TestJob(unittest.TestCase):
+    def test_a_seed_decides_the_score(self):
+        folder = temporary_folder(self)
+        write_data(folder)
+        cases = [
+            {"image": str(folder / f"{p:02}_{s}.png"), "name": f"{p}{s}", "label": [p % 3, (p + s) % 3]}
+            for p in range(6)
+            for s in range(2)
+        ]
+        job = Job("final", "dvpt", 0, 3, 1.0, 1e-2, 1e-2)
+        results = [run_job(Task(str(BUNDLE), settings(folder)), job, cases[:8], cases[8:]) for _ in range(2)]
+        for result in results:
+            result.pop("seconds"), result.pop("peak_memory_mib")
+        self.assertEqual(*results)
+        self.assertEqual(results[0]["metric"], "val_kappa")

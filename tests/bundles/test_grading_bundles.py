@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grading bundle for 2D images, run on a small network and small pictures as a user would."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import torch
+import yaml
+from monai.bundle import ckpt_export, verify_net_in_out
+from monai.networks.nets import ViT
+from parameterized import parameterized
+from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from utils_bundles import BUNDLES, workflow
+
+from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
+from monai_dvpt.utils import InputError, root_cause
+
+GRADING = [(bundle.name, bundle) for bundle in BUNDLES if bundle.name.endswith("_classification")]
+XRAY = next(bundle for bundle in BUNDLES if bundle.name.startswith("xray_"))
+OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
+SIZES = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 3}
+SMALL = {f"network_def#{name}": size for name, size in SIZES.items()}
+SMALL |= {"outputs": OUTPUTS, "grades": GRADES, "img_size": 32, "bottleneck_size": 5, "num_prompts": 3}
+TRAINING = {"batch_size": 4, "learning_rates": {"dvpt": 1e-2, "head": 5e-2}}
+
+
+def write_images(folder: Path, count: int) -> list[list[int]]:
+    """Pictures whose left and right halves are as bright as their grades, and their list; returns the labels."""
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    labels = generator.integers(0, len(GRADES), (count, len(OUTPUTS)))
+    lines = [",".join(["image", *OUTPUTS, "patient"])]
+    for index, label in enumerate(labels):
+        picture = np.repeat(60 * label, 22)[None] + generator.normal(60, 10, (37, 44))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(folder / f"{index}.png")
+        lines.append(f"{index}.png,{GRADES[label[0]]},{GRADES[label[1]] if index % 5 else ''},{index // 2}")
+    (folder / "datalist.csv").write_text("\n".join(lines))
+    return labels.tolist()
+
+
+def save_dicom(path: Path, pixels: np.ndarray) -> None:
+    """Writes a radiograph in which air is white."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, generate_uid()
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    dataset = pydicom.FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME1"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    dataset.PixelData = (255 - pixels).tobytes()
+    dataset["PixelData"].VR = "OW"
+    if int(pydicom.__version__.split(".")[0]) < 3:
+        dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    dataset.save_as(path)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestGradingConfigs(unittest.TestCase):
+    @parameterized.expand(GRADING)
+    def test_configs_agree(self, _, bundle):
+        configs = [
+            yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "evaluate", "inference")
+        ]
+        for key in ("network_def", "labels", "outputs", "grades", "decision"):
+            self.assertEqual([config[key] for config in configs], [configs[0][key]] * 3)
+        metrics = [{**c["validate"]["key_metric"], **c["validate"]["additional_metrics"]} for c in configs[:2]]
+        self.assertEqual(*metrics)
+
+    def test_the_default_network(self):
+        configs = XRAY / "configs"
+        verify_net_in_out(
+            "network_def", meta_file=str(configs / "metadata.json"), config_file=str(configs / "inference.yaml")
+        )
+
+
+class TestGradingRuns(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        temporary = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(temporary.cleanup)
+        cls.root = Path(temporary.name)
+        cls.data, cls.out = cls.root / "data", cls.root / "out"
+        write_images(cls.data, 20)
+        torch.manual_seed(0)
+        vit = ViT(3, 32, 16, classification=True, spatial_dims=2, qkv_bias=True, **SIZES)
+        torch.save(vit.state_dict(), cls.root / "vit.pt")
+        cls.settings = {**SMALL, "backbone_path": str(cls.root / "vit.pt")}
+        cls.train(cls.out, max_epochs=6)
+
+    @classmethod
+    def train(cls, out: Path, **settings) -> None:
+        train = cls.workflow("train", output_dir=str(out), **TRAINING, **settings)
+        train.run()
+        train.finalize()
+
+    @classmethod
+    def workflow(cls, config: str, **settings):
+        kind = "infer" if config == "inference" else "train"
+        return workflow(XRAY, config, kind, **{"dataset_dir": str(cls.data), **cls.settings, **settings})
+
+    def assert_refused(self, flow, why: str) -> None:
+        with self.assertRaises(RuntimeError) as raised:
+            flow.run()
+        cause = root_cause(raised.exception)
+        self.assertIsInstance(cause, InputError)
+        self.assertRegex(str(cause), why)
+
+    def test_training_writes_what_it_promises(self):
+        adapter = self.out / "adapter_best.safetensors"
+        for name in ("adapter_last.safetensors", "model.pt", "checkpoint.pt", "history.csv", "history.png"):
+            self.assertTrue((self.out / name).is_file(), name)
+        report = json.loads((self.out / "report.json").read_text())
+        parameters = report["parameters"]
+        self.assertEqual(parameters["backbone"]["trainable"], 0)
+        self.assertEqual(parameters["head"]["trainable"], 6 * 25)
+        metrics = report["last"]["metrics"]
+        self.assertEqual(set(metrics), {"val_kappa", "val_accuracy", "val_kappa_per_output"})
+        self.assertEqual(list(metrics["val_kappa_per_output"]), OUTPUTS)
+        metadata = adapter_metadata(adapter)
+        self.assertEqual(metadata["labels"], [f"{output} {grade}" for output in OUTPUTS for grade in GRADES])
+        self.assertEqual(metadata["notes"]["calibration"], json.loads((self.out / "calibration.json").read_text()))
+        self.assertEqual(metadata["notes"]["epoch"], report["best"]["epoch"])
+        losses = [float(row["loss"]) for row in read(self.out / "history.csv")]
+        self.assertLess(losses[-1], losses[0])
+
+    def evaluate(self, out: Path, **settings) -> dict[str, str]:
+        adapter = str(self.out / "adapter_best.safetensors")
+        flow = self.workflow("evaluate", output_dir=str(out), adapter_path=adapter, **settings)
+        flow.run()
+        flow.finalize()
+        with open(out / "metrics.csv") as file:
+            return dict(row for row in csv.reader(file) if len(row) == 2)
+
+    def test_evaluate_agrees_with_the_report(self):
+        """The most probable grade is not moved by the calibration, and the probabilities are the calibrated ones."""
+        out = self.root / "evaluate"
+        scores = self.evaluate(out, decision="mode")
+        calibration = json.loads((self.out / "calibration.json").read_text())
+        rows = read(out / "predictions.csv")
+        graded = [row for row in rows if row["label"]]
+        self.assertEqual((len(rows), len(graded)), (8, calibration["graded"]))
+        right = np.mean([row["label"] == row["grade"] for row in graded])
+        self.assertAlmostEqual(float(scores["val_accuracy"]), right, places=4)
+        nll = -np.mean([math.log(float(row[f"p_{row['label']}"])) for row in graded])
+        self.assertAlmostEqual(nll, calibration["after"]["nll"], places=4)
+        self.assertEqual(self.evaluate(self.root / "evaluate_mean")["val_kappa"], str(calibration["after"]["kappa"]))
+        for name in ("confusion_matrix.png", "confusion_matrix.csv"):
+            self.assertTrue((out / name).is_file(), name)
+
+    def test_evaluate_another_part(self):
+        self.evaluate(self.root / "evaluate_training", part="training")
+        self.assertEqual(len(read(self.root / "evaluate_training" / "predictions.csv")), 32)
+
+    def mixed(self) -> Path:
+        """One picture in every kind of file, and a bad one."""
+        folder = self.root / "mixed"
+        if not folder.exists():
+            (folder / "sub").mkdir(parents=True)
+            pixels = np.asarray(Image.open(self.data / "1.png"))
+            Image.fromarray(pixels).save(folder / "picture.png")
+            Image.fromarray(pixels).save(folder / "sub" / "photo.jpg", quality=100)
+            save_dicom(folder / "radiograph", pixels)
+            nib.save(nib.Nifti1Image(pixels.T[..., None], np.diag([-1.0, -1, 1, 1])), folder / "slice.nii.gz")
+            (folder / "bad.png").write_bytes((self.data / "1.png").read_bytes()[:200])
+        return folder
+
+    def test_inference_of_mixed_files(self):
+        out, adapter = self.root / "inference", str(self.out / "adapter_best.safetensors")
+        flow = self.workflow("inference", dataset_dir=str(self.mixed()), output_dir=str(out), adapter_path=adapter)
+        self.assertEqual(flow.check_properties(), [])
+        self.assert_refused(flow, r"^1 of 5 inputs failed: bad: .*bad\.png: cannot be read")
+        names = ["picture", "radiograph", "slice", "sub_photo"]
+        written = {f"{name}_{kind}" for name in names for kind in ("grades.json", "grades.png")}
+        self.assertEqual({path.name for path in out.iterdir()}, {*written, "grades.csv", "summary.csv"})
+        rows = read(out / "grades.csv")
+        self.assertEqual([row["name"] for row in rows], [name for name in names for _ in OUTPUTS])
+        self.assertNotIn("label", rows[0])
+        found = [json.loads((out / f"{name}_grades.json").read_text())["outputs"] for name in names]
+        for each in found:
+            for output in OUTPUTS:
+                chances = [one[output]["probabilities"] for one in (each, found[0])]
+                np.testing.assert_allclose(*(list(chance.values()) for chance in chances), atol=0.02)
+                self.assertAlmostEqual(sum(chances[0].values()), 1, places=5)
+
+    def test_a_finished_run_goes_on_with_more_epochs(self):
+        out = self.root / "more"
+        shutil.copytree(self.out, out)
+        self.train(out, max_epochs=7, val_interval=5)
+        report = json.loads((out / "report.json").read_text())
+        self.assertEqual((report["epochs"], report["last"]["epoch"]), (7, 7))
+        model = torch.load(out / "model.pt", weights_only=True)
+        self.train(out, max_epochs=7, val_interval=5)  # nothing is left to do, and nothing is divided again
+        torch.testing.assert_close(torch.load(out / "model.pt", weights_only=True), model, rtol=0, atol=0)
+        other = self.workflow("train", output_dir=str(out), max_epochs=8, **{**TRAINING, "sharpness": 1.0})
+        self.assert_refused(other, r"checkpoint\.pt: .*sharpness was 2\.0, is 1\.0")
+
+    def test_wrong_adapter_is_refused(self):
+        broken, dvpt_alone = self.root / "broken.safetensors", self.root / "dvpt_alone.safetensors"
+        broken.write_bytes(b"not an adapter")
+        train = self.workflow("train", output_dir=str(self.root / "unused"))
+        save_adapter(train.parser.get_parsed_content("network"), dvpt_alone, parts=["dvpt"])
+        good = self.out / "adapter_best.safetensors"
+        refused = [
+            (broken, {}, "cannot be read"),
+            (dvpt_alone, {}, "parts must be"),
+            (good, {"grades": ["none", "mild", "grave"]}, "labels must be"),
+            (good, {"outputs": ["right", "left"]}, "labels must be"),
+            (good, {"outputs": ["left"]}, "num_classes must be"),
+            (good, {"pooling": "mean"}, "pooling must be"),
+        ]
+        for path, changes, why in refused:
+            flow = self.workflow("inference", **{"adapter_path": str(path), **changes})
+            self.assert_refused(flow, f"{path}: {why}")
+
+    def test_missing_weights_and_bad_lists_are_refused(self):
+        missing = str(self.root / "nowhere.safetensors")
+        flow = self.workflow("train", backbone_path=missing, output_dir=str(self.root / "unused"))
+        self.assert_refused(flow, f"{missing}: pretrained weights must be an existing file")
+        flow = self.workflow("train", grades=["none", "mild"], output_dir=str(self.root / "unused"))
+        self.assert_refused(flow, r"datalist\.csv: .*png: (left|right) must be one of .*, got 'severe'")
+
+    def test_export_of_the_full_model_equals_it(self):
+        exported, checkpoint = str(self.root / "model.ts"), str(self.out / "model.pt")
+        config, metadata = (str(XRAY / "configs" / name) for name in ("inference.yaml", "metadata.json"))
+        ckpt_export("network_def", exported, ckpt_file=checkpoint, meta_file=metadata, config_file=config, **SMALL)
+        train = self.workflow("train", output_dir=str(self.root / "unused"))
+        self.assertEqual(train.check_properties(), [])
+        network = train.parser.get_parsed_content("network").cpu().eval()
+        network.load_state_dict(torch.load(checkpoint, weights_only=True))
+        x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            torch.testing.assert_close(torch.jit.load(exported)(x), network(x), atol=1e-5, rtol=1e-5)
+
+    def test_two_processes(self):
+        """Distributed training (gloo) of one epoch from the command line: both ranks end, and one writes."""
+        out = self.root / "two"
+        settings = {**self.settings, **TRAINING, "dataset_dir": self.data, "output_dir": out, "max_epochs": 1}
+        settings["device"] = "$torch.device('cpu')"
+        launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run"]
+        run = subprocess.run(
+            [sys.executable, "-m", *launch]
+            + ["--config_file", "['configs/train.yaml','configs/multi_gpu_train.yaml']"]
+            + [part for key, value in settings.items() for part in (f"--{key}", str(value))],
+            cwd=XRAY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        self.assertEqual(run.returncode, 0, run.stderr[-3000:])
+        self.assertEqual(json.loads((out / "report.json").read_text())["last"]["epoch"], 1)
+        self.assertTrue((out / "calibration.json").is_file())
+
+
+if __name__ == "__main__":
+    unittest.main()

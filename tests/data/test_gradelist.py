@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import unittest
+from pathlib import Path
+
+from parameterized import parameterized
+from utils_data import shared_data, temporary_folder
+
+from monai_dvpt.data import load_gradelist
+from monai_dvpt.utils import InputError
+
+ZONES = ["left", "right"]
+SEVERITY = ["none", "mild", "severe"]
+
+
+class TestLoadGradelist(unittest.TestCase):
+    def setUp(self):
+        self.root = temporary_folder(self)
+        for name in ("a.png", "b.png", "c.dcm", "sub/a.png", "d.jpg", "e.nii.gz"):
+            (self.root / name).parent.mkdir(exist_ok=True)
+            (self.root / name).touch()
+
+    def csv(self, *lines: str) -> Path:
+        path = self.root / "list.csv"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")  # as Excel writes it
+        return path
+
+    def json(self, content) -> Path:
+        path = self.root / "list.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    def load(self, path: Path, outputs=ZONES, grades=SEVERITY, **arguments):
+        return load_gradelist(self.root, path, outputs, grades, **arguments)
+
+    def test_csv(self):
+        lines = ["right,image,left,split,patient,note", "mild,a.png,severe,training,7,x", ",b.png,none,training,8,"]
+        lines += ["0,sub/a.png,2.0,validation,9,", "1,c.dcm,none,test,10,"]
+        cases = self.load(self.csv(*lines))
+        self.assertEqual(list(cases), ["training", "validation", "test"])
+        first, second = cases["training"]
+        self.assertEqual(first, {"image": str(self.root / "a.png"), "name": "a", "label": [2, 1], "group": "7"})
+        self.assertEqual(second["label"], [0, -1])
+        self.assertEqual(cases["validation"][0]["label"], [2, 0])
+        self.assertEqual(cases["validation"][0]["name"], "sub_a")
+        self.assertEqual([case["label"] for case in cases["test"]], [[0, 1]])
+
+    def test_json(self):
+        content = {
+            "training": [
+                {"image": "a.png", "label": {"left": "mild"}, "patient": 3},
+                {"image": "b.png", "label": ["severe", None]},
+                {"image": "sub/a.png", "label": [0, 1], "patient": 3},
+            ],
+            "validation": [
+                {"image": "d.jpg", "label": {"right": 2, "left": None}},
+                {"image": "c.dcm", "label": [1, 1]},
+            ],
+            "numTraining": 2,
+        }
+        cases = self.load(self.json(content))
+        self.assertEqual([case["label"] for case in cases["training"]], [[1, -1], [2, -1], [0, 1]])
+        self.assertEqual([case["group"] for case in cases["training"]], ["3", str(self.root / "b.png"), "3"])
+        self.assertEqual([case["label"] for case in cases["validation"]], [[-1, 2], [1, 1]])
+        self.assertNotIn("test", cases)
+
+    @parameterized.expand([("name", "mild", 1), ("index", 1, 1), ("float", 2.0, 2), ("text", "2", 2)])
+    def test_one_output(self, _, grade, expected):
+        content = {"training": [{"image": "a.png", "label": grade}], "validation": [{"image": "b.png", "label": 0}]}
+        cases = self.load(self.json(content), ["severity"])
+        self.assertEqual(cases["training"][0]["label"], [expected])
+
+    def test_names_that_are_numbers_are_no_indices(self):
+        """In grades 1 to 3 a 1 is the first, and a 0 is none."""
+        lines = ["image,kl", "a.png,1", "b.png,3.0"]
+        cases = self.load(self.csv(*lines), ["kl"], ["1", "2", "3"])
+        self.assertEqual(sorted(case["label"] for part in cases.values() for case in part), [[0], [2]])
+        with self.assertRaisesRegex(InputError, r"a.png: kl must be one of \['1', '2', '3'\], got '0'\."):
+            self.load(self.csv("image,kl", "a.png,0", "b.png,1"), ["kl"], ["1", "2", "3"])
+
+    def test_names_as_numbers_from_a_command_line(self):
+        cases = self.load(self.csv("filename,x", "a.png,2", "b.png,0"), ["x"], [0, 1, 2])
+        self.assertEqual(sorted(case["label"] for part in cases.values() for case in part), [[0], [2]])
+
+    def test_draws_whole_patients(self):
+        images = [f"{patient}_{view}.png" for patient in range(100, 120) for view in range(1 + patient % 3)]
+        for image in images:
+            (self.root / image).touch()
+        path = self.csv("image,x", *(f"{image},{index % 3}" for index, image in enumerate(images)))
+        cases = self.load(path, ["x"], patient_pattern=r"^(\d+)_")
+        names = {part: {case["name"].split("_")[0] for case in section} for part, section in cases.items()}
+        self.assertFalse(names["training"] & names["validation"])
+        self.assertEqual(len(names["training"] | names["validation"]), 20)
+        self.assertEqual({case["group"] for part in cases.values() for case in part}, set(map(str, range(100, 120))))
+        self.assertEqual(len(cases["validation"]), round(0.2 * len(images)))
+        self.assertEqual(self.load(path, ["x"], patient_pattern=r"^(\d+)_"), cases)  # the same again
+        half = self.load(path, ["x"], patient_pattern=r"^\d+", validation_fraction=0.5)
+        self.assertEqual(len(half["validation"]), len(images) // 2)
+
+    def test_one_large_and_one_small_patient(self):
+        lines = ["image,x,patient", "a.png,0,1", "b.png,1,1", "sub/a.png,1,1", "d.jpg,1,2", "c.dcm,0,2"]
+        cases = self.load(self.csv(*lines), ["x"])
+        self.assertEqual([case["group"] for case in cases["validation"]], ["2", "2"])
+
+    @parameterized.expand(
+        [
+            ("columns", ["image,left", "a.png,mild"], r"columns image and left, right, once each; columns right are"),
+            ("no image", ["left,right", "mild,mild"], "columns image, right|columns image are missing"),
+            ("twice a column", ["image,left,left,right", "a.png,0,0,0"], "a column is there twice"),
+            ("cells", ["image,left,right", "a.png,mild"], "row 2 must have 3 cells, got 2"),
+            (
+                "grade",
+                ["image,left,right", "a.png,mild,bad"],
+                r"a.png: right must be one of .* or its index, got 'bad'",
+            ),
+            ("index", ["image,left,right", "a.png,mild,3"], "got '3'"),
+            ("nothing graded", ["image,left,right", "a.png,,-1"], "a.png: label must have a grade for at least one"),
+            ("no file", ["image,left,right", "x.png,0,0"], "every image must be an existing file, got 'x.png'"),
+            ("empty name", ["image,left,right", ",0,0"], "every image must be an existing file, got ''"),
+            ("split", ["image,left,right,split", "a.png,0,0,train"], "split must be one of .*, got 'train' in row 2"),
+            ("twice", ["image,left,right", "a.png,0,0", "sub/../a.png,0,0"], "must be listed once, got .*a.png"),
+            ("header alone", ["image,left,right"], "holds no training cases"),
+            ("empty", [""], "columns image, left, right are missing"),
+            ("one patient", ["image,left,right", "a.png,0,0"], "one patient cannot both train and validate"),
+            ("output", ["image,left,right", "a.png,0,", "b.png,1,"], "training has none of right"),
+        ]
+    )
+    def test_bad_csv(self, _, lines, why):
+        with self.assertRaisesRegex(InputError, rf"list\.csv: .*({why})"):
+            self.load(self.csv(*lines))
+
+    @parameterized.expand(
+        [
+            ("syntax", "{", "is not valid JSON"),
+            ("no object", [1], 'must be an object with a list "training"'),
+            ("no list", {"training": {}}, '"training" must be a list'),
+            ("no training", {"test": [{"image": "a.png", "label": [0, 0]}]}, "holds no training cases"),
+            (
+                "no label",
+                {"training": [{"image": "a.png"}]},
+                'must have an "image" and a "label", got .* in "training"',
+            ),
+            ("unknown output", {"training": [{"image": "a.png", "label": {"top": 1}}]}, "outputs of .*, got 'top'"),
+            ("too few", {"training": [{"image": "a.png", "label": [1]}]}, r"grade for each of .*, got \[1\]"),
+            ("fraction", {"training": [{"image": "a.png", "label": [1, 0.5]}]}, "right must be one of .*, got 0.5"),
+            ("truth", {"training": [{"image": "a.png", "label": [1, True]}]}, "right must be one of .*, got True"),
+        ]
+    )
+    def test_bad_json(self, _, content, why):
+        with self.assertRaisesRegex(InputError, rf"list\.json: .*({why})"):
+            self.load(self.json(content))
+
+    def test_one_side_for_every_patient(self):
+        lines = ["image,left,right,split,patient", "a.png,0,0,training,1", "b.png,0,0,validation,1"]
+        with self.assertRaisesRegex(InputError, "patient must be in one part, got 1 in training and validation"):
+            self.load(self.csv(*lines))
+        with self.assertRaisesRegex(InputError, "listed once, got .*a.png in training and test"):
+            self.load(self.csv("image,left,right,split", "a.png,0,0,training", "a.png,0,0,test"))
+
+    def test_missing_files(self):
+        with self.assertRaisesRegex(InputError, "nowhere: dataset_dir must be an existing folder"):
+            load_gradelist(self.root / "nowhere", "list.csv", ZONES, SEVERITY)
+        with self.assertRaisesRegex(InputError, "none.csv: datalist must be an existing file"):
+            self.load(self.root / "none.csv")
+        with self.assertRaisesRegex(InputError, r"a.png: datalist must be a .csv or a .json file"):
+            self.load(self.root / "a.png")
+
+    @parameterized.expand(
+        [
+            ({"outputs": []}, "outputs must be at least 1 different names"),
+            ({"outputs": ["x", "x"]}, "outputs must be at least 1 different names"),
+            ({"grades": ["x"]}, "grades must be at least 2 different names"),
+            ({"validation_fraction": 1.0}, r"validation_fraction must be in \(0, 1\), got 1.0"),
+        ]
+    )
+    def test_bad_arguments(self, arguments, why):
+        with self.assertRaisesRegex(ValueError, why):
+            self.load(self.csv("image,left,right", "a.png,0,0"), **arguments)
+
+    def test_real_list(self):
+        folder = shared_data("brixia_cxr")
+        outputs = [f"S-{zone}" for zone in "ABCDEF"]
+        cases = load_gradelist(
+            folder / "images", folder / "annotations.csv", outputs, "0123", patient_pattern=r"^\d{3,}(?=[_-])"
+        )
+        self.assertEqual([len(section) for section in cases.values()], [112, 28])
+        groups = [{case["group"] for case in section} for section in cases.values()]
+        self.assertFalse(groups[0] & groups[1])
+        labels = {case["name"]: case["label"] for section in cases.values() for case in section}
+        self.assertEqual(labels["01E392EE-69F9-4E33-BFCE-E5C968654078"], [2, 2, 3, 2, 2, 2])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import json
+import unittest
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from matplotlib.image import imread
+from monai.data import MetaTensor
+from parameterized import parameterized
+from utils_data import AFFINE_RAS, temporary_folder
+
+from monai_dvpt.handlers import GradeTable, GradeWriter, plot_grades
+from monai_dvpt.transforms import GradeLogitsd
+
+OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
+PROBABILITY = [[0.7, 0.2, 0.1], [0.05, 0.15, 0.8]]
+
+
+def output(probability=PROBABILITY, channels: int = 3, label=None) -> dict:
+    """The output of an evaluator for one case."""
+    logits = torch.tensor(probability).log().flatten()
+    image = torch.linspace(-1, 1, channels * 20 * 30).view(channels, 20, 30)
+    known = {} if label is None else {"label": torch.tensor(label)}
+    return GradeLogitsd("pred", 3)({"pred": logits, "image": image, **known})
+
+
+def engine(**outputs: dict) -> SimpleNamespace:
+    batch = [{"name": name} for name in outputs]
+    return SimpleNamespace(state=SimpleNamespace(batch=batch, output=list(outputs.values())))
+
+
+class TestGradeWriter(unittest.TestCase):
+    def setUp(self):
+        self.root = temporary_folder(self) / "out"
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        with open(self.root / name, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def write(self, writer, **outputs) -> None:
+        for handler in (writer, *([writer.table] if isinstance(writer, GradeWriter) else [])):
+            handler.write(engine(**outputs))
+
+    def test_files(self):
+        writer = GradeWriter(self.root, OUTPUTS, GRADES)
+        self.write(writer, one=output())
+        self.write(writer, two=output(PROBABILITY[::-1], channels=1))
+        names = ["grades.csv", *(f"{case}_grades.{kind}" for case in ("one", "two") for kind in ("json", "png"))]
+        self.assertEqual(sorted(path.name for path in self.root.iterdir()), names)
+        written = json.loads((self.root / "one_grades.json").read_text())
+        left = {"grade": "none", "probabilities": {"none": 0.7, "mild": 0.2, "severe": 0.1}, "confidence": 0.7}
+        right = {"grade": "severe", "probabilities": {"none": 0.05, "mild": 0.15, "severe": 0.8}, "confidence": 0.8}
+        self.assertEqual(written, {"name": "one", "outputs": {"left": left, "right": right}})
+        rows = self.rows("grades.csv")
+        self.assertEqual(
+            [(row["name"], row["output"]) for row in rows], [(n, o) for n in ("one", "two") for o in OUTPUTS]
+        )
+        expected = {"name": "one", "output": "right", "grade": "severe", "confidence": "0.8"}
+        self.assertEqual(rows[1], {**expected, "p_none": "0.05", "p_mild": "0.15", "p_severe": "0.8"})
+        picture = imread(self.root / "one_grades.png")
+        self.assertGreater(min(picture.shape[:2]), 300)
+
+    def test_a_case_again_replaces_its_rows(self):
+        table = GradeTable(self.root / "table.csv", OUTPUTS, GRADES)
+        for probability in (PROBABILITY, PROBABILITY[::-1]):
+            self.write(table, one=output(probability), two=output())
+        rows = self.rows("table.csv")
+        self.assertEqual([row["grade"] for row in rows], ["severe", "none", "none", "severe"])
+
+    def test_labels(self):
+        table = GradeTable(self.root / "table.csv", OUTPUTS, GRADES)
+        self.write(table, one=output(label=[2, -1]))
+        rows = self.rows("table.csv")
+        self.assertEqual(list(rows[0])[:5], ["name", "output", "label", "grade", "confidence"])
+        self.assertEqual([row["label"] for row in rows], ["severe", ""])
+
+    def test_names_that_are_numbers(self):
+        table = GradeTable(self.root / "table.csv", [1, 2], [0, 1, 2])
+        self.write(table, one=output())
+        self.assertEqual(
+            [(row["output"], row["grade"], row["p_1"]) for row in self.rows("table.csv")][1], ("2", "2", "0.15")
+        )
+
+    def test_another_number_of_outputs(self):
+        with self.assertRaises(ValueError):
+            self.write(GradeTable(self.root / "table.csv", ["left"], GRADES), one=output())
+
+
+class TestPlotGrades(unittest.TestCase):
+    @parameterized.expand([(1, 1), (6, 3), (40, 3)])
+    def test_bars(self, outputs, channels):
+        probability = np.random.default_rng(0).dirichlet(np.ones(3), outputs)
+        chances = [dict(zip(GRADES, row.tolist(), strict=True)) for row in probability]
+        found = {
+            f"zone {index}": {
+                "grade": max(each, key=lambda grade: each[grade]),
+                "probabilities": each,
+                "confidence": 0.5,
+            }
+            for index, each in enumerate(chances)
+        }
+        image = torch.linspace(0, 9, channels * 20 * 30).view(channels, 20, 30)
+        picture, bars = plot_grades(image, found, "case").axes
+        self.assertEqual(picture.images[0].get_array().shape[:2], (20, 30))
+        self.assertEqual(len(bars.patches), 3 * outputs)
+        widths = np.array([bar.get_width() for bar in bars.patches]).reshape(3, outputs).T
+        np.testing.assert_allclose(widths, probability)
+        texts = [tick.get_text() for tick in bars.get_yticklabels()]
+        self.assertEqual(texts[0], f"zone 0: {found['zone 0']['grade']} (50%)")
+        self.assertGreater(bars.get_ylim()[0], bars.get_ylim()[1])  # the first output on top
+
+    def test_volume(self):
+        found = {"volume": {"grade": "Q1", "probabilities": {"Q1": 0.75, "Q2": 0.25}, "confidence": 0.75}}
+        image = MetaTensor(torch.rand(1, 7, 9, 11), affine=AFFINE_RAS)
+        *panels, bars = plot_grades(image, found, "case").axes
+        self.assertEqual([panel.get_title() for panel in panels], ["axial", "coronal", "sagittal"])
+        self.assertEqual([panel.images[0].get_array().shape for panel in panels], [(9, 7), (11, 7), (11, 9)])
+        self.assertEqual([bar.get_width() for bar in bars.patches], [0.75, 0.25])
+
+    def test_names_may_look_like_mathematics(self):
+        found = {"$x^$": {"grade": "$y$", "probabilities": {"$y$": 1.0, "z": 0.0}, "confidence": 1.0}}
+        with open(temporary_folder(self) / "a.png", "wb") as file:
+            plot_grades(torch.zeros(1, 4, 5), found, "scan_$x^$").savefig(file)
+
+
+if __name__ == "__main__":
+    unittest.main()
