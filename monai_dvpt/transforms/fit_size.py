@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ResizeWithPadOrCrop, Transform
@@ -35,7 +36,7 @@ class FitSize(Transform):
         self.largest = list(largest)
         self.fit = ResizeWithPadOrCrop(spatial_size, mode="symmetric")
 
-    def __call__(self, image: MetaTensor) -> MetaTensor:
+    def __call__(self, image: MetaTensor) -> torch.Tensor:
         """
         Args:
             image: of shape (channels, *spatial).

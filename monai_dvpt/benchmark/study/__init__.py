@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from monai_dvpt.baselines import METHODS
+from monai_dvpt.benchmark.adapters import machine_facts
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
 from .job import Task, read_cases
@@ -110,7 +111,10 @@ def _run(arguments: argparse.Namespace) -> None:
     _keep_plan(arguments.output / "plan.json", plan)
     run_study(*(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results))
     command = shlex.join(["python", "-m", "monai_dvpt.benchmark", *sys.argv[1:]])
-    report = write_report(results.of("final"), arguments.reference, arguments.output, [f"`{command}`"])
+    facts = ", ".join(f"{key} {value}" for key, value in machine_facts().items() if key != "torch_threads")
+    notes = [f"`{command}`", "", f"{workers} runs at a time, threads of each: {arguments.threads}. {facts}."]
+    trials, finals = results.of("trial"), results.of("final")
+    report = write_report(finals, trials, arguments.reference, arguments.output, notes)
     print(report.read_text(encoding="utf-8"))
 
 

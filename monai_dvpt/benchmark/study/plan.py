@@ -91,7 +91,8 @@ class Split:
         if job.kind == "trial":
             return list(self.training), list(self.tuning)
         everything = [*self.training, *self.tuning]
-        wanted, chosen = max(1, round(job.fraction * len(everything))), []
+        wanted = max(1, round(job.fraction * len(everything)))
+        chosen: list[dict[str, Any]] = []
         for patient in _shuffled_patients(everything, job.seed):
             if len(chosen) < wanted:
                 chosen += patient

@@ -56,12 +56,19 @@ def paired_differences(rows: Sequence[Mapping[str, Any]], reference: str) -> dic
     return {group: mean_interval(values) for group, values in differences.items()}
 
 
-def write_report(rows: Sequence[Mapping[str, Any]], reference: str, folder: Path, notes: Sequence[str] = ()) -> Path:
+def write_report(
+    rows: Sequence[Mapping[str, Any]],
+    trials: Sequence[Mapping[str, Any]],
+    reference: str,
+    folder: Path,
+    notes: Sequence[str] = (),
+) -> Path:
     """
     Writes ``study.md`` and the plots ``score_by_labels.png``, ``score_by_parameters.png`` and ``score_by_cost.png``.
 
     Args:
         rows: results of final runs.
+        trials: results of the trials.
         reference: method that the others are compared with.
         folder: where to.
         notes: lines for the head of the report.
@@ -74,6 +81,7 @@ def write_report(rows: Sequence[Mapping[str, Any]], reference: str, folder: Path
         groups.setdefault(_group(row), []).append(row)
     metric = rows[0]["metric"]
     text = ["# Study", "", *notes, "", *_table(groups, paired_differences(rows, reference), metric, reference), ""]
+    text += ["Chosen by the trials:", "", *_chosen_rates(rows, trials, metric), ""]
     with atomic_path(folder / "study.md") as path:
         path.write_text("\n".join(text), encoding="utf-8")
     for name, figure in (
@@ -105,6 +113,17 @@ def _table(
         cells += [str(mean_interval([row["score"] for row in rows])), "" if difference is None else str(difference)]
         cells += [f"{rows[0][key]:,}" for key in ("encoder_parameters", "head_parameters")]
         cells += [f"{np.median([row[key] for row in rows]):,.0f}" for key in ("seconds", "peak_memory_mib")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _chosen_rates(rows: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """A table of the learning rates of the final runs, with the scores of all trials of their method."""
+    lines = [f"| method | fold | encoder | head and decoder | {metric} of the trials |", "|---|---|---:|---:|---|"]
+    chosen = {(row["method"], row["fold"]): (row["encoder_rate"], row["head_rate"]) for row in rows}
+    for (method, fold), rates in sorted(chosen.items()):
+        scores = sorted((t["score"] for t in trials if (t["method"], t["fold"]) == (method, fold)), reverse=True)
+        cells = [method, str(fold), *(f"{rate:g}" for rate in rates), ", ".join(f"{score:.3f}" for score in scores)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

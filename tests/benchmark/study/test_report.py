@@ -18,7 +18,7 @@ def row(method: str, fraction: float, fold: int, seed: int, score: float) -> dic
         **{"kind": "final", "method": method, "fraction": fraction, "fold": fold, "seed": seed, "score": score},
         **{"metric": "val_kappa", "training_cases": int(100 * fraction), "scored_cases": 40},
         **{"encoder_parameters": 0 if method == "linear" else 26052, "head_parameters": 4632},
-        **{"seconds": 12.5, "peak_memory_mib": 900},
+        **{"encoder_rate": 1e-3, "head_rate": 2e-3, "seconds": 12.5, "peak_memory_mib": 900},
     }
 
 
@@ -51,9 +51,11 @@ class TestReport(unittest.TestCase):
             for fraction in (0.2, 1.0)
             for seed in (0, 1)
         ]
-        text = write_report(rows, "full", folder, ["how it was made"]).read_text()
+        trials = [{**row("full", 1.0, 0, 0, score), "kind": "trial"} for score in (0.31, 0.42)]
+        text = write_report(rows, trials, "full", folder, ["how it was made"]).read_text()
         lines = [line for line in text.splitlines() if line.startswith("| ")]
-        self.assertEqual(len(lines), 1 + 6)
+        self.assertEqual(len(lines), 1 + 6 + 1 + 3)
+        self.assertIn("| full | 0 | 0.001 | 0.002 | 0.420, 0.310 |", lines)
         self.assertIn("how it was made", text)
         self.assertIn("| full | 100% | 100 | 2 | 0.605 (0.541 to 0.669) |  | 26,052 | 4,632 |", text)
         for name in ("labels", "parameters", "cost"):
