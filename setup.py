@@ -64,6 +64,7 @@ setup(
         "monai>=1.6.1,<1.7",
         "nibabel",
         "numpy>=1.26,<3",
+        "pillow",
         "pydicom>=2.4",
         "pytorch-ignite",
         "pyyaml",

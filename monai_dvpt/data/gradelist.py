@@ -16,7 +16,7 @@ from monai_dvpt.utils import InputError
 
 from .cases import unique_names
 
-__all__ = ["load_gradelist"]
+__all__ = ["load_gradelist", "select_part"]
 
 PARTS = ("training", "validation", "test")
 IMAGE_COLUMNS = ("image", "filename")
@@ -99,6 +99,18 @@ def load_gradelist(
             if section and all(case["label"][index] < 0 for case in section):
                 raise InputError(f"{file}: every part must have a grade of every output, {part} has none of {output}.")
     return cases
+
+
+def select_part(cases: Mapping[str, list[dict[str, Any]]], part: str) -> list[dict[str, Any]]:
+    """
+    One part of a list of :func:`load_gradelist`.
+
+    Raises:
+        InputError: if the list has no such part.
+    """
+    if not cases.get(part):
+        raise InputError(f"part must be one of {[name for name in cases if cases[name]]}, got {part!r}.")
+    return cases[part]
 
 
 def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:

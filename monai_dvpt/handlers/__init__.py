@@ -6,7 +6,7 @@ from .epoch_log import EpochLog
 from .grade_writer import GradeTable, GradeWriter, plot_grades
 from .prompt_attention_writer import PromptAttentionWriter
 from .resumable_checkpoint import ResumableCheckpoint
-from .temperature_calibration import TemperatureCalibration
+from .temperature_calibration import TemperatureCalibration, calibrated_temperature
 from .training_report import TrainingReport, peak_memory_mib
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ResumableCheckpoint",
     "TemperatureCalibration",
     "TrainingReport",
+    "calibrated_temperature",
     "label_volumes_ml",
     "peak_memory_mib",
     "plot_grades",

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
+import math
+import os
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -18,12 +19,11 @@ from monai.metrics import calibration_binning
 from scipy.optimize import minimize_scalar
 
 from monai_dvpt.handlers.adapter_saver import AdapterSaver
-from monai_dvpt.metrics import compute_cohen_kappa
 from monai_dvpt.networks.adapter import TunableNetwork, adapter_metadata, save_adapter
 from monai_dvpt.transforms import GradeLogits
-from monai_dvpt.utils import atomic_path, to_json
+from monai_dvpt.utils import InputError, atomic_path, to_json
 
-__all__ = ["TemperatureCalibration"]
+__all__ = ["TemperatureCalibration", "calibrated_temperature"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +33,15 @@ BINS = 15  # of confidence, for the calibration error
 
 class TemperatureCalibration:
     """
-    When a run is complete, divides the logits of its best network by one temperature, that with the least negative
-    log-likelihood on the validation cases, based on: "Guo et al., On Calibration of Modern Neural Networks
-    <https://arxiv.org/abs/1706.04599>". The division is done in the weights and bias of the head, in
-    ``adapter_best.safetensors`` and ``model.pt``, so nothing else has to be kept. The network of the trainer stays as
-    it is, and so does the most probable grade.
+    When a run is complete, finds the temperature by which the logits of its best network are to be divided for the
+    least negative log-likelihood on the validation cases, based on: "Guo et al., On Calibration of Modern Neural
+    Networks <https://arxiv.org/abs/1706.04599>". No weight is changed, and no grade: the temperature is for
+    :class:`monai_dvpt.transforms.GradeLogits`, which divides by it what it gives as probabilities.
 
-    ``calibration.json``, and the entry "calibration" of the adapter's notes, tell the temperature, and before and after
-    it the negative log-likelihood ("nll"), the expected calibration error ("ece", 15 bins) and the quadratic kappa of
-    all outputs together, which changes only where the mean decides. They are measured on the cases that chose the
-    temperature, so they flatter it. The file also tells which head was divided: in a run that is resumed, or was
-    interrupted here, a head is divided once.
+    It is written to ``calibration.json`` and, where the backbone is frozen, as "calibration" to the notes of
+    ``adapter_best.safetensors``, with the number of grades ("graded") and, before and after the division, the negative
+    log-likelihood ("nll") and the expected calibration error of the confidence in the chosen grade ("ece", 15 bins).
+    They are measured on the cases that chose the temperature, so they flatter it.
 
     Attach it after the saver and before a report of its files.
 
@@ -58,9 +56,10 @@ class TemperatureCalibration:
     """
 
     def __init__(self, saver: AdapterSaver, num_grades: int, decision: str = "mode") -> None:
+        GradeLogits(num_grades, decision)  # raises
         self.saver = saver
         self.num_grades = num_grades
-        self.grade = GradeLogits(num_grades, decision)
+        self.decision = decision
 
     def attach(self, engine: Trainer) -> None:
         """
@@ -72,38 +71,20 @@ class TemperatureCalibration:
 
     def calibrate(self, engine: Engine) -> None:
         folder = self.saver.output_dir
-        record_path, model_path, adapter_path = (
-            folder / name for name in ("calibration.json", "model.pt", "adapter_best.safetensors")
-        )
-        state = torch.load(model_path, map_location="cpu", weights_only=True)
         network = copy.deepcopy(self.saver.network).eval()
-        network.load_state_dict(state)
-        head = {name: tensor for name, tensor in state.items() if name.startswith(network.HEAD)}
-        record = json.loads(record_path.read_text()) if record_path.is_file() else {}
-        if record.get("head_sha256") != _sha256(head):
-            logits, label = self._predict(network)
-            temperature = _fit(logits, label)
-            divided = {name: tensor / temperature for name, tensor in head.items()}
-            record = {
-                "temperature": temperature,
-                "graded": len(label),
-                "before": self._scores(logits, label),
-                "after": self._scores(logits / temperature, label),
-                "head_sha256": _sha256(divided),
-            }
-            with atomic_path(record_path) as path:  # first, so that no head is divided without a record
-                path.write_text(to_json(record))
-            network.load_state_dict({**state, **divided})
-            with atomic_path(model_path) as path:
-                torch.save(network.state_dict(), path)
-            before, after = record["before"], record["after"]
-            scores = ", ".join(f"{key} {before[key]:.3f} to {after[key]:.3f}" for key in before)
-            logger.info(f"Calibrated with temperature {temperature:.3f} on {len(label)} grades: {scores}.")
+        network.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+        logits, label = self._predict(network)
+        temperature = _fit(logits, label)
+        before, after = (self._scores(logits, label, divisor) for divisor in (1.0, temperature))
+        calibration = {"temperature": temperature, "graded": len(label), "before": before, "after": after}
+        with atomic_path(folder / "calibration.json") as path:
+            path.write_text(to_json(calibration))
         if not self.saver.tunes_backbone:
-            notes = adapter_metadata(adapter_path)["notes"]
-            if "calibration" not in notes:
-                notes = {**notes, "calibration": record}
-                save_adapter(network, adapter_path, labels=self.saver.labels, notes=notes)
+            adapter = folder / "adapter_best.safetensors"
+            notes = {**adapter_metadata(adapter)["notes"], "calibration": calibration}
+            save_adapter(network, adapter, labels=self.saver.labels, notes=notes)
+        scores = ", ".join(f"{key} {before[key]:.3f} to {after[key]:.3f}" for key in before)
+        logger.info(f"Calibrated with temperature {temperature:.3f} on {len(label)} grades: {scores}.")
 
     @torch.no_grad()
     def _predict(self, network: TunableNetwork) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,14 +99,33 @@ class TemperatureCalibration:
         pair = [torch.cat(tensors).as_subclass(torch.Tensor).cpu() for tensors in (logits, labels)]
         return pair[0].double(), pair[1]
 
-    def _scores(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
-        """Negative log-likelihood, expected calibration error, and quadratic kappa."""
-        confidence, mode = logits.softmax(dim=1).max(dim=1)
+    def _scores(self, logits: torch.Tensor, label: torch.Tensor, temperature: float) -> dict[str, float]:
+        """Negative log-likelihood, and expected calibration error of the chosen grades."""
+        grade, _, confidence = GradeLogits(self.num_grades, self.decision, temperature)(logits.flatten())
         # MONAI's metric around this function would wait for the other processes
-        sure, right, counts = calibration_binning(confidence[None, None], (mode == label)[None, None], num_bins=BINS)
+        sure, right, counts = calibration_binning(confidence[None, None], (grade == label)[None, None], num_bins=BINS)
         error = torch.nansum((sure - right).abs() * counts) / counts.sum()  # an empty bin has no means
-        kappa = compute_cohen_kappa(self.grade(logits.flatten())[0], label, self.num_grades)
-        return {"nll": F.cross_entropy(logits, label).item(), "ece": error.item(), "kappa": kappa.item()}
+        return {"nll": F.cross_entropy(logits / temperature, label).item(), "ece": error.item()}
+
+
+def calibrated_temperature(path: str | os.PathLike) -> float:
+    """
+    The temperature that :class:`TemperatureCalibration` left in an adapter; 1.0 where there is none.
+
+    Args:
+        path: the adapter file.
+
+    Raises:
+        InputError: if the file is no adapter, or the temperature no positive number.
+    """
+    notes = adapter_metadata(path).get("notes")
+    calibration = notes.get("calibration") if isinstance(notes, dict) else None
+    if calibration is None:
+        return 1.0
+    temperature: Any = calibration.get("temperature") if isinstance(calibration, dict) else calibration
+    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+        raise InputError(f"{path}: temperature must be a positive number, got {temperature!r}.")
+    return float(temperature)
 
 
 def _fit(logits: torch.Tensor, label: torch.Tensor) -> float:
@@ -136,10 +136,3 @@ def _fit(logits: torch.Tensor, label: torch.Tensor) -> float:
         method="bounded",
     )
     return float(np.exp(found.x))
-
-
-def _sha256(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for _, tensor in sorted(tensors.items()):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

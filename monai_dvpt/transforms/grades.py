@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -26,9 +27,12 @@ class GradeLogits(Transform):
         num_grades: number ``K`` of grades, the same for all outputs.
         decision: "mode" chooses the most probable grade; "mean" the whole number nearest to the expected grade, which
             has the least expected squared error, as quadratic kappa counts errors.
+        temperature: what the logits are divided by for probabilities and confidence, such as that of
+            :func:`monai_dvpt.handlers.calibrated_temperature`; the grade is chosen before.
 
     Raises:
-        ValueError: if ``num_grades`` is below 2, ``decision`` is unknown, or the number of logits no multiple of ``K``.
+        ValueError: if ``num_grades`` is below 2, ``decision`` is unknown, ``temperature`` is not positive, or the
+            number of logits no multiple of ``K``.
 
     Examples::
 
@@ -38,12 +42,15 @@ class GradeLogits(Transform):
 
     """
 
-    def __init__(self, num_grades: int, decision: str = "mode") -> None:
+    def __init__(self, num_grades: int, decision: str = "mode", temperature: float = 1.0) -> None:
         check_counts(2, num_grades=num_grades)
         if decision not in DECISIONS:
             raise ValueError(f"decision must be one of {DECISIONS}, got {decision}.")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be a positive number, got {temperature}.")
         self.num_grades = num_grades
         self.decision = decision
+        self.temperature = temperature
 
     def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -57,12 +64,13 @@ class GradeLogits(Transform):
         if logits.ndim != 1 or len(logits) % self.num_grades:
             raise ValueError(f"logits must have the shape (O * {self.num_grades},), got {tuple(logits.shape)}.")
         plain = convert_to_tensor(logits, dtype=torch.float32, track_meta=False)
-        probability = plain.unflatten(0, (-1, self.num_grades)).softmax(dim=1)  # (O, K)
+        plain = plain.unflatten(0, (-1, self.num_grades))  # (O, K)
         if self.decision == "mode":
-            grade = probability.argmax(dim=1)
+            grade = plain.argmax(dim=1)
         else:
             grades = torch.arange(self.num_grades, dtype=plain.dtype, device=plain.device)
-            grade = (probability @ grades).round().long()
+            grade = (plain.softmax(dim=1) @ grades).round().long()
+        probability = (plain / self.temperature).softmax(dim=1)
         confidence = probability.gather(1, grade[:, None])[:, 0]
         return grade, probability, confidence
 
@@ -75,16 +83,17 @@ class GradeLogitsd(MapTransform):
         keys: the key of the logits.
         num_grades: see :class:`GradeLogits`.
         decision: see :class:`GradeLogits`.
+        temperature: see :class:`GradeLogits`.
 
     Raises:
         ValueError: if there is more than one key.
     """
 
-    def __init__(self, keys: KeysCollection, num_grades: int, decision: str = "mode") -> None:
+    def __init__(self, keys: KeysCollection, num_grades: int, decision: str = "mode", temperature: float = 1.0) -> None:
         super().__init__(keys)
         if len(self.keys) > 1:
             raise ValueError(f"keys must be one key, got {self.keys}.")
-        self.grade = GradeLogits(num_grades, decision)
+        self.grade = GradeLogits(num_grades, decision, temperature)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

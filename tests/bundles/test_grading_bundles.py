@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grading bundle for 2D images, run on a small network and small pictures as a user would."""
+"""The grading bundles as a user runs them: on small pictures with a small network, and on small volumes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from utils_bundles import BUNDLES, workflow
+from utils_data import save_nifti, temporary_folder
 
+from monai_dvpt.handlers import calibrated_temperature
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.utils import InputError, root_cause
 
 GRADING = [(bundle.name, bundle) for bundle in BUNDLES if bundle.name.endswith("_classification")]
-XRAY = next(bundle for bundle in BUNDLES if bundle.name.startswith("xray_"))
+HIPPOCAMPUS, XRAY = (bundle for _, bundle in GRADING)
 OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
 SIZES = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 3}
 SMALL = {f"network_def#{name}": size for name, size in SIZES.items()}
 SMALL |= {"outputs": OUTPUTS, "grades": GRADES, "img_size": 32, "bottleneck_size": 5, "num_prompts": 3}
-TRAINING = {"batch_size": 4, "learning_rates": {"dvpt": 1e-2, "head": 5e-2}}
+TRAINING = {"batch_size": 4, "amp": False, "learning_rates": {"dvpt": 1e-2, "head": 5e-2}}
 
 
 def write_images(folder: Path, count: int) -> list[list[int]]:
@@ -69,9 +71,31 @@ def save_dicom(path: Path, pixels: np.ndarray) -> None:
     dataset.save_as(path)
 
 
+def write_volumes(root: Path) -> None:
+    """Four training and two validation cases whose masks differ in volume, and their list."""
+    grid = np.stack(np.meshgrid(*(np.arange(side) - side / 2 for side in (34, 50, 36)), indexing="ij"), axis=-1)
+    generator = np.random.default_rng(0)
+    cases = []
+    for index, radius in enumerate((7, 9, 11, 13, 9.5, 12)):
+        mask = (np.linalg.norm(grid / (1, 2, 1), axis=-1) < radius).astype(np.uint8)
+        mask[:, :25] *= 2
+        image = 100 + 60.0 * (mask > 0) + generator.normal(0, 5, mask.shape)
+        affine = np.diag([-1.0, 1, 1, 1])
+        paths = {"image": f"imagesTr/{index}.nii.gz", "label": f"labelsTr/{index}.nii.gz"}
+        save_nifti(root / paths["image"], image.astype(np.float32), affine)
+        save_nifti(root / paths["label"], mask, affine)
+        cases.append(paths)
+    (root / "datalist.json").write_text(json.dumps({"training": cases[:4], "validation": cases[4:]}))
+
+
 def read(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_metrics(path: Path) -> dict[str, str]:
+    with open(path) as file:
+        return dict(row for row in csv.reader(file) if len(row) == 2)
 
 
 class TestGradingConfigs(unittest.TestCase):
@@ -80,19 +104,32 @@ class TestGradingConfigs(unittest.TestCase):
         configs = [
             yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "evaluate", "inference")
         ]
-        for key in ("network_def", "labels", "outputs", "grades", "decision"):
-            self.assertEqual([config[key] for config in configs], [configs[0][key]] * 3)
+        sizes = ("img_size", "roi_size", "largest_size", "spacing_mm")  # those that the bundle has
+        for key in ("network_def", "labels", "outputs", "grades", "decision", *sizes):
+            self.assertEqual([config.get(key) for config in configs], [configs[0].get(key)] * 3, key)
+        transforms = configs[0]["train"]["deterministic_transforms"]
+        self.assertEqual(configs[1]["validate"]["preprocessing"]["transforms"], transforms)
         metrics = [{**c["validate"]["key_metric"], **c["validate"]["additional_metrics"]} for c in configs[:2]]
         self.assertEqual(*metrics)
 
-    def test_the_default_network(self):
-        configs = XRAY / "configs"
+    @parameterized.expand(GRADING)
+    def test_the_default_network(self, _, bundle):
+        configs = bundle / "configs"
         verify_net_in_out(
             "network_def", meta_file=str(configs / "metadata.json"), config_file=str(configs / "inference.yaml")
         )
 
 
-class TestGradingRuns(unittest.TestCase):
+class BundleTestCase(unittest.TestCase):
+    def assert_refused(self, flow, why: str) -> None:
+        with self.assertRaises(RuntimeError) as raised:
+            flow.run()
+        cause = root_cause(raised.exception)
+        self.assertIsInstance(cause, InputError)
+        self.assertRegex(str(cause), why)
+
+
+class TestGradingRuns(BundleTestCase):
     @classmethod
     def setUpClass(cls):
         temporary = tempfile.TemporaryDirectory()
@@ -117,13 +154,6 @@ class TestGradingRuns(unittest.TestCase):
         kind = "infer" if config == "inference" else "train"
         return workflow(XRAY, config, kind, **{"dataset_dir": str(cls.data), **cls.settings, **settings})
 
-    def assert_refused(self, flow, why: str) -> None:
-        with self.assertRaises(RuntimeError) as raised:
-            flow.run()
-        cause = root_cause(raised.exception)
-        self.assertIsInstance(cause, InputError)
-        self.assertRegex(str(cause), why)
-
     def test_training_writes_what_it_promises(self):
         adapter = self.out / "adapter_best.safetensors"
         for name in ("adapter_last.safetensors", "model.pt", "checkpoint.pt", "history.csv", "history.png"):
@@ -131,7 +161,7 @@ class TestGradingRuns(unittest.TestCase):
         report = json.loads((self.out / "report.json").read_text())
         parameters = report["parameters"]
         self.assertEqual(parameters["backbone"]["trainable"], 0)
-        self.assertEqual(parameters["head"]["trainable"], 6 * 25)
+        self.assertEqual(parameters["head"]["trainable"], 6 * 49)  # class token, mean of the others, bias
         metrics = report["last"]["metrics"]
         self.assertEqual(set(metrics), {"val_kappa", "val_accuracy", "val_kappa_per_output"})
         self.assertEqual(list(metrics["val_kappa_per_output"]), OUTPUTS)
@@ -147,13 +177,15 @@ class TestGradingRuns(unittest.TestCase):
         flow = self.workflow("evaluate", output_dir=str(out), adapter_path=adapter, **settings)
         flow.run()
         flow.finalize()
-        with open(out / "metrics.csv") as file:
-            return dict(row for row in csv.reader(file) if len(row) == 2)
+        return read_metrics(out / "metrics.csv")
 
     def test_evaluate_agrees_with_the_report(self):
-        """The most probable grade is not moved by the calibration, and the probabilities are the calibrated ones."""
+        """The calibration moves no grade, and what is written are the calibrated probabilities."""
         out = self.root / "evaluate"
-        scores = self.evaluate(out, decision="mode")
+        scores = self.evaluate(out)
+        best = json.loads((self.out / "report.json").read_text())["best"]["metrics"]
+        for name in ("val_kappa", "val_accuracy"):
+            self.assertAlmostEqual(float(scores[name]), best[name], places=4)
         calibration = json.loads((self.out / "calibration.json").read_text())
         rows = read(out / "predictions.csv")
         graded = [row for row in rows if row["label"]]
@@ -162,13 +194,20 @@ class TestGradingRuns(unittest.TestCase):
         self.assertAlmostEqual(float(scores["val_accuracy"]), right, places=4)
         nll = -np.mean([math.log(float(row[f"p_{row['label']}"])) for row in graded])
         self.assertAlmostEqual(nll, calibration["after"]["nll"], places=4)
-        self.assertEqual(self.evaluate(self.root / "evaluate_mean")["val_kappa"], str(calibration["after"]["kappa"]))
+        sure = np.array([float(row["confidence"]) for row in graded])
+        gap = sure - [row["label"] == row["grade"] for row in graded]
+        bins = np.digitize(sure, np.linspace(0, 1, 16))
+        ece = sum(abs(gap[bins == each].sum()) for each in set(bins)) / len(gap)
+        self.assertAlmostEqual(ece, calibration["after"]["ece"], places=4)
         for name in ("confusion_matrix.png", "confusion_matrix.csv"):
             self.assertTrue((out / name).is_file(), name)
 
     def test_evaluate_another_part(self):
         self.evaluate(self.root / "evaluate_training", part="training")
         self.assertEqual(len(read(self.root / "evaluate_training" / "predictions.csv")), 32)
+        adapter = str(self.out / "adapter_best.safetensors")
+        flow = self.workflow("evaluate", part="test", adapter_path=adapter)
+        self.assert_refused(flow, r"^part must be one of \['training', 'validation'\], got 'test'")
 
     def mixed(self) -> Path:
         """One picture in every kind of file, and a bad one."""
@@ -207,11 +246,11 @@ class TestGradingRuns(unittest.TestCase):
         self.train(out, max_epochs=7, val_interval=5)
         report = json.loads((out / "report.json").read_text())
         self.assertEqual((report["epochs"], report["last"]["epoch"]), (7, 7))
-        model = torch.load(out / "model.pt", weights_only=True)
-        self.train(out, max_epochs=7, val_interval=5)  # nothing is left to do, and nothing is divided again
-        torch.testing.assert_close(torch.load(out / "model.pt", weights_only=True), model, rtol=0, atol=0)
+        adapter = (out / "adapter_best.safetensors").read_bytes()
+        self.train(out, max_epochs=7, val_interval=5)  # nothing is left to do
+        self.assertEqual((out / "adapter_best.safetensors").read_bytes(), adapter)
         other = self.workflow("train", output_dir=str(out), max_epochs=8, **{**TRAINING, "sharpness": 1.0})
-        self.assert_refused(other, r"checkpoint\.pt: .*sharpness was 2\.0, is 1\.0")
+        self.assert_refused(other, r"checkpoint\.pt: .*sharpness was None, is 1\.0")
 
     def test_wrong_adapter_is_refused(self):
         broken, dvpt_alone = self.root / "broken.safetensors", self.root / "dvpt_alone.safetensors"
@@ -268,6 +307,46 @@ class TestGradingRuns(unittest.TestCase):
         self.assertEqual(run.returncode, 0, run.stderr[-3000:])
         self.assertEqual(json.loads((out / "report.json").read_text())["last"]["epoch"], 1)
         self.assertTrue((out / "calibration.json").is_file())
+
+
+class TestVolumeGradingRuns(BundleTestCase):
+    def workflow(self, config: str, kind: str, **settings):
+        settings = {"dataset_dir": str(self.root), "datalist": str(self.root / "datalist.json"), **settings}
+        return workflow(HIPPOCAMPUS, config, kind, batch_size=2, amp=False, **settings)
+
+    def test_train_evaluate_and_infer(self):
+        self.root = temporary_folder(self)
+        write_volumes(self.root)
+        out, scores, grades = (self.root / name for name in ("out", "scores", "grades"))
+        train = self.workflow("train", "train", output_dir=str(out), max_epochs=1)
+        self.assertEqual(train.check_properties(), [])
+        train.run()
+        train.finalize()
+        report = json.loads((out / "report.json").read_text())
+        self.assertEqual(report["parameters"]["backbone"]["trainable"], 0)
+        self.assertLessEqual(report["dvpt_percent_of_backbone"], 1.0)
+        adapter = str(out / "adapter_best.safetensors")
+        self.assertGreater(calibrated_temperature(adapter), 0)
+
+        evaluate = self.workflow("evaluate", "train", output_dir=str(scores), adapter_path=adapter)
+        evaluate.run()
+        evaluate.finalize()
+        accuracy = float(read_metrics(scores / "metrics.csv")["val_accuracy"])
+        self.assertAlmostEqual(accuracy, report["best"]["metrics"]["val_accuracy"])
+        rows = read(scores / "predictions.csv")
+        self.assertEqual([row["name"] for row in rows], ["imagesTr/4.nii.gz", "imagesTr/5.nii.gz"])
+        self.assertEqual([row["label"] for row in rows], ["Q2", "Q4"])
+
+        images = self.root / "imagesTr"
+        save_nifti(images / "whole.nii.gz", np.random.default_rng(0).normal(0, 1, (50, 50, 36)).astype(np.float32))
+        infer = self.workflow(
+            "inference", "infer", dataset_dir=str(images), output_dir=str(grades), adapter_path=adapter
+        )
+        self.assertEqual(infer.check_properties(), [])
+        self.assert_refused(infer, r"^1 of 7 inputs failed: whole: .*at most \[48, 64, 48\] voxels after resampling")
+        found = {row["name"]: row["grade"] for row in read(grades / "grades.csv")}
+        self.assertEqual(sorted(found), [str(index) for index in range(6)])
+        self.assertEqual([row["grade"] for row in rows], [found["4"], found["5"]])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from parameterized import parameterized
 from utils_data import shared_data, temporary_folder
 
-from monai_dvpt.data import load_gradelist
+from monai_dvpt.data import load_gradelist, select_part
 from monai_dvpt.utils import InputError
 
 ZONES = ["left", "right"]
@@ -46,6 +46,13 @@ class TestLoadGradelist(unittest.TestCase):
         self.assertEqual(cases["validation"][0]["label"], [2, 0])
         self.assertEqual(cases["validation"][0]["name"], "sub_a")
         self.assertEqual([case["label"] for case in cases["test"]], [[0, 1]])
+
+    def test_a_part_that_is_missing_is_refused(self):
+        cases = {"training": [{"name": "a"}], "validation": [{"name": "b"}], "test": []}
+        self.assertEqual(select_part(cases, "validation"), [{"name": "b"}])
+        for part in ("test", "tests"):
+            with self.assertRaisesRegex(InputError, rf"part must be one of \['training', 'validation'\], got '{part}'"):
+                select_part(cases, part)
 
     def test_json(self):
         content = {

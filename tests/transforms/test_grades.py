@@ -28,11 +28,22 @@ class TestGradeLogits(unittest.TestCase):
         cost = probability @ (grades[:, None] - grades).square().float()  # (O, choice)
         self.assertEqual(grade.tolist(), cost.argmin(dim=1).tolist())
 
+    @parameterized.expand([("mode",), ("mean",)])
+    def test_temperature_changes_the_probabilities_alone(self, decision):
+        logits = 3 * torch.randn(50 * 4, generator=torch.Generator().manual_seed(0))
+        grade, probability, confidence = GradeLogits(4, decision, temperature=2.5)(logits)
+        torch.testing.assert_close(grade, GradeLogits(4, decision)(logits)[0])
+        torch.testing.assert_close(probability, (logits.view(50, 4) / 2.5).softmax(dim=1))
+        torch.testing.assert_close(confidence, probability[range(50), grade])
+
     def test_dictionary(self):
         graded = GradeLogitsd("pred", 3)({"pred": MetaTensor(PROBABILITY.log().flatten()), "name": "a"})
         self.assertEqual(set(graded), {"pred", "name", "grade", "probability", "confidence"})
         self.assertIs(type(graded["grade"]), torch.Tensor)
         self.assertEqual(graded["grade"].tolist(), [0, 2])
+        warm = GradeLogitsd("pred", 3, "mean", temperature=2.0)({"pred": PROBABILITY.log().flatten()})
+        torch.testing.assert_close(warm["probability"], (PROBABILITY.log() / 2).softmax(dim=1))
+        self.assertEqual(warm["grade"].tolist(), [1, 2])
         with self.assertRaisesRegex(ValueError, "keys must be one key"):
             GradeLogitsd(["pred", "other"], 3)
 
@@ -40,6 +51,8 @@ class TestGradeLogits(unittest.TestCase):
         [
             ({"num_grades": 1}, "num_grades must be a whole number of at least 2, got 1"),
             ({"num_grades": 3, "decision": "median"}, r"decision must be one of \('mode', 'mean'\), got median"),
+            ({"num_grades": 3, "temperature": 0.0}, "temperature must be a positive number, got 0.0"),
+            ({"num_grades": 3, "temperature": float("nan")}, "temperature must be a positive number, got nan"),
         ]
     )
     def test_bad_arguments(self, arguments, why):
