@@ -28,6 +28,7 @@ extras = {
         "onnxscript",
         "parameterized",
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "scikit-image",
         "scikit-learn>=1.9",
         "transformers>=4.40",

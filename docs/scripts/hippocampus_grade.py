@@ -4,10 +4,10 @@ Scores the grade of hippocampal volume beside what else could tell it, both task
 
     python docs/scripts/hippocampus_grade.py --data DIR
 
-``DIR`` is Task04_Hippocampus of the Decathlon. It needs the repository, for the bundles. Printed are quadratic kappa and
-its 95 % interval over the validation cases of four ways to find the quartile: the grading adapter; the grading adapter on
-images cropped anew around the mask, so that their size tells nothing; the volume that the segmentation adapter finds; and
-the size of the image alone, by linear regression on the training cases.
+``DIR`` is Task04_Hippocampus of the Decathlon. It needs the repository, for the bundles. Printed are quadratic kappa
+and its 95 % interval over the validation cases of four ways to find the quartile: the grading adapter; the grading
+adapter on images cropped anew around the mask, so that their size tells nothing; the volume that the segmentation
+adapter finds; and the size of the image alone, by linear regression on the training cases.
 """
 
 from __future__ import annotations
@@ -62,9 +62,14 @@ def main() -> None:
     loaded = {part: [(LoadVolume()(c["image"]), LoadVolume(3)(c["label"])) for c in cases[part]] for part in cases}
     truth = {part: torch.cat([VolumeGrade(thresholds)(mask) for _, mask in pairs]) for part, pairs in loaded.items()}
     sizes = {part: np.array([[*image.shape[1:], 1.0] for image, _ in pairs]) for part, pairs in loaded.items()}
-    volumes = [float((mask > 0).sum()) * abs(float(torch.linalg.det(mask.affine[:3, :3]))) / 1000 for _, mask in loaded["training"]]
+    volumes = [
+        float((mask > 0).sum()) * abs(float(torch.linalg.det(mask.affine[:3, :3]))) / 1000
+        for _, mask in loaded["training"]
+    ]
     weights = np.linalg.lstsq(sizes["training"], np.array(volumes), rcond=None)[0]
-    found: dict[str, Any] = {"image size alone": np.searchsorted(thresholds, sizes["validation"] @ weights, side="right")}
+    found: dict[str, Any] = {
+        "image size alone": np.searchsorted(thresholds, sizes["validation"] @ weights, side="right")
+    }
 
     prepare = Compose(grading.get_parsed_content("validate#preprocessing").transforms[1:])
     decide = grading.get_parsed_content("validate#postprocessing")
