@@ -6,7 +6,8 @@ Writes the data list of the chest radiographs with Brixia scores for ``bundles/x
 
 ``DIR`` has ``annotations.csv`` (file names, scores of six zones by two readers) and ``images``. The scores are those of
 the first reader, columns ``S-A`` to ``S-F``. No patients are given: images whose names show a common source, as a case
-of a paper or the days of one patient, count as one patient. A quarter of the images is the test part, a fifth of the
+of a paper or the days of one patient, count as one patient, and so do images that are nearly equal, which the script
+looks for. A quarter of the images is the test part, a fifth of the
 others the validation part, drawn with a fixed seed, whole patients each.
 """
 
@@ -18,8 +19,13 @@ import random
 import re
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 ZONES = "ABCDEF"
+SIDE, SIMILAR = 24, 0.96  # pixels, correlation
 SOURCES = [
+    r"(?:4-x-day1|extubation-\d|AR-2)$",  # one radiograph, found by its pixels, and two of the same patient
     r"(\d{5})_\d+_\d+$",
     r"(1-\d+)-\d+$",
     r"(1-s2\.0-S\d+)",
@@ -28,7 +34,6 @@ SOURCES = [
     r"(covid-19-caso-\d+)",
     r"(covid-19-pneumonia-evolution-over-a-week)",
     r"(covid-19-pneumonia-rapidly-progressive)",
-    r"(extubation)-\d+$",
     r"(immagine) \d+$",
     r"(jkms-\d+-e\d+)",
     r"(kjr-\d+-e\d+)",
@@ -44,12 +49,15 @@ SOURCES = [
     r"(ryct\.\d+)\.",
     r"(.*)-day-?\d+(?:-\d+)?$",
 ]
-"""Patterns of file names; the first group of the first that matches stands for the patient."""
+"""Patterns of file names; the first group of the first that matches, else the pattern, stands for the patient."""
 
 
 def patient_of(name: str) -> str:
     """The source that the name of a file shows, else the name."""
-    return next((found.group(1) for pattern in SOURCES if (found := re.match(pattern, name))), name)
+    for index, pattern in enumerate(SOURCES):
+        if found := re.match(pattern, name):
+            return found.group(1) if found.groups() else f"source-{index}"
+    return name
 
 
 def main() -> None:
@@ -76,6 +84,20 @@ def main() -> None:
                 counts[split] = counts.get(split, 0) + 1
                 writer.writerow([f"images/{row['filename']}", patient, split, *(row[f"S-{zone}"] for zone in ZONES)])
     print(f"{arguments.output}: {len(patients)} patients; images: {counts}")
+    for score, *pair in similar_pairs(arguments.data / "images", patients):
+        print(f"look at {pair[0]} and {pair[1]}, of two patients here: their pixels correlate with {score:.3f}")
+
+
+def similar_pairs(folder: Path, patients: dict[str, list[dict[str, str]]]) -> list[tuple[float, str, str]]:
+    """Pairs of images of different patients that look like one and the same."""
+    names = [(patient, row["filename"]) for patient, rows in patients.items() for row in rows]
+    small = [np.asarray(Image.open(folder / name).convert("L").resize((SIDE, SIDE)), dtype=float) for _, name in names]
+    correlation = np.corrcoef(np.stack([image.ravel() for image in small]))
+    return [
+        (float(correlation[i, j]), names[i][1], names[j][1])
+        for i, j in zip(*np.triu_indices(len(names), 1), strict=True)
+        if names[i][0] != names[j][0] and correlation[i, j] > SIMILAR
+    ]
 
 
 if __name__ == "__main__":
