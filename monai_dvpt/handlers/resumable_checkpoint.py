@@ -17,6 +17,7 @@ from monai.engines import Trainer
 from monai.utils import set_determinism
 from torch.optim.lr_scheduler import LambdaLR
 
+from monai_dvpt.networks.adapter import TunableNetwork, backbone_sha256
 from monai_dvpt.utils import InputError, atomic_path
 
 __all__ = ["ResumableCheckpoint"]
@@ -36,7 +37,8 @@ class ResumableCheckpoint:
         path: the checkpoint file.
         save_dict: objects with ``state_dict`` and ``load_state_dict``; the trainer is added.
         seed: seed of the run; every epoch, and every rank of a distributed run, gets a seed of its own from it.
-        settings: what must be the same when the run is resumed, JSON-serialisable; the seed is added.
+        settings: what must be the same when the run is resumed, JSON-serialisable; the seed is added, and the SHA-256
+            of the backbone that the run starts with, where ``save_dict`` has a network of this package as "network".
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class ResumableCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
     def load(self, engine: Engine) -> None:
+        if isinstance(network := self.save_dict.get("network"), TunableNetwork):
+            self.settings["backbone_sha256"] = backbone_sha256(network)
         if not self.path.is_file():
             return
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length

@@ -1,6 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from .checks import check_counts
 from .errors import InputError, reason, report_input_errors, root_cause
-from .files import atomic_path, to_json
+from .files import atomic_path, fingerprint, to_json
 
-__all__ = ["InputError", "atomic_path", "check_counts", "reason", "report_input_errors", "root_cause", "to_json"]
+__all__ = [
+    "InputError",
+    "atomic_path",
+    "check_counts",
+    "fingerprint",
+    "reason",
+    "report_input_errors",
+    "root_cause",
+    "to_json",
+]

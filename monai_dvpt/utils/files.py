@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 from .errors import InputError
 
-__all__ = ["atomic_path", "to_json"]
+__all__ = ["atomic_path", "fingerprint", "to_json"]
 
 
 def to_json(data: Any) -> str:
@@ -28,6 +29,20 @@ def to_json(data: Any) -> str:
         return [finite(value) for value in item] if isinstance(item, (list, tuple)) else item
 
     return json.dumps(finite(data), indent=1, allow_nan=False)
+
+
+def fingerprint(data: Any, root: str | os.PathLike = "") -> str:
+    """
+    SHA-256, in hexadecimal, of ``data`` as JSON, such as the cases of a run: tells whether two are the same without
+    naming anything in them.
+
+    Args:
+        data: JSON-serialisable.
+        root: folder that is left out of all paths in ``data``, so that it may move.
+    """
+    text = json.dumps(data, sort_keys=True)
+    prefix = json.dumps(os.path.abspath(root))[1:-1] if str(root) else ""
+    return hashlib.sha256((text.replace(prefix, "") if prefix else text).encode()).hexdigest()
 
 
 @contextmanager

@@ -72,11 +72,11 @@ def save_dicom(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_volumes(root: Path) -> None:
-    """Four training and two validation cases whose masks differ in volume, and their list."""
+    """Four training and two validation cases with masks of all grades, and their list."""
     grid = np.stack(np.meshgrid(*(np.arange(side) - side / 2 for side in (34, 50, 36)), indexing="ij"), axis=-1)
     generator = np.random.default_rng(0)
     cases = []
-    for index, radius in enumerate((7, 9, 11, 13, 9.5, 12)):
+    for index, radius in enumerate((6.8, 7.2, 7.45, 7.9, 7.2, 8)):
         mask = (np.linalg.norm(grid / (1, 2, 1), axis=-1) < radius).astype(np.uint8)
         mask[:, :25] *= 2
         image = 100 + 60.0 * (mask > 0) + generator.normal(0, 5, mask.shape)
@@ -335,7 +335,7 @@ class TestVolumeGradingRuns(BundleTestCase):
         self.assertAlmostEqual(accuracy, report["best"]["metrics"]["val_accuracy"])
         rows = read(scores / "predictions.csv")
         self.assertEqual([row["name"] for row in rows], ["imagesTr/4.nii.gz", "imagesTr/5.nii.gz"])
-        self.assertEqual([row["label"] for row in rows], ["Q2", "Q4"])
+        self.assertEqual([row["label"] for row in rows], ["2.95 to 3.33 mL", "above 3.63 mL"])
 
         images = self.root / "imagesTr"
         save_nifti(images / "whole.nii.gz", np.random.default_rng(0).normal(0, 1, (50, 50, 36)).astype(np.float32))

@@ -15,6 +15,7 @@ from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandScaleIntensityd
 from parameterized import parameterized
 from utils_data import temporary_folder
+from utils_training import make_trainer, tiny_network
 
 from monai_dvpt.handlers import ResumableCheckpoint
 from monai_dvpt.utils import InputError
@@ -155,6 +156,18 @@ class TestResumableCheckpoint(unittest.TestCase):
         run.trainer.logger.disabled = True
         with self.assertRaisesRegex(InputError, f"^{self.path}: does not fit this run, remove it or .*(?s:.*){why}"):
             run.start()
+
+    def test_another_backbone_is_refused(self):
+        """It would take the place of the given one in silence: a checkpoint holds the whole network."""
+
+        def run(seed: int) -> None:
+            net = tiny_network(seed=seed)
+            make_trainer(net, 1, None, [ResumableCheckpoint(self.path, {"network": net}, SEED)]).run()
+
+        run(seed=0)
+        run(seed=0)
+        with self.assertRaisesRegex(InputError, "does not fit this run.*backbone_sha256 was [0-9a-f]{64}, is"):
+            run(seed=1)
 
     def test_checkpoint_without_a_part(self):
         Run(self.path, 1).start()

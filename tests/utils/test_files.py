@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from utils_data import temporary_folder
 from utils_limits import file_size_limit
 
-from monai_dvpt.utils import InputError, atomic_path
+from monai_dvpt.utils import InputError, atomic_path, fingerprint
 
 CONTENT = {"a": torch.arange(50_000.0)}
 
@@ -90,6 +90,17 @@ class TestAtomicPath(unittest.TestCase):
             second.write_text("second")
         self.assertEqual(self.path.read_text(), "first")  # the outer one ends last
         self.assertEqual(list(self.folder.iterdir()), [self.path])
+
+
+class TestFingerprint(unittest.TestCase):
+    def test_says_what_is_the_same(self):
+        cases = [{"image": "/data/a.png", "label": [1, 2]}, {"image": "/data/b.png", "label": [0, 2]}]
+        same = [{"label": [1, 2], "image": "/data/a.png"}, cases[1]]
+        moved = [{**case, "image": case["image"].replace("/data", "/elsewhere/data")} for case in cases]
+        self.assertEqual(fingerprint(cases), fingerprint(same))
+        self.assertNotEqual(fingerprint(cases), fingerprint(moved))
+        self.assertEqual(fingerprint(cases, "/data"), fingerprint(moved, "/elsewhere/data"))
+        self.assertNotEqual(fingerprint(cases), fingerprint([cases[0], {**cases[1], "label": [0, 1]}]))
 
 
 if __name__ == "__main__":

@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from monai_dvpt.baselines import METHODS
 from monai_dvpt.benchmark.adapters import machine_facts
-from monai_dvpt.utils import InputError, atomic_path, to_json
+from monai_dvpt.utils import InputError, atomic_path, fingerprint, to_json
 
-from .job import Task, read_cases
-from .plan import HEAD_RATES, Split, make_splits, parse_method
+from .job import GIVEN, Task, read_cases
+from .plan import HEAD_RATES, make_splits, parse_method
 from .report import write_report
 from .run import Results, run_study
 
@@ -87,75 +85,109 @@ def add_parser(commands: Any) -> None:
         metavar="F",
         help="of the training cases that choose, 0.25 by default",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes at a time, by default one for each core")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes at a time, by default one for each core, and with a GPU one"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process, 1 by default")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    _check(arguments)
-    settings = dict(_setting(text) for text in arguments.set)
-    task = Task(str(arguments.bundle), settings, arguments.threads)
     methods = [parse_method(text) for text in dict.fromkeys(arguments.methods)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = arguments.workers or max(1, cores // arguments.threads)
-    splits = make_splits(read_cases(task), arguments.folds, arguments.tuning_fraction)
-    results = Results(arguments.output / "runs.csv")
+    reference = str(parse_method(arguments.reference))
+    _check(arguments, reference in map(str, methods))
+    settings = dict(_setting(text, arguments.bundle) for text in arguments.set)
+    task = Task(str(arguments.bundle), settings, arguments.threads)
+    workers = arguments.workers or (1 if torch.cuda.is_available() else max(1, _cores() // arguments.threads))
+    lists = read_cases(task)
+    splits = make_splits(lists, arguments.folds, arguments.tuning_fraction)
+    configs = [(arguments.bundle / "configs" / name).read_text() for name in ("train.yaml", "metadata.json")]
     plan = {
-        "bundle": arguments.bundle.name,
-        "settings": settings,
-        "folds": arguments.folds,
-        "tuning_fraction": arguments.tuning_fraction,
-        "cases_sha256": _fingerprint(splits),
+        "bundle": fingerprint(configs),
+        "cases": fingerprint([[list(part) for part in astuple(split)] for split in splits]),
+        **{name: getattr(arguments, name) for name in ("folds", "tuning_fraction", "threads")},
+        **{f"--set {key}": value for key, value in settings.items()},
     }
-    _keep_plan(arguments.output / "plan.json", plan)
-    run_study(*(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results))
-    command = shlex.join(["python", "-m", "monai_dvpt.benchmark", *sys.argv[1:]])
+    _keep_plan(arguments.output, plan)
+    results = Results(arguments.output / "runs.csv")
+    trials, finals = run_study(
+        *(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results)
+    )
     facts = ", ".join(f"{key} {value}" for key, value in machine_facts().items() if key != "torch_threads")
-    notes = [f"`{command}`", "", f"{workers} runs at a time, threads of each: {arguments.threads}. {facts}."]
-    trials, finals = results.of("trial"), results.of("final")
-    report = write_report(finals, trials, arguments.reference, arguments.output, notes)
-    print(report.read_text(encoding="utf-8"))
+    notes = [
+        f"`{_command(arguments)}`",
+        "",
+        f"{workers} runs at a time, threads of each: {arguments.threads}. {facts}.",
+    ]
+    print(write_report(finals, trials, reference, arguments.output, notes).read_text(encoding="utf-8"))
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, has_reference: bool) -> None:
+    config = arguments.bundle / "configs" / "train.yaml"
     rules = [
-        (
-            "--bundle",
-            arguments.bundle,
-            (arguments.bundle / "configs" / "train.yaml").is_file(),
-            "hold configs/train.yaml",
-        ),
+        ("--bundle", arguments.bundle, config.is_file(), "hold configs/train.yaml"),
         ("--fractions", arguments.fractions, all(0 < f <= 1 for f in arguments.fractions), "be in (0, 1]"),
+        ("--fractions", arguments.fractions, 1 in arguments.fractions, "have 1, which the others are compared with"),
         ("--trials", arguments.trials, arguments.trials >= 1, "be at least 1"),
         ("--folds", arguments.folds, arguments.folds == 0 or arguments.folds >= 2, "be 0 or at least 2"),
         ("--tuning-fraction", arguments.tuning_fraction, 0 < arguments.tuning_fraction < 1, "be in (0, 1)"),
         ("--threads", arguments.threads, arguments.threads >= 1, "be at least 1"),
         ("--workers", arguments.workers, arguments.workers is None or arguments.workers >= 1, "be at least 1"),
-        ("--reference", arguments.reference, arguments.reference in arguments.methods, "be one of --methods"),
+        ("--reference", arguments.reference, has_reference, "be one of --methods"),
     ]
     for name, value, kept, rule in rules:
         if not kept:
             raise InputError(f"{name} must {rule}, got {value}.")
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _setting(text: str, bundle: Path) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise InputError(f"--set must be KEY=VALUE, got {text}.")
-    return key, yaml.safe_load(value)
+    known = yaml.safe_load((bundle / "configs" / "train.yaml").read_text()).keys() - set(GIVEN)
+    if key.split("#")[0] not in known:
+        raise InputError(f"--set must have a key of train.yaml that the study does not set itself, got {key}.")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set must have a value in YAML, got {text}.") from error
 
 
-def _fingerprint(splits: Sequence[Split]) -> str:
-    """Identifies the cases of every part without their names, which may be those of patients."""
-    parts = [[[str(case["image"]) for case in part] for part in astuple(split)] for split in splits]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _keep_plan(path: Path, plan: dict[str, Any]) -> None:
+def _keep_plan(output: Path, plan: dict[str, Any]) -> None:
     """Writes what the results depend on, or makes sure that those in the folder depend on the same."""
-    text = to_json(plan)
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
-        raise InputError(f"{path}: must be of the same bundle, settings and cases; pass another --output.")
+    path = output / "plan.json"
+    if not path.is_file() and (output / "runs.csv").is_file():
+        raise InputError(f"{path}: must say what runs.csv depends on, and is missing; pass another --output.")
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = sorted(key for key in {*before, *plan} if before.get(key) != plan.get(key))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error
+        if changed:
+            raise InputError(f"{path}: must be of the same plan, {', '.join(changed)} changed; pass another --output.")
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(to_json(plan), encoding="utf-8")
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command that makes the report."""
+    words = [
+        "python",
+        "-m",
+        "monai_dvpt.benchmark",
+        "study",
+        "--bundle",
+        arguments.bundle,
+        "--output",
+        arguments.output,
+    ]
+    words += [word for text in arguments.set for word in ("--set", text)]
+    for name in ("methods", "reference", "fractions", "seeds", "trials", "folds", "tuning_fraction", "threads"):
+        value = getattr(arguments, name)
+        words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+    return shlex.join(map(str, words))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections import UserDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,11 +17,14 @@ from monai.utils import set_determinism
 
 from monai_dvpt.handlers import peak_memory_mib
 from monai_dvpt.networks.adapter import count_parameters
+from monai_dvpt.utils import InputError, reason
 
 from .plan import Job, parse_method
 
-__all__ = ["Task", "read_cases", "run_job"]
+__all__ = ["GIVEN", "Task", "read_cases", "run_job", "train_and_score"]
 
+GIVEN = ("cases", "learning_rates", "network", "seed", "trainable")
+"""Keys of ``train.yaml`` that a study sets itself."""
 KEPT_HANDLERS = ("LrScheduleHandler",)
 """Of the trainer's handlers, those that change the training; all others write files or validate."""
 
@@ -55,11 +59,33 @@ class Task:
 
 
 def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
-    """The lists of cases that the bundle's config makes."""
-    return dict(task.workflow().parser.get_parsed_content("cases"))
+    """
+    The lists of cases that the bundle's config makes.
+
+    Raises:
+        InputError: if it cannot make them.
+    """
+    try:
+        return dict(task.workflow().parser.get_parsed_content("cases"))
+    except Exception as error:  # MONAI's config parser wraps every error
+        raise InputError(f"{task.bundle}: {reason(error)}") from error
 
 
 def run_job(task: Task, job: Job, training: Sequence[Mapping], scored: Sequence[Mapping]) -> dict[str, Any]:
+    """
+    :func:`train_and_score`, whose errors reach another process as one line; what they were is printed.
+
+    Raises:
+        InputError: if the run fails.
+    """
+    try:
+        return train_and_score(task, job, training, scored)
+    except Exception as error:
+        traceback.print_exc()
+        raise InputError(reason(error)) from None
+
+
+def train_and_score(task: Task, job: Job, training: Sequence[Mapping], scored: Sequence[Mapping]) -> dict[str, Any]:
     """
     Trains as the bundle does, without its validations and files, and scores the last epoch.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import math
 import random
@@ -105,16 +106,23 @@ def parse_method(text: str) -> Method:
         text: a name, or a name and options such as ``lora:rank=8,alpha=8``.
 
     Raises:
-        InputError: if the name is unknown or an option is not ``key=value``.
+        InputError: if the name or an option is unknown, or an option is given twice or not as ``key=number``.
     """
-    name, _, options = text.partition(":")
+    name, _, listed = text.partition(":")
     if name not in METHODS:
-        raise InputError(f"--methods must be of {sorted(METHODS)}, got {name}.")
-    try:
-        pairs = [part.split("=") for part in options.split(",") if part]
-        return Method(name, {key: ast.literal_eval(value) for key, value in pairs})
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"--methods must have options of the form key=number, got {text}.") from error
+        raise InputError(f"--methods must be of {list(METHODS)}, got {name}.")
+    options: dict[str, Any] = {}
+    for part in filter(None, listed.split(",")):
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        try:
+            number = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise InputError(f"--methods must have options of the form key=number, got {text}.") from error
+        known = list(inspect.signature(METHODS[name].apply).parameters)[1:]
+        if key not in known or key in options:
+            raise InputError(f"--methods must have options of {known} for {name}, each once, got {text}.")
+        options[key] = number
+    return Method(name, options)
 
 
 def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tuning_fraction: float) -> list[Split]:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from monai_dvpt.utils import atomic_path
 
-__all__ = ["Interval", "mean_interval", "paired_differences", "write_report"]
+__all__ = ["Interval", "mean_interval", "paired_differences", "scores_of", "write_report"]
 
 
 class Interval(NamedTuple):
@@ -37,6 +37,17 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def scores_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """
+    Scores to take an interval of: one for each seed; with several folds one for each of these, the mean of its seeds,
+    which share the test cases and so are not independent.
+    """
+    folds: dict[int, list[float]] = {}
+    for row in rows:
+        folds.setdefault(row["fold"], []).append(row["score"])
+    return [float(np.mean(scores)) for scores in folds.values()] if len(folds) > 1 else next(iter(folds.values()))
+
+
 def paired_differences(rows: Sequence[Mapping[str, Any]], reference: str) -> dict[tuple[str, float], Interval]:
     """
     Score minus that of the reference method with all labels, over the runs with the same fold and seed.
@@ -49,11 +60,11 @@ def paired_differences(rows: Sequence[Mapping[str, Any]], reference: str) -> dic
         the mean difference for every other method and fraction, and for smaller fractions of the reference.
     """
     top = {(row["fold"], row["seed"]): row["score"] for row in rows if _group(row) == (reference, 1.0)}
-    differences: dict[tuple[str, float], list[float]] = {}
+    differences: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
-        if _group(row) != (reference, 1.0) and (row["fold"], row["seed"]) in top:
-            differences.setdefault(_group(row), []).append(row["score"] - top[row["fold"], row["seed"]])
-    return {group: mean_interval(values) for group, values in differences.items()}
+        if _group(row) != (reference, 1.0) and (pair := (row["fold"], row["seed"])) in top:
+            differences.setdefault(_group(row), []).append({**row, "score": row["score"] - top[pair]})
+    return {group: mean_interval(scores_of(pairs)) for group, pairs in differences.items()}
 
 
 def write_report(
@@ -110,7 +121,7 @@ def _table(
     for (method, fraction), rows in groups.items():
         difference = differences.get((method, fraction))
         cells = [method, f"{fraction:.0%}", f"{np.mean([row['training_cases'] for row in rows]):.0f}", str(len(rows))]
-        cells += [str(mean_interval([row["score"] for row in rows])), "" if difference is None else str(difference)]
+        cells += [str(mean_interval(scores_of(rows))), "" if difference is None else str(difference)]
         cells += [f"{rows[0][key]:,}" for key in ("encoder_parameters", "head_parameters")]
         cells += [f"{np.median([row[key] for row in rows]):,.0f}" for key in ("seconds", "peak_memory_mib")]
         lines.append("| " + " | ".join(cells) + " |")
@@ -143,7 +154,7 @@ def _plot(
                 rows for (m, fraction), rows in groups.items() if m == method and (all_fractions or fraction == 1)
             ]
             points = sorted((float(np.median([row[column] for row in rows])), rows) for rows in chosen)
-            scores = [mean_interval([row["score"] for row in rows]) for _, rows in points]
+            scores = [mean_interval(scores_of(rows)) for _, rows in points]
             halves = [0.0 if math.isnan(score.low) else score.mean - score.low for score in scores]
             style = {"color": f"C{index % 10}", "marker": "osv^D"[index % 5], "capsize": 2, "label": method}
             panel.errorbar([x for x, _ in points], [score.mean for score in scores], halves, **style)

@@ -62,10 +62,6 @@ class Results:
             writer.writeheader()
             writer.writerows(self.rows.values())
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """The results of trials, or of final runs."""
-        return [row for row in self.rows.values() if row["kind"] == kind]
-
 
 def run_study(
     task: Task,
@@ -76,7 +72,7 @@ def run_study(
     trials: int,
     workers: int,
     results: Results,
-) -> None:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """
     Runs the trials, chooses each method's learning rates by them, and runs what is reported. What ``results`` has is
     not run again.
@@ -91,13 +87,18 @@ def run_study(
         workers: processes at a time, at least 1.
         results: where the results go.
 
+    Returns:
+        the results of the trials, and of the final runs with the learning rates that these trials chose.
+
     Raises:
         InputError: after the last job, if any failed; names each with its reason.
     """
     jobs = trial_jobs(methods, len(splits), trials)
     _run_all(task, splits, jobs, workers, results, "trials")
-    best = best_trials([results.rows[job.key] for job in jobs])
-    _run_all(task, splits, final_jobs(best, fractions, seeds), workers, results, "runs")
+    scored = [results.rows[job.key] for job in jobs]
+    final = final_jobs(best_trials(scored), fractions, seeds)
+    _run_all(task, splits, final, workers, results, "runs")
+    return scored, [results.rows[job.key] for job in final]
 
 
 def best_trials(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Job]:
@@ -130,7 +131,7 @@ def _run_all(
                     continue
                 results.add(future.result())
                 bar.set_postfix_str(f"{job.method} {job.fraction:.0%}: {future.result()['score']:.3f}")
-        except KeyboardInterrupt:
+        except BaseException:  # an interruption, or a result that cannot be kept
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failed:

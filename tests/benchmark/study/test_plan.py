@@ -103,8 +103,17 @@ class TestJobs(unittest.TestCase):
         method = parse_method("lora:rank=8,alpha=0.5")
         self.assertEqual((method.name, method.options), ("lora", {"rank": 8, "alpha": 0.5}))
         self.assertEqual(parse_method(str(method)), method)
+        self.assertEqual(parse_method("lora: rank=8, alpha = 0.5"), method)
 
-    @parameterized.expand([("lorax", "must be of"), ("lora:rank", "key=number"), ("lora:rank=x", "key=number")])
+    @parameterized.expand(
+        [
+            ("lorax", "must be of"),
+            ("lora:rank", "key=number"),
+            ("lora:rank=x", "key=number"),
+            ("lora:rank=8,rank=4", "each once"),
+            ("lora:prompts=8", "options of \\['rank', 'alpha'\\] for lora"),
+        ]
+    )
     def test_bad_methods_are_refused(self, text, message):
         with self.assertRaisesRegex(InputError, message):
             parse_method(text)

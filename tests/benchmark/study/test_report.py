@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 from utils_data import temporary_folder
 
-from monai_dvpt.benchmark.study.report import mean_interval, paired_differences, write_report
+from monai_dvpt.benchmark.study.report import mean_interval, paired_differences, scores_of, write_report
 
 
 def row(method: str, fraction: float, fold: int, seed: int, score: float) -> dict:
@@ -42,6 +42,15 @@ class TestReport(unittest.TestCase):
         np.testing.assert_allclose(differences["dvpt", 1.0], mean_interval([0.01, 0.02, 0.03]), atol=1e-9)
         self.assertAlmostEqual(differences["full", 0.5].mean, -0.1)
         self.assertEqual(set(differences), {("dvpt", 1.0), ("full", 0.5)})
+
+    def test_seeds_of_a_fold_count_as_one_value(self):
+        rows = [row("dvpt", 1.0, fold, seed, 0.5 + 0.1 * fold + 0.02 * seed) for fold in (0, 1) for seed in (0, 1)]
+        np.testing.assert_allclose(scores_of(rows), [0.51, 0.61])
+        np.testing.assert_allclose(scores_of(rows[:2]), [0.50, 0.52])
+        rows += [row("full", 1.0, fold, seed, 0.5) for fold in (0, 1) for seed in (0, 1)]
+        np.testing.assert_allclose(
+            paired_differences(rows, "full")["dvpt", 1.0], mean_interval([0.01, 0.11]), atol=1e-9
+        )
 
     def test_report_has_a_line_for_every_method_and_fraction_and_three_plots(self):
         folder = temporary_folder(self)

@@ -79,7 +79,8 @@ class TestStudy(unittest.TestCase):
         )
         counts = {row["method"]: (row["encoder_parameters"], row["head_parameters"]) for row in rows}
         block = 24 * 5 + 5 + 3 * 5 + 1 + 5 * 24 + 24
-        self.assertEqual(counts, {"dvpt": (str(block), str(25 * 6)), "linear": ("0", str(25 * 6))})
+        head = str((2 * 24 + 1) * 2 * 3)  # of class token and mean, for two outputs of three grades
+        self.assertEqual(counts, {"dvpt": (str(3 * block), head), "linear": ("0", head)})
         for method in ("dvpt", "linear"):
             trials = [row for row in rows if (row["method"], row["kind"]) == (method, "trial")]
             best = max(trials, key=lambda row: float(row["score"]))
@@ -92,27 +93,50 @@ class TestStudy(unittest.TestCase):
             self.assertTrue((output / name).is_file(), name)
         # what is there is not run again: a mark in the file stays
         rows[-1]["score"] = "0.123456"
-        with open(output / "runs.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        self.write(output, rows)
         status, out, err = self.study(output, *methods, "--seeds", "0", "1")
         self.assertEqual(status, 0, err)
         again = self.rows(output)
         self.assertEqual([row["score"] for row in again].count("0.123456"), 1)
-        self.assertEqual(len(again), 12)
         self.assertEqual({row["seed"] for row in again if row["kind"] == "final"}, {"0", "1"})
-        status, _, err = self.study(output, *methods, max_epochs=3)
-        self.assertEqual(status, 1)
-        self.assertIn("plan.json: must be of the same bundle, settings and cases", err)
+        self.assertEqual(len(again), 12)
+        # learning rates that other trials chose are no further runs
+        trials = [row for row in again if (row["kind"], row["method"]) == ("trial", "linear")]
+        for row, score in zip(trials, sorted((row["score"] for row in trials), key=float), strict=True):
+            row["score"] = str(1 - float(score))  # the other one wins
+        self.write(output, again)
+        status, out, err = self.study(output, *methods, "--seeds", "0", "1")
+        self.assertEqual(status, 0, err)
+        self.assertIn("| linear | 100% | 28 | 2 |", out)
+
+    def test_another_plan_is_refused(self):
+        output = self.folder / "plans"
+        output.mkdir()
+        methods = ("--methods", "linear", "--reference", "linear", "--seeds", "0", "--trials", "1")
+        status, _, err = self.study(output, *methods)
+        self.assertEqual(status, 0, err)
+        for changes, named in (({"max_epochs": 3}, "--set max_epochs"), ({"outputs": ["A"]}, "--set outputs, cases")):
+            status, _, err = self.study(output, *methods, **changes)
+            self.assertEqual(status, 1)
+            self.assertIn(f"plan.json: must be of the same plan, {named} changed", err)
+        (output / "plan.json").unlink()
+        status, _, err = self.study(output, *methods)
+        self.assertIn("plan.json: must say what runs.csv depends on", err)
+
+    def write(self, output: Path, rows: list[dict[str, str]]) -> None:
+        with open(output / "runs.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
     def test_a_run_that_fails_leaves_the_others(self):
         output = self.folder / "failing"
         methods = ("--methods", "linear", "lora:rank=0", "--reference", "linear", "--seeds", "0")
         status, _, err = self.study(output, *methods)
         self.assertEqual(status, 1)
-        self.assertIn("lora:rank=0", err.splitlines()[-1])
-        self.assertIn("rank must", err.splitlines()[-1])
+        self.assertEqual(len(err.splitlines()[-1].split("rank must be")), 3)  # of both trials, and nothing else
+        self.assertNotIn("Traceback", err)
+        self.assertIn("Traceback", (output / "log.txt").read_text())
         self.assertEqual({row["method"] for row in self.rows(output)}, {"linear"})
 
     def test_bad_arguments(self):
@@ -121,6 +145,13 @@ class TestStudy(unittest.TestCase):
             (("--folds", "1"), "--folds must be 0 or at least 2, got 1."),
             (("--methods", "dvpt"), "--reference must be one of --methods, got full."),
             (("--set", "max_epochs"), "--set must be KEY=VALUE, got max_epochs."),
+            (
+                ("--set", "epochs=3"),
+                "--set must have a key of train.yaml that the study does not set itself, got epochs.",
+            ),
+            (("--set", "seed=3"), "--set must have a key of train.yaml that the study does not set itself, got seed."),
+            (("--set", "outputs=["), "--set must have a value in YAML, got outputs=[."),
+            (("--fractions", "0.5"), "--fractions must have 1, which the others are compared with, got [0.5]."),
         ):
             status, _, err = self.study(self.folder / "bad", *arguments)
             self.assertEqual((status, err.strip()), (1, f"error: {message}"))
