@@ -8,7 +8,8 @@ import json
 import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ __all__ = ["load_gradelist", "select_part"]
 
 PARTS = ("training", "validation", "test")
 IMAGE_COLUMNS = ("image", "filename")
+LIKE_RESERVED = ("patient", "subject", "split", "set", "fold", "part")
+"""What a column is called that means the patient or the part; it must not be passed over because of its name."""
 
 
 def load_gradelist(
@@ -34,9 +37,10 @@ def load_gradelist(
     Images with one grade, or one for each of several outputs, from a CSV or a JSON file.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
-    ("training", "validation" or "test"). A JSON file has the list "training" and, optionally, "validation" and "test",
-    of ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
-    output, a list of grades in the order of ``outputs``, or, for one output, its grade.
+    ("training", "validation" or "test"). A JSON file has the lists "training", "validation" and "test", or some of
+    them, of ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades
+    by output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
+    passed over, unless their name is like one of these. Case does not matter in the names that are no outputs.
 
     A grade is given by its name; where no name is a number also by its index. An empty cell, null, -1, or an output
     that an object leaves out is not graded.
@@ -48,27 +52,31 @@ def load_gradelist(
         grades: names of the grades, the same for all outputs, in their order.
         validation_fraction: share of the training images, drawn with a fixed seed and patient by patient, that
             validates where the list has no validation part; in (0, 1).
-        patient_pattern: regular expression for lists without patients: what it matches in the name of an image's file
-            (of its first group, where it has one) is taken for the patient. By default, and where it does not match,
-            every image is a patient of its own.
+        patient_pattern: regular expression for lists without patients, searched in the name of an image's file: its
+            first group that is not empty, else all that it matches, is taken for the patient. By default, and where
+            that is empty, every image is a patient of its own.
 
     Returns:
-        the lists "training" and "validation", and "test" where the list has it, of cases with the absolute path
-        "image", a unique "name", the "label" as indices of grades, one for each output, -1 where it is not graded, and
-        the "group", which is the same for all images of a patient.
+        those of the lists "training", "validation" and "test" that have cases, with the absolute path "image", a unique
+        "name", the "label" as indices of grades, one for each output, -1 where it is not graded, and the "group", which
+        is the same for all images of a patient. To ask for another list is an :class:`InputError`.
 
     Raises:
-        InputError: if a file is missing or not readable, a column or a label is missing, a grade is unknown, an image
-            is not graded at all or listed twice, a patient is in two parts, or a part has no grade of an output; names
-            the file, the rule and the value.
-        ValueError: if an argument is outside its range.
+        InputError: if an argument is outside its range, a file is missing or not readable, a column or a label is
+            missing or has a name that may be meant for another, a grade is unknown, an image is not graded at all or
+            listed twice, a patient is in two parts, or a part has no grade of an output; names the rule and the value.
     """
     if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction must be in (0, 1), got {validation_fraction}.")
-    outputs, grades = ([str(name) for name in names] for names in (outputs, grades))
+        raise InputError(f"validation_fraction must be in (0, 1), got {validation_fraction}.")
     for kind, names, least in (("outputs", outputs, 1), ("grades", grades, 2)):
-        if len(names) < least or len(set(names)) < len(names):
-            raise ValueError(f"{kind} must be at least {least} different names, got {names}.")
+        several = not isinstance(names, str) and isinstance(names, Sequence)
+        if not several or len(set(map(str, names))) < max(least, len(names)):
+            raise InputError(f"{kind} must be a list of at least {least} different names, got {names!r}.")
+    outputs, grades = ([str(name) for name in names] for names in (outputs, grades))
+    try:
+        pattern = re.compile(patient_pattern or "")
+    except re.error as error:
+        raise InputError(f"patient_pattern must be a regular expression, got {patient_pattern!r}: {error}.") from error
     root, file = Path(dataset_dir), Path(datalist)
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
@@ -80,7 +88,9 @@ def load_gradelist(
     entries = [(part, entry) for part, section in sections.items() for entry in section]
     paths = {_path(file, root, entry) for _, entry in entries}
     name_of = {path: name for name, path in unique_names(Path(os.path.abspath(root)), paths).items()}
-    cases: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
+    if not entries:
+        raise InputError(f"{file}: holds no images.")
+    cases = _Parts()
     for part, entry in entries:
         path = _path(file, root, entry)
         cases.setdefault(part, []).append(
@@ -88,15 +98,15 @@ def load_gradelist(
                 "image": str(path),
                 "name": name_of[path],
                 "label": _label(f"{file}: {entry['image']}", entry.get("label"), outputs, grades),
-                "group": _patient(entry, path, patient_pattern),
+                "group": _patient(entry, path, pattern),
             }
         )
     _check(file, cases)
-    if not cases["validation"]:
+    if "training" in cases and "validation" not in cases:
         cases["training"], cases["validation"] = _draw(file, cases["training"], validation_fraction)
     for part, section in cases.items():
         for index, output in enumerate(outputs):
-            if section and all(case["label"][index] < 0 for case in section):
+            if all(case["label"][index] < 0 for case in section):
                 raise InputError(f"{file}: every part must have a grade of every output, {part} has none of {output}.")
     return cases
 
@@ -109,30 +119,39 @@ def select_part(cases: Mapping[str, list[dict[str, Any]]], part: str) -> list[di
         InputError: if the list has no such part.
     """
     if not cases.get(part):
-        raise InputError(f"part must be one of {[name for name in cases if cases[name]]}, got {part!r}.")
+        names = [name for name in cases if cases[name]]
+        raise InputError(f"part must be one of {names}, got {part!r}, of which the list has no images.")
     return cases[part]
+
+
+class _Parts(dict[str, list[dict[str, Any]]]):
+    """Cases by part, of which a part that is not there is bad input."""
+
+    def __missing__(self, part: str) -> list[dict[str, Any]]:
+        return select_part(self, part)
 
 
 def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
-            header, *rows = [row for row in csv.reader(stream) if any(row)] or [[]]
+            reader = csv.reader(stream)
+            (_, header), *rows = [(reader.line_num, row) for row in reader if any(row)] or [(1, [])]
     except (ValueError, csv.Error) as error:
         raise InputError(f"{file}: is not a valid CSV file: {error}.") from error
-    header = [name.strip() for name in header]
+    header = _names(f"{file}", header, outputs, (*IMAGE_COLUMNS, "patient", "split"))
     image = next((name for name in IMAGE_COLUMNS if name in header), None)
     missing = ([] if image else ["image"]) + [output for output in outputs if output not in header]
     if missing or len(set(header)) < len(header):
         wanted = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
         raise InputError(f"{file}: must have the columns image and {', '.join(outputs)}, once each; {wanted}.")
     sections: dict[str, list[dict[str, Any]]] = {}
-    for number, cells in enumerate(rows, 2):
+    for line, cells in rows:
         if len(cells) != len(header):
-            raise InputError(f"{file}: row {number} must have {len(header)} cells, got {len(cells)}.")
+            raise InputError(f"{file}: line {line} must have {len(header)} cells, got {len(cells)}.")
         row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
         part = row.get("split", "training")
         if part not in PARTS:
-            raise InputError(f"{file}: split must be one of {PARTS}, got {part!r} in row {number}.")
+            raise InputError(f"{file}: split must be one of {PARTS}, got {part!r} in line {line}.")
         entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}}
         sections.setdefault(part, []).append({**entry, "patient": row.get("patient", "")})
     return sections
@@ -145,14 +164,32 @@ def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]
         raise InputError(f"{file}: is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise InputError(f'{file}: must be an object with a list "training".')
-    sections = {part: content[part] for part in PARTS if part in content}
-    for part, section in sections.items():
-        if not isinstance(section, list):
-            raise InputError(f'{file}: "{part}" must be a list.')
-        for entry in section:
-            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str) or "label" not in entry:
-                raise InputError(f'{file}: every case must have an "image" and a "label", got {entry!r} in "{part}".')
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for part, section in content.items():
+        if part not in PARTS and not isinstance(section, list):
+            continue  # a fact about the list
+        if part not in PARTS or not isinstance(section, list):
+            raise InputError(f'{file}: "{part}" must be a list and one of {PARTS}.')
+        sections[part] = []
+        for given in section:
+            entry = given if isinstance(given, dict) else {}
+            names = _names(f'{file}: "{part}"', entry, (), ("image", "label", "patient"))
+            entry = dict(zip(names, entry.values(), strict=True))
+            if not isinstance(entry.get("image"), str) or "label" not in entry:
+                raise InputError(f'{file}: every case must have an "image" and a "label", got {given!r} in "{part}".')
+            sections[part].append(entry)
     return sections
+
+
+def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: Sequence[str]) -> list[str]:
+    """Names of columns or keys, those that are reserved in lower case."""
+    names = [name.strip() for name in given]
+    names = [name if name in outputs or name.lower() not in reserved else name.lower() for name in names]
+    for name in names:
+        word = re.sub(r"[\W_]|id$", "", name.lower())
+        if name not in (*outputs, *reserved) and get_close_matches(word, LIKE_RESERVED, cutoff=0.85):
+            raise InputError(f"{where}: what is not among {reserved} must not be like patient or split, got {name!r}.")
+    return names
 
 
 def _path(file: Path, root: Path, entry: Mapping[str, Any]) -> Path:
@@ -181,44 +218,44 @@ def _grade(where: str, value: Any, grades: list[str]) -> int:
     text = "" if value is None else str(value).strip()
     if text in grades:
         return grades.index(text)
-    number = _whole_number(text)
+    number = _number(text)
     if text == "" or number == -1:
         return -1
-    if number is not None and str(number) in grades:  # 2.0 for 2
-        return grades.index(str(number))
-    by_index = all(_whole_number(grade) is None for grade in grades)
-    if number is None or not by_index or number >= len(grades) or number < 0:
+    numbers = [_number(grade) for grade in grades]
+    if number is not None and number in numbers:  # 2.0 for 2
+        return numbers.index(number)
+    by_index = numbers == [None] * len(grades)
+    if number is None or not by_index or number not in range(len(grades)):
         raise InputError(f"{where} must be one of {grades}" + " or its index" * by_index + f", got {value!r}.")
-    return number
+    return int(number)
 
 
-def _whole_number(text: str) -> int | None:
-    match = re.fullmatch(r"([+-]?\d+)(\.0*)?", text)
-    return int(match[1]) if match else None
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
-def _patient(entry: Mapping[str, Any], path: Path, pattern: str | None) -> str:
+def _patient(entry: Mapping[str, Any], path: Path, pattern: re.Pattern[str]) -> str:
     patient = entry.get("patient")
     if patient not in (None, ""):
         return str(patient)
-    match = re.search(pattern, path.name) if pattern else None
-    if match is None:
-        return str(path)
-    return match[1] if match.re.groups else match[0]
+    match = pattern.search(path.name)
+    return next(filter(None, (*match.groups(), match[0]) if match else ()), str(path))
 
 
 def _check(file: Path, cases: Mapping[str, list[dict[str, Any]]]) -> None:
-    if not cases["training"]:
-        raise InputError(f"{file}: holds no training cases.")
     seen: dict[str, str] = {}
     part_of: dict[str, str] = {}
     for part, section in cases.items():
         for case in section:
-            if case["image"] in seen:
+            target = os.path.realpath(case["image"])
+            if target in seen:
                 raise InputError(
-                    f"{file}: every image must be listed once, got {case['image']} in {seen[case['image']]} and {part}."
+                    f"{file}: every image must be listed once, got {case['image']} in {seen[target]} and {part}."
                 )
-            seen[case["image"]] = part
+            seen[target] = part
             if part_of.setdefault(case["group"], part) != part:
                 raise InputError(
                     f"{file}: all images of a patient must be in one part, got {case['group']} in "

@@ -31,7 +31,7 @@ class ConfusionMatrixWriter:
     Writes the confusion matrices of a validation over all its cases, and over all processes:
     ``confusion_matrix.png``, see :func:`plot_confusion_matrices`, and ``confusion_matrix.csv``, with a row for each
     output and each class of the reader, and in it how often the model gave each class. With several outputs the first
-    rows, "all", are those of all outputs together. A later validation replaces the files.
+    rows, without the name of an output, are those of all together. A later validation replaces the files.
 
     Args:
         output_dir: folder for the files.
@@ -81,13 +81,16 @@ class ConfusionMatrixWriter:
             return
         counts = count_pairs(y_pred, y, len(self.classes), self.ignore_label)[0]
         outputs = self.outputs or [f"output {index}" for index in range(len(counts))]
-        matrices = dict(zip(outputs, counts, strict=True))
+        matrices = list(zip(outputs, counts, strict=True))
         if len(counts) > 1:
-            matrices = {"all": counts.sum(axis=0), **matrices}
-        with atomic_path(self.output_dir / "confusion_matrix.csv") as path, open(path, "w", newline="") as file:
+            matrices.insert(0, ("", counts.sum(axis=0)))
+        with (
+            atomic_path(self.output_dir / "confusion_matrix.csv") as path,
+            open(path, "w", newline="", encoding="utf-8") as file,
+        ):
             table = csv.writer(file)
             table.writerow(["output", "reader", *(f"model: {name}" for name in self.classes)])
-            for output, matrix in matrices.items():
+            for output, matrix in matrices:
                 rows = zip(self.classes, matrix.astype(int).tolist(), strict=True)
                 table.writerows([output, name, *row] for name, row in rows)
         with atomic_path(self.output_dir / "confusion_matrix.png") as path:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from monai.engines import Evaluator
 
-from monai_dvpt.utils import atomic_path, to_json
+from monai_dvpt.utils import InputError, atomic_path, to_json
 from monai_dvpt.visualize import PLANES, frame_plane, plane_of, to_ras
 
 __all__ = ["GradeTable", "GradeWriter", "plot_grades"]
@@ -28,8 +29,8 @@ DECIMALS = 6  # of probabilities
 class GradeTable:
     """
     Writes a CSV file with a row for every case and output: name, output, label (where the cases have one; empty where
-    it is not graded), grade, confidence, and the probability ``p_<grade>`` of every grade. The file is replaced as a
-    whole after every batch.
+    it is not graded), grade, confidence, and the probability ``p_<grade>`` of every grade. The first batch replaces the
+    file, later ones add their rows to it; a case that comes again replaces its rows.
 
     Args:
         path: the CSV file.
@@ -41,7 +42,8 @@ class GradeTable:
         self.path = Path(path)
         self.outputs = [str(output) for output in outputs]
         self.grades = [str(grade) for grade in grades]
-        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.rows: dict[str, str] = {}  # lines of CSV by case
+        self.file_is_whole = False  # it holds the header and all these rows, and nothing else
 
     def attach(self, engine: Evaluator) -> None:
         """
@@ -52,13 +54,23 @@ class GradeTable:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
+        header, lines = "", {}
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-            self.rows[case["name"]] = self._rows(case["name"], output)
-        rows = [row for of_case in self.rows.values() for row in of_case]
-        with atomic_path(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, fieldnames=list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
+            rows = self._rows(case["name"], output)
+            header, lines[case["name"]] = _csv([list(rows[0])]), _csv([list(row.values()) for row in rows])
+        add = self.file_is_whole and not self.rows.keys() & lines.keys()
+        self.rows.update(lines)
+        self.file_is_whole = False  # until this batch is in it too
+        if not add:
+            with atomic_path(self.path) as path:
+                path.write_bytes("".join([header, *self.rows.values()]).encode())
+        else:
+            try:
+                with open(self.path, "ab") as file:
+                    file.write("".join(lines.values()).encode())
+            except OSError as error:
+                raise InputError(f"{self.path}: cannot be written: {error}") from error
+        self.file_is_whole = True
 
     def _rows(self, name: str, output: Mapping[str, Any]) -> list[dict[str, Any]]:
         names = [*self.grades, ""]  # of -1, not graded
@@ -70,6 +82,12 @@ class GradeTable:
             row = {"name": name, "output": graded, **known, "grade": found["grade"]}
             rows.append({**row, "confidence": found["confidence"], **chances})
         return rows
+
+
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 class GradeWriter:

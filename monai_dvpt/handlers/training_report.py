@@ -38,7 +38,7 @@ class TrainingReport:
 
     def __init__(self, saver: AdapterSaver, labels: Sequence[str], settings: dict[str, Any] | None = None) -> None:
         self.saver = saver
-        self.labels = list(labels)
+        self.labels = [str(label) for label in labels]
         self.settings = settings or {}
         self.seconds_before = 0.0
 

@@ -28,6 +28,7 @@ __all__ = ["LoadImage2D", "LoadImage2Dd"]
 
 GREY_MODES = ("L", "I", "I;16", "I;16B")  # of 8, 32 and 16 bit, as Pillow calls them
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue, as in ITU-R BT.601
+MAX_STRETCH = 1.01  # of a pixel's sides
 MIN_COSINE = 0.8
 """Smallest cosine of a NIfTI image's axis with an axis of the patient: further than 37 degrees away it is neither."""
 
@@ -36,16 +37,19 @@ class LoadImage2D(Transform):
     """
     Loads one 2D image as people look at it: rows run down, columns to the right, and of a radiograph air is dark.
 
-    - PNG and JPEG: 8 bit or 16 bit grey, colour, palette; turned as their EXIF data say; what is transparent is black.
+    - PNG and JPEG: 8 bit grey, colour or palette, or 16 bit grey; turned as their EXIF data say; what is transparent
+      is black. 16 bit colour, or grey with opacity, is refused.
     - DICOM: one grey frame, after its modality and VOI look-up tables, of which the first window counts;
-      MONOCHROME1 is inverted, and padding takes the darkest value.
+      MONOCHROME1 is inverted, and padding takes the darkest value. A window that is narrower than the standard allows
+      (0, or below 1 for the function LINEAR) is left out.
     - NIfTI: two dimensions, or three of which one has the size 1. Its affine (RAS+) says where the first two indices
       (x, y), or the two of a slice, run. As in radiology, columns run to the patient's left, or to posterior in a
       sagittal plane, and rows to inferior, or to posterior in an axial plane. A file that does not state its
       orientation (``sform_code`` and ``qform_code`` 0), or is turned by more than 37 degrees, is refused.
 
     Refused as well, naming the file, are an image that cannot be read, has several frames or slices, has values that
-    are not finite, or is constant. Nothing but the path is kept as metadata.
+    are not finite, is constant, or of which DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the
+    path is kept as metadata.
 
     Args:
         channels: 1 for grey, of a coloured image its luminance; 3 for red, green and blue, in a grey image all equal.
@@ -93,12 +97,18 @@ class LoadImage2D(Transform):
 
 
 def _read_picture(path: str) -> np.ndarray:
+    with open(path, "rb") as stream:
+        header = stream.read(26)
+    # bit depth and colour type of a PNG; of these Pillow would drop half the bits
+    if header.startswith(b"\x89PNG") and header[24:25] == b"\x10" and header[25:26] != b"\0":
+        raise InputError(f"{path}: must have 8 bit, or 16 bit grey, got 16 bit colour or grey with opacity.")
     with Image.open(path, formats=("PNG", "JPEG")) as file:
         if (frames := getattr(file, "n_frames", 1)) > 1:
             raise InputError(f"{path}: must have one frame, got {frames}.")
         image = ImageOps.exif_transpose(file)
-    if image.mode in GREY_MODES and "transparency" not in image.info:
-        return np.asarray(image)[None]
+    if image.mode in GREY_MODES:
+        array, transparent = np.asarray(image)[None], image.info.get("transparency")
+        return array if transparent is None else np.where(array == transparent, 0, array)
     rgba = np.moveaxis(np.asarray(image.convert("RGBA"), dtype=np.float64), 2, 0)  # (4, rows, columns)
     return rgba[:3] * (rgba[3] / 255)
 
@@ -110,6 +120,14 @@ def _read_dicom(path: str) -> np.ndarray:
         raise InputError(f"{path}: must have one frame, got {frames}.")
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise InputError(f"{path}: PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {kind}.")
+    if "PixelData" in dataset and not dataset.PixelData:
+        raise InputError(f"{path}: PixelData must not be empty.")
+    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        _check_square(path, name, np.ravel(dataset.get(name) or 1).astype(float))
+    function = dataset.VOILUTFunction = dataset.get("VOILUTFunction") or "LINEAR"
+    width = float(np.ravel(dataset.get("WindowWidth") or 0)[0])  # of the first window
+    if width <= 0 or width < 1 and function.upper() == "LINEAR":
+        dataset.pop("WindowWidth", None)
     stored = dataset.pixel_array
     values = _displayed(stored, dataset)
     if kind == "MONOCHROME1":
@@ -117,7 +135,8 @@ def _read_dicom(path: str) -> np.ndarray:
         ends = np.array([[least, least + 2**dataset.BitsStored - 1]])
         values = _displayed(ends, dataset).sum() - values
     if (padding := dataset.get("PixelPaddingValue")) is not None:
-        low, high = sorted((padding, dataset.get("PixelPaddingRangeLimit", padding)))
+        limit = dataset.get("PixelPaddingRangeLimit")
+        low, high = sorted((padding, padding if limit is None else limit))
         padded = (stored >= low) & (stored <= high)
         if not padded.all():
             values[padded] = values[~padded].min()
@@ -129,6 +148,11 @@ def _displayed(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
     return lut_functions.apply_voi_lut(lut_functions.apply_modality_lut(stored, dataset), dataset).astype(np.float64)
 
 
+def _check_square(path: str, name: str, sides: np.ndarray) -> None:
+    if sides.max() > MAX_STRETCH * sides.min():
+        raise InputError(f"{path}: pixels must be square to {MAX_STRETCH - 1:.0%}, got {name} {sides.tolist()}.")
+
+
 def _read_nifti(path: str) -> np.ndarray:
     image: Any = nib.load(path)
     array = np.asarray(image.dataobj, dtype=np.float32)
@@ -138,7 +162,9 @@ def _read_nifti(path: str) -> np.ndarray:
     if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
         raise InputError(f"{path}: must say how it lies, by an sform_code or a qform_code above 0; both are 0.")
     first, second = (axis for axis, side in enumerate(sides[:3]) if side != 1)
-    directions = image.affine[:3, [first, second]] / np.linalg.norm(image.affine[:3, [first, second]], axis=0)
+    spacing = np.linalg.norm(image.affine[:3, [first, second]], axis=0)
+    _check_square(path, "the spacing", spacing)
+    directions = image.affine[:3, [first, second]] / spacing
     nearest = np.abs(directions).argmax(axis=0)  # 0 right, 1 anterior, 2 superior
     towards = directions[nearest, [0, 1]]
     if not (np.abs(towards) >= MIN_COSINE).all() or nearest[0] == nearest[1]:

@@ -13,6 +13,7 @@ from monai_dvpt.utils import InputError
 
 ZONES = ["left", "right"]
 SEVERITY = ["none", "mild", "severe"]
+PARTS = ["training", "validation", "test"]
 
 
 class TestLoadGradelist(unittest.TestCase):
@@ -21,6 +22,7 @@ class TestLoadGradelist(unittest.TestCase):
         for name in ("a.png", "b.png", "c.dcm", "sub/a.png", "d.jpg", "e.nii.gz"):
             (self.root / name).parent.mkdir(exist_ok=True)
             (self.root / name).touch()
+        (self.root / "link.png").symlink_to("a.png")
 
     def csv(self, *lines: str) -> Path:
         path = self.root / "list.csv"
@@ -46,6 +48,39 @@ class TestLoadGradelist(unittest.TestCase):
         self.assertEqual(cases["validation"][0]["label"], [2, 0])
         self.assertEqual(cases["validation"][0]["name"], "sub_a")
         self.assertEqual([case["label"] for case in cases["test"]], [[0, 1]])
+
+    def test_reserved_columns_in_any_case(self):
+        cases = self.load(
+            self.csv(
+                " Image ,left,right,Patient,SPLIT", "a.png,0,0,7,test", "b.png,0,0,8,training", "d.jpg,1,1,9,validation"
+            )
+        )
+        self.assertEqual([case["group"] for part in PARTS for case in cases[part]], ["8", "9", "7"])
+        case = {"Image": "a.png", "label": [0, 0], "Patient": 7}
+        self.assertEqual(self.load(self.json({"test": [case]}))["test"][0]["group"], "7")
+
+    def test_one_part_alone(self):
+        """It can be scored; a training on it is refused."""
+        for part in PARTS[1:]:
+            cases = self.load(self.csv("image,left,right,split", f"a.png,0,0,{part}"))
+            self.assertEqual(list(cases), [part])
+            self.assertEqual(len(select_part(cases, part)), 1)
+            with self.assertRaisesRegex(InputError, rf"part must be one of \['{part}'\], got 'training'"):
+                cases["training"]
+
+    @parameterized.expand(
+        [
+            ("alternatives", r"^p(\d)_|^q(\d)_", ["1", "1", "r3.png"]),
+            ("optional", r"^[pq](\d)?_|r\d", ["1", "1", "r3"]),
+            ("empty", r"^(x?)", ["p1_a.png", "q1_b.png", "r3.png"]),
+        ]
+    )
+    def test_patient_pattern(self, _, pattern, expected):
+        images = ["p1_a.png", "q1_b.png", "r3.png"]
+        for image in images:
+            (self.root / image).touch()
+        cases = self.load(self.json({"test": [{"image": i, "label": [0, 0]} for i in images]}), patient_pattern=pattern)
+        self.assertEqual([Path(case["group"]).name for case in cases["test"]], expected)
 
     def test_a_part_that_is_missing_is_refused(self):
         cases = {"training": [{"name": "a"}], "validation": [{"name": "b"}], "test": []}
@@ -87,6 +122,11 @@ class TestLoadGradelist(unittest.TestCase):
         with self.assertRaisesRegex(InputError, r"a.png: kl must be one of \['1', '2', '3'\], got '0'\."):
             self.load(self.csv("image,kl", "a.png,0", "b.png,1"), ["kl"], ["1", "2", "3"])
 
+        with self.assertRaisesRegex(InputError, r"a.png: kl must be one of \['0.5', '1.5', '2.5'\], got '1'\."):
+            self.load(self.csv("image,kl", "a.png,1", "b.png,1.50"), ["kl"], [0.5, 1.5, 2.5])
+        cases = self.load(self.csv("image,kl,split", "b.png,1.50,test"), ["kl"], [0.5, 1.5, 2.5])
+        self.assertEqual(cases["test"][0]["label"], [1])
+
     def test_names_as_numbers_from_a_command_line(self):
         cases = self.load(self.csv("filename,x", "a.png,2", "b.png,0"), ["x"], [0, 1, 2])
         self.assertEqual(sorted(case["label"] for part in cases.values() for case in part), [[0], [2]])
@@ -116,7 +156,14 @@ class TestLoadGradelist(unittest.TestCase):
             ("columns", ["image,left", "a.png,mild"], r"columns image and left, right, once each; columns right are"),
             ("no image", ["left,right", "mild,mild"], "columns image, right|columns image are missing"),
             ("twice a column", ["image,left,left,right", "a.png,0,0,0"], "a column is there twice"),
-            ("cells", ["image,left,right", "a.png,mild"], "row 2 must have 3 cells, got 2"),
+            ("cells", ["image,left,right", "", "a.png,mild"], "line 3 must have 3 cells, got 2"),
+            ("quoted", ['"image",left,right', '"a.png",0,"0\n"', "b.png,0"], "line 4 must have 3 cells, got 2"),
+            *(
+                (f"column {name}", [f"image,left,right,{name}", "a.png,0,0,1"], f"like patient or split, got '{name}'")
+                for name in ("patient_id", "PatientID", "subject", "set", "Fold", "part", "pateint", "splits")
+            ),
+            ("twice a reserved column", ["image,left,right,split,Split", "a.png,0,0,,"], "a column is there twice"),
+            ("linked", ["image,left,right", "a.png,0,0", "link.png,0,0"], "must be listed once, got .*link.png"),
             (
                 "grade",
                 ["image,left,right", "a.png,mild,bad"],
@@ -126,9 +173,9 @@ class TestLoadGradelist(unittest.TestCase):
             ("nothing graded", ["image,left,right", "a.png,,-1"], "a.png: label must have a grade for at least one"),
             ("no file", ["image,left,right", "x.png,0,0"], "every image must be an existing file, got 'x.png'"),
             ("empty name", ["image,left,right", ",0,0"], "every image must be an existing file, got ''"),
-            ("split", ["image,left,right,split", "a.png,0,0,train"], "split must be one of .*, got 'train' in row 2"),
+            ("split", ["image,left,right,split", "a.png,0,0,train"], "split must be one of .*, got 'train' in line 2"),
             ("twice", ["image,left,right", "a.png,0,0", "sub/../a.png,0,0"], "must be listed once, got .*a.png"),
-            ("header alone", ["image,left,right"], "holds no training cases"),
+            ("header alone", ["image,left,right"], "holds no images"),
             ("empty", [""], "columns image, left, right are missing"),
             ("one patient", ["image,left,right", "a.png,0,0"], "one patient cannot both train and validate"),
             ("output", ["image,left,right", "a.png,0,", "b.png,1,"], "training has none of right"),
@@ -143,7 +190,16 @@ class TestLoadGradelist(unittest.TestCase):
             ("syntax", "{", "is not valid JSON"),
             ("no object", [1], 'must be an object with a list "training"'),
             ("no list", {"training": {}}, '"training" must be a list'),
-            ("no training", {"test": [{"image": "a.png", "label": [0, 0]}]}, "holds no training cases"),
+            ("no cases", {"training": [], "test": []}, "holds no images"),
+            (
+                "other part",
+                {"training": [{"image": "a.png", "label": [0, 0]}], "val": []},
+                '"val" must be a list and one',
+            ),
+            ("other case", {"Test": [], "training": []}, '"Test" must be a list and one of'),
+            ("no case", {"training": ["a.png"]}, """must have an "image" and a "label", got 'a.png'"""),
+            ("key", {"training": [{"image": "a.png", "label": [0, 0], "patient_id": 7}]}, "got 'patient_id'"),
+            ("split", {"training": [{"image": "a.png", "label": [0, 0], "split": "test"}]}, "got 'split'"),
             (
                 "no label",
                 {"training": [{"image": "a.png"}]},
@@ -176,21 +232,25 @@ class TestLoadGradelist(unittest.TestCase):
 
     @parameterized.expand(
         [
-            ({"outputs": []}, "outputs must be at least 1 different names"),
-            ({"outputs": ["x", "x"]}, "outputs must be at least 1 different names"),
-            ({"grades": ["x"]}, "grades must be at least 2 different names"),
+            ({"outputs": []}, "outputs must be a list of at least 1 different names"),
+            ({"outputs": ["x", "x"]}, "outputs must be a list of at least 1 different names"),
+            ({"outputs": "left"}, "outputs must be a list of at least 1 different names, got 'left'"),
+            ({"outputs": 1}, "outputs must be a list of at least 1 different names, got 1"),
+            ({"grades": ["x"]}, "grades must be a list of at least 2 different names"),
+            ({"grades": [1, "1"]}, "grades must be a list of at least 2 different names"),
+            ({"patient_pattern": "(a"}, r"patient_pattern must be a regular expression, got '\(a': missing"),
             ({"validation_fraction": 1.0}, r"validation_fraction must be in \(0, 1\), got 1.0"),
         ]
     )
     def test_bad_arguments(self, arguments, why):
-        with self.assertRaisesRegex(ValueError, why):
+        with self.assertRaisesRegex(InputError, why):
             self.load(self.csv("image,left,right", "a.png,0,0"), **arguments)
 
     def test_real_list(self):
         folder = shared_data("brixia_cxr")
         outputs = [f"S-{zone}" for zone in "ABCDEF"]
         cases = load_gradelist(
-            folder / "images", folder / "annotations.csv", outputs, "0123", patient_pattern=r"^\d{3,}(?=[_-])"
+            folder / "images", folder / "annotations.csv", outputs, list("0123"), patient_pattern=r"^\d{3,}(?=[_-])"
         )
         self.assertEqual([len(section) for section in cases.values()], [112, 28])
         groups = [{case["group"] for case in section} for section in cases.values()]

@@ -56,7 +56,7 @@ class TestConfusionMatrixWriter(unittest.TestCase):
             evaluator.run()
 
     def rows(self) -> list[list[str]]:
-        with open(self.folder / "confusion_matrix.csv", newline="") as file:
+        with open(self.folder / "confusion_matrix.csv", newline="", encoding="utf-8") as file:
             return list(csv.reader(file))
 
     def check(self, y_pred: np.ndarray, y: np.ndarray, outputs: list[str]) -> None:
@@ -75,8 +75,8 @@ class TestConfusionMatrixWriter(unittest.TestCase):
         [
             ("one", 1, None, ["output 0"]),
             ("one, named", 1, ["grade"], ["grade"]),
-            ("several", 2, None, ["all", "output 0", "output 1"]),
-            ("several, named", 3, ["upper", "middle", "lower"], ["all", "upper", "middle", "lower"]),
+            ("several", 2, None, ["", "output 0", "output 1"]),
+            ("several, named", 3, ["all", "über", "lower"], ["", "all", "über", "lower"]),
         ]
     )
     def test_files(self, _, number, names, outputs):
@@ -96,7 +96,7 @@ class TestConfusionMatrixWriter(unittest.TestCase):
     def test_other_keys_and_missing_label(self):
         y_pred, y = readings(2)
         self.evaluate(y_pred, np.where(y == -1, 9, y), keys=("prediction", "reading"), ignore_label=9)
-        self.check(y_pred, y, ["all", "output 0", "output 1"])
+        self.check(y_pred, y, ["", "output 0", "output 1"])
 
     def test_one_rank_writes(self):
         with mock.patch("monai_dvpt.handlers.confusion_matrix.idist.get_rank", return_value=1):

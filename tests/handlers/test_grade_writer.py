@@ -5,6 +5,7 @@ import csv
 import json
 import unittest
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from utils_data import AFFINE_RAS, temporary_folder
 
 from monai_dvpt.handlers import GradeTable, GradeWriter, plot_grades
 from monai_dvpt.transforms import GradeLogitsd
+from monai_dvpt.utils import InputError
 
 OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
 PROBABILITY = [[0.7, 0.2, 0.1], [0.05, 0.15, 0.8]]
@@ -70,6 +72,27 @@ class TestGradeWriter(unittest.TestCase):
             self.write(table, one=output(probability), two=output())
         rows = self.rows("table.csv")
         self.assertEqual([row["grade"] for row in rows], ["severe", "none", "none", "severe"])
+
+    def test_rows_are_added(self):
+        """A batch costs its own rows, an older file is replaced, and a line that was cut off is written anew."""
+        path = self.root / "table.csv"
+        self.write(GradeTable(path, OUTPUTS, GRADES), old=output())
+        table = GradeTable(path, OUTPUTS, GRADES)
+        self.write(table, one=output())
+        with mock.patch("monai_dvpt.handlers.grade_writer.atomic_path", side_effect=AssertionError):
+            self.write(table, two=output())
+        self.assertEqual([row["name"] for row in self.rows("table.csv")], ["one", "one", "two", "two"])
+
+        def full(*_):
+            path.write_bytes(path.read_bytes() + b"three,left,no")
+            raise OSError("No space left on device")
+
+        with mock.patch("builtins.open", side_effect=full), self.assertRaisesRegex(InputError, "table.csv: cannot be"):
+            self.write(table, three=output())
+        self.write(table, four=output())
+        names = [name for name in ("one", "two", "three", "four") for _ in OUTPUTS]
+        self.assertEqual([row["name"] for row in self.rows("table.csv")], names)
+        self.assertTrue(all(row["p_severe"] for row in self.rows("table.csv")))
 
     def test_labels(self):
         table = GradeTable(self.root / "table.csv", OUTPUTS, GRADES)

@@ -16,14 +16,14 @@ from monai_dvpt.networks.adapter import count_parameters
 
 class TestTrainingReport(unittest.TestCase):
     def setUp(self):
-        self.root = temporary_folder(self)
+        self.root, self.labels = temporary_folder(self), LABELS[1:]
 
     def train(self, scores, train=("dvpt", "decoder", "head"), validate=True, **arguments):
         """Returns the network, its saver, the handler, the report it wrote and the lines it logged."""
         net = tiny_network(train)
         evaluator = make_evaluator(net, scores)
         saver = AdapterSaver(net, self.root, evaluator)
-        report = TrainingReport(saver, LABELS[1:], **arguments)
+        report = TrainingReport(saver, self.labels, **arguments)
         trainer = make_trainer(net, len(scores), evaluator if validate else None, [saver, report])
         with self.assertLogs("monai_dvpt.handlers.training_report", "INFO") as logged:
             trainer.run()
@@ -54,6 +54,12 @@ class TestTrainingReport(unittest.TestCase):
         self.assertGreater(report["seconds"], 0)
         for words in ("epoch   2  3", "val_score   0.7500  0.5000", "val_dice anterior  ", f"{4 * dvpt:,} bytes"):
             self.assertRegex(log, words.replace("  ", " +"))
+
+    def test_labels_that_are_numbers(self):
+        self.labels = [1, 0]
+        _, _, _, report, log = self.train([0.5])
+        self.assertEqual(list(report["best"]["metrics"]["val_dice"]), ["1", "0"])
+        self.assertIn("val_dice 0 ", log)
 
     def test_backbone_trained(self):
         net, _, _, report, _ = self.train([0.5], train=("backbone", "decoder", "head"))

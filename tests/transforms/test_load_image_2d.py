@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import struct
 import unittest
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -125,9 +127,25 @@ class TestLoadImage2D(unittest.TestCase):
     def test_sixteen_bit(self):
         deep = PICTURE.astype(np.uint16) * 257
         np.testing.assert_array_equal(LoadImage2D()(self.picture(deep))[0], deep)
+        seen = LoadImage2D()(self.picture(deep, "key.png", transparency=int(deep[2, 1])))[0]
+        np.testing.assert_array_equal(seen, np.where(deep == deep[2, 1], 0, deep))
         black_and_white = Image.fromarray(PICTURE > 128)
         black_and_white.save(self.root / "bw.png")
         np.testing.assert_allclose(LoadImage2D()(self.root / "bw.png")[0], 255 * (PICTURE > 128), atol=1e-3)
+
+    @parameterized.expand([("LA", 4, 2), ("RGB", 2, 3), ("RGBA", 6, 4)])
+    def test_sixteen_bit_colour_is_refused(self, _, kind, channels):
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, kind, 0, 0, 0)),
+            (b"IDAT", zlib.compress((b"\0" + bytes(range(10 * channels))) * 4)),
+            (b"IEND", b""),
+        ]
+        packed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+        (self.root / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+        with Image.open(self.root / "deep.png") as image:
+            self.assertEqual((np.asarray(image).shape[:2], np.asarray(image).dtype), ((4, 5), np.uint8))  # in silence
+        with self.assertRaisesRegex(InputError, "deep.png: must have 8 bit, or 16 bit grey, got 16 bit colour"):
+            LoadImage2D()(self.root / "deep.png")
 
     def test_exif_orientation(self):
         exif = Image.Exif()
@@ -147,6 +165,18 @@ class TestLoadImage2D(unittest.TestCase):
             *(self.root / "v.dcm", stored), BitsStored=12, HighBit=11, PhotometricInterpretation="MONOCHROME1", **window
         )
         np.testing.assert_allclose(LoadImage2D()(other)[0], low + high - expected, rtol=1e-4, atol=1e-2)
+
+    @parameterized.expand([(0, None), (0.5, ""), (0, "SIGMOID"), ([0, 10], "LINEAR_EXACT")])
+    def test_invalid_window_is_left_out(self, width, function):
+        window = {"WindowCenter": 90 if width != [0, 10] else [90, 90], "WindowWidth": width, "RescaleIntercept": -3}
+        window |= {"RescaleSlope": 2, **({} if function is None else {"VOILUTFunction": function})}
+        seen = LoadImage2D()(save_radiograph(self.root / "w.dcm", PICTURE, **window))[0]
+        np.testing.assert_array_equal(seen, PICTURE * 2.0 - 3)
+
+    def test_empty_padding_limit(self):
+        tags = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": None}
+        path = save_radiograph(self.root / "p.dcm", np.where(PICTURE > 240, 0, PICTURE), **tags)
+        self.assertEqual(LoadImage2D()(path).min(), PICTURE.min())
 
     def test_dicom_look_up_table(self):
         item = Dataset()
@@ -168,11 +198,21 @@ class TestLoadImage2D(unittest.TestCase):
             ("frames", {"NumberOfFrames": 2}, "must have one frame, got 2"),
             ("colour", {"PhotometricInterpretation": "RGB"}, "must be MONOCHROME1 or MONOCHROME2, got RGB"),
             ("rows", {"Rows": 400}, "cannot be read"),
+            ("spacing", {"PixelSpacing": [0.2, 0.21]}, r"square to 1%, got PixelSpacing \[0.2, 0.21\]"),
+            ("aspect", {"PixelAspectRatio": [4, 3]}, r"square to 1%, got PixelAspectRatio \[4.0, 3.0\]"),
         ]
     )
     def test_bad_dicom(self, _, tags, why):
         path = save_radiograph(self.root / "bad.dcm", PICTURE, **tags)
         with self.assertRaisesRegex(InputError, f"bad.dcm: .*{why}"):
+            LoadImage2D()(path)
+
+    def test_empty_dicom(self):
+        path = save_radiograph(self.root / "empty.dcm", PICTURE, PixelSpacing=[0.2, 0.2])
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = b""
+        dataset.save_as(path)
+        with self.assertRaisesRegex(InputError, "empty.dcm: PixelData must not be empty"):
             LoadImage2D()(path)
 
     @parameterized.expand(
@@ -181,6 +221,7 @@ class TestLoadImage2D(unittest.TestCase):
             ("time", np.zeros((4, 5, 1, 3)), np.eye(4), r"one slice, got size \(4, 5, 1, 3\)"),
             ("line", np.zeros((4, 1, 1)), np.eye(4), r"got size \(4, 1, 1\)"),
             ("no orientation", PICTURE, None, "sform_code or a qform_code above 0"),
+            ("spacing", PICTURE, np.diag([-1.0, -2, 1, 1]), r"square to 1%, got the spacing \[1.0, 2.0\]"),
             ("NaN", np.where(PICTURE > 200, np.nan, PICTURE), np.eye(4), "must be finite, got"),
             ("constant", np.full((4, 5), 7.0), np.eye(4), "must not be constant, got 7 everywhere"),
         ]

@@ -66,7 +66,9 @@ def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
         InputError: if it cannot make them.
     """
     try:
-        return dict(task.workflow().parser.get_parsed_content("cases"))
+        lists = task.workflow().parser.get_parsed_content("cases")
+        lists["training"]  # a list for evaluation alone has no such part
+        return dict(lists)
     except Exception as error:  # MONAI's config parser wraps every error
         raise InputError(f"{task.bundle}: {reason(error)}") from error
 
