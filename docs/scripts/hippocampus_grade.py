@@ -23,7 +23,7 @@ from monai.transforms import Compose, SpatialCrop
 from tqdm import tqdm
 
 from monai_dvpt.metrics import kappa_interval
-from monai_dvpt.networks.adapter import load_adapter, share_backbone
+from monai_dvpt.networks.adapter import freeze_backbone, load_adapter, share_backbone
 from monai_dvpt.transforms import LoadVolume, VolumeGrade
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -51,7 +51,7 @@ def main() -> None:
     data = parser.parse_args().data
     grading = bundle("hippocampus_mri_dvpt_vit_classification", "evaluate", data)
     segmenting = bundle("hippocampus_mri_dvpt_unetr_segmentation", "inference", data)
-    segmenter = segmenting.get_parsed_content("network").eval()
+    segmenter = freeze_backbone(segmenting.get_parsed_content("network")).eval()
     grader = share_backbone(grading.get_parsed_content("network_def"), segmenter)
     load_adapter(grader, grading.get_parsed_content("adapter_path"), labels=grading.get_parsed_content("labels")).eval()
     same = dict(segmenter.vit.named_parameters())

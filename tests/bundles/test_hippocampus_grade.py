@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 from utils_bundles import workflow
 from utils_data import ROOT, shared_data, temporary_folder
 
-from monai_dvpt.networks.adapter import adapter_metadata, load_adapter, share_backbone
+from monai_dvpt.networks.adapter import adapter_metadata, freeze_backbone, load_adapter, share_backbone
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY
 
 GRADING = ROOT / "bundles" / "hippocampus_mri_dvpt_vit_classification"
@@ -54,7 +54,7 @@ class TestShippedAdapter(unittest.TestCase):
             prepared = parser.get_parsed_content("preprocessing")({"image": str(image), "name": "a"})
             inputs.append(prepared["image"][None].as_tensor())
             apart.append(parser.get_parsed_content("network").eval())
-        segmenter = inference(SEGMENTATION).get_parsed_content("network").eval()
+        segmenter = freeze_backbone(inference(SEGMENTATION).get_parsed_content("network")).eval()
         grader = share_backbone(parsers[0].get_parsed_content("network_def", instantiate=True), segmenter)
         load_adapter(grader, ADAPTER).eval()
         shared = set(map(id, segmenter.vit.parameters()))
