@@ -107,7 +107,8 @@ class TestGradingConfigs(unittest.TestCase):
         sizes = ("img_size", "roi_size", "largest_size", "spacing_mm")  # those that the bundle has
         for key in ("network_def", "labels", "outputs", "grades", "decision", *sizes):
             self.assertEqual([config.get(key) for config in configs], [configs[0].get(key)] * 3, key)
-        transforms = configs[0]["train"]["deterministic_transforms"]
+        train = configs[0]["train"]
+        transforms = train["deterministic_transforms"] + train.get("grade_transforms", [])
         self.assertEqual(configs[1]["validate"]["preprocessing"]["transforms"], transforms)
         metrics = [{**c["validate"]["key_metric"], **c["validate"]["additional_metrics"]} for c in configs[:2]]
         self.assertEqual(*metrics)
