@@ -153,9 +153,15 @@ class TestResumableCheckpoint(unittest.TestCase):
         if spoil:
             self.path.write_bytes(spoil(self.path.read_bytes()))
         run = Run(self.path, 2, width=3 if spoil else 4)
-        run.trainer.logger.disabled = True
+        self.silence(run)
         with self.assertRaisesRegex(InputError, f"^{self.path}: does not fit this run, remove it or .*(?s:.*){why}"):
             run.start()
+
+    def silence(self, run: Run) -> None:
+        """No log of the error that is expected; the logger is that of all trainers."""
+        patch = mock.patch.object(run.trainer.logger, "disabled", True)
+        patch.start()
+        self.addCleanup(patch.stop)
 
     def test_another_backbone_is_refused(self):
         """It would take the place of the given one in silence: a checkpoint holds the whole network."""
@@ -175,7 +181,7 @@ class TestResumableCheckpoint(unittest.TestCase):
         del checkpoint["lr_scheduler"]
         torch.save(checkpoint, self.path)
         run = Run(self.path, 2)
-        run.trainer.logger.disabled = True
+        self.silence(run)
         with self.assertRaisesRegex(InputError, f"^{self.path}: does not fit this run.*lr_scheduler"):
             run.start()
 
@@ -190,7 +196,7 @@ class TestResumableCheckpoint(unittest.TestCase):
             raise error
 
         run = Run(self.path, 3)
-        run.trainer.logger.disabled = True
+        self.silence(run)
         with mock.patch("torch.save", crash), self.assertRaises(kind or type(error)) as caught:
             run.start()
         if kind:
