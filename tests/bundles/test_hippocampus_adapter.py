@@ -16,12 +16,12 @@ import nibabel as nib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from monai.bundle import ConfigWorkflow
 from monai.metrics import compute_surface_dice
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
+from utils_bundles import workflow
 from utils_data import ROOT, dice, save_nifti, shared_data, temporary_folder
 
 from monai_dvpt.networks.adapter import adapter_metadata
@@ -40,18 +40,9 @@ GRIDS = {
 
 
 def run_config(name: str, kind: str, **settings) -> None:
-    workflow = ConfigWorkflow(
-        config_file=str(BUNDLE / "configs" / f"{name}.yaml"),
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type=kind,
-        bundle_root=str(BUNDLE),
-        amp=False,
-        **settings,
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    made = workflow(BUNDLE, name, kind, amp=False, **settings)
+    made.run()
+    made.finalize()
 
 
 def segment(inputs: Path, outputs: Path) -> dict[str, nib.Nifti1Image]:
