@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the slices of a volume lie: an affine that has every corner of every slice to 0.1 mm, or a reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .headers import Frame
+
+__all__ = ["TOLERANCE_MM", "Grid", "GridError", "corners_lps", "in_plane", "lay_out", "order_along_normal"]
+
+TOLERANCE_MM = 0.1
+"""Largest distance between where a volume has the corner of a slice and where its header has it."""
+
+
+class GridError(ValueError):
+    """Slices that are no regular grid; the message says what is irregular."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """
+    A regular grid of slices.
+
+    Attributes:
+        affine_lps: 4x4, from indices (column, row, slice) to patient coordinates in mm; its third column is the step
+            from slice to slice and is perpendicular to the slices only where ``tilt_degrees`` is 0.
+        spacing_mm: distance between columns, between rows, and between the planes of the slices.
+        tilt_degrees: between the step and the normal of the slices; 0 where it shifts no slice by ``TOLERANCE_MM``.
+    """
+
+    affine_lps: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    tilt_degrees: float
+
+    @property
+    def affine_ras(self) -> np.ndarray:
+        """The affine in MONAI's and NIfTI's coordinates."""
+        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps
+
+    @property
+    def shift_pixels(self) -> np.ndarray:
+        """How far each slice lies beyond the one before, within the plane, in columns and rows; of shape (2,)."""
+        if self.tilt_degrees == 0:
+            return np.zeros(2)
+        return np.linalg.lstsq(self.affine_lps[:3, :2], self.affine_lps[:3, 2], rcond=None)[0]
+
+
+def in_plane(frame: Frame) -> np.ndarray:
+    """Steps from column to column and from row to row in mm, of shape (3, 2)."""
+    return np.array(frame.orientation_lps).T * np.array(frame.spacing_mm)
+
+
+def corners_lps(frame: Frame, size: tuple[int, int]) -> np.ndarray:
+    """
+    Patient coordinates of the centres of the corner pixels.
+
+    Args:
+        frame: with its position, orientation and spacing.
+        size: columns and rows.
+
+    Returns:
+        of shape (4, 3).
+    """
+    last = np.array(size) - 1
+    pixels = np.array([(0, 0), (last[0], 0), (0, last[1]), last])
+    return np.array(frame.position_lps) + pixels @ in_plane(frame).T
+
+
+def order_along_normal(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Returns:
+        the order of the frames along the normal of the first one, and their positions on it in mm, in that order.
+    """
+    positions = np.array([frame.position_lps for frame in frames])
+    along = positions @ np.cross(*np.array(frames[0].orientation_lps))
+    order = np.argsort(along, kind="stable")
+    return order, along[order]
+
+
+def lay_out(frames: Sequence[Frame], size: tuple[int, int]) -> Grid:
+    """
+    Fits a grid to slices that have one orientation, spacing and size.
+
+    Args:
+        frames: at least two, in the order along their normal.
+        size: columns and rows.
+
+    Raises:
+        GridError: if no grid has every corner within ``TOLERANCE_MM`` of where its own header has it.
+    """
+    corners = np.array([corners_lps(frame, size) for frame in frames])  # (slices, 4, 3)
+    index = np.arange(len(frames))
+    centre, step = _fit_line(index, corners.mean(axis=1))
+    normal = np.cross(*np.array(frames[0].orientation_lps))
+    straight = (step @ normal) * normal
+    for third in (straight, step):
+        affine = _affine(frames[0], size, centre - third * index.mean(), third)
+        if np.linalg.norm(_corners_of(affine, size, index) - corners, axis=-1).max() <= TOLERANCE_MM:
+            break
+    else:
+        raise GridError(_irregularity(corners.mean(axis=1), normal))
+    cosine = np.clip(step @ normal / np.linalg.norm(step), -1, 1)
+    tilt = 0.0 if third is straight else float(np.degrees(np.arccos(cosine)))
+    columns, rows = np.linalg.norm(in_plane(frames[0]), axis=0)
+    return Grid(affine, (float(columns), float(rows), float(step @ normal)), tilt)
+
+
+def _fit_line(index: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of the points and the step between neighbours that fits them best."""
+    centred = index - index.mean()
+    return points.mean(axis=0), centred @ points / (centred @ centred)
+
+
+def _affine(frame: Frame, size: tuple[int, int], centre: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """The affine of which the middle of the first slice is ``centre``."""
+    affine = np.eye(4)
+    affine[:3, :2], affine[:3, 2] = in_plane(frame), step
+    affine[:3, 3] = centre - in_plane(frame) @ ((np.array(size) - 1) / 2)
+    return affine
+
+
+def _corners_of(affine: np.ndarray, size: tuple[int, int], index: np.ndarray) -> np.ndarray:
+    """Patient coordinates of the corners of every slice, of shape (slices, 4, 3)."""
+    columns, rows = np.array(size) - 1
+    pixels = np.array([(0, 0), (columns, 0), (0, rows), (columns, rows)])
+    in_slice = pixels @ affine[:3, :2].T
+    return affine[:3, 3] + index[:, None, None] * affine[:3, 2] + in_slice
+
+
+def _irregularity(middles: np.ndarray, normal: np.ndarray) -> str:
+    gaps = np.diff(middles @ normal)
+    usual = float(np.median(gaps))
+    if len(gaps) > 1 and (gaps > 1.5 * usual).any() and np.allclose(gaps / usual, np.round(gaps / usual), atol=0.1):
+        missing = int((np.round(gaps / usual) - 1).sum())
+        wide = int(gaps.argmax())
+        return (
+            f"{missing} of its slices missing: distances must be equal, got {usual:.3f} mm "
+            f"and, between slices {wide + 1} and {wide + 2}, {gaps[wide]:.3f} mm"
+        )
+    if gaps.max() - gaps.min() > TOLERANCE_MM:
+        return f"distances of its slices must be equal, got {gaps.min():.3f} to {gaps.max():.3f} mm"
+    return f"its slices must lie on one straight line to {TOLERANCE_MM} mm, and do not"
