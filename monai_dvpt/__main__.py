@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from monai_dvpt import benchmark
-from monai_dvpt.commands import adapter, run_commands
+from monai_dvpt.commands import adapter, dicom, run_commands
 
-COMMANDS = [adapter, benchmark]
+COMMANDS = [adapter, dicom, benchmark]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -61,16 +61,17 @@ def save_dicom(
     """
     folder.mkdir(parents=True)
     series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    names, numbers = (np.random.default_rng(seed).permutation(volume.shape[2]) for seed in (0, 1))
     for index in range(volume.shape[2]):
         meta = pydicom.dataset.FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
-        path = folder / f"{(7 * index) % volume.shape[2]:03}{suffix}"
+        path = folder / f"{names[index]:03}{suffix}"
         dataset = pydicom.FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
         dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         dataset.PatientName, dataset.PatientID, dataset.Modality = PATIENT, "19", "MR"
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, series, frame
-        dataset.SeriesNumber, dataset.InstanceNumber = 1, (3 * index) % volume.shape[2] + 1
+        dataset.SeriesNumber, dataset.InstanceNumber = 1, int(numbers[index]) + 1
         position = np.asarray(origin_lps) + index * spacing_mm[2] * orientation[:, 2]
         dataset.ImagePositionPatient = [f"{value:.9g}" for value in position]
         dataset.ImageOrientationPatient = [f"{value:.9g}" for value in orientation[:, :2].T.ravel()]

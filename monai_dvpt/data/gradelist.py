@@ -86,8 +86,8 @@ def load_gradelist(
         raise InputError(f"{file}: datalist must be a .csv or a .json file.")
     sections = (_read_csv if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
     entries = [(part, entry) for part, section in sections.items() for entry in section]
-    paths = {_path(file, root, entry) for _, entry in entries}
-    name_of = {path: name for name, path in unique_names(Path(os.path.abspath(root)), paths).items()}
+    paths = sorted({_path(file, root, entry) for _, entry in entries})
+    name_of = dict(zip(paths, unique_names(Path(os.path.abspath(root)), paths), strict=True))
     if not entries:
         raise InputError(f"{file}: holds no images.")
     cases = _Parts()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ import torch
 from ignite.engine import Engine, Events
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.engines import Evaluator
 
+from monai_dvpt.data.dicom_writers import write_dicom_sr, write_picture
 from monai_dvpt.utils import InputError, atomic_path, to_json
 from monai_dvpt.visualize import PLANES, frame_plane, plane_of, to_ras
+
+from .output_format import OutputFormats
 
 __all__ = ["GradeTable", "GradeWriter", "plot_grades"]
 
@@ -30,7 +34,8 @@ class GradeTable:
     """
     Writes a CSV file with a row for every case and output: name, output, label (where the cases have one; empty where
     it is not graded), grade, confidence, and the probability ``p_<grade>`` of every grade. The first batch replaces the
-    file, later ones add their rows to it; a case that comes again replaces its rows.
+    file, but for the cases that :func:`monai_dvpt.engines.run_cases` leaves out since they are done; later ones add
+    their rows to it; a case that comes again replaces its rows.
 
     Args:
         path: the CSV file.
@@ -58,6 +63,8 @@ class GradeTable:
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             rows = self._rows(case["name"], output)
             header, lines[case["name"]] = _csv([list(rows[0])]), _csv([list(row.values()) for row in rows])
+        if not self.rows:
+            self.rows = self._rows_before(header, getattr(engine.state, "done_before", ()))
         add = self.file_is_whole and not self.rows.keys() & lines.keys()
         self.rows.update(lines)
         self.file_is_whole = False  # until this batch is in it too
@@ -71,6 +78,18 @@ class GradeTable:
             except OSError as error:
                 raise InputError(f"{self.path}: cannot be written: {error}") from error
         self.file_is_whole = True
+
+    def _rows_before(self, header: str, names: Container[str]) -> dict[str, str]:
+        """The lines of these cases in a file of the same columns."""
+        if not names or not self.path.is_file():
+            return {}
+        with open(self.path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        kept: dict[str, str] = {}
+        for row in rows[1:] if _csv(rows[:1]) == header else []:
+            if row[0] in names:
+                kept[row[0]] = kept.get(row[0], "") + _csv([row])
+        return kept
 
     def _rows(self, name: str, output: Mapping[str, Any]) -> list[dict[str, Any]]:
         names = [*self.grades, ""]  # of -1, not graded
@@ -94,16 +113,34 @@ class GradeWriter:
     """
     Writes, for every case, ``<name>_grades.json`` (grade, probabilities and confidence of every output) and
     ``<name>_grades.png`` (the image with them beside it), and for all cases ``grades.csv`` (see :class:`GradeTable`).
+    On request also "dicom_sr", ``<name>_sr.dcm``, a report of the grades, and "overlay", ``<name>_overlay.dcm``, the
+    picture as a secondary capture.
 
     Args:
         output_dir: folder for the files.
         outputs: names of what is graded.
         grades: names of the grades, in their order.
+        output_format: "json" for what is always written; "dicom_sr" and "overlay" need DICOM input.
+        metadata: ``metadata.json`` of the bundle, for DICOM: name and version of the model.
+
+    Raises:
+        InputError: if a format is unknown, or DICOM is asked for without metadata.
+        OptionalImportError: if DICOM is asked for and highdicom is not installed.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, outputs: Sequence[str], grades: Sequence[str]) -> None:
+    FORMATS = ("json", "dicom_sr", "overlay")
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        outputs: Sequence[str],
+        grades: Sequence[str],
+        output_format: str | Sequence[str] = "json",
+        metadata: str | os.PathLike | None = None,
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.table = GradeTable(self.output_dir / "grades.csv", outputs, grades)
+        self.formats = OutputFormats(output_format, self.FORMATS, metadata)
 
     def attach(self, engine: Evaluator) -> None:
         """
@@ -117,9 +154,18 @@ class GradeWriter:
     def write(self, engine: Engine) -> None:
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             name = case["name"]
+            frames = self.formats.source(output["image"])
             found = grades_of(output, self.table.outputs, self.table.grades)
+            figure = plot_grades(output["image"], found, name)
             with atomic_path(self.output_dir / f"{name}_grades.png") as path:
-                plot_grades(output["image"], found, name).savefig(path, dpi=110)
+                figure.savefig(path, dpi=110)
+            if "dicom_sr" in self.formats:
+                write_dicom_sr(self.output_dir / f"{name}_sr.dcm", frames, grades=found, **self.formats.algorithm)
+            if "overlay" in self.formats:
+                canvas = FigureCanvasAgg(figure)
+                canvas.draw()
+                picture = np.asarray(canvas.buffer_rgba())[..., :3]
+                write_picture(self.output_dir / f"{name}_overlay.dcm", picture, frames, **self.formats.algorithm)
             with atomic_path(self.output_dir / f"{name}_grades.json") as path:
                 path.write_text(to_json({"name": name, "outputs": found}), encoding="utf-8")
 

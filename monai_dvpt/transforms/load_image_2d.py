@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class LoadImage2D(Transform):
 
     Refused as well, naming the file, are an image that cannot be read, has several frames or slices, has values that
     are not finite, is constant, or of which DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the
-    path is kept as metadata.
+    path is kept as metadata, of DICOM also as "dicom_frames" (see :func:`monai_dvpt.data.dicom.frames_of`).
 
     Args:
         channels: 1 for grey, of a coloured image its luminance; 3 for red, green and blue, in a grey image all equal.
@@ -93,7 +94,8 @@ class LoadImage2D(Transform):
             raise InputError(f"{path}: values must be finite, got {bad} that are NaN or infinite.")
         if array.min() == array.max():
             raise InputError(f"{path}: image must not be constant, got {array.min():g} everywhere.")
-        return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": str(path)})
+        frames = {"dicom_frames": json.dumps([[str(path), 1]])} if read is _read_dicom else {}
+        return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": str(path), **frames})
 
 
 def _read_picture(path: str) -> np.ndarray:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
 from monai.transforms import EnsureChannelFirst, MapTransform, Transform
 from monai.utils import ensure_tuple_rep
 
+from monai_dvpt.data.dicom import DicomSeriesReader
+from monai_dvpt.data.dicom.headers import looks_like_dicom
 from monai_dvpt.utils import InputError, reason
 
 __all__ = ["LoadVolume", "LoadVolumed"]
@@ -25,41 +28,59 @@ MAX_COSINE = 1e-3
 
 class LoadVolume(Transform):
     """
-    Loads one 3D volume (NIfTI file or DICOM series folder) as a channel-first tensor, and refuses, naming the file:
+    Loads one 3D volume (NIfTI file or DICOM series) as a channel-first tensor, and refuses, naming the file:
     what cannot be read, has other than three dimensions or more than one channel, or an affine that is sheared, has
     no inverse or is not stated; values that are not finite; an image that is constant; a label map whose values are
     not whole numbers in ``[0, num_classes)``.
 
     Args:
         num_classes: None for an image; for a label map, the number of classes with background.
-        reader: MONAI reader; by default nibabel for NIfTI files and ITK for all else.
+        reader: MONAI reader; by default nibabel for NIfTI files, ``dicom_reader`` for folders, lists of files and DICOM
+            files, and ITK for other formats.
+        dicom_reader: by default one that takes the one volume there is.
     """
 
-    def __init__(self, num_classes: int | None = None, reader: ImageReader | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        reader: ImageReader | None = None,
+        dicom_reader: DicomSeriesReader | None = None,
+    ) -> None:
         self.num_classes = num_classes
         self.reader = reader
+        self.dicom_reader = dicom_reader or DicomSeriesReader()
 
-    def __call__(self, path: str) -> MetaTensor:
+    def __call__(self, path: str | Sequence[str]) -> MetaTensor:
         """
         Args:
-            path: file, or folder of one DICOM series.
+            path: file, folder of DICOM files, or the DICOM files of one series.
 
         Returns:
-            tensor of shape (1, x, y, z), float32, with its affine in millimetres (RAS+).
+            tensor of shape (1, x, y, z), float32, with its affine in millimetres (RAS+) and, of DICOM, the metadata
+            "dicom_frames" and "resampled" of :class:`monai_dvpt.data.DicomSeriesReader`.
 
         Raises:
             InputError: if a rule above is broken.
         """
-        if not Path(path).exists():
+        single = isinstance(path, (str, os.PathLike))
+        if single and not Path(path).exists():  # type: ignore[arg-type]
             raise InputError(f"{path}: does not exist.")
         volume = self._read(path)
-        _check_geometry(path, volume)
-        self._check_values(path, volume)
+        name = str(path) if single else f"series of {len(path)} DICOM files"
+        _check_geometry(name, volume)
+        self._check_values(name, volume)
         return volume
 
-    def _read(self, path: str) -> MetaTensor:
+    def _reader(self, path: Any) -> ImageReader:
+        if self.reader is not None:
+            return self.reader
+        if not isinstance(path, (str, os.PathLike)) or Path(path).is_dir() or looks_like_dicom(Path(path)):
+            return self.dicom_reader
+        return NibabelReader() if str(path).endswith((".nii", ".nii.gz")) else ITKReader()
+
+    def _read(self, path: Any) -> MetaTensor:
         nifti = self.reader is None and str(path).endswith((".nii", ".nii.gz"))
-        reader = self.reader or (NibabelReader() if nifti else ITKReader())
+        reader = self._reader(path)
         try:
             data, meta = reader.get_data(reader.read(path))
             loaded = MetaTensor(np.asarray(data, dtype=np.float32), meta=meta)
@@ -69,8 +90,10 @@ class LoadVolume(Transform):
             raise
         except Exception as error:  # every reader has its own kinds of error
             raise InputError(f"{path}: cannot be read: {reason(error)}") from error
-        # the geometry is kept, all other metadata (of DICOM: the patient's name) is left behind
-        meta = {"filename_or_obj": str(path), "original_affine": affine, "space": "RAS"}
+        # the geometry is kept, all other metadata (of some readers: the patient's name) is left behind
+        name = str(path if isinstance(path, (str, os.PathLike)) else path[0])
+        kept = {key: meta[key] for key in ("dicom_frames", "resampled") if key in meta}
+        meta = {"filename_or_obj": name, "original_affine": affine, "space": "RAS", **kept}
         return MetaTensor(channel_first, affine=torch.as_tensor(affine), meta=meta)
 
     def _check_values(self, path: str, volume: MetaTensor) -> None:
@@ -121,6 +144,7 @@ class LoadVolumed(MapTransform):
         reader: see :class:`LoadVolume`.
         affine_tolerance_mm: largest difference between entries of two affines that counts as equal.
         allow_missing_keys: do not raise for a key that is not there.
+        dicom_reader: see :class:`LoadVolume`.
     """
 
     def __init__(
@@ -130,9 +154,11 @@ class LoadVolumed(MapTransform):
         reader: ImageReader | None = None,
         affine_tolerance_mm: float = 1e-3,
         allow_missing_keys: bool = False,
+        dicom_reader: DicomSeriesReader | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.loaders = [LoadVolume(classes, reader) for classes in ensure_tuple_rep(num_classes, len(self.keys))]
+        each = ensure_tuple_rep(num_classes, len(self.keys))
+        self.loaders = [LoadVolume(classes, reader, dicom_reader) for classes in each]
         self.affine_tolerance_mm = affine_tolerance_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

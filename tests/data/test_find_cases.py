@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import unittest
+from pathlib import Path
 
 import numpy as np
+import pydicom
 from parameterized import parameterized
 from utils_data import save_dicom, save_nifti, shared_data, temporary_folder
 
-from monai_dvpt.data import find_cases
+from monai_dvpt.data import DicomSeriesReader, find_cases
 from monai_dvpt.utils import InputError
 
 VOLUME = np.arange(4 * 5 * 6, dtype=np.uint16).reshape(4, 5, 6)
@@ -18,8 +20,18 @@ class TestFindCases(unittest.TestCase):
         self.root = temporary_folder(self) / "scans"
         self.root.mkdir()
 
-    def dicom(self, folder: str, suffix: str = ".dcm"):
-        return save_dicom(self.root / folder, VOLUME, np.eye(3), (0, 0, 0), (1, 1, 1), suffix)
+    def dicom(self, folder: str, suffix: str = ".dcm", **attributes: str) -> Path:
+        """A series in a study of its own."""
+        path = save_dicom(self.root / folder, VOLUME, np.eye(3), (0, 0, 0), (1, 1, 1), suffix)
+        for file in path.iterdir() if attributes else []:
+            dataset = pydicom.dcmread(file)
+            for keyword, value in attributes.items():
+                setattr(dataset, keyword, value)
+            dataset.save_as(file)
+        return path
+
+    def found(self, **options) -> dict[str, dict]:
+        return {case.pop("name"): case for case in find_cases(self.root, **options)}
 
     @parameterized.expand([("scan.nii",), ("scan.nii.gz",), ("scan.dcm",)])
     def test_one_file_is_one_case(self, name):
@@ -38,21 +50,23 @@ class TestFindCases(unittest.TestCase):
     def test_dicom_folders(self, suffix):
         first, second = self.dicom("patient1/series.1", suffix), self.dicom("patient2", suffix)
         (second / "report.txt").write_text("not an image")
-        expected = [
-            {"image": str(first), "name": "patient1_series.1"},
-            {"image": str(second), "name": "patient2"},
-        ]
-        self.assertEqual(find_cases(self.root), expected)
+        cases = self.found()
+        self.assertEqual(list(cases), ["patient1_series.1", "patient2"])
+        for case, folder in zip(cases.values(), (first, second), strict=True):
+            images = sorted(path for path in folder.iterdir() if path.suffix != ".txt")
+            self.assertEqual(case["image"], [str(path) for path in images])
+            self.assertEqual(case["series_uid"], pydicom.dcmread(images[0]).SeriesInstanceUID)
 
     def test_dicom_and_nifti_side_by_side(self):
         folder = self.dicom("patient")
         nifti = save_nifti(folder / "converted.nii", VOLUME)
-        expected = [{"image": str(folder), "name": "patient"}, {"image": str(nifti), "name": "patient_converted"}]
-        self.assertEqual(find_cases(self.root), expected)
+        cases = self.found()
+        self.assertEqual(list(cases), ["patient", "patient_converted"])
+        self.assertEqual(cases["patient"]["image"], sorted(str(path) for path in folder.glob("*.dcm")))
+        self.assertEqual(cases["patient_converted"], {"image": str(nifti)})
 
     def test_folder_of_one_series_has_its_own_name(self):
-        folder = self.dicom("series")
-        self.assertEqual(find_cases(folder), [{"image": str(folder), "name": "series"}])
+        self.assertEqual([case["name"] for case in find_cases(self.dicom("series"))], ["series"])
 
     def test_names_are_unique(self):
         for name in ("scan.nii", "scan.nii.gz", "scan_2.nii", "a/b.nii", "a_b.nii"):
@@ -82,7 +96,7 @@ class TestFindCases(unittest.TestCase):
     def test_folder_without_images(self, _, name):
         if name:
             save_nifti(self.root / "labelsTr" / "a.nii", VOLUME) if "/" in name else (self.root / name).touch()
-        with self.assertRaisesRegex(InputError, "scans: dataset_dir must hold NIfTI files or folders of DICOM files"):
+        with self.assertRaisesRegex(InputError, "scans: dataset_dir must hold NIfTI or DICOM files, found none"):
             find_cases(self.root)
 
     def test_missing_path(self):
@@ -106,7 +120,7 @@ class TestFindCases(unittest.TestCase):
 
     def test_pictures_are_asked_for(self):
         (self.root / "a.png").touch()
-        with self.assertRaisesRegex(InputError, "must hold NIfTI files or folders"):
+        with self.assertRaisesRegex(InputError, "must hold NIfTI or DICOM files"):
             find_cases(self.root)
         (self.root / "a.png").unlink()
         with self.assertRaisesRegex(InputError, "must hold NIfTI, PNG, JPEG or DICOM files, found none"):
@@ -117,7 +131,45 @@ class TestFindCases(unittest.TestCase):
         cases = find_cases(shared_data("msd_hippocampus"))
         self.assertEqual([case["image"] for case in cases], [str(path) for path in images])
         series = shared_data("dicom/hippocampus_mr")
-        self.assertEqual(find_cases(series), [{"image": str(series), "name": "hippocampus_mr"}])
+        (case,) = find_cases(series)
+        self.assertEqual((case["name"], case["image"]), ("hippocampus_mr", sorted(map(str, series.iterdir()))))
+
+    def test_one_case_for_a_study(self):
+        """Series of one study in two folders; the second is told from the first by its description."""
+        study = {"StudyInstanceUID": "1.2.3"}
+        for folder, text in (("study/s1", "T1 sagittal"), ("study/s2", "T2 axial")):
+            self.dicom(folder, **study, SeriesDescription=text)
+        case = self.found()["study"]
+        self.assertRegex(case["refused"], "must hold one DICOM volume, holds 2: .*(T1 sagittal|T2 axial).*choose by uid")
+        case = self.found(dicom_reader=DicomSeriesReader(description="t2*"))["study"]
+        self.assertEqual({Path(path).parent.name for path in case["image"]}, {"s2"})
+
+    def test_two_studies_in_one_folder(self):
+        first, second = self.dicom("flat"), self.dicom("other")
+        for path in second.iterdir():
+            path.rename(first / f"b{path.name}")
+        cases = self.found()
+        self.assertEqual(set(cases), {"flat", "flat_2"})
+        self.assertEqual(sum(len(case["image"]) for case in cases.values()), 12)
+        self.assertNotEqual(*(case["series_uid"] for case in cases.values()))
+
+    def test_study_without_a_volume_has_a_reason(self):
+        self.dicom("report", Modality="SR")
+        self.assertRegex(self.found()["report"]["refused"], "must hold a DICOM volume, holds none; there is: .*SR")
+
+    @parameterized.expand([("name", "chrisjen_avasarala/mr"), ("ID", "x/4711"), ("one word", "Avasarala 2/mr")])
+    def test_name_of_a_patient_is_no_name_of_a_case(self, _, folder):
+        self.dicom(folder, PatientID="4711")
+        ((name, case),) = self.found().items()
+        self.assertRegex(name, "^study_[0-9a-f]{12}$")
+        self.assertTrue(case["private"])
+        self.assertEqual(list(self.found(pictures=True))[0][:6], "study_")
+
+    def test_pictures_leave_out_reports(self):
+        folder = self.dicom("reports", Modality="SEG")
+        self.dicom("images")
+        self.assertEqual({Path(case["image"]).parent.name for case in find_cases(self.root, pictures=True)}, {"images"})
+        self.assertTrue(any(folder.iterdir()))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class TestRunCases(unittest.TestCase):
         path.write_bytes(content)
         return path
 
-    def run_all(self, *handlers, dataset: Dataset | None = None) -> None:
+    def run_all(self, *handlers, dataset: Dataset | None = None, settings: object = None) -> None:
         load = LoadVolumed("image")
         dataset = dataset or Dataset(find_cases(self.root / "in"), load)
         self.evaluator = SupervisedEvaluator(
@@ -66,13 +66,13 @@ class TestRunCases(unittest.TestCase):
             postprocessing=Compose([AsDiscreted("pred", argmax=True)]),
             val_handlers=[CaseWriter(self.output, ["background", "bright"]), *handlers],
         )
-        run_cases(self.evaluator, dataset, self.output)
+        run_cases(self.evaluator, dataset, self.output, settings)
 
     def summary(self) -> list[tuple[str, str, str]]:
         with open(self.output / "summary.csv", newline="") as file:
             header, *rows = csv.reader(file)
-        self.assertEqual(header, ["name", "status", "reason"])
-        return [tuple(row) for row in rows]
+        self.assertEqual(header, ["name", "status", "reason", "seconds", "series_uid", "fingerprint"])
+        return [tuple(row[:3]) for row in rows]
 
     def assert_written(self, *names: str) -> None:
         """Exactly these label maps are there, and right."""
@@ -179,6 +179,57 @@ class TestRunCases(unittest.TestCase):
         self.run_all()
         self.assertEqual(self.summary(), [(name, "done", "") for name in "abc"])
         self.assert_written("a", "b", "c")
+        self.assertEqual(self.network.calls, 3)  # what was done the first time was not done again
+
+    def test_stopped_run_goes_on(self):
+        self.save("a", "b", "c")
+        forward, calls = self.network.forward, []
+
+        def stopped(x):
+            calls.append(x)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return forward(x)
+
+        with mock.patch.object(self.network, "forward", stopped), self.assertRaises(KeyboardInterrupt):
+            self.run_all()
+        self.assertEqual(self.summary(), [("a", "done", "")])
+        self.run_all()
+        self.assertEqual(self.network.calls, 3)
+        self.assert_written("a", "b", "c")
+
+    @parameterized.expand([("image",), ("settings",), ("network",), ("output",)])
+    def test_what_has_changed_is_done_again(self, changed):
+        self.save("a", "b")
+        self.run_all(settings=[1])
+        settings, again = [1], 2
+        if changed == "image":
+            self.save("a")  # of the same size
+            again = 1
+        elif changed == "settings":
+            settings = [2]
+        elif changed == "network":
+            self.network.register_buffer("weight", torch.ones(1))
+        else:
+            for path in self.output.glob("b_*"):
+                path.unlink()
+            again = 1
+        self.run_all(settings=settings)
+        self.assertEqual(self.network.calls, 2 + again)
+        self.assert_written("a", "b")
+
+    def test_case_that_is_refused_or_private(self):
+        self.save("a", "Avasarala")
+        cases = find_cases(self.root / "in")
+        cases[0] |= {"name": "study_1", "private": True, "image": str(self.spoil("Avasarala"))}
+        cases.append({"name": "study_2", "image": str(self.root), "refused": "must hold one DICOM volume, holds 2"})
+        with self.assertLogs("monai_dvpt.engines", "ERROR") as logged, self.assertRaises(InputError) as caught:
+            self.run_all(dataset=Dataset(cases, LoadVolumed("image")))
+        (first, second, third) = self.summary()
+        self.assertEqual(second, ("a", "done", ""))
+        self.assertEqual(third, ("study_2", "failed", "must hold one DICOM volume, holds 2"))
+        self.assertRegex(first[2], "^study_1: cannot be read: ")
+        self.assertNotIn("Avasarala", f"{first}{caught.exception}{logged.output}")
 
 
 if __name__ == "__main__":

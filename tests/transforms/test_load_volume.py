@@ -233,17 +233,24 @@ class TestLoadDICOM(unittest.TestCase):
         folder = self.series(name)
         self.assertIn(PATIENT, str(pydicom.dcmread(next(folder.iterdir())).PatientName))
         meta = LoadVolume()(str(folder)).meta
-        self.assertEqual({str(getattr(key, "value", key)) for key in meta} - {"affine"}, set(GEOMETRY))
+        expected = {*GEOMETRY, "dicom_frames", "resampled"}
+        self.assertEqual({str(getattr(key, "value", key)) for key in meta} - {"affine"}, expected)
         for word in PATIENT.split("^"):
             self.assertNotIn(word, str(meta))
 
-    @parameterized.expand([("empty folder", None), ("text", "patient,volume\n"), ("cut", "DICM")])
-    def test_refused(self, name, content):
+    @parameterized.expand(
+        [
+            ("empty folder", None, "must hold a DICOM volume, holds none; there is: nothing"),
+            ("text", "patient,volume\n", "1.dcm: must be a DICOM object, has no SOPClassUID"),
+            ("cut", "DICM", "1.dcm: must be a DICOM object, has no SOPClassUID"),
+        ]
+    )
+    def test_refused(self, name, content, why):
         folder = temporary_folder(self) / name
         folder.mkdir()
         if content:
             (folder / "1.dcm").write_bytes(bytes(128) + content.encode() if content == "DICM" else content.encode())
-        with self.assertRaisesRegex(InputError, f"^{folder}: cannot be read: ") as caught:
+        with self.assertRaisesRegex(InputError, f"^{folder}: .*{why}") as caught:
             LoadVolume()(str(folder))
         self.assertNotIn("\n", str(caught.exception))
 

@@ -2,7 +2,7 @@
 """DICOM series in: found, judged, chosen and read, right to 0.1 mm or refused with a reason."""
 
 from .choose import choose_series
-from .reader import DicomSeriesReader
+from .reader import DicomSeriesReader, frames_of
 from .series import DicomSeries, DicomVolume, find_series
 
-__all__ = ["DicomSeries", "DicomSeriesReader", "DicomVolume", "choose_series", "find_series"]
+__all__ = ["DicomSeries", "DicomSeriesReader", "DicomVolume", "choose_series", "find_series", "frames_of"]

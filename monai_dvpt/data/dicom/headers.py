@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,12 +39,24 @@ TIME_KEYS = {
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 SINGLE = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-    *("PatientID", "PatientName", "Modality", "SeriesDescription", "SeriesNumber", "InstanceNumber", "ImageType"),
+    *(
+        "PatientID",
+        "PatientName",
+        "PatientBirthDate",
+        "AccessionNumber",
+        "Modality",
+        "SeriesDescription",
+        "SeriesNumber",
+        "InstanceNumber",
+        "ImageType",
+    ),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
     *("ModalityLUTSequence", *(names[0] for names in TIME_KEYS.values()), *GROUPS),
 )
 MAX_FRAMES = 100_000
+NO_NAMES = {"anonymous", "anonymized", "anonymised", "anon", "patient", "unknown", "unnamed", "none", "test", "phantom"}
+_WORD = re.compile(r"[^\W_]+")
 PIXEL_GROUP = (b"\xe0\x7f", b"\x7f\xe0")
 """Of the tags of pixel data, in both orders of bytes."""
 
@@ -95,6 +108,7 @@ class DicomFile:
         samples: values per pixel.
         problem: why its pixels cannot be read; empty if nothing is known against it.
         frames: its frames; none if it is no image.
+        identifiers: hashes, of this process alone, of what would name the patient; see :meth:`names_patient`.
     """
 
     path: Path
@@ -112,6 +126,35 @@ class DicomFile:
     samples: int
     problem: str
     frames: tuple[Frame, ...]
+    identifiers: frozenset[int]
+
+    @property
+    def label(self) -> str:
+        """The folder and name of the file, or what stands for them where they name the patient."""
+        text = f"{self.path.parent.name}/{self.path.name}"
+        return "one of its files" if self.names_patient(text) else text
+
+    def names_patient(self, text: str) -> bool:
+        """Whether a text, such as a path, holds a name, ID, birth date or accession number of the header."""
+        words = _words(text) | {"".join(_WORD.findall(part)) for part in re.split(r"[/\\]", text.lower())}
+        return any(hash(word) in self.identifiers for word in words)
+
+
+def _words(text: str) -> set[str]:
+    """Words that could be a name, without those that stand in place of one."""
+    return {word for word in _WORD.findall(text.lower()) if len(word) >= 3} - NO_NAMES
+
+
+def _identifiers(dataset: Dataset) -> frozenset[int]:
+    name = _text(dataset, "PatientName")
+    words = _words(name) | {
+        "".join(_WORD.findall(text.lower()))
+        for text in (
+            name,
+            *(_text(dataset, keyword) for keyword in ("PatientID", "PatientBirthDate", "AccessionNumber")),
+        )
+    }
+    return frozenset(hash(word) for word in words - NO_NAMES if len(word) >= 3)
 
 
 class quiet_pydicom(warnings.catch_warnings):
@@ -185,6 +228,7 @@ def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
         samples=int(_number(path, dataset, "SamplesPerPixel", 1)),
         problem=problem,
         frames=tuple(_frames(path, dataset, count)),
+        identifiers=_identifiers(dataset),
     )
 
 

@@ -69,11 +69,11 @@ def _decode(file: DicomFile) -> tuple[pydicom.Dataset, np.ndarray]:
                 dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
             stored = dataset.pixel_array.reshape(-1, rows, columns)
     except MemoryError:
-        raise InputError(f"{file.path.name}: cannot be decoded in the memory there is.") from None
+        raise InputError(f"{file.label}: cannot be decoded in the memory there is.") from None
     except Exception as error:  # every decoder has its own kinds of error
-        raise InputError(f"{file.path.name}: pixel data cannot be decoded: {_why(error)}") from error
+        raise InputError(f"{file.label}: pixel data cannot be decoded: {_why(error)}") from error
     if len(stored) != len(file.frames):
-        raise InputError(f"{file.path.name}: must have the pixels of {len(file.frames)} frames, has {len(stored)}.")
+        raise InputError(f"{file.label}: must have the pixels of {len(file.frames)} frames, has {len(stored)}.")
     return dataset, stored
 
 

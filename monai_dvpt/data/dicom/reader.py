@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .choose import choose_series
 from .pixels import read_values, straighten
 from .series import DicomSeries, DicomVolume, find_series
 
-__all__ = ["DicomSeriesReader"]
+__all__ = ["DicomSeriesReader", "frames_of"]
 
 
 class DicomSeriesReader(ImageReader):
@@ -95,30 +96,41 @@ class DicomSeriesReader(ImageReader):
         Returns:
             values of shape (columns, rows, slices), float32, and metadata that names no patient: "affine" and
             "original_affine" (RAS+, mm), "spatial_shape", "space", "modality", "tilt_degrees" as acquired,
-            "resampled" (whether it was put straight), and "dicom_frames", the file and the number of the frame (from
-            1) of every slice.
+            "resampled" (whether it was put straight), and "dicom_frames", see :func:`frames_of`.
 
         Raises:
             InputError: if a rule of the class is broken.
         """
-        name = str(img[0] if len(img) == 1 else Path(os.path.commonpath(img)))
+        source = img[0] if len(img) == 1 else img
         try:
-            series = choose_series(
-                find_series(img[0] if len(img) == 1 else img, self.merge_acquisitions), **self.wishes
-            )
+            series = self.choose(find_series(source, self.merge_acquisitions))
             volume = self.volume_of(series)
             values, affine = read_values(volume), volume.grid.affine_lps
             if resampled := volume.grid.tilt_degrees > 0:
                 values, affine = straighten(values, volume.grid)
         except InputError as error:
-            raise InputError(f"{name}: {error}") from error
+            raise InputError(f"{f'{len(img)} DICOM files' if len(img) > 1 else img[0]}: {error}") from error
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
         return values, {
             **{"affine": affine, "original_affine": affine.copy(), "space": SpaceKeys.RAS},
             **{"spatial_shape": np.array(values.shape), "original_channel_dim": float("nan")},
             **{"modality": series.modality, "tilt_degrees": volume.grid.tilt_degrees, "resampled": resampled},
-            "dicom_frames": [[str(file.path), frame.number] for file, frame in volume.slices],
+            "dicom_frames": json.dumps([[str(file.path), frame.number] for file, frame in volume.slices]),
         }
+
+    def choose(self, found: Sequence[DicomSeries]) -> DicomSeries:
+        """
+        The series that is asked for.
+
+        Args:
+            found: of :func:`find_series`.
+
+        Raises:
+            InputError: if it cannot be read, or it is not said which.
+        """
+        series = choose_series(found, **self.wishes)
+        self.volume_of(series)
+        return series
 
     def volume_of(self, series: DicomSeries) -> DicomVolume:
         """
@@ -143,3 +155,14 @@ class DicomSeriesReader(ImageReader):
         if volume.grid.tilt_degrees and self.tilt == "refuse":
             raise InputError(f"must be straight: {series}.")
         return volume
+
+
+def frames_of(meta: Mapping[str, Any]) -> list[list[Any]]:
+    """
+    Args:
+        meta: metadata of an image. Its "dicom_frames" is text, so that images of different sizes can be in one batch.
+
+    Returns:
+        for every slice the path of its file and the number of its frame, from 1; nothing if it was read from no DICOM.
+    """
+    return json.loads(meta.get("dicom_frames", "[]"))

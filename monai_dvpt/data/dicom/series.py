@@ -73,6 +73,7 @@ class DicomSeries:
         verdict: "ok": read as it is; "tilted": read with ``tilt="resample"``; "choose": read with a ``time_point`` or
             ``stack``; "refused": a volume that cannot be placed right; "localizer", "single" (one slice), "no volume".
         reason: why it is not "ok".
+        headers: of the files that can be read, in no order.
         files: paths, in no order.
         volumes: what can be read, by stack and time point, each from 1.
     """
@@ -90,8 +91,18 @@ class DicomSeries:
     tilt_degrees: float
     verdict: str
     reason: str
+    headers: tuple[DicomFile, ...] = field(repr=False)
     files: tuple[Path, ...] = field(repr=False)
     volumes: dict[tuple[int, int], DicomVolume] = field(repr=False, hash=False)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it holds images, and not results or reports."""
+        return self.size[0] > 0 and self.modality not in RESULTS
+
+    def names_patient(self, text: str) -> bool:
+        """Whether a text, such as a path, holds the name, ID, birth date or accession number of the patient."""
+        return any(file.names_patient(text) for file in self.headers)
 
     def facts(self) -> dict[str, Any]:
         """What can be told of the series without naming a patient or a file, as for JSON."""
@@ -113,8 +124,8 @@ def find_series(
     a DICOMDIR, and all that is not DICOM are passed over.
 
     Args:
-        source: a folder, searched at any depth; a file, of which the series is looked for among its neighbours; or the
-            files to look at.
+        source: a folder, searched at any depth; a file, of which the rest of the series is looked for beside it; or
+            the files to look at.
         merge_acquisitions: take slices of several acquisitions (AcquisitionNumber) as one volume.
         progress: show a bar.
 
@@ -150,6 +161,8 @@ def find_series(
         found.append(series)
     for path, why in broken.items():
         found.append(_series([], (path,), "refused", why))
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
+        return [series for series in found if Path(source) in series.files]
     return found
 
 
@@ -186,14 +199,14 @@ def _series(
         **{"size": size, "spacing_mm": None, "orientation": "", "num_slices": size[2], "time_points": 1, "stacks": 1},
         **{"tilt_degrees": 0.0, "volumes": {}},
     }
-    return DicomSeries(**{**defaults, **facts}, verdict=verdict, reason=reason, files=paths)
+    return DicomSeries(**{**defaults, **facts}, verdict=verdict, reason=reason, headers=tuple(group), files=paths)
 
 
 def _judge(group: list[DicomFile], merge_acquisitions: bool) -> DicomSeries:
     """What a series is; the rules in their order."""
     paths = tuple(file.path for file in group)
-    if group[0].size is None or group[0].modality in RESULTS:
-        return _series(group, paths, "no volume", "holds no image")
+    if not (judged := _series(group, paths, "no volume", "holds no image")).is_image:
+        return judged
     try:
         group = _without_copies(group)
         slices = [(file, frame) for file in group for frame in file.frames]
@@ -225,7 +238,11 @@ def _sort_out(group: list[DicomFile], paths: tuple[Path, ...], stacks: Mapping[s
     times = max(time for _, time in volumes)
     tilt = max(volume.grid.tilt_degrees for volume in volumes.values())
     facts = {
-        **{"size": first.size, "spacing_mm": first.grid.spacing_mm, "orientation": _orientation(first.slices[0][1])},
+        **{
+            "size": first.size,
+            "spacing_mm": tuple(round(side, 6) for side in first.grid.spacing_mm),
+            "orientation": _orientation(first.slices[0][1]),
+        },
         **{"num_slices": sum(map(len, stacks.values())), "time_points": times, "stacks": len(stacks)},
         **{"tilt_degrees": round(tilt, 3), "volumes": volumes},
     }
@@ -247,12 +264,8 @@ def _without_copies(group: list[DicomFile]) -> list[DicomFile]:
     for file in group:
         other = kept.setdefault(file.sop_uid or str(file.path), file)
         if other is not file and other.path.read_bytes() != file.path.read_bytes():
-            raise GridError(f"{_short(other.path)} and {_short(file.path)} have one SOPInstanceUID, and differ")
+            raise GridError(f"{other.label} and {file.label} have one SOPInstanceUID, and differ")
     return list(kept.values())
-
-
-def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
 
 
 def _image_type(frame: Frame) -> tuple[str, ...]:
@@ -268,18 +281,18 @@ def _check_files(slices: Sequence[Slice]) -> None:
     """What must hold for every slice alone, and what must be the same for all."""
     for file, frame in slices:
         if file.problem:
-            raise GridError(f"{file.path.name} {file.problem}")
+            raise GridError(f"{file.label} {file.problem}")
         if "MOSAIC" in _image_type(frame):
-            raise GridError(f"{file.path.name} is a mosaic of slices")
+            raise GridError(f"{file.label} is a mosaic of slices")
         if file.samples != 1 or file.photometric not in ("MONOCHROME1", "MONOCHROME2"):
             raise GridError(
-                f"{file.path.name} must be grey (MONOCHROME1 or MONOCHROME2, 1 sample), "
+                f"{file.label} must be grey (MONOCHROME1 or MONOCHROME2, 1 sample), "
                 f"is {file.photometric or 'unstated'}, {file.samples}"
             )
         names = {"position_lps": "ImagePositionPatient", "orientation_lps": "ImageOrientationPatient"}
         for name, keyword in {**names, "spacing_mm": "PixelSpacing"}.items():
             if getattr(frame, name) is None:
-                raise GridError(f"{file.path.name} has no {keyword}")
+                raise GridError(f"{file.label} has no {keyword}")
     for name, keyword in (("photometric", "PhotometricInterpretation"), ("frame_of_reference", "FrameOfReferenceUID")):
         if len(values := {getattr(file, name) for file, _ in slices}) > 1:
             raise GridError(f"its slices must have one {keyword}, have {len(values)}")
@@ -316,7 +329,7 @@ def _acquisitions(members: list[Slice], merge: bool) -> dict[str, list[Slice]]:
     if merge or len(distinct) in (1, len(members)) or len(_places([frame for _, frame in members])) < len(members):
         return {"": members}
     by_number = {number: [m for m, n in zip(members, numbers, strict=True) if n == number] for number in distinct}
-    return {f", AcquisitionNumber {number}": part for number, part in by_number.items()}
+    return {f", AcquisitionNumber {'none' if n is None else f'{n:g}'}": part for n, part in by_number.items()}
 
 
 def _places(frames: Sequence[Frame]) -> list[list[int]]:

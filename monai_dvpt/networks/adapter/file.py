@@ -22,7 +22,15 @@ from monai_dvpt.utils import InputError, atomic_path, reason, to_json
 from .named import adopt_adapter
 from .tunable import PARTS, TunableNetwork
 
-__all__ = ["adapter_metadata", "backbone_sha256", "build_network", "load_adapter", "merge_full", "save_adapter"]
+__all__ = [
+    "adapter_metadata",
+    "backbone_sha256",
+    "build_network",
+    "load_adapter",
+    "merge_full",
+    "save_adapter",
+    "tensors_sha256",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +43,7 @@ def backbone_sha256(net: TunableNetwork) -> str:
     SHA-256, in hexadecimal, of the backbone's tensors. Those of the encoder count under their names inside it, so that
     it is the same in every network around the same tensors; a class token is one of them.
     """
-    return _sha256({name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
+    return tensors_sha256({name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
 
 
 def save_adapter(
@@ -87,7 +95,7 @@ def save_adapter(
         "inflate_axis": net.inflate_axis,
         "parts": [part for part in PARTS if part in parts],
         "labels": None if labels is None else list(labels),
-        "tensors_sha256": _sha256(tensors),
+        "tensors_sha256": tensors_sha256(tensors),
         "versions": {"monai_dvpt": __version__, "monai": monai.__version__, "torch": torch.__version__},
         "notes": dict(notes or {}),
     }
@@ -326,7 +334,7 @@ def check_intact(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: 
             raise InputError(f"{path}: {name} must have a type with arithmetic, got {tensor.dtype}.") from error
         if not finite:
             raise InputError(f"{path}: {name} must be finite.")
-    if metadata.get("tensors_sha256") != (found := _sha256(tensors)):
+    if metadata.get("tensors_sha256") != (found := tensors_sha256(tensors)):
         raise InputError(
             f"{path}: tensors_sha256 must be {metadata.get('tensors_sha256')}, got {found}; it is damaged."
         )
@@ -353,7 +361,7 @@ def _is_plain_name(name: Any) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
-def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of the names, types, shapes and bytes of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_dvpt dicom list``: the DICOM series of a folder, and which of them can be read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_dvpt.data.dicom import DicomSeries, find_series
+from monai_dvpt.utils import InputError, to_json
+
+from .run import printable
+
+__all__ = ["add_parser"]
+
+HEADINGS = ("verdict", "modality", "size", "spacing, mm", "orientation", "times", "stacks", "files", "description")
+
+
+def add_parser(commands: Any) -> None:
+    """
+    Args:
+        commands: what ``add_subparsers`` gave.
+    """
+    parser = commands.add_parser("dicom", help="look at folders of DICOM files")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = actions.add_parser(
+        "list",
+        help="lists the series of a folder and says which can be read",
+        description="Lists the DICOM series of a folder, at any depth, from their headers. Nothing of it names a "
+        "patient. Verdicts: ok; tilted (read with --dicom_reader#tilt resample); choose (read with a stack or a "
+        "time_point); refused, with the reason; localizer; single (one slice); no volume.",
+        epilog="example: python -m monai_dvpt dicom list studies",
+    )
+    listing.add_argument("folder", type=Path, metavar="FOLDER", help="folder, or one file of a series")
+    listing.add_argument("--json", action="store_true", help="all facts, as JSON")
+    listing.add_argument(
+        "--merge-acquisitions", action="store_true", help="take slices of several acquisitions as one volume"
+    )
+    listing.set_defaults(run=_run_list)
+
+
+def _run_list(arguments: argparse.Namespace) -> None:
+    found = find_series(arguments.folder, arguments.merge_acquisitions, progress=True)
+    if arguments.json:
+        print(to_json([{**series.facts(), "files": len(series.files)} for series in found]))
+        return
+    if not found:
+        raise InputError(f"{arguments.folder}: must hold DICOM files, found none.")
+    for line in _table(found):
+        print(printable(line))
+
+
+def _table(found: Sequence[DicomSeries]) -> Iterator[str]:
+    """A row for each series, below a line for its study, and behind it the reason and the UID."""
+    rows = [_cells(series) for series in found]
+    widths = [max(len(row[index]) for row in [HEADINGS, *rows]) for index in range(len(HEADINGS))]
+    line = "  ".join(f"{{:<{width}}}" for width in widths)
+    yield line.format(*HEADINGS).rstrip()
+    study = None
+    for series, cells in zip(found, rows, strict=True):
+        if series.study_uid != study:
+            study = series.study_uid
+            yield f"study {study or 'without a UID'}"
+        yield line.format(*cells).rstrip()
+        yield f"    series {series.series_uid or 'without a UID'}{f': {series.reason}' if series.reason else ''}"
+
+
+def _cells(series: DicomSeries) -> tuple[str, ...]:
+    spacing = "" if series.spacing_mm is None else "x".join(f"{side:.4g}" for side in series.spacing_mm)
+    size = "x".join(map(str, series.size)) if series.size[0] else ""
+    counts = (str(series.time_points), str(series.stacks), str(len(series.files)))
+    return series.verdict, series.modality, size, spacing, series.orientation, *counts, series.description

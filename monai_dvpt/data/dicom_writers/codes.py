@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the labels of a model are called in DICOM: coded concepts (DICOM PS3.3 8) and colours."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+
+__all__ = ["PRIVATE_SCHEME", "label_colour", "long_string", "private_code", "segment_codes"]
+
+PRIVATE_SCHEME = "99MONAIDVPT"
+"""Coding scheme of what has no code of its own; "99" marks private schemes (DICOM PS3.3 8.2)."""
+
+CATEGORY = ("91723000", "SCT", "Anatomical Structure")
+MAX_LONG_STRING = 64  # characters in VR LO
+MAX_CODE_VALUE = 16  # characters in VR SH
+
+
+def long_string(text: str) -> str:
+    """``text`` as VR LO takes it (DICOM PS3.5 6.2): one line of at most 64 characters without backslash."""
+    return " ".join(str(text).replace("\\", "/").split())[:MAX_LONG_STRING]
+
+
+def private_code(name: str) -> tuple[str, str, str]:
+    """
+    Code for a name that has none: always the same for the same name, and another for another name.
+
+    Examples::
+
+        >>> private_code("liver")
+        ('liver', '99MONAIDVPT', 'liver')
+        >>> private_code("left kidney without cysts")
+        ('left_ki-895c9d1c', '99MONAIDVPT', 'left kidney without cysts')
+
+    """
+    value = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    if value != name or not 0 < len(value) <= MAX_CODE_VALUE:
+        value = f"{value[:7]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return value, PRIVATE_SCHEME, long_string(name)
+
+
+def segment_codes(labels: Sequence[str], metadata: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """
+    How the writers of this package describe each label.
+
+    Args:
+        labels: names of the classes in the order of their values, background first.
+        metadata: of a bundle; its "segment_codes" has, by name, "type" and optionally "category" (else Anatomical
+            Structure), "region", each ``[value, scheme, meaning]``, and "color", RGB in 0 to 255. A name that is not
+            there gets a private code.
+
+    Returns:
+        "name", "category", "type" and, where given, "region" and "color", by label value.
+
+    Raises:
+        ValueError: if a name of "segment_codes" is not among the labels, or a code is not three texts.
+
+    Examples::
+
+        >>> codes = {"liver": {"type": ["10200004", "SCT", "Liver"]}}
+        >>> segment_codes(["background", "liver"], {"segment_codes": codes})[1]["type"]
+        ('10200004', 'SCT', 'Liver')
+
+    """
+    given = metadata.get("segment_codes", {})
+    if unknown := sorted(set(given) - set(labels[1:])):
+        raise ValueError(f"segment_codes must name labels, which are {list(labels[1:])}, got {unknown}.")
+    segments = {}
+    for value, name in enumerate(labels[1:], start=1):
+        segment = {"category": CATEGORY, "type": private_code(name), **given.get(name, {}), "name": name}
+        for key in {"category", "type", "region"} & segment.keys():
+            code = segment[key]
+            if isinstance(code, str) or len(code) != 3 or not all(isinstance(part, str) and part for part in code):
+                raise ValueError(f'{key} of "{name}" in segment_codes must be [value, scheme, meaning], got {code}.')
+            segment[key] = tuple(code)
+        segments[value] = segment
+    return segments
+
+
+def label_colour(value: int, segment: Mapping[str, Any]) -> tuple[int, int, int]:
+    """
+    Args:
+        value: of the label, from 1.
+        segment: its description, see :func:`segment_codes`.
+
+    Returns:
+        RGB in 0 to 255: its "color", else that of the label in pictures of this project.
+    """
+    colours = np.rint(colormaps["tab10"](range(10))[:, :3] * 255).astype(int).tolist()
+    red, green, blue = segment.get("color", colours[(value - 1) % len(colours)])
+    return int(red), int(green), int(blue)

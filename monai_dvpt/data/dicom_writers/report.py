@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grades and volumes as DICOM Structured Report (Comprehensive SR, DICOM PS3.3 A.35.3; template PS3.16 TID 1500)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from monai.config import PathLike
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+
+from monai_dvpt.utils import InputError
+
+from .codes import long_string, private_code
+from .source import Source, document, read_source, require_highdicom, save_document
+
+__all__ = ["write_dicom_sr"]
+
+SERIES_NUMBER = 9002
+MILLILITRE = Code("mL", "UCUM", "milliliter")
+
+
+def write_dicom_sr(
+    path: PathLike,
+    frames: Sequence[Sequence[Any]],
+    algorithm_name: str,
+    algorithm_version: str,
+    grades: Mapping[str, Mapping[str, Any]] | None = None,
+    volumes_ml: Mapping[str, float] | None = None,
+    segments: Mapping[int, Mapping[str, Any]] | None = None,
+    segmentation: PathLike | None = None,
+    series_description: str = "Report",
+) -> Path:
+    """
+    Writes a report of measurements: for each graded output a qualitative evaluation with the probability of the grade,
+    and for each label its volume. It is preliminary and unverified.
+
+    Args:
+        path: the file.
+        frames: ``[path, number]`` of the source's frames, numbers from 1.
+        algorithm_name: name of the model.
+        algorithm_version: version of the model.
+        grades: by output its "grade" and "confidence" (the probability of that grade), as of
+            :func:`monai_dvpt.handlers.grade_writer.grades_of`.
+        volumes_ml: by name of label the volume in millilitres.
+        segments: description of each label value, see :func:`segment_codes`; needed for volumes.
+        segmentation: DICOM SEG of these segments, which the volumes then refer to.
+        series_description: what viewers list.
+
+    Raises:
+        InputError: if a file cannot be read or written, or the segmentation is not of these segments and this study.
+        OptionalImportError: if highdicom is not installed.
+        ValueError: if there is nothing to report, or volumes without a description.
+    """
+    highdicom = require_highdicom()
+    sr, grades, volumes_ml = highdicom.sr, grades or {}, volumes_ml or {}
+    by_name = {segment["name"]: (value, segment) for value, segment in (segments or {}).items()}
+    if not grades and not volumes_ml:
+        raise ValueError("grades or volumes_ml must hold something to report, got neither.")
+    if unknown := sorted(set(volumes_ml) - set(by_name)):
+        raise ValueError(f"volumes_ml must be of the segments {sorted(by_name)}, got {unknown}.")
+    source = read_source(frames)
+    seg = None if segmentation is None else _read_segmentation(segmentation, segments or {}, source)
+    algorithm = sr.AlgorithmIdentification(long_string(algorithm_name), long_string(algorithm_version))
+    groups = [_grade(sr, output, found, source, algorithm) for output, found in grades.items()]
+    groups += [_volume(sr, *by_name[name], volume, source, seg, algorithm) for name, volume in volumes_ml.items()]
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=generate_uid(entropy_srcs=[algorithm_name, algorithm_version]),
+        name=long_string(algorithm_name),
+        manufacturer_name="monai_dvpt",
+        model_name=long_string(f"{algorithm_name} {algorithm_version}"),
+    )
+    observer = sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=codes.SCT.ImagingProcedure,
+        imaging_measurements=groups,
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    evidence = [*source.images.values(), *([] if seg is None else [seg])]
+    arguments = document(algorithm_name, algorithm_version, series_description, SERIES_NUMBER)
+    return save_document(sr.ComprehensiveSR(evidence, content, is_complete=True, **arguments), source, path)
+
+
+def _grade(sr: Any, output: str, found: Mapping[str, Any], source: Source, algorithm: Any) -> Any:
+    grade = str(found["grade"])
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=generate_uid(), identifier=long_string(output)),
+        algorithm_id=algorithm,
+        qualitative_evaluations=[sr.QualitativeEvaluation(Code(*private_code(output)), Code(*private_code(grade)))],
+        measurements=[sr.Measurement(codes.DCM.Probability, float(found["confidence"]), codes.UCUM.NoUnits)],
+        source_images=_source_images(sr, source),
+    )
+
+
+def _volume(
+    sr: Any, value: int, segment: Mapping[str, Any], volume: float, source: Source, seg: Dataset | None, algorithm: Any
+) -> Any:
+    common = {
+        "finding_category": Code(*segment["category"]),
+        "finding_type": Code(*segment["type"]),
+        "finding_sites": [sr.FindingSite(Code(*segment["region"]))] if "region" in segment else None,
+        "algorithm_id": algorithm,
+        "measurements": [sr.Measurement(codes.SCT.Volume, float(volume), MILLILITRE)],
+    }
+    if seg is None:
+        tracking = sr.TrackingIdentifier(uid=generate_uid(), identifier=long_string(segment["name"]))
+        images = _source_images(sr, source)
+        return sr.MeasurementsAndQualitativeEvaluations(tracking, source_images=images, **common)
+    description = seg.SegmentSequence[value - 1]
+    series = sr.SourceSeriesForSegmentation(source.images[source.paths[0]].SeriesInstanceUID)
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        sr.TrackingIdentifier(uid=description.TrackingUID, identifier=description.TrackingID),
+        referenced_segment=sr.ReferencedSegment(seg.SOPClassUID, seg.SOPInstanceUID, value, source_series=series),
+        **common,
+    )
+
+
+def _source_images(sr: Any, source: Source) -> list[Any]:
+    return [
+        sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID, numbers)
+        for image, numbers in source.references()
+    ]
+
+
+def _read_segmentation(path: PathLike, segments: Mapping[int, Mapping[str, Any]], source: Source) -> Dataset:
+    try:
+        seg = pydicom.dcmread(path, stop_before_pixels=True)
+        names = {item.SegmentNumber: item.SegmentLabel for item in seg.SegmentSequence}
+        study = seg.StudyInstanceUID
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as DICOM SEG: {type(error).__name__}.") from None
+    expected = {value: long_string(segment["name"]) for value, segment in segments.items()}
+    if names != expected or study != source.identity.StudyInstanceUID:
+        raise InputError(f"{path}: must be of the segments {expected} and the study of the source, got {names}.")
+    return seg

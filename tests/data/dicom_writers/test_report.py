@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import unittest
+
+import highdicom
+import numpy as np
+import pydicom
+from parameterized import parameterized
+from pydicom.sr.codedict import codes
+from utils_data import save_dicom, temporary_folder
+from utils_dicom_writers import (
+    ANONYMOUS,
+    ENHANCED,
+    LIVER,
+    MODEL,
+    SEGMENTS,
+    THORAX,
+    Series,
+    instance_uid,
+    validator_errors,
+)
+
+from monai_dvpt.data.dicom_writers import private_code, write_dicom_seg, write_dicom_sr
+from monai_dvpt.utils import InputError
+
+GRADES = {
+    "zone A": {"grade": "severe", "confidence": 0.812345, "probabilities": {"mild": 0.187655, "severe": 0.812345}},
+    "zone B": {"grade": "mild", "confidence": 0.5, "probabilities": {"mild": 0.5, "severe": 0.5}},
+}
+VOLUMES = {"liver": 1498.123456, "spine": 0.0}
+
+
+class TestWriteDicomSR(unittest.TestCase):
+    def setUp(self):
+        self.folder = temporary_folder(self)
+        self.path = self.folder / "report.dcm"
+
+    def write(self, frames: list, **arguments) -> highdicom.sr.ComprehensiveSR:
+        write_dicom_sr(self.path, frames, *MODEL, **arguments)
+        self.assertEqual(validator_errors(self.path), [])
+        return highdicom.sr.srread(self.path)
+
+    @parameterized.expand([(LIVER,), (THORAX,), (ENHANCED,), (ANONYMOUS,)])
+    def test_grades(self, name):
+        series = Series(name)
+        groups = self.write(series.frames, grades=GRADES).content.get_image_measurement_groups()
+        self.assertEqual([group.tracking_identifier for group in groups], list(GRADES))
+        for group, (output, found) in zip(groups, GRADES.items(), strict=True):
+            (evaluation,) = group.get_qualitative_evaluations()
+            self.assertEqual((evaluation.name.value, evaluation.name.meaning), (private_code(output)[0], output))
+            self.assertEqual(
+                (evaluation.value.scheme_designator, evaluation.value.meaning), ("99MONAIDVPT", found["grade"])
+            )
+            (measurement,) = group.get_measurements(name=codes.DCM.Probability)
+            self.assertAlmostEqual(measurement.value, found["confidence"], places=6)
+            self.assertEqual((measurement.unit.value, measurement.unit.meaning), ("1", "no units"))
+            sources = group.source_images
+            uids = {instance_uid(header) for header in series.headers}
+            self.assertEqual({item.referenced_sop_instance_uid for item in sources}, uids)
+            if name == ENHANCED:
+                self.assertEqual(sources[0].referenced_frame_numbers, [number for _, number in series.frames])
+
+    def test_volumes_refer_to_the_segmentation(self):
+        series = Series(LIVER)
+        seg_path = self.folder / "seg.dcm"
+        write_dicom_seg(seg_path, series.labels(), series.affine_ras, series.frames, SEGMENTS, *MODEL)
+        arguments = {"volumes_ml": VOLUMES, "segments": SEGMENTS}
+        report = self.write(series.frames, **arguments, segmentation=seg_path)
+        seg = highdicom.seg.segread(seg_path)
+        groups = report.content.get_volumetric_roi_measurement_groups()
+        for value, group in enumerate(groups, start=1):
+            segment = seg.get_segment_description(value)
+            (measurement,) = group.get_measurements(name=codes.SCT.Volume)
+            self.assertAlmostEqual(measurement.value, VOLUMES[segment.SegmentLabel], places=6)
+            self.assertEqual((measurement.unit.value, measurement.unit.scheme_designator), ("mL", "UCUM"))
+            self.assertEqual(group.referenced_segment.referenced_segment_numbers, [value])
+            self.assertEqual((group.tracking_uid, group.tracking_identifier), (segment.TrackingUID, segment.TrackingID))
+            self.assertEqual(group.finding_type, segment.segmented_property_type)
+        self.assertEqual(groups[0].finding_sites[0].value.meaning, "Abdomen")
+        alone = self.write(series.frames, **arguments).content.get_image_measurement_groups()
+        self.assertEqual([group.tracking_identifier for group in alone], list(VOLUMES))
+
+    def test_header(self):
+        series = Series(LIVER)
+        report = self.write(series.frames, grades=GRADES)
+        self.assertEqual(report.PatientID, series.headers[0].PatientID)
+        self.assertEqual((report.PreliminaryFlag, report.VerificationFlag), ("PRELIMINARY", "UNVERIFIED"))
+        self.assertEqual((report.Manufacturer, report.ContentQualification), ("monai_dvpt", "RESEARCH"))
+        (device,) = report.content.get_observer_contexts(codes.DCM.Device)
+        self.assertEqual(device.observer_identifying_attributes.name, "Test model")
+        self.assertEqual(device.observer_identifying_attributes.model_name, "Test model 1.2.3")
+        self.assertEqual(report.content[0].ContentTemplateSequence[0].TemplateIdentifier, "1500")
+
+    def test_radiograph_without_a_position(self):
+        folder = save_dicom(self.folder / "cr", np.ones((4, 5, 1), np.uint16), np.eye(3), (0, 0, 0), (1, 1, 1))
+        (path,) = folder.iterdir()
+        dataset = pydicom.dcmread(path)
+        for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID"):
+            del dataset[keyword]
+        dataset.SOPClassUID, dataset.Modality = pydicom.uid.DigitalXRayImageStorageForPresentation, "DX"
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.save_as(path)
+        report = self.write([[str(path), 1]], grades=GRADES)
+        self.assertEqual(len(report.content.get_image_measurement_groups()), 2)
+        with self.assertRaisesRegex(InputError, "has no ImagePositionPatient"):
+            write_dicom_seg(self.path, np.zeros((4, 5, 1)), np.eye(4), [[str(path), 1]], SEGMENTS, *MODEL)
+
+    def test_refusals(self):
+        series, other = Series(LIVER), Series(ANONYMOUS)
+        seg_path = self.folder / "seg.dcm"
+        write_dicom_seg(seg_path, other.labels(), other.affine_ras, other.frames, SEGMENTS, *MODEL)
+        with self.assertRaisesRegex(ValueError, "something to report"):
+            self.write(series.frames)
+        with self.assertRaisesRegex(ValueError, "must be of the segments"):
+            self.write(series.frames, volumes_ml={"heart": 1.0}, segments=SEGMENTS)
+        with self.assertRaisesRegex(InputError, "study of the source"):
+            self.write(series.frames, volumes_ml=VOLUMES, segments=SEGMENTS, segmentation=seg_path)
+        with self.assertRaisesRegex(InputError, "cannot be read as DICOM SEG"):
+            self.write(series.frames, volumes_ml=VOLUMES, segments=SEGMENTS, segmentation=series.frames[0][0])
+        with self.assertRaisesRegex(InputError, "got none"):
+            self.write([], grades=GRADES)
+        with self.assertRaisesRegex(InputError, "cannot be read as DICOM"):
+            self.write([[__file__, 1]], grades=GRADES)
+        self.assertFalse(self.path.exists())
+
+
+if __name__ == "__main__":
+    unittest.main()
