@@ -17,10 +17,12 @@ def read_version() -> str:
 
 extras = {
     "quickstart": ["nilearn>=0.10"],
-    "dicom": ["highdicom>=0.24", "pylibjpeg[libjpeg,openjpeg]>=2.0"],
+    "dicom": ["highdicom>=0.28"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "test": [
         "dcm2niix",
+        "dcmqi",
+        "highdicom>=0.28",
         "jsonschema",
         "nilearn>=0.10",
         "onnx",
@@ -67,6 +69,7 @@ setup(
         "numpy>=1.26,<3",
         "pillow",
         "pydicom>=2.4",
+        "python-gdcm>=3.0.22",  # lossless JPEG, JPEG 2000 and JPEG-LS in DICOM
         "pytorch-ignite",
         "pyyaml",
         "safetensors",

@@ -51,8 +51,8 @@ COLUMNS = [
 NOTES = """\
 {slices} slices of {columns} x {rows}, made of {source} by repeating them, {bytes:,} bytes as float32. Times are of
 read and get_data of the folder, medians of {repeats} repeats, the readers in turn, in one process, from files in the
-operating system's cache. / {base}: of the medians. Peak: by how much the memory of a process of its own grows
-while it reads once. Same volume: values and affine agree with those of {base}, to 0.001, whatever the order of the slices."""
+operating system's cache. / {base}: of the medians. Peak: by how much the memory of a process of its own grows while
+it reads once. Same volume: values and affine agree with those of {base}, to 0.001, in whatever order the slices are."""
 
 
 def add_parser(commands: Any) -> None:

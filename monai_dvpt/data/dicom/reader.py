@@ -72,7 +72,8 @@ class DicomSeriesReader(ImageReader):
             **{"uid": uid, "description": description, "modality": modality, "num_slices": num_slices}
         }
         self.time_point, self.stack = time_point, stack
-        self.tilt, self.merge_acquisitions = tilt, merge_acquisitions
+        self.tilt = tilt
+        self.merge_acquisitions = str(merge_acquisitions).lower() == "true"  # on a command line it is a string
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether a path is a folder, or a file that is not NIfTI: DICOM files need no extension."""

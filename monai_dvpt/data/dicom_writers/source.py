@@ -8,6 +8,7 @@ references and the geometry alone, and patient and study are copied when the res
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +25,13 @@ from pydicom.uid import generate_uid
 from pydicom.valuerep import validate_value
 
 import monai_dvpt
+from monai_dvpt.data.dicom.geometry import TOLERANCE_MM
 from monai_dvpt.utils import InputError, atomic_path
 
 from .codes import PRIVATE_SCHEME, long_string
 
 __all__ = ["Source", "document", "place_on_frames", "read_source", "require_highdicom", "save_document"]
 
-MAX_OFFSET_MM = 0.01
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TYPE_2 = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
@@ -61,6 +62,7 @@ def require_highdicom() -> Any:
     highdicom, installed = optional_import("highdicom")
     if not installed:
         raise OptionalImportError("DICOM results are written with highdicom: pip install 'monai_dvpt[dicom]'")
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every module that it copies
     return highdicom
 
 
@@ -102,10 +104,10 @@ class Source:
         differences = (planes - planes[0])[:, :3, :3] @ _corners(self.images[self.paths[0]])[:3]
         offsets = np.linalg.norm(differences, axis=1).max(axis=1)
         worst = int(offsets.argmax())
-        if offsets[worst] > MAX_OFFSET_MM:
+        if offsets[worst] > TOLERANCE_MM:
             raise InputError(
                 f"{self.paths[worst]}: frame {self.numbers[worst]} has another orientation or spacing than the first: "
-                f"its corners are {offsets[worst]:.3f} mm apart; at most {MAX_OFFSET_MM} mm is allowed."
+                f"its corners are {offsets[worst]:.3f} mm apart; at most {TOLERANCE_MM} mm is allowed."
             )
         return planes
 
@@ -241,7 +243,7 @@ def _corners(image: Dataset) -> np.ndarray:
 
 def place_on_frames(volume: np.ndarray, affine_ras: np.ndarray, source: Source) -> np.ndarray:
     """
-    A volume as it lies on the pixels of the source. Each frame must be one plane of the volume's grid, to 0.01 mm, and
+    A volume as it lies on the pixels of the source. Each frame must be one plane of the volume's grid, to 0.1 mm, and
     each plane one frame. Pixels that are not voxels of the grid, as in a gantry-tilted series that was straightened
     (planes shifted within themselves), take the nearest voxel, or 0 outside.
 
@@ -270,7 +272,7 @@ def place_on_frames(volume: np.ndarray, affine_ras: np.ndarray, source: Source) 
     used = []
     for index, plane in enumerate(planes):
         same = affine @ (corners + [[0], [0], [index], [0]]) - plane @ corners
-        if volume.shape[:2] == (image.Columns, image.Rows) and np.linalg.norm(same, axis=0).max() <= MAX_OFFSET_MM:
+        if volume.shape[:2] == (image.Columns, image.Rows) and np.linalg.norm(same, axis=0).max() <= TOLERANCE_MM:
             placed[index] = volume[:, :, index].T
             used.append(index)
             continue
@@ -278,10 +280,10 @@ def place_on_frames(volume: np.ndarray, affine_ras: np.ndarray, source: Source) 
         heights = (to_voxel @ corners)[2]  # in slices, of the four corners
         nearest = int(np.clip(np.rint(heights.mean()), 0, len(planes) - 1))
         offset = np.abs(heights - nearest).max() * slice_mm
-        if offset > MAX_OFFSET_MM:
+        if offset > TOLERANCE_MM:
             raise InputError(
                 f"{source.paths[index]}: frame {source.numbers[index]} must lie on a plane of the result's grid to "
-                f"{MAX_OFFSET_MM} mm, but is {offset:.3f} mm off the nearest: the result is not of this series, or its "
+                f"{TOLERANCE_MM} mm, but is {offset:.3f} mm off the nearest: the result is not of this series, or its "
                 "affine is wrong."
             )
         x, y = (np.rint(m[0] * columns + m[1] * rows + m[3]).astype(int) for m in to_voxel[:2])  # (rows, columns)

@@ -15,10 +15,10 @@ import pydicom
 import SimpleITK
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.transforms import SaveImage, SaveImaged
+from monai.transforms import LoadImage, SaveImage, SaveImaged
 from monai.utils import OptionalImportError
 from parameterized import parameterized
-from utils_data import PATIENT, save_dicom, shared_data, temporary_folder
+from utils_data import PATIENT, dice, save_dicom, shared_data, temporary_folder
 from utils_dicom_writers import (
     ENHANCED,
     LIVER,
@@ -33,6 +33,7 @@ from utils_dicom_writers import (
     validator_errors,
 )
 
+from monai_dvpt.data.dicom import DicomSeriesReader
 from monai_dvpt.data.dicom_writers import (
     DicomSegWriter,
     write_dicom_seg,
@@ -350,6 +351,27 @@ class TestDicomSegWriter(unittest.TestCase):
         batch = next(iter(DataLoader(Dataset([case]), batch_size=1, num_workers=0)))
         SaveImaged("pred", writer=self.writer, output_postfix="seg", **self.options)(decollate_batch(batch)[0])
         np.testing.assert_array_equal(read_labels(self.folder / "case_seg.dcm", series), series.labels())
+
+    @parameterized.expand([(LIVER,), (THORAX,), (ENHANCED,), (TILTED,)])
+    def test_what_the_reader_read_lies_on_its_pixels(self, name):
+        series = Series(name)
+        image = LoadImage(reader=DicomSeriesReader(tilt="resample"), ensure_channel_first=True)(
+            shared_data(f"dicom/{name}")
+        )
+        threshold = float(np.percentile(image.numpy(), 90))
+        image.meta["filename_or_obj"] = "case.dcm"
+        SaveImage(writer=self.writer, output_postfix="seg", **self.options)((image > threshold).float())
+        written = read_labels(self.folder / "case_seg.dcm", series)
+        for index, (path, number) in enumerate(series.frames):
+            dataset = pydicom.dcmread(path)
+            stored = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)[number - 1]
+            bright = (
+                stored * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0)) > threshold
+            )
+            found = [dice(written[..., index].T, np.roll(bright, rows, axis=0), 1) for rows in (-1, 0, 1)]
+            self.assertEqual(int(np.argmax(found)), 1)
+            if name != TILTED:  # whose pixels are noise, interpolated along the columns
+                self.assertEqual(found[1], 1)
 
     def test_probability(self):
         series = Series("ct_liver_seg/23x38x3/image")

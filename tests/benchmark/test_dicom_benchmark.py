@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import unittest
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
+
+import numpy as np
+import pydicom
+from monai.data import ITKReader
+from parameterized import parameterized
+from utils_commands import call
+from utils_data import shared_data, temporary_folder
+
+from monai_dvpt.benchmark import dicom
+from monai_dvpt.benchmark.dicom import COLUMNS, READERS, make_series, measure_readers
+from monai_dvpt.commands import run_commands
+from monai_dvpt.data.dicom import find_series
+
+SMALL = "dicom/ct_liver_seg/23x38x3/image"
+CT = "dicom/ct_liver_seg/ct-3slice"
+RLE = "dicom/awkward/generic/compressed_rle/001"
+
+
+class Brighter(ITKReader):
+    """Is wrong by 1."""
+
+    def get_data(self, img):
+        values, meta = super().get_data(img)
+        return values + 1, meta
+
+
+class Shifted(ITKReader):
+    """Is elsewhere by 1 mm."""
+
+    def get_data(self, img):
+        values, meta = super().get_data(img)
+        return values, {**meta, "affine": meta["affine"] + np.eye(4, k=3)}
+
+
+def main(argv: Sequence[str]) -> int:
+    return run_commands("benchmark", "", [dicom], ["dicom", *argv])
+
+
+def in_this_process(workers: int, _) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers)
+
+
+class TestMakeSeries(unittest.TestCase):
+    @parameterized.expand([(SMALL, True, 7), (RLE, True, 6), (RLE, False, 6)])
+    def test_positions_and_pixels_continue(self, source, decompress, slices):
+        paths = sorted(shared_data(source).iterdir(), key=lambda path: int(pydicom.dcmread(path).InstanceNumber))
+        folder = temporary_folder(self) / "new"
+        written = make_series(paths, folder, slices, decompress)
+        made = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
+        self.assertEqual(written, sum(path.stat().st_size for path in folder.iterdir()))
+        self.assertEqual(len(made), slices)
+        originals = [pydicom.dcmread(path) for path in paths]
+        first, second = (np.array(dataset.ImagePositionPatient, float) for dataset in originals[:2])
+        for index, dataset in enumerate(made):
+            position = np.array(dataset.ImagePositionPatient, float)
+            np.testing.assert_allclose(position, first + index * (second - first), atol=1e-3)
+            np.testing.assert_array_equal(dataset.pixel_array, originals[index % len(paths)].pixel_array)
+            compressed = originals[0].file_meta.TransferSyntaxUID.is_compressed and not decompress
+            self.assertEqual(dataset.file_meta.TransferSyntaxUID.is_compressed, compressed)
+            self.assertEqual(dataset.SOPInstanceUID, dataset.file_meta.MediaStorageSOPInstanceUID)
+        self.assertEqual(len({dataset.SOPInstanceUID for dataset in [*made, *originals]}), slices + len(paths))
+        self.assertEqual(len({dataset.SeriesInstanceUID for dataset in made}), 1)
+        self.assertNotEqual(made[0].SeriesInstanceUID, originals[0].SeriesInstanceUID)
+        (found,) = find_series(folder)
+        self.assertEqual((found.verdict, found.num_slices), ("ok", slices))
+
+
+class TestMeasureReaders(unittest.TestCase):
+    def setUp(self):
+        executor = mock.patch.object(dicom, "ProcessPoolExecutor", in_this_process)
+        executor.start()
+        self.addCleanup(executor.stop)
+
+    def test_all_agree(self):
+        results = measure_readers(shared_data(SMALL), READERS, 3)
+        self.assertEqual([result["reader"] for result in results], list(READERS))
+        for result in results:
+            self.assertIs(result["same"], True)
+            self.assertTrue(0 < result["seconds_min"] <= result["seconds"] <= result["seconds_max"])
+            self.assertGreaterEqual(result["peak_megabytes"], 0)
+            self.assertEqual(set(result) | {"pixels"}, {key for key, _, _ in COLUMNS})
+        base = next(result for result in results if result["reader"] == "ITKReader")
+        self.assertEqual(base["ratio"], 1)
+        self.assertAlmostEqual(results[0]["ratio"], results[0]["seconds"] / base["seconds"])
+
+    @parameterized.expand([(Brighter,), (Shifted,)])
+    def test_wrong_volume(self, reader):
+        _, result = measure_readers(shared_data(SMALL), {"ITKReader": ITKReader, "wrong": reader}, 1)
+        self.assertIs(result["same"], False)
+
+    def test_repeats(self):
+        with self.assertRaisesRegex(ValueError, "^repeats must be at least 1, got 0"):
+            measure_readers(shared_data(SMALL), READERS, 0)
+
+
+class TestCommand(unittest.TestCase):
+    def test_json_with_processes(self):
+        with mock.patch.dict(dicom.READERS, {"ITKReader": ITKReader}, clear=True):
+            status, out, err = call(main, "--data", shared_data(CT), "--slices", 20, "--repeats", 1, "--json")
+        self.assertEqual(status, 0)
+        self.assertIn("uncompressed: 100%", err)
+        report = json.loads(out)
+        self.assertEqual((report["slices"], report["columns"], report["rows"], report["repeats"]), (20, 512, 512, 1))
+        (result,) = report["results"]  # came uncompressed
+        self.assertEqual((result["pixels"], result["reader"], result["same"]), ("uncompressed", "ITKReader", True))
+        self.assertGreater(result["peak_megabytes"], 10)  # float32 has 21
+        self.assertGreater(result["file_bytes"], 20 * 2 * 512 * 512)
+
+    def test_table(self):
+        with mock.patch.object(dicom, "ProcessPoolExecutor", in_this_process):
+            status, out, _ = call(main, "--data", shared_data(RLE), "--slices", 4, "--repeats", 1)
+        self.assertEqual(status, 0)
+        table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[0] == "|"]
+        self.assertEqual(table[0], [title for _, title, _ in COLUMNS])
+        kinds = [kind for kind in ("uncompressed", "RLE Lossless") for _ in READERS]
+        self.assertEqual(
+            [row[:2] for row in table[2:]], [list(pair) for pair in zip(kinds, 2 * [*READERS], strict=True)]
+        )
+        self.assertEqual([row[-1] for row in table[2:]], 6 * ["yes"])
+        self.assertIn("4 slices of 256 x 256", out)
+        self.assertIn("Machine: ", out)
+
+    def test_bad_arguments(self):
+        for arguments, message in (
+            (("--data", "nowhere"), "nowhere: "),
+            (("--data", shared_data(SMALL), "--slices", 1), "--slices must be at least 2, got 1."),
+            (("--data", shared_data(SMALL), "--repeats", 0), "--repeats must be at least 1, got 0."),
+            (("--data", shared_data("dicom/ct_liver_seg/23x38x3/multiframe")), "must have one slice in each file"),
+            (("--data", shared_data("dicom/awkward/failing/sliceincrement/002")), "missing"),
+        ):
+            status, out, err = call(main, *arguments)
+            self.assertEqual((status, out), (1, ""))
+            self.assertIn(message, err)
+
+
+if __name__ == "__main__":
+    unittest.main()
