@@ -140,7 +140,9 @@ class TestFindCases(unittest.TestCase):
         for folder, text in (("study/s1", "T1 sagittal"), ("study/s2", "T2 axial")):
             self.dicom(folder, **study, SeriesDescription=text)
         case = self.found()["study"]
-        self.assertRegex(case["refused"], "must hold one DICOM volume, holds 2: .*(T1 sagittal|T2 axial).*choose by uid")
+        self.assertRegex(
+            case["refused"], "must hold one DICOM volume, holds 2: .*(T1 sagittal|T2 axial).*choose by uid"
+        )
         case = self.found(dicom_reader=DicomSeriesReader(description="t2*"))["study"]
         self.assertEqual({Path(path).parent.name for path in case["image"]}, {"s2"})
 

@@ -81,8 +81,8 @@ class TestWriteRTStruct(unittest.TestCase):
 
     def test_wrong_affine(self):
         series = Series(LIVER)
-        series.affine_ras[2, 3] += 0.02
-        with self.assertRaisesRegex(InputError, "0.020 mm off"):
+        series.affine_ras[2, 3] += 0.2
+        with self.assertRaisesRegex(InputError, "0.200 mm off"):
             self.write(series, series.labels())
 
 
