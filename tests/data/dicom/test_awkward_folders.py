@@ -25,6 +25,7 @@ from utils_awkward import (
     bare,
     beside,
     capture,
+    concatenation,
     content,
     copied,
     cut,
@@ -47,6 +48,7 @@ from utils_awkward import (
     siemens,
     two_stacks,
     two_times,
+    wider,
     with_dicomdir,
 )
 from utils_data import PATIENT, shared_data, temporary_folder
@@ -63,6 +65,8 @@ from utils_slices import (
     eight_bits,
     enhanced,
     every,
+    floating,
+    longer,
     lose,
     modality_lut,
     move,
@@ -74,6 +78,7 @@ from utils_slices import (
     tilted,
     transfer_syntax,
     turn,
+    wide,
 )
 from utils_truth import LPS_TO_RAS, check_volume, frames, sources
 
@@ -95,6 +100,8 @@ NUMBERED = copies(TemporalPositionIdentifier=lambda number: number)
 BY_ACQUISITION = copies(AcquisitionTime=lambda number: f"1200{10 * number}.5")
 BY_CONTENT = copies(2, True, ContentTime=lambda number: f"1200{10 * number}")
 ECHOES = copies(EchoTime=lambda number: 4.5 * number, EchoNumbers=lambda number: number)
+B_VALUES = copies(DiffusionBValue=lambda number: 1000 * (number - 1))
+PHASES = copies(3, True, TriggerTime=lambda number: 30.5 * number)
 KINDS = copies(ImageType=lambda number: ["ORIGINAL", "PRIMARY", "MP"[number - 1]])
 ACQUISITIONS = put(AcquisitionNumber=lambda index: 1 + index // 5)
 
@@ -214,6 +221,17 @@ CASES = [
     Case("one_series_uid_two_patients", beside(mr(), same_uids(put(PatientID="2"))), "holds 2", TWO),
     Case("one_series_uid_two_studies", beside(mr(), same_uids(put(StudyInstanceUID="1.2.3"))), "holds 2", TWO),
     Case("one_series_uid_two_modalities", beside(mr(), same_uids(put(Modality="CT"))), "holds 2", TWO),
+    Case("report_in_the_series", beside(mr(), instance("r.dcm", SR, "SR", True)), "", ["ok", "no volume"]),
+    Case("last_without_series_uid", mr(drop("SeriesInstanceUID", only=8)), "SeriesInstanceUID", LOST),
+    Case("last_without_study_uid", mr(drop("StudyInstanceUID", only=8)), "StudyInstanceUID", LOST),
+    Case("last_without_modality", mr(drop("Modality", only=8)), "Modality", LOST),
+    Case("last_without_class", mr(drop("SOPClassUID", only=8)), "SOPClassUID", LOST),
+    Case("last_without_columns", mr(drop("Columns", only=8)), "Columns", LOST),
+    Case("last_of_another_patient", mr(put(8, PatientID="2")), "patient", ["refused", "single"]),
+    Case("last_without_patient_name", mr(drop("PatientName", only=8)), "patient", ["refused", "single"]),
+    Case("no_series_uid", mr(drop("SeriesInstanceUID"))),
+    Case("no_instance_uids", mr(drop("SOPInstanceUID"))),
+    Case("one_instance_uid_for_all", mr(put(SOPInstanceUID="1.2.3")), "one SOPInstanceUID, and differ", REFUSED),
     # what does not belong together
     Case("two_orientations", mr(put(SECOND_HALF, ImageOrientationPatient=SAGITTAL)), "axial.*sagittal", CHOOSE),
     Case("one_slice_turned_by_2_degrees", mr(turn(2, only=4)), "orientation|stacks", REFUSED),
@@ -240,6 +258,10 @@ CASES = [
     Case("identical_copies_compressed", copied(real(f"{GENERIC}/compressed_rle/001"))),
     Case("jitter_of_0.04_mm_along", mr(move(lambda i: (0, 0, JITTER(i)))), tolerance_mm=0.1),
     Case("jitter_of_0.04_mm_in_plane", mr(move(lambda i: (JITTER(i), -JITTER(i + 3), 0))), tolerance_mm=0.1),
+    Case("jitter_of_0.06_mm_in_plane", mr(move(lambda i: (0.06 * (-1) ** i, 0.06 * (-1) ** i, 0))), tolerance_mm=0.1),
+    Case("jitter_of_0.11_mm_along", mr(move(lambda i: (0, 0, 0.11 * (-1) ** i))), "2.280 to 2.720 mm", REFUSED),
+    Case("half_steps", mr(copies(), move(lambda i: (0, 0, 1.25 if i > 8 else 0)))),
+    Case("two_stations", mr(copies(), move(lambda i: (20 if i > 8 else 0, 0, 0))), "positions", REFUSED),
     Case("one_slice_0.4_mm_off_along", mr(move(lambda _: (0, 0, 0.4), only=4)), "distances.*2.100 to 2.900", REFUSED),
     Case("one_slice_0.4_mm_off_in_plane", mr(move(lambda _: (0.4, 0, 0), only=4)), "straight line", REFUSED),
     Case("tilted", mr(tilted), "tilted by 12.00 degrees", TILTED),
@@ -289,6 +311,9 @@ CASES = [
         REFUSED,
         {"time_point": 2},
     ),
+    Case("second_b_value", part(mr(B_VALUES), lambda i: i > 8), "", CHOOSE, {"time_point": 2}),
+    Case("third_phase", part(mr(PHASES), lambda i: i % 3 == 2), "", CHOOSE, {"time_point": 3}),
+    Case("one_echo_time_missing", mr(ECHOES, drop("EchoTime", "EchoNumbers", only=3)), "nothing tells", REFUSED),
     # values
     Case("slopes_the_first_whole", mr(put(RescaleSlope=every(1, 0.37, 2.25), RescaleIntercept=lambda i: -7 * i))),
     Case("fractional_slope", mr(put(RescaleSlope="0.000244", RescaleIntercept="-1.5"))),
@@ -303,6 +328,13 @@ CASES = [
         "rubbish_above_the_stored_bits",
         mr(put(BitsStored=12, HighBit=11, PixelRepresentation=0), pixels(lambda _, array: array.astype(int) | 0xA000)),
     ),
+    Case("high_bit_elsewhere", mr(put(BitsStored=12, HighBit=15, PixelRepresentation=0)), "HighBit", REFUSED),
+    Case("32_bits", mr(wide)),
+    Case("floating_point", mr(floating)),
+    Case("more_bytes_than_pixels", mr(longer)),
+    Case("slope_empty", mr(put(RescaleSlope=None, RescaleIntercept=None))),
+    Case("slope_of_one_slice", mr(put(3, RescaleSlope=2.5, RescaleIntercept=1))),
+    Case("intercept_that_is_no_number", mr(put(3, RescaleIntercept="nan")), "RescaleIntercept must be", LOST),
     Case("eight_bits", mr(eight_bits)),
     Case("monochrome_1_is_not_inverted", mr(put(PhotometricInterpretation="MONOCHROME1"))),
     Case("modality_lut", mr(modality_lut)),
@@ -352,6 +384,8 @@ CASES = [
         CHOOSE,
         {"time_point": 2},
     ),
+    Case("two_files_of_four_frames", concatenation),
+    Case("two_spacings_of_frames", siemens(each_frame(wider)), "2 stacks", CHOOSE),
     Case("frame_missing", siemens(keep_frames(0, 1, 2, 4, 5, 6, 7)), "1 .*missing", REFUSED),
     Case(
         "frames_declared_that_are_not_there",
@@ -423,6 +457,7 @@ class TestTilt(unittest.TestCase):
         [
             ("real", real(f"{FAILING}/gantrytilting/001"), 14),
             ("made", mr(tilted), 12),
+            ("both ways", mr(move(lambda index: (0.8 * index, -0.5 * index, 0))), None),
             ("frames", siemens(each_frame(lean)), None),
         ]
     )

@@ -249,6 +249,12 @@ def own_rescale(index: int, group: Dataset) -> None:
     item.RescaleSlope, item.RescaleIntercept, item.RescaleType = 1 + index / 8, -index * 3.5, "US"
 
 
+def wider(index: int, group: Dataset) -> None:
+    """The second half of the frames has larger pixels."""
+    if index >= 4:
+        group.PixelMeasuresSequence[0].PixelSpacing = [1, 1]
+
+
 def two_times(dataset: Dataset) -> None:
     """The second half of the frames lies where the first does."""
     groups = dataset.PerFrameFunctionalGroupsSequence
@@ -267,6 +273,16 @@ def keep_frames(*order: int) -> Callable[[Dataset], None]:
         dataset.PerFrameFunctionalGroupsSequence = Items([groups[index] for index in order])
 
     return edit
+
+
+def concatenation(folder: Path) -> list[Path]:
+    """The frames of one volume in two files."""
+    halves = []
+    for order in ((0, 1, 2, 3), (4, 5, 6, 7)):
+        (dataset,) = load(SIEMENS)
+        keep_frames(*order)(dataset)
+        halves.append(new_uid(dataset))
+    return write(folder, halves)
 
 
 def one_twice_with_other_pixels(folder: Path) -> list[Path]:

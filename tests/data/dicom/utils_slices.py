@@ -280,6 +280,31 @@ def eight_bits(slices: list[Dataset]) -> list[Dataset]:
     return slices
 
 
+def wide(slices: list[Dataset]) -> list[Dataset]:
+    """Whole numbers of 32 bits, with a sign."""
+    for each in slices:
+        each.PixelData = (each.pixel_array.astype("<i4") * 1000 - 5).tobytes()
+        each.BitsAllocated, each.BitsStored, each.HighBit, each.PixelRepresentation = 32, 32, 31, 1
+    return slices
+
+
+def floating(slices: list[Dataset]) -> list[Dataset]:
+    """Values in floating point."""
+    for each in slices:
+        each.FloatPixelData = (each.pixel_array.astype("<f4") + 0.25).tobytes()
+        del each.PixelData, each.BitsStored, each.HighBit, each.PixelRepresentation
+        each.BitsAllocated = 32
+    return slices
+
+
+def longer(slices: list[Dataset]) -> list[Dataset]:
+    """Pixels with a tail, and an element of padding behind them."""
+    for each in slices:
+        each.PixelData = each.PixelData + bytes(100)
+        each.DataSetTrailingPadding = bytes(64)
+    return slices
+
+
 def tilted(slices: list[Dataset]) -> list[Dataset]:
     """A gantry tilt: the slices lean, and the table moves straight on."""
     for index, each in enumerate(turn(12)(slices)):

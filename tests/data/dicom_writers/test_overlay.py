@@ -8,6 +8,7 @@ import pydicom
 from matplotlib import colormaps
 from parameterized import parameterized
 from utils_data import temporary_folder
+from utils_dicom import validator_errors
 from utils_dicom_writers import (
     ANONYMOUS,
     ENHANCED,
@@ -18,7 +19,6 @@ from utils_dicom_writers import (
     TILTED,
     Series,
     instance_uid,
-    validator_errors,
 )
 
 from monai_dvpt.data.dicom_writers import write_overlay, write_picture

@@ -9,6 +9,7 @@ import pydicom
 from parameterized import parameterized
 from pydicom.sr.codedict import codes
 from utils_data import save_dicom, temporary_folder
+from utils_dicom import validator_errors
 from utils_dicom_writers import (
     ANONYMOUS,
     ENHANCED,
@@ -18,7 +19,6 @@ from utils_dicom_writers import (
     THORAX,
     Series,
     instance_uid,
-    validator_errors,
 )
 
 from monai_dvpt.data.dicom_writers import private_code, write_dicom_seg, write_dicom_sr

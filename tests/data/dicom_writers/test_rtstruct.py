@@ -9,7 +9,8 @@ import SimpleITK
 from parameterized import parameterized
 from skimage.draw import polygon2mask
 from utils_data import dice, shared_data, temporary_folder
-from utils_dicom_writers import ANONYMOUS, ENHANCED, LIVER, MODEL, SEGMENTS, SERIES, TILTED, Series, validator_errors
+from utils_dicom import validator_errors
+from utils_dicom_writers import ANONYMOUS, ENHANCED, LIVER, MODEL, SEGMENTS, SERIES, TILTED, Series
 
 from monai_dvpt.data.dicom_writers import write_rtstruct
 from monai_dvpt.data.dicom_writers.rtstruct import outlines

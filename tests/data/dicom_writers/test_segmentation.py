@@ -20,6 +20,7 @@ from monai.transforms import LoadImage, SaveImage, SaveImaged
 from monai.utils import OptionalImportError
 from parameterized import parameterized
 from utils_data import PATIENT, dice, save_dicom, shared_data, temporary_folder
+from utils_dicom import dcmqi_segments, validator_errors
 from utils_dicom_writers import (
     ENHANCED,
     LIVER,
@@ -29,9 +30,7 @@ from utils_dicom_writers import (
     THORAX,
     TILTED,
     Series,
-    dcmqi_segments,
     instance_uid,
-    validator_errors,
 )
 
 from monai_dvpt.data.dicom import DicomSeriesReader

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real DICOM series for the tests of the writers, read without them, and outside judges of what they write."""
+"""Real DICOM series for the tests of the writers, read without them."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import unittest
 from pathlib import Path
 
 import numpy as np
@@ -95,25 +91,3 @@ class Series:
 def instance_uid(header: Dataset) -> str:
     """Of a file, from its file meta information where it was blanked."""
     return header.get("SOPInstanceUID") or header.file_meta.MediaStorageSOPInstanceUID
-
-
-def validator_errors(path: Path) -> list[str]:
-    """Lines of David Clunie's dciodvfy that report an error; skips the test where it is not installed."""
-    if shutil.which("dciodvfy") is None:
-        raise unittest.SkipTest("needs dciodvfy (Debian package dicom3tools).")
-    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True)
-    lines = (done.stdout + done.stderr).splitlines()
-    if not lines:
-        raise RuntimeError(f"dciodvfy said nothing: {done}.")
-    return [line for line in lines if "Error" in line]
-
-
-def dcmqi_segments(path: Path, folder: Path) -> dict[int, Path]:
-    """The NRRD file of each segment as dcmqi reads them; skips the test where it is not installed."""
-    beside_python = Path(sys.executable).parent / "segimage2itkimage"
-    tool = str(beside_python) if beside_python.exists() else shutil.which("segimage2itkimage")
-    if tool is None:
-        raise unittest.SkipTest("needs segimage2itkimage (Python package dcmqi).")
-    command = [tool, "--inputDICOM", str(path), "--outputDirectory", str(folder), "-t", "nrrd"]
-    subprocess.run(command, check=True, capture_output=True)
-    return {int(file.stem.split("-")[-1]): file for file in folder.glob("*.nrrd")}
