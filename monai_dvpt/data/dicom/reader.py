@@ -69,7 +69,10 @@ class DicomSeriesReader(ImageReader):
             if number is not None and int(number) < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
         self.wishes: dict[str, Any] = {
-            **{"uid": uid, "description": description, "modality": modality, "num_slices": num_slices}
+            "uid": uid,
+            "description": description,
+            "modality": modality,
+            "num_slices": num_slices,
         }
         self.time_point, self.stack = time_point, stack
         self.tilt = tilt
@@ -113,9 +116,14 @@ class DicomSeriesReader(ImageReader):
             raise InputError(f"{f'{len(img)} DICOM files' if len(img) > 1 else img[0]}: {error}") from error
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
         return values, {
-            **{"affine": affine, "original_affine": affine.copy(), "space": SpaceKeys.RAS},
-            **{"spatial_shape": np.array(values.shape), "original_channel_dim": float("nan")},
-            **{"modality": series.modality, "tilt_degrees": volume.grid.tilt_degrees, "resampled": resampled},
+            "affine": affine,
+            "original_affine": affine.copy(),
+            "space": SpaceKeys.RAS,
+            "spatial_shape": np.array(values.shape),
+            "original_channel_dim": float("nan"),  # there is none
+            "modality": series.modality,
+            "tilt_degrees": volume.grid.tilt_degrees,
+            "resampled": resampled,
             "dicom_frames": json.dumps([[str(file.path), frame.number] for file, frame in volume.slices]),
         }
 

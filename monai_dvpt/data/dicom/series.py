@@ -191,13 +191,17 @@ def _series(
 ) -> DicomSeries:
     first = group[0] if group else None
     size = (*first.size, sum(len(file.frames) for file in group)) if first is not None and first.size else (0, 0, 0)
+    names = ("series_uid", "study_uid", "modality", "description")
     defaults = {
-        "series_uid": first.series_uid if first else "",
-        "study_uid": first.study_uid if first else "",
-        "modality": first.modality if first else "",
-        "description": first.description if first else "",
-        **{"size": size, "spacing_mm": None, "orientation": "", "num_slices": size[2], "time_points": 1, "stacks": 1},
-        **{"tilt_degrees": 0.0, "volumes": {}},
+        **{name: getattr(first, name, "") for name in names},
+        "size": size,
+        "spacing_mm": None,
+        "orientation": "",
+        "num_slices": size[2],
+        "time_points": 1,
+        "stacks": 1,
+        "tilt_degrees": 0.0,
+        "volumes": {},
     }
     return DicomSeries(**{**defaults, **facts}, verdict=verdict, reason=reason, headers=tuple(group), files=paths)
 
@@ -238,13 +242,14 @@ def _sort_out(group: list[DicomFile], paths: tuple[Path, ...], stacks: Mapping[s
     times = max(time for _, time in volumes)
     tilt = max(volume.grid.tilt_degrees for volume in volumes.values())
     facts = {
-        **{
-            "size": first.size,
-            "spacing_mm": tuple(round(side, 6) for side in first.grid.spacing_mm),
-            "orientation": _orientation(first.slices[0][1]),
-        },
-        **{"num_slices": sum(map(len, stacks.values())), "time_points": times, "stacks": len(stacks)},
-        **{"tilt_degrees": round(tilt, 3), "volumes": volumes},
+        "size": first.size,
+        "spacing_mm": tuple(round(side, 6) for side in first.grid.spacing_mm),
+        "orientation": _orientation(first.slices[0][1]),
+        "num_slices": sum(map(len, stacks.values())),
+        "time_points": times,
+        "stacks": len(stacks),
+        "tilt_degrees": round(tilt, 3),
+        "volumes": volumes,
     }
     if len(stacks) > 1:
         listed = "; ".join(f"{number}: {text}" for number, text in enumerate(stacks, 1))
@@ -329,7 +334,7 @@ def _acquisitions(members: list[Slice], merge: bool) -> dict[str, list[Slice]]:
     if merge or len(distinct) in (1, len(members)) or len(_places([frame for _, frame in members])) < len(members):
         return {"": members}
     by_number = {number: [m for m, n in zip(members, numbers, strict=True) if n == number] for number in distinct}
-    return {f", AcquisitionNumber {'none' if n is None else f'{n:g}'}": part for n, part in by_number.items()}
+    return {f", AcquisitionNumber {n:g}" if isinstance(n, float) else f", {n}": part for n, part in by_number.items()}
 
 
 def _places(frames: Sequence[Frame]) -> list[list[int]]:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,10 @@ def with_dicomdir(folder: Path) -> list[Path]:
     for each in edited(load("hippocampus_mr")[:5], put(SeriesNumber=1)):
         fileset.add(each)
     fileset.write(folder)
+    with warnings.catch_warnings():  # it leaves a temporary folder behind, and warns of that when it is removed
+        warnings.simplefilter("ignore", ResourceWarning)
+        del fileset
+        gc.collect()
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "DICOMDIR")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import unittest
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,8 @@ def frames(path: Path) -> list[Slice]:
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     if "PerFrameFunctionalGroupsSequence" not in dataset:
-        return [_frame(dataset, dataset, dataset, dataset, dataset.pixel_array)]
-    shared, arrays = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0], dataset.pixel_array
+        return [_frame(dataset, dataset, dataset, dataset, _stored(dataset))]
+    shared, arrays = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0], _stored(dataset)
     arrays = arrays[None] if arrays.ndim == 2 else arrays
     result = []
     for own, array in zip(dataset.PerFrameFunctionalGroupsSequence, arrays, strict=True):
@@ -72,6 +73,12 @@ def frames(path: Path) -> list[Slice]:
         rescale = getattr(group, name)[0] if name in group else Dataset()
         result.append(_frame(dataset, place, measures, rescale, array))
     return result
+
+
+def _stored(dataset: Dataset) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The pixel data is .* excess padding", UserWarning)
+        return dataset.pixel_array
 
 
 def _frame(dataset: Dataset, place: Dataset, measures: Dataset, rescale: Dataset, array: np.ndarray) -> Slice:
