@@ -192,7 +192,7 @@ def _series(
     first = group[0] if group else None
     size = (*first.size, sum(len(file.frames) for file in group)) if first is not None and first.size else (0, 0, 0)
     names = ("series_uid", "study_uid", "modality", "description")
-    defaults = {
+    defaults: dict[str, Any] = {
         **{name: getattr(first, name, "") for name in names},
         "size": size,
         "spacing_mm": None,
