@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pydicom
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 VARIABLE = "MONAI_DVPT_TEST_DATA"
 ROOT = Path(__file__).parents[1]
@@ -46,10 +46,16 @@ def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray = AFFINE_RAS) 
 
 
 def save_dicom(
-    folder: Path, volume: np.ndarray, orientation: np.ndarray, origin_lps: np.ndarray, spacing_mm: tuple, suffix=".dcm"
+    folder: Path,
+    volume: np.ndarray,
+    orientation: np.ndarray,
+    origin_lps: np.ndarray,
+    spacing_mm: tuple,
+    suffix: str = ".dcm",
+    modality: str = "MR",
 ) -> Path:
     """
-    Writes an MR series, one file per slice in an order that is neither that of the names nor of the positions.
+    Writes a series, one file per slice in an order that is neither that of the names nor of the positions.
 
     Args:
         folder: where to.
@@ -58,6 +64,7 @@ def save_dicom(
         origin_lps: position of the first voxel in mm.
         spacing_mm: distance between columns, rows and slices.
         suffix: of the files' names.
+        modality: of the series, "MR" or "CT".
     """
     folder.mkdir(parents=True)
     series, study, frame = generate_uid(), generate_uid(), generate_uid()
@@ -65,11 +72,12 @@ def save_dicom(
     for index in range(volume.shape[2]):
         meta = pydicom.dataset.FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+        meta.MediaStorageSOPClassUID = MRImageStorage if modality == "MR" else CTImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
         path = folder / f"{names[index]:03}{suffix}"
         dataset = pydicom.FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
         dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        dataset.PatientName, dataset.PatientID, dataset.Modality = PATIENT, "19", "MR"
+        dataset.PatientName, dataset.PatientID, dataset.Modality = PATIENT, "19", modality
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, series, frame
         dataset.SeriesNumber, dataset.InstanceNumber = 1, int(numbers[index]) + 1
         position = np.asarray(origin_lps) + index * spacing_mm[2] * orientation[:, 2]

@@ -45,14 +45,17 @@ COLUMNS = [
     ("seconds_min", "min, s", ".3f"),
     ("seconds_max", "max, s", ".3f"),
     ("ratio", f"/ {BASE}", ".2f"),
+    ("cpu_seconds", "CPU, s", ".3f"),
+    ("cpu_ratio", f"/ {BASE}", ".2f"),
     ("peak_megabytes", "peak, MB", ".0f"),
     ("same", "same volume", "s"),
 ]
 NOTES = """\
 {slices} slices of {columns} x {rows}, made of {source} by repeating them, {bytes:,} bytes as float32. Times are of
 read and get_data of the folder, medians of {repeats} repeats, the readers in turn, in one process, from files in the
-operating system's cache. / {base}: of the medians. Peak: by how much the memory of a process of its own grows while
-it reads once. Same volume: values and affine agree with those of {base}, to 0.001, in whatever order the slices are."""
+operating system's cache; CPU is what the process worked, also when the machine is busy. / {base}: of the medians. Peak:
+by how much the memory of a process of its own grows while it reads once. Same volume: values and affine agree with
+those of {base}, to 0.001, in whatever order the slices are."""
 
 
 def add_parser(commands: Any) -> None:
@@ -138,15 +141,17 @@ def measure_readers(
     expected = _canonical(*_read(readers[BASE], folder))
     same = {name: _agree(_canonical(*_read(build, folder)), expected) for name, build in readers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in readers}
+    cpu: dict[str, list[float]] = {name: [] for name in readers}
     names = list(readers)
     for turn in range(repeats):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:  # each of them first in its turn
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             volume = _read(readers[name], folder)
             seconds[name].append(time.perf_counter() - started)
+            cpu[name].append(time.process_time() - busy)
             del volume
             step()
-    base = statistics.median(seconds[BASE])
+    base, cpu_base = statistics.median(seconds[BASE]), statistics.median(cpu[BASE])
     return [
         {
             "reader": name,
@@ -154,6 +159,8 @@ def measure_readers(
             "seconds_min": min(times),
             "seconds_max": max(times),
             "ratio": statistics.median(times) / base,
+            "cpu_seconds": statistics.median(cpu[name]),
+            "cpu_ratio": statistics.median(cpu[name]) / cpu_base,
             "peak_megabytes": None if (peak := peaks[name]) is None else peak / 1e6,
             "same": same[name],
         }

@@ -88,7 +88,8 @@ class TestMeasureReaders(unittest.TestCase):
             self.assertGreaterEqual(result["peak_megabytes"], 0)
             self.assertEqual(set(result) | {"pixels"}, {key for key, _, _ in COLUMNS})
         base = next(result for result in results if result["reader"] == "ITKReader")
-        self.assertEqual(base["ratio"], 1)
+        self.assertEqual((base["ratio"], base["cpu_ratio"]), (1, 1))
+        self.assertAlmostEqual(results[0]["cpu_ratio"], results[0]["cpu_seconds"] / base["cpu_seconds"])
         self.assertAlmostEqual(results[0]["ratio"], results[0]["seconds"] / base["seconds"])
 
     @parameterized.expand([(Brighter,), (Shifted,)])

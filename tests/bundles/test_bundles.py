@@ -20,12 +20,14 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import torch
 import yaml
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.networks.nets import SwinUNETR
 from parameterized import parameterized
 from utils_bundles import BUNDLES, REPOSITORY, workflow
+from utils_data import save_dicom
 
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.utils import InputError, root_cause
@@ -241,6 +243,42 @@ class TestBundleRuns(unittest.TestCase):
             classes = np.asarray(label_map.dataobj)
             expected = [(classes == value).sum() * 0.9 * 1.1 * 1.2 / 1000 for value in (1, 2)]
             np.testing.assert_allclose(list(volumes.values()), expected, atol=1e-5)
+
+    @parameterized.expand(EACH_SEGMENTATION)
+    def test_inference_of_a_study(self, _, bundle):
+        """The image of a case as DICOM: segments on its slices, with the codes of the bundle's metadata."""
+        out, inputs = self.outputs[bundle] / "study", self.root / f"study_{bundle.name}"
+        image = nib.load(self.data / "imagesTr" / "a.nii.gz")
+        volume = np.asarray(image.dataobj).clip(0).round().astype(np.uint16)
+        lps = np.diag([-1.0, -1, 1, 1]) @ image.affine
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        modality = "CT" if is_ct(bundle) else "MR"
+        save_dicom(inputs / "a", volume, lps[:3, :3] / spacing, lps[:3, 3], tuple(spacing), modality=modality)
+        infer = workflow(
+            *(bundle, "inference", "infer"),
+            dataset_dir=str(inputs),
+            **settings_of(bundle, self.data),
+            output_dir=str(out),
+            output_format="nifti,dicom_seg",
+            adapter_path=str(self.outputs[bundle] / "adapter_best.safetensors"),
+        )
+        infer.run()
+        label_map = nib.load(out / "a_seg.nii.gz")
+        np.testing.assert_allclose(label_map.affine, AFFINE, atol=1e-4)
+        segmentation = pydicom.dcmread(out / "a_seg.dcm")
+        counts = np.zeros(len(segmentation.SegmentSequence) + 1, int)
+        masks = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
+        for mask, frame in zip(masks, segmentation.PerFrameFunctionalGroupsSequence, strict=True):
+            counts[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += mask.sum()
+        classes = np.asarray(label_map.dataobj)
+        self.assertEqual(counts[1:].tolist(), [(classes == value).sum() for value in range(1, len(counts))])
+        labels = infer.parser.get_parsed_content("labels")
+        self.assertEqual([str(item.SegmentLabel) for item in segmentation.SegmentSequence], labels[1:])
+        codes = infer.parser.get("_meta_")["segment_codes"] if not is_ct(bundle) else {}
+        for item in segmentation.SegmentSequence:
+            code = item.SegmentedPropertyTypeCodeSequence[0]
+            expected = codes.get(item.SegmentLabel, {"type": [item.SegmentLabel, "99MONAIDVPT", item.SegmentLabel]})
+            self.assertEqual([code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning], expected["type"])
 
     @parameterized.expand(EACH_SEGMENTATION)
     def test_monai_finds_what_it_requires(self, _, bundle):

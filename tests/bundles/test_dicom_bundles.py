@@ -181,6 +181,26 @@ class TestStudies(unittest.TestCase):
         for name in ("series_sr.dcm", "series_overlay.dcm"):
             self.assertEqual(validator_errors(out / name), [])
 
+    def test_training_on_studies_names_nobody(self):
+        data, out = self.root / "training", self.root / "trained"
+        label = str(self.out / "good_series_seg.nii.gz")  # the same images have the same label
+        for name in "ab":
+            write_study(data / name)
+        cases = [{"image": name, "label": label} for name in "ab"]
+        data.joinpath("datalist.json").write_text(json.dumps({"training": cases[:1], "validation": cases[1:]}))
+        with self.assertLogs(level="DEBUG") as logs:
+            train = workflow(SEGMENTATION, "train", "train", dataset_dir=str(data), datalist="auto",
+                             output_dir=str(out), max_epochs=1, val_interval=1, amp=False)  # fmt: skip
+            train.run()
+            train.finalize()
+        files = [path for path in out.rglob("*") if path.is_file()]
+        self.assertTrue({"report.json", "checkpoint.pt", "adapter_best.safetensors"} <= {path.name for path in files})
+        self.assertTrue(any("tfevents" in path.name for path in files))
+        for path in files:
+            text = path.read_bytes().decode("latin-1").lower()
+            self.assertFalse([secret for secret in SECRETS if secret in text], path)
+        self.assertFalse([secret for secret in SECRETS if secret in "\n".join(logs.output).lower()])
+
     def test_dicom_output_of_nifti_is_refused(self):
         inputs = self.root / "nifti"
         inputs.mkdir()
