@@ -264,7 +264,9 @@ class TestBundleRuns(unittest.TestCase):
         )
         infer.run()
         label_map = nib.load(out / "a_seg.nii.gz")
-        np.testing.assert_allclose(label_map.affine, AFFINE, atol=1e-4)
+        # the third axis runs along the normal, which in this left-handed grid is from the last slice to the first
+        canonical = (nib.as_closest_canonical(each).affine for each in (label_map, image))
+        np.testing.assert_allclose(*canonical, atol=1e-4)
         segmentation = pydicom.dcmread(out / "a_seg.dcm")
         counts = np.zeros(len(segmentation.SegmentSequence) + 1, int)
         masks = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)

@@ -183,10 +183,10 @@ class TestStudies(unittest.TestCase):
 
     def test_training_on_studies_names_nobody(self):
         data, out = self.root / "training", self.root / "trained"
-        label = str(self.out / "good_series_seg.nii.gz")  # the same images have the same label
-        for name in "ab":
+        for name in "ab":  # the same images have the same label
             write_study(data / name)
-        cases = [{"image": name, "label": label} for name in "ab"]
+            shutil.copy(self.out / "good_series_seg.nii.gz", data / f"{name}.nii.gz")
+        cases = [{"image": name, "label": f"{name}.nii.gz"} for name in "ab"]
         data.joinpath("datalist.json").write_text(json.dumps({"training": cases[:1], "validation": cases[1:]}))
         with self.assertLogs(level="DEBUG") as logs:
             train = workflow(SEGMENTATION, "train", "train", dataset_dir=str(data), datalist="auto",

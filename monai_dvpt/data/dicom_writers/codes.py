@@ -58,7 +58,7 @@ def segment_codes(labels: Sequence[str], metadata: Mapping[str, Any]) -> dict[in
         "name", "category", "type" and, where given, "region" and "color", by label value.
 
     Raises:
-        ValueError: if a name of "segment_codes" is not among the labels, or a code is not three texts.
+        ValueError: if a code is not three texts.
 
     Examples::
 
@@ -68,8 +68,6 @@ def segment_codes(labels: Sequence[str], metadata: Mapping[str, Any]) -> dict[in
 
     """
     given = metadata.get("segment_codes", {})
-    if unknown := sorted(set(given) - set(labels[1:])):
-        raise ValueError(f"segment_codes must name labels, which are {list(labels[1:])}, got {unknown}.")
     segments = {}
     for value, name in enumerate(labels[1:], start=1):
         segment = {"category": CATEGORY, "type": private_code(name), **given.get(name, {}), "name": name}

@@ -164,7 +164,8 @@ CASES = [
     Case("no_extensions", named(lambda index: f"IM{index}")),
     Case("numbers_for_extensions", named(lambda index: f"1.2.840.{index}")),
     Case("other_extensions", named(lambda index: f"MR.{index}.IMA" if index % 2 else f"{index}.DCM")),
-    Case("dicomdir", with_dicomdir),
+    Case("dicomdir", with_dicomdir()),
+    Case("dicomdir_in_lower_case", with_dicomdir("dicomdir")),
     Case("nested_folders", nested(mr())),
     Case("symbolic_link_loop", looped(mr())),
     # other things beside the images

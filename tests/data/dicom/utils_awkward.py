@@ -53,17 +53,22 @@ def named(name: Callable[[int], str], *edits: Edit) -> Make:
     return make
 
 
-def with_dicomdir(folder: Path) -> list[Path]:
+def with_dicomdir(name: str = "DICOMDIR") -> Make:
     """A file-set as on a CD: DICOMDIR, no extensions, and the images deep below."""
-    fileset = FileSet()
-    for each in edited(load("hippocampus_mr")[:5], put(SeriesNumber=1)):
-        fileset.add(each)
-    fileset.write(folder)
-    with warnings.catch_warnings():  # it leaves a temporary folder behind, and warns of that when it is removed
-        warnings.simplefilter("ignore", ResourceWarning)
-        del fileset
-        gc.collect()
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "DICOMDIR")
+
+    def make(folder: Path) -> list[Path]:
+        fileset = FileSet()
+        for each in edited(load("hippocampus_mr")[:5], put(SeriesNumber=1)):
+            fileset.add(each)
+        fileset.write(folder)
+        with warnings.catch_warnings():  # it leaves a temporary folder behind, and warns of that when it is removed
+            warnings.simplefilter("ignore", ResourceWarning)
+            del fileset
+            gc.collect()
+        (folder / "DICOMDIR").rename(folder / name)
+        return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != name)
+
+    return make
 
 
 def nested(make: Make) -> Make:

@@ -22,7 +22,6 @@ class TestSegmentCodes(unittest.TestCase):
         self.assertEqual(segment_codes(["background", "a"], {})[1]["name"], "a")
 
     @parameterized.expand([
-        ({"kidney": {"type": ["1", "SCT", "x"]}}, "must name labels"),
         ({"cyst": {"type": ["1", "SCT"]}}, "must be \\[value, scheme, meaning\\]"),
         ({"cyst": {"type": "abc"}}, "must be \\[value, scheme, meaning\\]"),
         ({"cyst": {"type": ["1", "SCT", "x"], "region": [1, "SCT", "y"]}}, "region of"),
