@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai_dvpt.utils import InputError
 
 from .dicom import DicomSeries, DicomSeriesReader, find_series
-from .dicom.headers import looks_like_dicom
+from .dicom.files import looks_like_dicom, walk_files
+from .dicom.privacy import names_patient
+from .dicom.series import VOLUMES
 
 __all__ = ["find_cases", "unique_names"]
 
 
 NIFTI = (".nii", ".nii.gz")
 PICTURES = (".png", ".jpg", ".jpeg")
+SUMMARY = "summary.csv"
+"""In a folder of results, see :func:`monai_dvpt.engines.run_cases`."""
 
 
 def find_cases(
@@ -41,35 +47,44 @@ def find_cases(
 
     Returns:
         for each input its path, or the paths of the files of a series, as "image", and a "name" that is unique among
-        them, made of the path below ``dataset_dir``, in order of the paths. Where that would name the patient it is
-        "study_" and a part of the hash of the Study Instance UID (of a picture: of the path), and the case is
-        "private". A study of which nothing can be read has the reason as "refused".
+        them, in order of the paths. The name is made of the path below ``dataset_dir``, with a part of the hash of the
+        Study Instance UID where several studies lie in one folder; where it would name the patient, it is "study_" and
+        that part of the hash (of a picture: of its path). A case of which any path would name the patient is "private".
+        A study of which nothing can be read has the reason as "refused".
 
     Raises:
-        InputError: if the path does not exist or holds no input.
+        InputError: if the path does not exist, holds no input, or is that of the results.
     """
     root = Path(dataset_dir)
     if not root.exists():
         raise InputError(f"{root}: dataset_dir must be an existing file or folder.")
-    if root.is_file():
-        return [{"image": str(root), "name": _stem(root.name)}]
-    nifti, dicom = [], []
-    for path in _walk(root, Path(exclude) if exclude is not None else None):
+    if exclude is not None and root.resolve() == Path(exclude).resolve():
+        raise InputError(f"{root}: output_dir must be another folder than dataset_dir.")
+    entries, dicom = [], []
+    for path in [root] if root.is_file() else walk_files(root, lambda folder: _is_left_out(folder, exclude)):
         if path.name.endswith(NIFTI) or pictures and path.name.lower().endswith(PICTURES):
-            nifti.append((path, {"image": str(path)}, ""))
-        elif path.name != "DICOMDIR" and looks_like_dicom(path):
+            entries.append(_Entry(path, {"image": str(path)}))
+        elif looks_like_dicom(path):
             dicom.append(path)
-    series = find_series(dicom, progress=True) if dicom else []
-    reader = dicom_reader or DicomSeriesReader()
-    found = sorted(nifti + (_pictures(series) if pictures else _studies(series, reader)), key=lambda entry: entry[0])
-    if not found:
+    if root.is_file() and not entries:
+        dicom = [root]
+    if dicom:
+        series = find_series(root if root.is_file() and not pictures else dicom, progress=True)
+        reader = dicom_reader or DicomSeriesReader()
+        entries += _pictures(series) if pictures else _studies(series, reader, root if root.is_file() else None)
+    if not entries:
         kinds = "NIfTI, PNG, JPEG or DICOM files" if pictures else "NIfTI or DICOM files"
         raise InputError(f"{root}: dataset_dir must hold {kinds}, found none.")
-    names = unique_names(root, [path for path, _, _ in found])
-    return [
-        {**case, "name": alias, "private": True} if alias else {**case, "name": name}
-        for (_, case, alias), name in zip(found, names, strict=True)
-    ]
+    entries.sort(key=lambda entry: (entry.path, entry.suffix))
+    names = unique_names(root.parent if root.is_file() else root, [entry.path for entry in entries])
+    shared = Counter(entry.path for entry in entries)
+    for entry, name in zip(entries, names, strict=True):
+        if entry.alias:
+            name = f"study_{entry.suffix}"
+        elif entry.suffix and shared[entry.path] > 1:
+            name = f"{unique_names(root, [entry.path])[0]}_{entry.suffix}"
+        entry.case["name"] = name
+    return [entry.case for entry in entries]
 
 
 def unique_names(root: Path, paths: Sequence[Path]) -> list[str]:
@@ -90,28 +105,43 @@ def unique_names(root: Path, paths: Sequence[Path]) -> list[str]:
     return list(names)
 
 
-Entry = tuple[Path, dict[str, Any], str]
-"""What a case is named after, the case, and a name to take instead."""
+@dataclass
+class _Entry:
+    """
+    A case before it has a name.
+
+    Attributes:
+        path: what it is named after.
+        case: the case.
+        suffix: part of a hash that tells it from others in its place.
+        alias: whether the path must not be its name.
+    """
+
+    path: Path
+    case: dict[str, Any]
+    suffix: str = ""
+    alias: bool = False
 
 
-def _walk(root: Path, exclude: Path | None) -> Iterator[Path]:
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [
-            name
-            for name in sorted(subfolders)
-            if not name.startswith((".", "labels"))
-            and (exclude is None or Path(folder, name).resolve() != exclude.resolve())
-        ]
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+def _is_left_out(folder: Path, exclude: str | os.PathLike | None) -> bool:
+    """Whether a folder holds labels or results."""
+    if folder.name.startswith("labels") or exclude is not None and folder.resolve() == Path(exclude).resolve():
+        return True
+    return (folder / SUMMARY).is_file()
 
 
-def _pictures(found: Sequence[DicomSeries]) -> list[Entry]:
+def _pictures(found: Sequence[DicomSeries]) -> list[_Entry]:
     """Every DICOM file but results and reports."""
-    images = [(path, series) for series in found if series.is_image or not series.headers for path in series.files]
-    return [(path, {"image": str(path)}, _alias(path, [series], str(path))) for path, series in images]
+    entries = []
+    for series in found:
+        for path in series.files if series.is_image or not series.headers else ():
+            private = names_patient(str(path), series.identifiers)
+            case = {"image": str(path), **({"private": True} if private else {})}
+            entries.append(_Entry(path, case, _hash(str(path)), private))
+    return entries
 
 
-def _studies(found: Sequence[DicomSeries], reader: DicomSeriesReader) -> list[Entry]:
+def _studies(found: Sequence[DicomSeries], reader: DicomSeriesReader, file: Path | None) -> list[_Entry]:
     """A case for every study; what names no study belongs to one that lies in the same folder."""
     study_in = {path.parent: series.study_uid for series in found for path in series.files if series.study_uid}
     studies: dict[str, list[DicomSeries]] = {}
@@ -120,21 +150,24 @@ def _studies(found: Sequence[DicomSeries], reader: DicomSeriesReader) -> list[En
         studies.setdefault(series.study_uid or study_in.get(folder, str(folder)), []).append(series)
     entries = []
     for uid, group in studies.items():
-        folder = Path(os.path.commonpath([path.parent for series in group for path in series.files]))
+        volumes = [series for series in group if series.verdict in VOLUMES] or group
+        folder = Path(os.path.commonpath([path.parent for series in volumes for path in series.files]))
         try:
             series = reader.choose(group)
             case: dict[str, Any] = {"image": sorted(map(str, series.files)), "series_uid": series.series_uid}
         except InputError as error:
             case = {"image": str(folder), "refused": str(error)}
-        entries.append((folder, case, _alias(folder, group, uid)))
+        identifiers = frozenset().union(*(series.identifiers for series in group))
+        place = file or folder
+        paths = [place, *(path for series in group for path in series.files)]
+        if names_patient("\n".join(map(str, paths)), identifiers):
+            case["private"] = True
+        entries.append(_Entry(place, case, _hash(uid), names_patient(str(place), identifiers)))
     return entries
 
 
-def _alias(path: Path, found: Sequence[DicomSeries], key: str) -> str:
-    """A name instead of one that tells who the patient is, or nothing."""
-    if any(series.names_patient(str(path)) for series in found):
-        return f"study_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    return ""
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _stem(name: str) -> str:

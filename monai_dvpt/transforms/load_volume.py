@@ -17,7 +17,7 @@ from monai.transforms import EnsureChannelFirst, MapTransform, Transform
 from monai.utils import ensure_tuple_rep
 
 from monai_dvpt.data.dicom import DicomSeriesReader
-from monai_dvpt.data.dicom.headers import looks_like_dicom
+from monai_dvpt.data.dicom.files import looks_like_dicom
 from monai_dvpt.utils import InputError, reason
 
 __all__ = ["LoadVolume", "LoadVolumed"]

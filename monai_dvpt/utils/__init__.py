@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .checks import check_counts
+from .describe import describe
 from .errors import InputError, reason, report_input_errors, root_cause
 from .files import atomic_path, fingerprint, to_json
 
@@ -7,6 +8,7 @@ __all__ = [
     "InputError",
     "atomic_path",
     "check_counts",
+    "describe",
     "fingerprint",
     "reason",
     "report_input_errors",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 import unittest
 from pathlib import Path
 
@@ -33,11 +34,25 @@ class TestFindCases(unittest.TestCase):
     def found(self, **options) -> dict[str, dict]:
         return {case.pop("name"): case for case in find_cases(self.root, **options)}
 
-    @parameterized.expand([("scan.nii",), ("scan.nii.gz",), ("scan.dcm",)])
+    @parameterized.expand([("scan.nii",), ("scan.nii.gz",)])
     def test_one_file_is_one_case(self, name):
         path = self.root / name
         path.touch()
-        self.assertEqual(find_cases(path), [{"image": str(path), "name": "scan"}])
+        (case,) = find_cases(path)
+        self.assertEqual((case["image"], case["name"]), (str(path), "scan"))
+
+    def test_one_file_that_is_no_dicom(self):
+        (self.root / "scan.dcm").touch()
+        (case,) = find_cases(self.root / "scan.dcm")
+        self.assertEqual(case["name"], "scan")
+        self.assertRegex(case["refused"], "scan.dcm: must be a DICOM object")
+
+    def test_one_dicom_file_is_its_series(self):
+        folder = self.dicom("Avasarala")
+        path = sorted(folder.iterdir())[2]
+        (case,) = find_cases(path)
+        self.assertEqual(case["image"], sorted(map(str, folder.iterdir())))
+        self.assertRegex(case["name"], "^study_[0-9a-f]{12}$")
 
     def test_nested_folders_are_sorted_and_named_by_their_path(self):
         for name in ("b/c/two.nii.gz", "b/one.nii", "a.nii"):
@@ -81,10 +96,27 @@ class TestFindCases(unittest.TestCase):
         self.dicom("labels_dicom")
         self.assertEqual([case["name"] for case in find_cases(self.root)], ["imagesTr_a"])
 
-    def test_broken_link_is_passed_over(self):
-        (self.root / "gone.dcm").symlink_to(self.root / "nowhere.dcm")
+    def test_broken_link_is_no_slice_less(self):
+        folder = self.dicom("study")
+        (folder / "gone.dcm").symlink_to(self.root / "nowhere.dcm")
         save_nifti(self.root / "a.nii", VOLUME)
-        self.assertEqual([case["name"] for case in find_cases(self.root)], ["a"])
+        cases = self.found()
+        self.assertEqual(cases["a"], {"image": str(self.root / "a.nii")})
+        self.assertRegex(cases["study"]["refused"], "gone.dcm: cannot be read: FileNotFoundError")
+
+    def test_links_to_folders_are_followed_once(self):
+        outside = save_dicom(self.root.parent / "elsewhere", VOLUME, np.eye(3), (0, 0, 0), (1, 1, 1))
+        (self.root / "linked").symlink_to(outside)
+        (self.root / "loop").symlink_to(self.root)
+        self.assertEqual(list(self.found()), ["linked"])
+
+    def test_results_are_no_input(self):
+        save_nifti(self.root / "a.nii", VOLUME)
+        save_nifti(self.root / "results" / "a_seg.nii.gz", VOLUME)
+        (self.root / "results" / "summary.csv").write_text("name\n")
+        self.assertEqual(list(self.found()), ["a"])
+        with self.assertRaisesRegex(InputError, "output_dir must be another folder than dataset_dir"):
+            find_cases(self.root, exclude=self.root)
 
     def test_dicomdir_alone_is_no_series(self):
         self.dicom("disc/series")
@@ -151,7 +183,9 @@ class TestFindCases(unittest.TestCase):
         for path in second.iterdir():
             path.rename(first / f"b{path.name}")
         cases = self.found()
-        self.assertEqual(set(cases), {"flat", "flat_2"})
+        for name, case in cases.items():  # which a third study does not change
+            uid = pydicom.dcmread(case["image"][0]).StudyInstanceUID
+            self.assertEqual(name, f"flat_{hashlib.sha256(uid.encode()).hexdigest()[:12]}")
         self.assertEqual(sum(len(case["image"]) for case in cases.values()), 12)
         self.assertNotEqual(*(case["series_uid"] for case in cases.values()))
 
@@ -159,9 +193,21 @@ class TestFindCases(unittest.TestCase):
         self.dicom("report", Modality="SR")
         self.assertRegex(self.found()["report"]["refused"], "must hold a DICOM volume, holds none; there is: .*SR")
 
-    @parameterized.expand([("name", "chrisjen_avasarala/mr"), ("ID", "x/4711"), ("one word", "Avasarala 2/mr")])
-    def test_name_of_a_patient_is_no_name_of_a_case(self, _, folder):
-        self.dicom(folder, PatientID="4711")
+    @parameterized.expand(
+        [
+            ("name", "chrisjen_avasarala/mr", {}),
+            ("joined", "AvasaralaC-CT", {}),
+            ("one word", "Avasarala 2/mr", {}),
+            ("ID", "x/4711", {}),
+            ("ID inside", "MRN1234567", {"PatientID": "1234567"}),
+            ("parts of an ID", "sub-HC-00123_ses-1", {"PatientID": "HC-00123"}),
+            ("accents", "Muller_Joerg", {"PatientName": "Müller^Jörg", "SpecificCharacterSet": "ISO_IR 192"}),
+            ("short", "Li_Wu_2020", {"PatientName": "Li^Wu"}),
+            ("birth date", "DOB 1980-01-01 scan", {"PatientBirthDate": "19800101"}),
+        ]
+    )
+    def test_name_of_a_patient_is_no_name_of_a_case(self, _, folder, header):
+        self.dicom(folder, **{"PatientID": "4711", **header})
         ((name, case),) = self.found().items()
         self.assertRegex(name, "^study_[0-9a-f]{12}$")
         self.assertTrue(case["private"])

@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
-from monai.transforms import AsDiscreted, Compose
+from monai.transforms import AsDiscreted, Compose, ScaleIntensityd
 from parameterized import parameterized
 from utils_data import AFFINE_RAS, save_nifti, temporary_folder
 
@@ -71,7 +71,7 @@ class TestRunCases(unittest.TestCase):
     def summary(self) -> list[tuple[str, str, str]]:
         with open(self.output / "summary.csv", newline="") as file:
             header, *rows = csv.reader(file)
-        self.assertEqual(header, ["name", "status", "reason", "seconds", "series_uid", "fingerprint"])
+        self.assertEqual(header, ["name", "status", "reason", "seconds", "series_uid", "files", "fingerprint"])
         return [tuple(row[:3]) for row in rows]
 
     def assert_written(self, *names: str) -> None:
@@ -211,12 +211,36 @@ class TestRunCases(unittest.TestCase):
         elif changed == "network":
             self.network.register_buffer("weight", torch.ones(1))
         else:
-            for path in self.output.glob("b_*"):
-                path.unlink()
+            (self.output / "b_volumes.json").unlink()
             again = 1
         self.run_all(settings=settings)
         self.assertEqual(self.network.calls, 2 + again)
         self.assert_written("a", "b")
+
+    def test_results_of_what_fails_now_are_gone(self):
+        self.save("a", "a_b")
+        self.run_all()
+        self.spoil("a")
+        with self.assertRaises(InputError):
+            self.run_all()
+        self.assertEqual([row[:2] for row in self.summary()], [("a", "failed"), ("a_b", "done")])
+        self.assert_written("a_b")
+
+    def test_two_folders_into_one(self):
+        """The summary keeps what other commands did."""
+        self.save("a")
+        self.run_all()
+        (self.root / "in" / "a.nii.gz").unlink()
+        self.save("b")
+        self.run_all()
+        self.assertEqual(self.summary(), [(name, "done", "") for name in "ab"])
+
+    def test_transform_that_has_changed(self):
+        self.save("a")
+        for scale, calls in ((1.0, 1), (1.0, 1), (2.0, 2)):
+            load = Compose([LoadVolumed("image"), ScaleIntensityd("image", minv=-scale, maxv=scale)])
+            self.run_all(dataset=Dataset(find_cases(self.root / "in"), load))
+            self.assertEqual(self.network.calls, calls)
 
     def test_case_that_is_refused_or_private(self):
         self.save("a", "Avasarala")

@@ -3,6 +3,7 @@
 
 from .choose import choose_series
 from .reader import DicomSeriesReader, frames_of
-from .series import DicomSeries, DicomVolume, find_series
+from .series import DicomSeries, find_series
+from .volumes import DicomVolume
 
 __all__ = ["DicomSeries", "DicomSeriesReader", "DicomVolume", "choose_series", "find_series", "frames_of"]

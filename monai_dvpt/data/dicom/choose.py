@@ -12,6 +12,9 @@ from .series import VOLUMES, DicomSeries
 
 __all__ = ["choose_series"]
 
+MAX_LISTED = 10
+"""Series that an error names."""
+
 
 def choose_series(
     found: Iterable[DicomSeries],
@@ -49,10 +52,14 @@ def choose_series(
     if len(candidates) == 1:
         return candidates[0]
     wanted = f" with {', '.join(f'{key} {value}' for key, value in wishes.items())}" if wishes else ""
-    listed = "; ".join(f"[{number}] {series}" for number, series in enumerate(candidates or found, 1)) or "nothing"
+    listed = [f"[{number}] {series}" for number, series in enumerate((candidates or found)[:MAX_LISTED], 1)] or [
+        "nothing"
+    ]
+    if (more := len(candidates or found) - MAX_LISTED) > 0:
+        listed.append(f"and {more} more")
     if candidates:
         raise InputError(
-            f"must hold one DICOM volume{wanted}, holds {len(candidates)}: {listed}; choose by uid, "
+            f"must hold one DICOM volume{wanted}, holds {len(candidates)}: {'; '.join(listed)}; choose by uid, "
             "description, modality or num_slices."
         )
-    raise InputError(f"must hold a DICOM volume{wanted}, holds none; there is: {listed}.")
+    raise InputError(f"must hold a DICOM volume{wanted}, holds none; there is: {'; '.join(listed)}.")

@@ -14,6 +14,8 @@ __all__ = ["TOLERANCE_MM", "Grid", "GridError", "corners_lps", "in_plane", "lay_
 
 TOLERANCE_MM = 0.1
 """Largest distance between where a volume has the corner of a slice and where its header has it."""
+MAX_TILT_DEGREES = 45
+"""Of a gantry; beyond it slices rather lie beside each other."""
 
 
 class GridError(ValueError):
@@ -105,6 +107,8 @@ def lay_out(frames: Sequence[Frame], size: tuple[int, int]) -> Grid:
         raise GridError(_irregularity(corners.mean(axis=1), normal))
     cosine = np.clip(step @ normal / np.linalg.norm(step), -1, 1)
     tilt = 0.0 if third is straight else float(np.degrees(np.arccos(cosine)))
+    if tilt > MAX_TILT_DEGREES:
+        raise GridError(f"its slices must be tilted by at most {MAX_TILT_DEGREES} degrees, are by {tilt:.1f}")
     columns, rows = np.linalg.norm(in_plane(frames[0]), axis=0)
     return Grid(affine, (float(columns), float(rows), float(step @ normal)), tilt)
 

@@ -3,24 +3,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom import config
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from monai_dvpt.utils import InputError
 
-__all__ = ["TIME_KEYS", "DicomFile", "Frame", "looks_like_dicom", "quiet_pydicom", "read_header"]
+from .privacy import identifiers_of, names_patient
+
+__all__ = ["TIME_KEYS", "VARYING", "DicomFile", "Frame", "quiet_pydicom", "read_header"]
 
 TIME_KEYS = {
     "ImageType": ("ImageType", "MRImageFrameTypeSequence.FrameType", "CTImageFrameTypeSequence.FrameType"),
@@ -37,26 +41,22 @@ TIME_KEYS = {
 """What can tell frames at one position apart, the most telling first, and where files of one or many frames say it."""
 
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-SINGLE = (
+KEYWORDS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-    *(
-        "PatientID",
-        "PatientName",
-        "PatientBirthDate",
-        "AccessionNumber",
-        "Modality",
-        "SeriesDescription",
-        "SeriesNumber",
-        "InstanceNumber",
-        "ImageType",
-    ),
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"),
+    *("Modality", "SeriesDescription", "SeriesNumber", "LossyImageCompression"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
-    *("ModalityLUTSequence", *(names[0] for names in TIME_KEYS.values()), *GROUPS),
+    *(*(names[0] for names in TIME_KEYS.values()), *GROUPS),
 )
+TAGS: list[Any] = [Tag(keyword) for keyword in KEYWORDS]
+VARYING = ("TriggerTime", "AcquisitionNumber", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
+"""Those of ``TIME_KEYS`` that may differ from slice to slice of one volume."""
 MAX_FRAMES = 100_000
-NO_NAMES = {"anonymous", "anonymized", "anonymised", "anon", "patient", "unknown", "unnamed", "none", "test", "phantom"}
-_WORD = re.compile(r"[^\W_]+")
+MAX_INFLATED = 1 << 30
+LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
+"""Transfer syntaxes that lose something: JPEG baseline and extended, and near-lossless JPEG-LS."""
 PIXEL_GROUP = (b"\xe0\x7f", b"\x7f\xe0")
 """Of the tags of pixel data, in both orders of bytes."""
 
@@ -71,8 +71,8 @@ class Frame:
         position_lps: patient coordinates of the centre of the first pixel in mm, or None.
         orientation_lps: unit vectors along a row and along a column, of shape (2, 3), or None.
         spacing_mm: distance between columns and between rows, or None.
-        slope: of the stored values.
-        intercept: of the stored values.
+        slope: of the stored values, or None.
+        intercept: of the stored values, or None.
         stack: identifier of the stack in a multi-frame file.
         times: what is there of ``TIME_KEYS``, each as a number, a text or, of several values, a tuple of texts.
     """
@@ -81,8 +81,8 @@ class Frame:
     position_lps: tuple[float, ...] | None
     orientation_lps: tuple[tuple[float, ...], ...] | None
     spacing_mm: tuple[float, float] | None
-    slope: float
-    intercept: float
+    slope: float | None
+    intercept: float | None
     stack: str
     times: dict[str, Any] = field(hash=False)
 
@@ -102,13 +102,14 @@ class DicomFile:
         patient: tells patients apart within this process, and says nothing about them.
         modality: such as "CT".
         description: of the series.
-        series_number: number of the series, or -1.
+        series_number: number of the series, or 0.
         size: columns and rows, or None if it is no image.
         photometric: photometric interpretation.
         samples: values per pixel.
         problem: why its pixels cannot be read; empty if nothing is known against it.
         frames: its frames; none if it is no image.
-        identifiers: hashes, of this process alone, of what would name the patient; see :meth:`names_patient`.
+        lossy: whether its pixels were compressed with loss.
+        identifiers: what would name the patient, see :func:`identifiers_of`.
     """
 
     path: Path
@@ -126,58 +127,31 @@ class DicomFile:
     samples: int
     problem: str
     frames: tuple[Frame, ...]
-    identifiers: frozenset[int]
+    lossy: bool
+    identifiers: frozenset[tuple[str, bool]] = field(repr=False)
 
     @property
     def label(self) -> str:
         """The folder and name of the file, or what stands for them where they name the patient."""
         text = f"{self.path.parent.name}/{self.path.name}"
-        return "one of its files" if self.names_patient(text) else text
-
-    def names_patient(self, text: str) -> bool:
-        """Whether a text, such as a path, holds a name, ID, birth date or accession number of the header."""
-        words = _words(text) | {"".join(_WORD.findall(part)) for part in re.split(r"[/\\]", text.lower())}
-        return any(hash(word) in self.identifiers for word in words)
-
-
-def _words(text: str) -> set[str]:
-    """Words that could be a name, without those that stand in place of one."""
-    return {word for word in _WORD.findall(text.lower()) if len(word) >= 3} - NO_NAMES
-
-
-def _identifiers(dataset: Dataset) -> frozenset[int]:
-    name = _text(dataset, "PatientName")
-    words = _words(name) | {
-        "".join(_WORD.findall(text.lower()))
-        for text in (
-            name,
-            *(_text(dataset, keyword) for keyword in ("PatientID", "PatientBirthDate", "AccessionNumber")),
-        )
-    }
-    return frozenset(hash(word) for word in words - NO_NAMES if len(word) >= 3)
+        return "one of its files" if names_patient(text, self.identifiers) else text
 
 
 class quiet_pydicom(warnings.catch_warnings):
-    """Context in which pydicom neither warns of invalid values, which could name a patient, nor checks them."""
+    """Context in which pydicom neither checks values nor warns or logs of them, since they could name a patient."""
 
     def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter("ignore")
+        self._logger = logging.getLogger("pydicom")
+        self._disabled, self._logger.disabled = self._logger.disabled, True
         self._validation = config.disable_value_validation()
         self._validation.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         self._validation.__exit__(*error)
+        self._logger.disabled = self._disabled
         super().__exit__(*error)
-
-
-def looks_like_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its first bytes or, without them, by its name; an empty file without suffix may be."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        start = file.read(132)
-    return start[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".ima") or not (start or path.suffix)
 
 
 def read_header(path: str | os.PathLike) -> DicomFile:
@@ -193,8 +167,9 @@ def read_header(path: str | os.PathLike) -> DicomFile:
     path = Path(path)
     try:
         with quiet_pydicom(), open(path, "rb") as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(SINGLE))
-            if "SOPClassUID" not in dataset and "SOPInstanceUID" not in dataset:
+            _check_inflated(path, file)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
+            if not _sop_class(dataset) and "SOPInstanceUID" not in dataset:
                 raise InputError(f"{path.name}: must be a DICOM object, has no SOPClassUID.")
             return _describe(path, dataset, _pixel_problem(file, dataset))
     except InputError:
@@ -205,6 +180,21 @@ def read_header(path: str | os.PathLike) -> DicomFile:
         raise InputError(f"{path.name}: cannot be read: {type(error).__name__}.") from error
 
 
+def _check_inflated(path: Path, file: BinaryIO) -> None:
+    """Refuses a deflated file that is far larger than it looks, before pydicom inflates it as a whole."""
+    start = file.read(1024)
+    file.seek(0)
+    if DeflatedExplicitVRLittleEndian.encode() not in start or start[132:136] != b"\2\0\0\0":
+        return
+    file.seek(144 + int.from_bytes(start[140:144], "little"))  # behind the group length and what it counts
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while (chunk := inflater.unconsumed_tail or file.read(1 << 16)) and size <= MAX_INFLATED:
+        size += len(inflater.decompress(chunk, 1 << 20))
+    file.seek(0)
+    if size > MAX_INFLATED:
+        raise InputError(f"{path.name}: must have at most {MAX_INFLATED:,} bytes when it is inflated, has more.")
+
+
 def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
     size, count = None, 0
     if "Rows" in dataset and "Columns" in dataset:
@@ -212,9 +202,11 @@ def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
         count = _whole(path, dataset, "NumberOfFrames") if dataset.get("NumberOfFrames") else 1
         if count > MAX_FRAMES:
             raise InputError(f"{path.name}: NumberOfFrames must be at most {MAX_FRAMES}, got {count}.")
+    elif not (name := UID(_sop_class(dataset)).name) or "Image Storage" in name:
+        raise InputError(f"{path.name}: must have Rows and Columns, as an image, or say that it is something else.")
     return DicomFile(
         path=path,
-        sop_class=_text(dataset, "SOPClassUID"),
+        sop_class=_sop_class(dataset),
         sop_uid=_text(dataset, "SOPInstanceUID"),
         study_uid=_text(dataset, "StudyInstanceUID"),
         series_uid=_text(dataset, "SeriesInstanceUID"),
@@ -222,13 +214,14 @@ def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
         patient=hash((_text(dataset, "PatientID"), _text(dataset, "PatientName"))),
         modality=_text(dataset, "Modality"),
         description=_text(dataset, "SeriesDescription"),
-        series_number=int(_number(path, dataset, "SeriesNumber", -1)),
+        series_number=int(_scalar(path, "SeriesNumber", dataset.get("SeriesNumber")) or 0),
         size=size,
         photometric=_text(dataset, "PhotometricInterpretation"),
-        samples=int(_number(path, dataset, "SamplesPerPixel", 1)),
+        samples=int(_scalar(path, "SamplesPerPixel", dataset.get("SamplesPerPixel")) or 1),
         problem=problem,
         frames=tuple(_frames(path, dataset, count)),
-        identifiers=_identifiers(dataset),
+        lossy=_is_lossy(dataset),
+        identifiers=identifiers_of(dataset),
     )
 
 
@@ -255,8 +248,8 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
                 _vector(path, "ImagePositionPatient", position, 3),
                 _directions(path, _vector(path, "ImageOrientationPatient", orientation, 6)),
                 _spacing(path, _vector(path, "PixelSpacing", spacing, 2)),
-                _scalar(path, "RescaleSlope", slope, 1.0),
-                _scalar(path, "RescaleIntercept", intercept, 0.0),
+                _scalar(path, "RescaleSlope", slope),
+                _scalar(path, "RescaleIntercept", intercept),
                 str(stack or ""),
                 {key: _comparable(value) for key, value in times.items() if value is not None},
             )
@@ -314,26 +307,22 @@ def _spacing(path: Path, numbers: tuple[float, ...] | None) -> tuple[float, floa
     return numbers[1], numbers[0]  # the standard has rows first
 
 
-def _scalar(path: Path, name: str, value: Any, default: float) -> float:
-    if value is None:
-        return default
+def _scalar(path: Path, name: str, value: Any) -> float | None:
+    if value is None or value == "":
+        return None
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{path.name}: {name} must be a finite number, got {_short(value)}.")
+    if not math.isfinite(number) or name == "RescaleSlope" and number == 0:
+        rule = "a finite number other than 0" if name == "RescaleSlope" else "a finite number"
+        raise InputError(f"{path.name}: {name} must be {rule}, got {_short(value)}.")
     return number
 
 
-def _number(path: Path, dataset: Dataset, name: str, default: float) -> float:
-    value = dataset.get(name)
-    return _scalar(path, name, None if value == "" else value, default)
-
-
 def _whole(path: Path, dataset: Dataset, name: str) -> int:
-    number = _number(path, dataset, name, 0)
-    if number < 1 or number != int(number):
+    number = _scalar(path, name, dataset.get(name))
+    if number is None or number < 1 or number != int(number):
         raise InputError(f"{path.name}: {name} must be a whole number of at least 1, got {_short(dataset.get(name))}.")
     return int(number)
 
@@ -341,6 +330,17 @@ def _whole(path: Path, dataset: Dataset, name: str) -> int:
 def _short(value: Any) -> str:
     numbers = [value] if isinstance(value, (str, int, float)) or value is None else list(value)
     return ", ".join(str(number)[:20] for number in numbers[:6])
+
+
+def _is_lossy(dataset: Dataset) -> bool:
+    syntax = getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID", "")
+    return _text(dataset, "LossyImageCompression") == "01" or syntax in LOSSY
+
+
+def _sop_class(dataset: Dataset) -> str:
+    """The SOP Class UID; a DICOMDIR, whatever its file is called, states it in its file meta information alone."""
+    stored = _text(getattr(dataset, "file_meta", Dataset()), "MediaStorageSOPClassUID")
+    return stored if stored == MediaStorageDirectoryStorage else _text(dataset, "SOPClassUID")
 
 
 def _text(dataset: Dataset, name: str) -> str:
@@ -356,9 +356,13 @@ def _pixel_problem(file: Any, dataset: Dataset) -> str:
     start = file.tell()
     if file.read(2) not in PIXEL_GROUP:
         return "has no pixel data"
+    stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
+    if stored is not None and high is not None and high != stored - 1:
+        return f"must have a HighBit of one less than its BitsStored {stored}, has {high}"
     if syntax is not None and syntax.is_compressed:
         return ""
     wanted = math.prod(int(dataset.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"))
-    there = os.fstat(file.fileno()).st_size - start
+    implicit = syntax is None or syntax.is_implicit_VR
+    there = os.fstat(file.fileno()).st_size - start - (8 if implicit else 12)  # tag, perhaps VR, and length
     wanted = wanted * int(dataset.get("BitsAllocated") or 8) // 8
     return f"is truncated: has {there:,} bytes of pixel data, needs {wanted:,}" if there < wanted else ""

@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from monai.utils import optional_import
+from pydicom.tag import Tag
+from pydicom.uid import JPEG2000TransferSyntaxes
 from scipy.ndimage import shift
 
 from monai_dvpt.utils import InputError
 
 from .geometry import Grid
 from .headers import DicomFile, Frame, quiet_pydicom
-from .series import DicomVolume
+from .volumes import DicomVolume
 
 apply_modality_lut, has_pixels = optional_import("pydicom.pixels", name="apply_modality_lut")
 if not has_pixels:
     apply_modality_lut, _ = optional_import("pydicom.pixel_data_handlers.util", name="apply_modality_lut")
+
+get_decoder, has_decoders = optional_import("pydicom.pixels", name="get_decoder")
 
 __all__ = ["MAX_BYTES", "read_values", "straighten"]
 
@@ -30,6 +35,7 @@ PIXEL_TAGS = (
     *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "ModalityLUTSequence"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
+_TAGS: list[Any] = [Tag(keyword) for keyword in PIXEL_TAGS]
 
 
 def read_values(volume: DicomVolume) -> np.ndarray:
@@ -44,8 +50,7 @@ def read_values(volume: DicomVolume) -> np.ndarray:
     Raises:
         InputError: if a file cannot be decoded, or its pixels are not what its header says.
     """
-    if (needed := 4 * int(np.prod(volume.size))) > MAX_BYTES:
-        raise InputError(f"a volume must have at most {MAX_BYTES:,} bytes in memory, would have {needed:,}.")
+    _check_size(volume.size)
     columns, rows, count = volume.size
     values = np.empty((count, rows, columns), np.float32)
     wanted: dict[Path, list[tuple[int, Frame]]] = {}
@@ -59,15 +64,20 @@ def read_values(volume: DicomVolume) -> np.ndarray:
     return values.transpose(2, 1, 0)
 
 
+def _check_size(size: tuple[int, int, int]) -> None:
+    if (needed := 4 * math.prod(size)) > MAX_BYTES:
+        raise InputError(f"a volume must have at most {MAX_BYTES:,} bytes in memory, would have {needed:,}.")
+
+
 def _decode(file: DicomFile) -> tuple[pydicom.Dataset, np.ndarray]:
     """The stored values of all frames, of shape (frames, rows, columns)."""
     columns, rows = file.size or (0, 0)
     try:
         with quiet_pydicom():
-            dataset = pydicom.dcmread(file.path, force=True, specific_tags=list(PIXEL_TAGS))
+            dataset = pydicom.dcmread(file.path, force=True, specific_tags=_TAGS)
             if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its preamble
                 dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-            stored = dataset.pixel_array.reshape(-1, rows, columns)
+            stored = _array(dataset).reshape(-1, rows, columns)
     except MemoryError:
         raise InputError(f"{file.label}: cannot be decoded in the memory there is.") from None
     except Exception as error:  # every decoder has its own kinds of error
@@ -77,17 +87,26 @@ def _decode(file: DicomFile) -> tuple[pydicom.Dataset, np.ndarray]:
     return dataset, stored
 
 
+def _array(dataset: pydicom.Dataset) -> np.ndarray:
+    if not has_decoders:
+        return dataset.pixel_array
+    # what Dataset.pixel_array calls, without the book-keeping by which it would know the array again
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    quick = decoder.UID in JPEG2000TransferSyntaxes and "pylibjpeg" in decoder.available_plugins
+    return decoder.as_array(dataset, raw=True, decoding_plugin="pylibjpeg" if quick else "")[0]
+
+
 def _why(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}"
 
 
 def _rescale(stored: np.ndarray, dataset: pydicom.Dataset, frame: Frame) -> Any:
-    if "ModalityLUTSequence" in dataset:
+    if dataset.get("ModalityLUTSequence"):
         return apply_modality_lut(stored, dataset)
-    if (frame.slope, frame.intercept) == (1.0, 0.0):
-        return stored
-    return stored * np.float64(frame.slope) + frame.intercept
+    slope = 1.0 if frame.slope is None else frame.slope
+    intercept = frame.intercept or 0.0
+    return stored if (slope, intercept) == (1.0, 0.0) else stored * np.float64(slope) + intercept
 
 
 def straighten(values: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +125,7 @@ def straighten(values: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.arange(count)[:, None] * grid.shift_pixels  # of each slice in columns and rows, (slices, 2)
     low, high = np.floor(offsets.min(axis=0)).astype(int), np.ceil(offsets.max(axis=0)).astype(int)
     size = np.array(values.shape[:2]) + high - low
+    _check_size((int(size[0]), int(size[1]), count))
     straight = np.full((*size, count), values.min(), np.float32)
     for index, offset in enumerate(offsets - low):
         padded = np.full(tuple(size), values.min(), np.float32)

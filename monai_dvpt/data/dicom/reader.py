@@ -18,7 +18,8 @@ from monai_dvpt.utils import InputError
 
 from .choose import choose_series
 from .pixels import read_values, straighten
-from .series import DicomSeries, DicomVolume, find_series
+from .series import DicomSeries, find_series
+from .volumes import DicomVolume
 
 __all__ = ["DicomSeriesReader", "frames_of"]
 
@@ -100,7 +101,8 @@ class DicomSeriesReader(ImageReader):
         Returns:
             values of shape (columns, rows, slices), float32, and metadata that names no patient: "affine" and
             "original_affine" (RAS+, mm), "spatial_shape", "space", "modality", "tilt_degrees" as acquired,
-            "resampled" (whether it was put straight), and "dicom_frames", see :func:`frames_of`.
+            "resampled" (whether it was put straight), "lossy" (whether pixels were compressed with loss), and
+            "dicom_frames", see :func:`frames_of`.
 
         Raises:
             InputError: if a rule of the class is broken.
@@ -124,6 +126,7 @@ class DicomSeriesReader(ImageReader):
             "modality": series.modality,
             "tilt_degrees": volume.grid.tilt_degrees,
             "resampled": resampled,
+            "lossy": series.lossy,
             "dicom_frames": json.dumps([[str(file.path), frame.number] for file, frame in volume.slices]),
         }
 

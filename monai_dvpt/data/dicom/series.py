@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from tqdm import tqdm
 
 from monai_dvpt.utils import InputError
 
-from .geometry import TOLERANCE_MM, Grid, GridError, corners_lps, in_plane, lay_out, order_along_normal
-from .headers import TIME_KEYS, DicomFile, Frame, looks_like_dicom, read_header
+from .files import looks_like_dicom, walk_files
+from .geometry import GridError
+from .headers import DicomFile, Frame, read_header
+from .privacy import names_patient
+from .volumes import DicomVolume, Slice, find_stacks, orientation_of, places_of, volumes_of
 
-__all__ = ["VOLUMES", "DicomSeries", "DicomVolume", "Slice", "find_series"]
+__all__ = ["VOLUMES", "DicomSeries", "find_series"]
 
 RESULTS = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
 """Modalities of objects that may have rows and columns, and are no images."""
@@ -27,30 +30,6 @@ SECTIONAL = ("CT", "MR", "PT", "NM", "OPT")
 """Modalities whose images must have a position; others without one are pictures."""
 VOLUMES = ("ok", "tilted", "choose", "refused")
 """Verdicts of series that are meant to be volumes."""
-
-
-Slice = tuple[DicomFile, Frame]
-"""A frame and the file that holds it."""
-
-
-@dataclass(frozen=True)
-class DicomVolume:
-    """
-    The slices of one volume, in the order along their normal.
-
-    Attributes:
-        slices: file and frame of each.
-        grid: where they lie.
-    """
-
-    slices: tuple[Slice, ...]
-    grid: Grid
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """Columns, rows, slices."""
-        columns, rows = self.slices[0][0].size or (0, 0)
-        return columns, rows, len(self.slices)
 
 
 @dataclass(frozen=True)
@@ -100,15 +79,22 @@ class DicomSeries:
         """Whether it holds images, and not results or reports."""
         return self.size[0] > 0 and self.modality not in RESULTS
 
-    def names_patient(self, text: str) -> bool:
-        """Whether a text, such as a path, holds the name, ID, birth date or accession number of the patient."""
-        return any(file.names_patient(text) for file in self.headers)
+    @cached_property
+    def identifiers(self) -> frozenset[tuple[str, bool]]:
+        """What would name the patient, see :func:`monai_dvpt.data.dicom.privacy.identifiers_of`."""
+        return frozenset().union(*(file.identifiers for file in self.headers))
+
+    @property
+    def lossy(self) -> bool:
+        """Whether pixels were compressed with loss."""
+        return any(file.lossy for file in self.headers)
 
     def facts(self) -> dict[str, Any]:
         """What can be told of the series without naming a patient or a file, as for JSON."""
         names = ("modality", "description", "size", "spacing_mm", "orientation", "num_slices", "time_points", "stacks")
         facts = {name: getattr(self, name) for name in ("series_uid", "study_uid", *names)}
-        return {**facts, "tilt_degrees": self.tilt_degrees, "verdict": self.verdict, "reason": self.reason}
+        facts |= {"tilt_degrees": self.tilt_degrees, "lossy": self.lossy}
+        return {**facts, "verdict": self.verdict, "reason": self.reason}
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.size))
@@ -143,8 +129,13 @@ def find_series(
             files.append(read_header(path))
         except InputError as error:
             broken[path] = str(error)
+    broken |= _homeless(files)
+    for path in broken:
+        neighbours = (file for file in files if file.path.parent == path.parent)
+        if any(names_patient(path.name, file.identifiers) for file in neighbours):
+            broken[path] = broken[path].replace(path.name, "one of its files")
     groups: dict[Any, list[DicomFile]] = {}
-    for file in files:
+    for file in (file for file in files if file.path not in broken):
         if file.sop_class != uids.MediaStorageDirectoryStorage:
             uid = file.series_uid or str(file.path.parent)  # without a UID, what lies together belongs together
             key = (file.study_uid, uid, file.patient, file.modality, file.size is None or file.sop_class)
@@ -159,6 +150,11 @@ def find_series(
             why = next(text for path, text in broken.items() if path.parent in beside)
             series = replace(series, verdict="refused", reason=f"a file beside it may belong to it: {why}", volumes={})
         found.append(series)
+    single = {series.series_uid for series in found if series.verdict == "single"} - {""}
+    for index, series in enumerate(found):
+        if series.verdict in VOLUMES and series.series_uid in single:
+            why = "a slice with its SeriesInstanceUID has another patient, study, modality or kind"
+            found[index] = replace(series, verdict="refused", reason=why, volumes={})
     for path, why in broken.items():
         found.append(_series([], (path,), "refused", why))
     if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
@@ -166,24 +162,29 @@ def find_series(
     return found
 
 
+def _homeless(files: Sequence[DicomFile]) -> dict[Path, str]:
+    """Images that do not say what those beside them say: which study and series they belong to, and what they are."""
+    names = {"study_uid": "StudyInstanceUID", "series_uid": "SeriesInstanceUID"}
+    names |= {"sop_class": "SOPClassUID", "modality": "Modality"}
+    images = [file for file in files if file.size is not None]
+    lost = {}
+    for name, keyword in names.items():
+        told = {file.path.parent for file in images if getattr(file, name)}
+        for file in images:
+            if file.path.parent in told and not getattr(file, name):
+                lost[file.path] = f"{file.label}: must have a {keyword} as the images beside it, has none."
+    return lost
+
+
 def _paths(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
     if not isinstance(source, (str, os.PathLike)):
-        if missing := [Path(path).name for path in source if not Path(path).is_file()]:
-            raise InputError(f"{missing[0]}: must be an existing file.")
         return [Path(path) for path in source]
     root = Path(source)
     if root.is_file():
-        return [
-            path for path in sorted(root.parent.iterdir()) if looks_like_dicom(path) and not path.name.startswith(".")
-        ]
+        return [path for path in sorted(root.parent.iterdir()) if path == root or looks_like_dicom(path)]
     if not root.is_dir():
         raise InputError(f"{root}: must be an existing file or folder.")
-    found = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        paths = (Path(folder, name) for name in sorted(names) if not name.startswith(".") and name != "DICOMDIR")
-        found += [path for path in paths if looks_like_dicom(path)]
-    return found
+    return [path for path in walk_files(root) if looks_like_dicom(path)]
 
 
 def _series(
@@ -217,34 +218,28 @@ def _judge(group: list[DicomFile], merge_acquisitions: bool) -> DicomSeries:
         if all(_is_localizer(frame) for _, frame in slices):
             return _series(group, paths, "localizer", "is a localizer")
         slices = [(file, frame) for file, frame in slices if not _is_localizer(frame)]
-        if all(frame.position_lps is None for _, frame in slices) and group[0].modality not in SECTIONAL:
+        sectional = group[0].modality in SECTIONAL and "Secondary Capture" not in uids.UID(group[0].sop_class).name
+        if all(frame.position_lps is None for _, frame in slices) and not sectional:
             return _series(group, paths, "no volume", "has no position in the patient")
-        _check_files(slices)
-        if len(slices) == 1:
-            return _series(group, paths, "single", "has one slice, which says no distance to the next")
-        stacks = _stacks(slices, merge_acquisitions)
+        _check_slices(slices)
+        stacks = find_stacks(slices, merge_acquisitions)
+        if len(stacks) == 1 and len(places_of(slices)) == 1:
+            count = "one slice" if len(slices) == 1 else f"{len(slices)} slices at one place"
+            return _series(group, paths, "single", f"has {count}, and no distance to a next")
         return _sort_out(group, paths, stacks)
     except GridError as error:
         return _series(group, paths, "refused", str(error))
 
 
 def _sort_out(group: list[DicomFile], paths: tuple[Path, ...], stacks: Mapping[str, list[Slice]]) -> DicomSeries:
-    volumes, errors = {}, []
-    for stack, slices in enumerate(stacks.values(), 1):
-        try:
-            for time, points in enumerate(_time_points(slices), 1):
-                volumes[stack, time] = _volume(points)
-        except GridError as error:
-            errors.append(error)
-    if errors and (len(stacks) == 1 or not volumes):
-        raise errors[0]
+    volumes = volumes_of(stacks)
     first = next(iter(volumes.values()))
     times = max(time for _, time in volumes)
     tilt = max(volume.grid.tilt_degrees for volume in volumes.values())
     facts = {
         "size": first.size,
         "spacing_mm": tuple(round(side, 6) for side in first.grid.spacing_mm),
-        "orientation": _orientation(first.slices[0][1]),
+        "orientation": orientation_of(first.slices[0][1]),
         "num_slices": sum(map(len, stacks.values())),
         "time_points": times,
         "stacks": len(stacks),
@@ -253,7 +248,9 @@ def _sort_out(group: list[DicomFile], paths: tuple[Path, ...], stacks: Mapping[s
     }
     if len(stacks) > 1:
         listed = "; ".join(f"{number}: {text}" for number, text in enumerate(stacks, 1))
-        return _series(group, paths, "choose", f"has {len(stacks)} stacks ({listed}); choose one by stack", **facts)
+        merge = ", or set merge_acquisitions" if "AcquisitionNumber" in listed else ""
+        why = f"has {len(stacks)} stacks ({listed}); choose one by stack{merge}"
+        return _series(group, paths, "choose", why, **facts)
     if times > 1:
         return _series(group, paths, "choose", f"has {times} time points; choose one by time_point", **facts)
     if tilt:
@@ -282,8 +279,13 @@ def _is_localizer(frame: Frame) -> bool:
     return "LOCALIZER" in _image_type(frame)
 
 
-def _check_files(slices: Sequence[Slice]) -> None:
+def _check_slices(slices: Sequence[Slice]) -> None:
     """What must hold for every slice alone, and what must be the same for all."""
+    needed = {
+        "position_lps": "ImagePositionPatient",
+        "orientation_lps": "ImageOrientationPatient",
+        "spacing_mm": "PixelSpacing",
+    }
     for file, frame in slices:
         if file.problem:
             raise GridError(f"{file.label} {file.problem}")
@@ -294,92 +296,13 @@ def _check_files(slices: Sequence[Slice]) -> None:
                 f"{file.label} must be grey (MONOCHROME1 or MONOCHROME2, 1 sample), "
                 f"is {file.photometric or 'unstated'}, {file.samples}"
             )
-        names = {"position_lps": "ImagePositionPatient", "orientation_lps": "ImageOrientationPatient"}
-        for name, keyword in {**names, "spacing_mm": "PixelSpacing"}.items():
+        for name, keyword in needed.items():
             if getattr(frame, name) is None:
                 raise GridError(f"{file.label} has no {keyword}")
     for name, keyword in (("photometric", "PhotometricInterpretation"), ("frame_of_reference", "FrameOfReferenceUID")):
         if len(values := {getattr(file, name) for file, _ in slices}) > 1:
             raise GridError(f"its slices must have one {keyword}, have {len(values)}")
-
-
-def _stacks(slices: Sequence[Slice], merge_acquisitions: bool) -> dict[str, list[Slice]]:
-    """Slices that can be one volume at each time point, by what tells them from the others."""
-    kinds: list[tuple[Any, list[Slice]]] = []
-    for file, frame in slices:
-        edges = corners_lps(replace(frame, position_lps=(0.0, 0.0, 0.0)), file.size or (1, 1))
-        for (size, stack, others), members in kinds:
-            if size == file.size and stack == frame.stack and np.abs(others - edges).max() <= TOLERANCE_MM / 2:
-                members.append((file, frame))
-                break
-        else:
-            kinds.append(((file.size, frame.stack, edges), [(file, frame)]))
-    found: dict[str, list[Slice]] = {}
-    for (size, _, _), members in kinds:
-        step = np.linalg.norm(in_plane(members[0][1])[:, 0])
-        text = f"{_orientation(members[0][1])}, {size[0]}x{size[1]} of {step:g} mm"
-        for acquisition, part in _acquisitions(members, merge_acquisitions).items():
-            name = f"{len(part)} slices {text}{acquisition}"
-            found[name if name not in found else f"{name}, the {len(found) + 1}th"] = part
-    return found
-
-
-def _acquisitions(members: list[Slice], merge: bool) -> dict[str, list[Slice]]:
-    """
-    Slices at places of their own by AcquisitionNumber, unless it is one for all or another for each, as in a CT that
-    moves between rotations; repeated places are left to the time points.
-    """
-    numbers = [frame.times.get("AcquisitionNumber") for _, frame in members]
-    distinct = list(dict.fromkeys(numbers))
-    if merge or len(distinct) in (1, len(members)) or len(_places([frame for _, frame in members])) < len(members):
-        return {"": members}
-    by_number = {number: [m for m, n in zip(members, numbers, strict=True) if n == number] for number in distinct}
-    return {f", AcquisitionNumber {n:g}" if isinstance(n, float) else f", {n}": part for n, part in by_number.items()}
-
-
-def _places(frames: Sequence[Frame]) -> list[list[int]]:
-    """Indices of the frames at each place along the normal; slices closer than a tenth of the tolerance share one."""
-    order, along = order_along_normal(frames)
-    breaks = np.flatnonzero(np.diff(along) > TOLERANCE_MM / 10) + 1
-    return [part.tolist() for part in np.split(order, breaks)]
-
-
-def _time_points(slices: list[Slice]) -> list[list[Slice]]:
-    """
-    Volumes at one place, each with every slice once, in the order of what tells them apart: the first of ``TIME_KEYS``
-    by which all slices of one volume come before all slices of the next.
-    """
-    frames = [frame for _, frame in slices]
-    places = _places(frames)
-    count = len(places[0])
-    if all(len(place) == 1 for place in places):
-        return [slices]
-    if any(len(place) != count for place in places):
-        repeated = sum(len(place) > 1 for place in places)
-        raise GridError(f"positions must be different, {repeated} of {len(places)} are there more than once")
-    for key in TIME_KEYS:
-        if any(key not in frame.times for frame in frames):
-            continue
-        ranked = [sorted(place, key=lambda index: frames[index].times[key]) for place in places]
-        values = [[frames[row[time]].times[key] for row in ranked] for time in range(count)]
-        if all(max(before) < min(after) for before, after in pairwise(values)):
-            return [[slices[row[time]] for row in ranked] for time in range(count)]
-    raise GridError(
-        f"positions must be different, each of the {len(places)} is there {count} times, "
-        "and nothing tells which belong together"
-    )
-
-
-def _volume(slices: Sequence[Slice]) -> DicomVolume:
-    if len(slices) == 1:
-        raise GridError("a stack must have at least 2 slices, has 1")
-    order, _ = order_along_normal([frame for _, frame in slices])
-    ordered = tuple(slices[index] for index in order)
-    size = ordered[0][0].size or (0, 0)
-    return DicomVolume(ordered, lay_out([frame for _, frame in ordered], size))
-
-
-def _orientation(frame: Frame) -> str:
-    normal = np.abs(np.cross(*np.array(frame.orientation_lps)))
-    name = ("sagittal", "coronal", "axial")[int(normal.argmax())]
-    return name if normal.max() >= np.cos(np.radians(5)) else f"oblique {name}"
+    for name, keyword in (("slope", "RescaleSlope"), ("intercept", "RescaleIntercept")):
+        without = sum(getattr(frame, name) is None for _, frame in slices)
+        if 0 < without < len(slices):
+            raise GridError(f"all of its slices must have a {keyword}, or none; {without} of {len(slices)} have none")

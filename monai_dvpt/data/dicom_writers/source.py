@@ -153,7 +153,7 @@ def read_source(frames: Sequence[Sequence[Any]]) -> Source:
 
 def _read(path: str) -> Dataset:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
+        return pydicom.dcmread(path, stop_before_pixels=True, force=True)
     except Exception as error:
         raise InputError(f"{path}: cannot be read as DICOM: {type(error).__name__}.") from None
 

@@ -23,6 +23,7 @@ from utils_awkward import (
     SIEMENS,
     alone,
     bare,
+    broken,
     beside,
     capture,
     concatenation,
@@ -103,6 +104,7 @@ ECHOES = copies(EchoTime=lambda number: 4.5 * number, EchoNumbers=lambda number:
 B_VALUES = copies(DiffusionBValue=lambda number: 1000 * (number - 1))
 PHASES = copies(3, True, TriggerTime=lambda number: 30.5 * number)
 KINDS = copies(ImageType=lambda number: ["ORIGINAL", "PRIMARY", "MP"[number - 1]])
+HALVES = put(TemporalPositionIdentifier=lambda index: 1 + index // 5)
 ACQUISITIONS = put(AcquisitionNumber=lambda index: 1 + index // 5)
 
 
@@ -168,6 +170,11 @@ CASES = [
     Case("dicomdir_in_lower_case", with_dicomdir("dicomdir")),
     Case("nested_folders", nested(mr())),
     Case("symbolic_link_loop", looped(mr())),
+    Case("symbolic_link_to_nothing", broken(mr(), "nothing.dcm", None), "nothing.dcm: cannot be read: FileNot", LOST),
+    Case("empty_file_named_by_a_uid", broken(mr(), "CT.1.2.7", b""), "CT.1.2.7: ", LOST),
+    Case("file_cut_within_its_preamble", broken(mr(), "IM9", bytes(100)), "IM9: ", LOST),
+    Case("short_text_without_extension", broken(mr(), "VERSION", b"1.0")),
+    Case("no_preambles_no_extensions", bare(named(lambda index: f"IM{index}", transfer_syntax(IMPLICIT)))),
     # other things beside the images
     Case(
         "report_state_letter_structures_beside",
@@ -266,6 +273,7 @@ CASES = [
     Case("one_slice_0.4_mm_off_along", mr(move(lambda _: (0, 0, 0.4), only=4)), "distances.*2.100 to 2.900", REFUSED),
     Case("one_slice_0.4_mm_off_in_plane", mr(move(lambda _: (0.4, 0, 0), only=4)), "straight line", REFUSED),
     Case("tilted", mr(tilted), "tilted by 12.00 degrees", TILTED),
+    Case("slices_beside_each_other", mr(move(lambda i: (3000 * i, 0, 0))), "at most 45 degrees, are by 90", REFUSED),
     Case(
         "three_decimals", mr(put(ImageOrientationPatient=[f"{x:.3f}" for x in OBLIQUE]), axes=OBLIQUE), tolerance_mm=0.1
     ),
@@ -302,6 +310,11 @@ CASES = [
     Case("second_acquisition_time", part(mr(BY_ACQUISITION), lambda i: i > 8), "", CHOOSE, {"time_point": 2}),
     Case("second_content_time", part(mr(BY_CONTENT), lambda i: i % 2), "", CHOOSE, {"time_point": 2}),
     Case("second_echo", part(mr(ECHOES), lambda i: i > 8), "", CHOOSE, {"time_point": 2}),
+    # of two volumes, half of each is lost
+    Case("half_of_two_time_points", part(mr(HALVES), lambda i: i > 4), "", CHOOSE, {"stack": 2}),
+    Case("every_second_of_two_echoes", mr(put(EchoTime=every(10, 80))), "EchoTime 10.*EchoTime 80", CHOOSE),
+    Case("two_kinds_of_images", mr(put(SECOND_HALF, ImageType=["DERIVED", "SECONDARY"])), "ImageType", CHOOSE),
+    Case("all_at_one_place", mr(move(lambda i: (0, 0, -2.5 * i))), "9 slices at one place", ["single"]),
     Case("all_twice_and_alike", mr(copies()), "nothing tells", REFUSED),
     Case("magnitude_and_phase", mr(KINDS), "2 time points", CHOOSE),
     Case("one_slice_missing_of_one_time_point", mr(NUMBERED, lose(4)), "more than once", REFUSED),
@@ -334,7 +347,12 @@ CASES = [
     Case("floating_point", mr(floating)),
     Case("more_bytes_than_pixels", mr(longer)),
     Case("slope_empty", mr(put(RescaleSlope=None, RescaleIntercept=None))),
-    Case("slope_of_one_slice", mr(put(3, RescaleSlope=2.5, RescaleIntercept=1))),
+    Case(
+        "slope_of_one_slice", mr(put(3, RescaleSlope=2.5, RescaleIntercept=1)), "all .* RescaleSlope, or none", REFUSED
+    ),
+    Case("intercept_of_one_slice_missing", ct(drop("RescaleIntercept", only=2)), "RescaleIntercept, or none", REFUSED),
+    Case("slope_of_zero", mr(put(3, RescaleSlope=0)), "RescaleSlope must be a finite number other than 0", LOST),
+    Case("modality_lut_that_is_empty", mr(put(ModalityLUTSequence=[], RescaleSlope=2, RescaleIntercept=-1024))),
     Case("intercept_that_is_no_number", mr(put(3, RescaleIntercept="nan")), "RescaleIntercept must be", LOST),
     Case("eight_bits", mr(eight_bits)),
     Case("monochrome_1_is_not_inverted", mr(put(PhotometricInterpretation="MONOCHROME1"))),
@@ -361,6 +379,12 @@ CASES = [
     Case("mosaic", mr(put(ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"])), "mosaic", REFUSED),
     Case("only_a_report", alone(instance("r.dcm", SR, "SR")), "holds none.*no image", ["no volume"]),
     Case("only_a_localizer", alone(localizers()), "holds none.*localizer", ["localizer"]),
+    Case(
+        "dose_report_of_the_modality_beside",
+        beside(mr(), instance("c", CAPTURE, "MR", **capture())),
+        "",
+        ["ok", "no volume"],
+    ),
     Case("only_a_capture", alone(instance("c", CAPTURE, "OT", **capture())), "holds none", ["no volume"]),
     Case("only_text", alone(content("a.txt", b"text")), "holds none", []),
     Case("nothing", alone(), "holds none", []),

@@ -86,16 +86,29 @@ def nested(make: Make) -> Make:
 
 
 def looped(make: Make) -> Make:
-    """Symbolic links to the folder itself, to its parent and to nothing."""
+    """Symbolic links to the folder itself and to its parent."""
 
     def loop(folder: Path) -> list[Path]:
         paths = make(folder)
         (folder / "self").symlink_to(folder, target_is_directory=True)
         (folder / "parent").symlink_to(folder.parent, target_is_directory=True)
-        (folder / "nothing.dcm").symlink_to(folder / "not there")
         return paths
 
     return loop
+
+
+def broken(make: Make, name: str, content: bytes | None) -> Make:
+    """A file beside the others, or a link to nothing."""
+
+    def both(folder: Path) -> list[Path]:
+        paths = make(folder)
+        if content is None:
+            (folder / name).symlink_to(folder / "not there")
+        else:
+            (folder / name).write_bytes(content)
+        return paths
+
+    return both
 
 
 def copied(make: Make) -> Make:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a text, such as the name of a folder, tells who the patient is."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from pydicom.dataset import Dataset
+
+__all__ = ["identifiers_of", "names_patient"]
+
+NO_NAMES = {"anonymous", "anonymized", "anonymised", "anon", "patient", "unknown", "unnamed", "none", "test", "phantom"}
+"""Words that stand in place of a name."""
+NUMBERS = ("PatientID", "PatientBirthDate", "AccessionNumber")
+MIN_PART = 5
+"""Length from which a number is looked for inside of words; names are from 3."""
+
+
+def identifiers_of(dataset: Dataset) -> frozenset[tuple[str, bool]]:
+    """
+    Args:
+        dataset: header with the keywords of ``NUMBERS`` and PatientName.
+
+    Returns:
+        the words of the name, the whole numbers, and of each whether it also counts inside of other words. For this
+        process alone: never to be shown or kept.
+    """
+    found = set()
+    for word in _words(str(dataset.get("PatientName") or "")) - NO_NAMES:
+        found.add((word, len(word) >= 3 or not word.isascii()))
+    for keyword in NUMBERS:
+        number = re.sub(r"[\W_]+", "", _fold(str(dataset.get(keyword) or "")))
+        if len(number) >= 3 and number not in NO_NAMES:
+            found.add((number, len(number) >= MIN_PART))
+    return frozenset(found)
+
+
+def names_patient(text: str, identifiers: Iterable[tuple[str, bool]]) -> bool:
+    """
+    Args:
+        text: a path, for instance; accents, case and what is between letters and digits do not count.
+        identifiers: of :func:`identifiers_of`.
+    """
+    folded = _fold(text)
+    words, joined = set(re.findall(r"[^\W_]+", folded)), re.sub(r"[\W_]+", "", folded)
+    parts = {re.sub(r"[\W_]+", "", part) for part in re.split(r"[/\\]", folded)}
+    return any(word in words or word in parts or inside and word in joined for word, inside in identifiers)
+
+
+def _fold(text: str) -> str:
+    letters = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in letters if not unicodedata.combining(letter)).casefold()
+
+
+def _words(text: str) -> set[str]:
+    words = re.findall(r"[^\W_]+", _fold(text))
+    return {word for word in words if len(word) >= 2}
