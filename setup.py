@@ -29,6 +29,7 @@ extras = {
         "onnxruntime",
         "onnxscript",
         "parameterized",
+        "pylibjpeg-openjpeg",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "scikit-image",

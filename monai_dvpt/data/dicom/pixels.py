@@ -11,7 +11,6 @@ import numpy as np
 import pydicom
 from monai.utils import optional_import
 from pydicom.tag import Tag
-from pydicom.uid import JPEG2000TransferSyntaxes
 from scipy.ndimage import shift
 
 from monai_dvpt.utils import InputError
@@ -91,9 +90,7 @@ def _array(dataset: pydicom.Dataset) -> np.ndarray:
     if not has_decoders:
         return dataset.pixel_array
     # what Dataset.pixel_array calls, without the book-keeping by which it would know the array again
-    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
-    quick = decoder.UID in JPEG2000TransferSyntaxes and "pylibjpeg" in decoder.available_plugins
-    return decoder.as_array(dataset, raw=True, decoding_plugin="pylibjpeg" if quick else "")[0]
+    return get_decoder(dataset.file_meta.TransferSyntaxUID).as_array(dataset, raw=True)[0]
 
 
 def _why(error: Exception) -> str:

@@ -87,7 +87,7 @@ def _frame(dataset: Dataset, place: Dataset, measures: Dataset, rescale: Dataset
     slope, intercept = rescale.get("RescaleSlope"), rescale.get("RescaleIntercept")
     slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
     values = array.T.astype(np.float64) * slope + intercept
-    if "ModalityLUTSequence" in dataset:
+    if dataset.get("ModalityLUTSequence"):
         (table,) = dataset.ModalityLUTSequence
         entries = np.frombuffer(table.LUTData, "<u2") if isinstance(table.LUTData, bytes) else np.array(table.LUTData)
         values = entries.astype(np.float64)[array.T.astype(int) - int(table.LUTDescriptor[1])]
