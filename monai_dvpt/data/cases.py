@@ -48,7 +48,7 @@ def find_cases(
     Returns:
         for each input its path, or the paths of the files of a series, as "image", and a "name" that is unique among
         them, in order of the paths. The name is made of the path below ``dataset_dir``, with a part of the hash of the
-        Study Instance UID where several studies lie in one folder; where it would name the patient, it is "study_" and
+        Study Instance UID where several studies lie in one folder; where it would name the patient, it is "study" and
         that part of the hash (of a picture: of its path). A case of which any path would name the patient is "private".
         A study of which nothing can be read has the reason as "refused".
 

@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 from pydicom import config
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
@@ -184,9 +185,10 @@ def _check_inflated(path: Path, file: BinaryIO) -> None:
     """Refuses a deflated file that is far larger than it looks, before pydicom inflates it as a whole."""
     start = file.read(1024)
     file.seek(0)
-    if DeflatedExplicitVRLittleEndian.encode() not in start or start[132:136] != b"\2\0\0\0":
+    if DeflatedExplicitVRLittleEndian.encode() not in start or start[128:132] != b"DICM":
         return
-    file.seek(144 + int.from_bytes(start[140:144], "little"))  # behind the group length and what it counts
+    file.seek(132)
+    read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)  # what is not deflated
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     while (chunk := inflater.unconsumed_tail or file.read(1 << 16)) and size <= MAX_INFLATED:
         size += len(inflater.decompress(chunk, 1 << 20))
