@@ -26,6 +26,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from utils_bundles import BUNDLES, workflow
 from utils_data import save_nifti, temporary_folder
+from utils_dicom import validator_errors
 
 from monai_dvpt.handlers import calibrated_temperature
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
@@ -240,6 +241,33 @@ class TestGradingRuns(BundleTestCase):
                 chances = [one[output]["probabilities"] for one in (each, found[0])]
                 np.testing.assert_allclose(*(list(chance.values()) for chance in chances), atol=0.02)
                 self.assertAlmostEqual(sum(chances[0].values()), 1, places=5)
+
+    def test_report_of_a_radiograph(self):
+        """Grades as a TID 1500 report and a picture, in the study of the image; other kinds of files can have none."""
+        folder, out = self.root / "radiographs", self.root / "reports"
+        folder.mkdir()
+        save_dicom(folder / "radiograph", np.asarray(Image.open(self.data / "1.png")))
+        shutil.copy(self.data / "1.png", folder)
+        adapter = str(self.out / "adapter_best.safetensors")
+        settings = {"dataset_dir": str(folder), "output_dir": str(out), "output_format": "json,dicom_sr,overlay"}
+        flow = self.workflow("inference", adapter_path=adapter, **settings)
+        self.assert_refused(flow, "^1 of 2 inputs failed: 1: output_format json, .* must have DICOM input")
+        found = json.loads((out / "radiograph_grades.json").read_text())["outputs"]
+        report = pydicom.dcmread(out / "radiograph_sr.dcm")
+        items, left = [], [report]
+        while left:
+            children = list(left.pop().get("ContentSequence", []))
+            items, left = [*items, *children], [*left, *children]
+        said = {
+            item.ConceptNameCodeSequence[0].CodeMeaning: item.ConceptCodeSequence[0].CodeMeaning
+            for item in items
+            if item.get("ValueType") == "CODE"
+        }
+        self.assertEqual({output: said[output] for output in OUTPUTS}, {o: found[o]["grade"] for o in OUTPUTS})
+        chances = sorted(float(i.MeasuredValueSequence[0].NumericValue) for i in items if i.get("ValueType") == "NUM")
+        np.testing.assert_allclose(chances, sorted(found[output]["confidence"] for output in OUTPUTS), rtol=1e-5)
+        for name in ("radiograph_sr.dcm", "radiograph_overlay.dcm"):
+            self.assertEqual(validator_errors(out / name), [])
 
     def test_a_finished_run_goes_on_with_more_epochs(self):
         out = self.root / "more"

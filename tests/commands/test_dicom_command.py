@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import unittest
+
+import numpy as np
+from utils_commands import call
+from utils_data import PATIENT, save_dicom, temporary_folder
+
+from monai_dvpt.__main__ import main
+from monai_dvpt.data import find_series
+
+VOLUME = np.arange(4 * 5 * 6, dtype=np.uint16).reshape(4, 5, 6)
+
+
+class TestDicomList(unittest.TestCase):
+    def setUp(self):
+        self.root = temporary_folder(self)
+
+    def save(self, name: str) -> list:
+        return sorted(save_dicom(self.root / name, VOLUME, np.eye(3), (0, 0, 0), (1, 1.5, 2)).iterdir())
+
+    def test_table(self):
+        self.save("good")
+        self.save("gap")[3].unlink()
+        status, out, _ = call(main, "dicom", "list", self.root)
+        self.assertEqual(status, 0)
+        lines = out.splitlines()
+        self.assertRegex(lines[0], "^verdict +modality +size +spacing, mm +orientation +times +stacks +files")
+        self.assertEqual(sum(line.startswith("study 1.2.826") for line in lines), 2)
+        self.assertRegex(out, r"(?m)^ok +MR +4x5x6 +1x1.5x2 +axial +1 +1 +6$")
+        self.assertRegex(out, r"(?m)^refused +MR +4x5x5 .*\n    series [\d.]+: 1 of its slices missing: ")
+        for word in PATIENT.split("^"):
+            self.assertNotIn(word, out)
+
+    def test_json(self):
+        self.save("good")
+        status, out, _ = call(main, "dicom", "list", self.root, "--json")
+        (facts,) = json.loads(out)
+        (series,) = find_series(self.root)
+        expected = json.loads(json.dumps({**series.facts(), "files": 6}))
+        self.assertEqual((status, facts), (0, expected))
+        self.assertEqual((facts["verdict"], facts["spacing_mm"]), ("ok", [1, 1.5, 2]))
+
+    def test_merge_acquisitions_and_one_file(self):
+        path = self.save("good")[2]
+        for options in ([], ["--merge-acquisitions"]):
+            status, out, _ = call(main, "dicom", "list", path, *options)
+            self.assertEqual(status, 0)
+            self.assertIn("4x5x6", out)
+
+    def test_nothing_there(self):
+        for folder, why in (
+            (self.root, "must hold DICOM files, found none"),
+            (self.root / "no", "must be an existing"),
+        ):
+            status, out, error = call(main, "dicom", "list", folder)
+            self.assertEqual((status, out), (1, ""))
+            self.assertRegex(error, f"error: {folder}: {why}")
+
+
+if __name__ == "__main__":
+    unittest.main()
