@@ -5,6 +5,7 @@ import json
 import unittest
 
 import numpy as np
+import pydicom
 from utils_commands import call
 from utils_data import PATIENT, save_dicom, temporary_folder
 
@@ -23,7 +24,7 @@ class TestDicomList(unittest.TestCase):
 
     def test_table(self):
         self.save("good")
-        self.save("gap")[3].unlink()
+        next(path for path in self.save("gap") if pydicom.dcmread(path).ImagePositionPatient[2] == 4).unlink()
         status, out, _ = call(main, "dicom", "list", self.root)
         self.assertEqual(status, 0)
         lines = out.splitlines()
