@@ -29,7 +29,7 @@ extras = {
         "onnxruntime",
         "onnxscript",
         "parameterized",
-        "pylibjpeg-openjpeg",
+        "pylibjpeg[openjpeg]>=2.0",
         "pytest>=8",
         "pytest-xdist>=3.6",
         "scikit-image",
