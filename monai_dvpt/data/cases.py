@@ -127,7 +127,11 @@ def _is_left_out(folder: Path, exclude: str | os.PathLike | None) -> bool:
     """Whether a folder holds labels or results."""
     if folder.name.startswith("labels") or exclude is not None and folder.resolve() == Path(exclude).resolve():
         return True
-    return (folder / SUMMARY).is_file()
+    try:
+        with open(folder / SUMMARY, encoding="utf-8") as file:
+            return file.readline().startswith("name,status,reason,")
+    except OSError:
+        return False
 
 
 def _pictures(found: Sequence[DicomSeries]) -> list[_Entry]:

@@ -113,7 +113,10 @@ class TestFindCases(unittest.TestCase):
     def test_results_are_no_input(self):
         save_nifti(self.root / "a.nii", VOLUME)
         save_nifti(self.root / "results" / "a_seg.nii.gz", VOLUME)
-        (self.root / "results" / "summary.csv").write_text("name\n")
+        summary = self.root / "results" / "summary.csv"
+        summary.write_text("subject,age\n")  # somebody else's
+        self.assertEqual(list(self.found()), ["a", "results_a_seg"])
+        summary.write_text("name,status,reason,seconds\n")
         self.assertEqual(list(self.found()), ["a"])
         with self.assertRaisesRegex(InputError, "output_dir must be another folder than dataset_dir"):
             find_cases(self.root, exclude=self.root)

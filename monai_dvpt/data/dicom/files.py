@@ -30,9 +30,11 @@ def looks_like_dicom(path: Path) -> bool:
         return dicom_name
     if start[128:] == b"DICM" or suffix in SUFFIXES[1:]:
         return True
-    if len(start) < 132:
-        return dicom_name and not start.strip(b"\0")
-    return start[0] in (2, 8) and start[1] == 0 and start[3] == 0  # without preamble: a tag of group 2 or 8
+    if not start.strip(b"\0"):  # empty, cut within the preamble, or never filled
+        return dicom_name
+    return (
+        len(start) == 132 and start[0] in (2, 8) and start[1] == 0 and start[3] == 0
+    )  # without preamble: a tag of group 2 or 8
 
 
 def walk_files(root: Path, leave_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:

@@ -218,9 +218,11 @@ def _judge(group: list[DicomFile], merge_acquisitions: bool) -> DicomSeries:
         if all(_is_localizer(frame) for _, frame in slices):
             return _series(group, paths, "localizer", "is a localizer")
         slices = [(file, frame) for file, frame in slices if not _is_localizer(frame)]
-        sectional = group[0].modality in SECTIONAL and "Secondary Capture" not in uids.UID(group[0].sop_class).name
-        if all(frame.position_lps is None for _, frame in slices) and not sectional:
+        captured = "Secondary Capture" in uids.UID(group[0].sop_class).name
+        if all(frame.position_lps is None for _, frame in slices) and (captured or group[0].modality not in SECTIONAL):
             return _series(group, paths, "no volume", "has no position in the patient")
+        if captured and all(file.samples > 1 for file in group):
+            return _series(group, paths, "no volume", "is a picture in colour")
         _check_slices(slices)
         stacks = find_stacks(slices, merge_acquisitions)
         if len(stacks) == 1 and len(places_of(slices)) == 1:
@@ -302,7 +304,3 @@ def _check_slices(slices: Sequence[Slice]) -> None:
     for name, keyword in (("photometric", "PhotometricInterpretation"), ("frame_of_reference", "FrameOfReferenceUID")):
         if len(values := {getattr(file, name) for file, _ in slices}) > 1:
             raise GridError(f"its slices must have one {keyword}, have {len(values)}")
-    for name, keyword in (("slope", "RescaleSlope"), ("intercept", "RescaleIntercept")):
-        without = sum(getattr(frame, name) is None for _, frame in slices)
-        if 0 < without < len(slices):
-            raise GridError(f"all of its slices must have a {keyword}, or none; {without} of {len(slices)} have none")

@@ -81,8 +81,17 @@ def _told_apart(members: list[Slice], merge_acquisitions: bool) -> dict[str, lis
         if key == "AcquisitionNumber" and (merge_acquisitions or len(parts) == len(members)):
             continue
         if len(parts) > 1:
-            return {f", {key} {_shown(value)}": part for value, part in parts.items()}
+            return {
+                f", {key} {_shown(value)}{more}": few
+                for value, part in sorted(parts.items(), key=lambda entry: _rank(entry[0]))
+                for more, few in _told_apart(part, merge_acquisitions).items()
+            }
     return {"": members}
+
+
+def _rank(value: Any) -> tuple[str, Any]:
+    """What values of different types are sorted by."""
+    return type(value).__name__, "" if value is None else value
 
 
 def _shown(value: Any) -> str:
@@ -139,11 +148,16 @@ def _time_points(slices: list[Slice]) -> list[list[Slice]]:
     for key in TIME_KEYS:
         if any(key not in frame.times for frame in frames):
             continue
-        ranked = [sorted(place, key=lambda index: frames[index].times[key]) for place in places]
-        values = [[frames[row[time]].times[key] for row in ranked] for time in range(count)]
+        ranks = [_rank(frame.times[key]) for frame in frames]
+        ranked = [sorted(place, key=ranks.__getitem__) for place in places]
+        values = [[ranks[row[time]] for row in ranked] for time in range(count)]
         alike = key in VARYING or all(len(set(row)) == 1 for row in values)
         if alike and all(max(before) < min(after) for before, after in pairwise(values)):
-            return [[slices[row[time]] for row in ranked] for time in range(count)]
+            volumes = [[slices[row[time]] for row in ranked] for time in range(count)]
+            for volume in volumes:
+                if len(mixed := _told_apart(volume, merge_acquisitions=True)) > 1:
+                    raise GridError(f"each time point must be of one kind, one is of {len(mixed)}: {'; '.join(mixed)}")
+            return volumes
     raise GridError(
         f"positions must be different, each of the {len(places)} is there {count} times, "
         "and nothing tells which belong together"
@@ -153,6 +167,10 @@ def _time_points(slices: list[Slice]) -> list[list[Slice]]:
 def _volume(slices: Sequence[Slice]) -> DicomVolume:
     if len(slices) == 1:
         raise GridError("a stack must have at least 2 slices, has 1")
+    for name, keyword in (("slope", "RescaleSlope"), ("intercept", "RescaleIntercept")):
+        without = sum(getattr(frame, name) is None for _, frame in slices)
+        if 0 < without < len(slices):
+            raise GridError(f"all of its slices must have a {keyword}, or none; {without} of {len(slices)} have none")
     order, _ = order_along_normal([frame for _, frame in slices])
     ordered = tuple(slices[index] for index in order)
     size = ordered[0][0].size or (0, 0)

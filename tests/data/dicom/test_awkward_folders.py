@@ -104,6 +104,9 @@ ECHOES = copies(EchoTime=lambda number: 4.5 * number, EchoNumbers=lambda number:
 B_VALUES = copies(DiffusionBValue=lambda number: 1000 * (number - 1))
 PHASES = copies(3, True, TriggerTime=lambda number: 30.5 * number)
 KINDS = copies(ImageType=lambda number: ["ORIGINAL", "PRIMARY", "MP"[number - 1]])
+GRID = put(
+    ImageType=lambda index: ["ORIGINAL", "PRIMARY", "MP"[index // 4 % 2]], EchoTime=lambda index: 10 + index // 2 % 2
+)
 HALVES = put(TemporalPositionIdentifier=lambda index: 1 + index // 5)
 ACQUISITIONS = put(AcquisitionNumber=lambda index: 1 + index // 5)
 
@@ -173,6 +176,7 @@ CASES = [
     Case("symbolic_link_to_nothing", broken(mr(), "nothing.dcm", None), "nothing.dcm: cannot be read: FileNot", LOST),
     Case("empty_file_named_by_a_uid", broken(mr(), "CT.1.2.7", b""), "CT.1.2.7: ", LOST),
     Case("file_cut_within_its_preamble", broken(mr(), "IM9", bytes(100)), "IM9: ", LOST),
+    Case("file_of_zeros", broken(mr(), "1.2.840.9", bytes(4000)), "1.2.840.9: ", LOST),
     Case("short_text_without_extension", broken(mr(), "VERSION", b"1.0")),
     Case("no_preambles_no_extensions", bare(named(lambda index: f"IM{index}", transfer_syntax(IMPLICIT)))),
     # other things beside the images
@@ -314,6 +318,24 @@ CASES = [
     Case("half_of_two_time_points", part(mr(HALVES), lambda i: i > 4), "", CHOOSE, {"stack": 2}),
     Case("every_second_of_two_echoes", mr(put(EchoTime=every(10, 80))), "EchoTime 10.*EchoTime 80", CHOOSE),
     Case("two_kinds_of_images", mr(put(SECOND_HALF, ImageType=["DERIVED", "SECONDARY"])), "ImageType", CHOOSE),
+    Case("halves_of_two_echoes_of_each_kind", part(mr(GRID), lambda i: i in (2, 3)), "", CHOOSE, {"stack": 2}),
+    Case(
+        "one_echo_at_a_place_by_kind", mr(KINDS, put(range(5, 9), EchoTime=80)), "must be of one kind|2 kinds", REFUSED
+    ),
+    Case(
+        "rescale_of_the_phase_alone",
+        part(mr(KINDS, put(range(9, 18), RescaleSlope=2, RescaleIntercept=-9)), lambda i: i > 8),
+        "",
+        CHOOSE,
+        {"time_point": 2},
+    ),  # fmt: skip
+    Case(
+        "image_type_of_one_value",
+        part(mr(copies(ImageType=lambda n: ["A", "B"] if n == 1 else "D")), lambda i: i > 8),
+        "",
+        CHOOSE,
+        {"time_point": 1},
+    ),  # fmt: skip
     Case("all_at_one_place", mr(move(lambda i: (0, 0, -2.5 * i))), "9 slices at one place", ["single"]),
     Case("all_twice_and_alike", mr(copies()), "nothing tells", REFUSED),
     Case("magnitude_and_phase", mr(KINDS), "2 time points", CHOOSE),
@@ -385,6 +407,25 @@ CASES = [
         "",
         ["ok", "no volume"],
     ),
+    Case(
+        "capture_in_colour_with_a_position_beside",
+        beside(
+            mr(),
+            instance(
+                "c",
+                CAPTURE,
+                "MR",
+                **{
+                    **capture(SamplesPerPixel=3, PhotometricInterpretation="RGB"),
+                    "ImagePositionPatient": [0, 0, 0],
+                    "PlanarConfiguration": 0,
+                    "PixelData": bytes(1080),
+                },
+            ),
+        ),
+        "",
+        ["ok", "no volume"],
+    ),  # fmt: skip
     Case("only_a_capture", alone(instance("c", CAPTURE, "OT", **capture())), "holds none", ["no volume"]),
     Case("only_text", alone(content("a.txt", b"text")), "holds none", []),
     Case("nothing", alone(), "holds none", []),
