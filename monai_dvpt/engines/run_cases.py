@@ -89,6 +89,7 @@ def run_cases(
                 "files": "/".join(sorted(file for file, at in _files(folder, name).items() if there.get(file) != at)),
                 "fingerprint": keys[name],
             }
+            rows = {**_read(folder / SUMMARY), **rows}  # another command may have added some
             _write(folder / SUMMARY, list(rows.values()))
     finally:
         evaluator.logger.disabled = noise

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ def describe(item: Any, _inside: tuple[int, ...] = ()) -> Any:
     """
     if item is None or isinstance(item, (bool, int, float, str)):
         return item
+    if isinstance(item, (np.generic, os.PathLike, np.dtype, torch.dtype, torch.device)):
+        return str(item)
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return hashlib.sha256(np.ascontiguousarray(torch.as_tensor(item).cpu().numpy()).tobytes()).hexdigest()
     if id(item) in _inside or isinstance(item, torch.nn.Module):
@@ -38,7 +41,9 @@ def describe(item: Any, _inside: tuple[int, ...] = ()) -> Any:
     inside = (*_inside, id(item))
     if isinstance(item, Mapping):
         return {str(key): describe(value, inside) for key, value in item.items()}
-    if isinstance(item, (list, tuple, set)):
+    if isinstance(item, (set, frozenset)):
+        return sorted(str(describe(value, inside)) for value in item)
+    if isinstance(item, (list, tuple)):
         return [describe(value, inside) for value in item]
     if isinstance(item, type) or type(item).__module__.split(".")[0] not in PACKAGES:
         return getattr(item, "__qualname__", type(item).__qualname__)

@@ -205,6 +205,11 @@ class TestFindCases(unittest.TestCase):
             ("ID inside", "MRN1234567", {"PatientID": "1234567"}),
             ("parts of an ID", "sub-HC-00123_ses-1", {"PatientID": "HC-00123"}),
             ("accents", "Muller_Joerg", {"PatientName": "Müller^Jörg", "SpecificCharacterSet": "ISO_IR 192"}),
+            ("spelled out", "Mueller-J", {"PatientName": "Müller^Jörg", "SpecificCharacterSet": "ISO_IR 192"}),
+            ("stroke", "Soren 2", {"PatientName": "Hansen^Søren", "SpecificCharacterSet": "ISO_IR 192"}),
+            ("zeros", "scan 12345", {"PatientID": "0012345"}),
+            ("short and joined", "LiWu2020", {"PatientName": "Li^Wu"}),
+            ("day first", "born 01.12.1980", {"PatientBirthDate": "19801201"}),
             ("short", "Li_Wu_2020", {"PatientName": "Li^Wu"}),
             ("birth date", "DOB 1980-01-01 scan", {"PatientBirthDate": "19800101"}),
         ]

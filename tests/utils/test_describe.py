@@ -46,6 +46,9 @@ class TestDescribe(unittest.TestCase):
         self.assertEqual(describe({"a": (1, None, True), "b": np.float32}), {"a": [1, None, True], "b": "float32"})
         self.assertEqual(describe(torch.ones(2)), describe(np.ones(2, np.float32)))
         self.assertNotEqual(describe(torch.ones(2)), describe(torch.zeros(2)))
+        self.assertNotEqual(describe(np.dtype("uint8")), describe(np.dtype("float32")))
+        self.assertNotEqual(describe(np.float32(1)), describe(np.float32(2)))
+        self.assertEqual(describe({"b", "a"}), ["a", "b"])
         around: list = []
         around.append(around)
         self.assertEqual(describe(around), ["list"])

@@ -30,7 +30,7 @@ def looks_like_dicom(path: Path) -> bool:
         return dicom_name
     if start[128:] == b"DICM" or suffix in SUFFIXES[1:]:
         return True
-    if not start.strip(b"\0"):  # empty, cut within the preamble, or never filled
+    if not start[:128].strip(b"\0"):  # empty, cut within or behind the preamble, or never filled
         return dicom_name
     return (
         len(start) == 132 and start[0] in (2, 8) and start[1] == 0 and start[3] == 0

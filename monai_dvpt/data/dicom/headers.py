@@ -145,13 +145,14 @@ class quiet_pydicom(warnings.catch_warnings):
         super().__enter__()
         warnings.simplefilter("ignore")
         self._logger = logging.getLogger("pydicom")
-        self._disabled, self._logger.disabled = self._logger.disabled, True
+        self._level = self._logger.level
+        self._logger.setLevel(logging.CRITICAL + 1)  # of its decoders, too
         self._validation = config.disable_value_validation()
         self._validation.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         self._validation.__exit__(*error)
-        self._logger.disabled = self._disabled
+        self._logger.setLevel(self._level)
         super().__exit__(*error)
 
 
@@ -190,7 +191,7 @@ def _check_inflated(path: Path, file: BinaryIO) -> None:
     file.seek(132)
     read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)  # what is not deflated
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while (chunk := inflater.unconsumed_tail or file.read(1 << 16)) and size <= MAX_INFLATED:
+    while not inflater.eof and size <= MAX_INFLATED and (chunk := inflater.unconsumed_tail or file.read(1 << 16)):
         size += len(inflater.decompress(chunk, 1 << 20))
     file.seek(0)
     if size > MAX_INFLATED:
@@ -273,7 +274,7 @@ def _find(levels: Sequence[Dataset], *names: str) -> Any:
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, (int, float)):
-        return float(value)
+        return round(float(value), 2)  # of what is in milliseconds, less is rounding
     return str(value) if isinstance(value, str) or not hasattr(value, "__len__") else tuple(map(str, value))
 
 

@@ -14,6 +14,10 @@ __all__ = ["identifiers_of", "names_patient"]
 NO_NAMES = {"anonymous", "anonymized", "anonymised", "anon", "patient", "unknown", "unnamed", "none", "test", "phantom"}
 """Words that stand in place of a name."""
 NUMBERS = ("PatientID", "PatientBirthDate", "AccessionNumber")
+SPELLED_OUT = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
+SPELLED_OUT |= str.maketrans({"Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "Ø": "Oe", "Å": "Aa"})
+PLAIN = str.maketrans({"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "æ": "ae", "Æ": "Ae"})
+"""Letters that Unicode does not decompose."""
 MIN_PART = 5
 """Length from which a number is looked for inside of words; names are from 3."""
 
@@ -28,12 +32,22 @@ def identifiers_of(dataset: Dataset) -> frozenset[tuple[str, bool]]:
         process alone: never to be shown or kept.
     """
     found = set()
-    for word in _words(str(dataset.get("PatientName") or "")) - NO_NAMES:
-        found.add((word, len(word) >= 3 or not word.isascii()))
+    name = str(dataset.get("PatientName") or "")
+    for text in (name, name.translate(SPELLED_OUT)):
+        words = [word for word in _words(text) if word not in NO_NAMES]
+        found |= {(word, len(word) >= 3 or not word.isascii()) for word in words}
+        joined = ("".join(words), "".join(reversed(words)))
+        found |= {(word, True) for word in joined if len(word) >= 4}
+    date = re.fullmatch(r"(\d\d)(\d\d)(\d\d)(\d\d)", str(dataset.get("PatientBirthDate") or ""))
+    if date:
+        century, year, month, day = date.groups()
+        found |= {(text, True) for text in (day + month + century + year, month + day + century + year)}
+        found |= {(text, True) for text in (year + month + day, day + month + year)}
     for keyword in NUMBERS:
         number = re.sub(r"[\W_]+", "", _fold(str(dataset.get(keyword) or "")))
-        if len(number) >= 3 and number not in NO_NAMES:
-            found.add((number, len(number) >= MIN_PART))
+        for digits in {number, number.lstrip("0")}:
+            if len(digits) >= 3 and digits not in NO_NAMES:
+                found.add((digits, len(digits) >= MIN_PART))
     return frozenset(found)
 
 
@@ -50,10 +64,9 @@ def names_patient(text: str, identifiers: Iterable[tuple[str, bool]]) -> bool:
 
 
 def _fold(text: str) -> str:
-    letters = unicodedata.normalize("NFKD", text)
+    letters = unicodedata.normalize("NFKD", text.translate(PLAIN))
     return "".join(letter for letter in letters if not unicodedata.combining(letter)).casefold()
 
 
-def _words(text: str) -> set[str]:
-    words = re.findall(r"[^\W_]+", _fold(text))
-    return {word for word in words if len(word) >= 2}
+def _words(text: str) -> list[str]:
+    return [word for word in re.findall(r"[^\W_]+", _fold(text)) if len(word) >= 2]

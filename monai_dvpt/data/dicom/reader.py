@@ -41,8 +41,8 @@ class DicomSeriesReader(ImageReader):
         description: pattern of its Series Description as in a shell, in upper or lower case.
         modality: such as "MR".
         num_slices: its number of slices.
-        time_point: which of several volumes at one place, from 1, in the order of what tells them apart: temporal
-            position, trigger time, b-value, echo time, acquisition, or time.
+        time_point: which of several volumes at one place, from 1, in the order of what tells them apart: image
+            type, temporal position, trigger time, b-value, echo time, acquisition, or time.
         stack: which of several volumes at different places or of different kinds, from 1.
         tilt: what to do with a straight gantry tilt: "refuse", or "resample" the slices, moved within their planes,
             on a straight grid.

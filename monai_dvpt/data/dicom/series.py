@@ -263,7 +263,7 @@ def _sort_out(group: list[DicomFile], paths: tuple[Path, ...], stacks: Mapping[s
 
 
 def _without_copies(group: list[DicomFile]) -> list[DicomFile]:
-    """Files that are the same to the byte count once."""
+    """Files that are equal, byte for byte, count once."""
     kept: dict[str, DicomFile] = {}
     for file in group:
         other = kept.setdefault(file.sop_uid or str(file.path), file)

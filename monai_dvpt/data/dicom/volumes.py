@@ -59,11 +59,11 @@ def find_stacks(slices: Sequence[Slice], merge_acquisitions: bool) -> dict[str, 
         else:
             kinds.append(((file.size, frame.stack, edges), [(file, frame)]))
     found: dict[str, list[Slice]] = {}
-    for (size, _, _), members in kinds:
+    for (size, _, _), members in sorted(kinds, key=lambda kind: (*kind[0][:2], *kind[0][2].round(3).ravel())):
         step = np.linalg.norm(in_plane(members[0][1])[:, 0])
         for what, part in _told_apart(members, merge_acquisitions).items():
             name = f"{len(part)} slices {orientation_of(part[0][1])}, {size[0]}x{size[1]} of {step:g} mm{what}"
-            found[name if name not in found else f"{name}, the {len(found) + 1}th"] = part
+            found[name if name not in found else f"{name} ({len(found) + 1})"] = part
     return found
 
 

@@ -39,6 +39,16 @@ class TestLimits(unittest.TestCase):
         self.assertEqual(len(reasons), 6)
         self.assertTrue(all("must have at most 3,000 bytes when it is inflated" in reason for reason in reasons))
 
+    def test_deflated_files_of_many_sizes(self):
+        """Behind the stream a byte may stand that fills up to an even length."""
+        path = self.save(np.eye(3))[0]
+        for side in (*range(40, 60), 1024):
+            dataset = pydicom.dcmread(path)
+            dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+            dataset.Rows, dataset.Columns, dataset.PixelData = side, 1024, bytes(2 * side * 1024)
+            dataset.save_as(self.folder.with_suffix(".dcm"))
+            self.assertEqual(headers.read_header(self.folder.with_suffix(".dcm")).size, (1024, side))
+
     def test_memory_of_a_volume(self):
         self.save()
         size = 4 * VOLUME.size
