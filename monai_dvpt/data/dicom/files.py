@@ -32,9 +32,8 @@ def looks_like_dicom(path: Path) -> bool:
         return True
     if not start[:128].strip(b"\0"):  # empty, cut within or behind the preamble, or never filled
         return dicom_name
-    return (
-        len(start) == 132 and start[0] in (2, 8) and start[1] == 0 and start[3] == 0
-    )  # without preamble: a tag of group 2 or 8
+    group, element = start[:2], start[2:4]  # of a file without preamble
+    return len(start) == 132 and group in (b"\2\0", b"\10\0") and element[1] == 0
 
 
 def walk_files(root: Path, leave_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
