@@ -20,6 +20,7 @@ def dvpt(
     num_prompts: int | None = None,
     share_every: int | None = None,
     start_layer: int | None = None,
+    side_path: bool | None = None,
 ) -> None:
     """
     Dynamic visual prompt tuning with the DVPT blocks of the network, based on:
@@ -33,6 +34,7 @@ def dvpt(
         num_prompts: see :class:`monai_dvpt.networks.blocks.DVPTBlock`.
         share_every: see :class:`monai_dvpt.networks.blocks.DVPTList`.
         start_layer: see :class:`monai_dvpt.networks.blocks.DVPTList`.
+        side_path: see :class:`monai_dvpt.networks.nets.DVPTViT`.
 
     Raises:
         ValueError: if an option is outside its range.
@@ -42,14 +44,16 @@ def dvpt(
         "num_prompts": num_prompts,
         "share_every": share_every,
         "start_layer": start_layer,
+        "side_path": side_path,
     }
     changes = {name: value for name, value in options.items() if value is not None}
     if changes or not len(net.dvpt):
         blocks = [m for m in encoder_modules(net) if isinstance(m, (TransformerBlock, SwinTransformerBlock))]
         settings = {**{name: net.arguments[name] for name in options}, **changes}
         like = blocks[0].norm1.weight
+        side_path = settings.pop("side_path")
         new = DVPTList([block.norm1.normalized_shape[0] for block in blocks], **settings)
-        net.use_dvpt(new.to(like.device, like.dtype))
+        net.use_dvpt(new.to(like.device, like.dtype), side_path)
         net.arguments = {**net.arguments, **changes}
     net.dvpt_enabled = True
     freeze_backbone(net)

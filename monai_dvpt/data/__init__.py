@@ -4,10 +4,12 @@ from .datalist import load_datalist
 from .dicom import DicomSeries, DicomSeriesReader, choose_series, find_series, frames_of
 from .gradelist import load_gradelist, select_part
 from .mni152 import make_mni152_dataset
+from .prefix_cache import PrefixCacheDataset
 
 __all__ = [
     "DicomSeries",
     "DicomSeriesReader",
+    "PrefixCacheDataset",
     "choose_series",
     "find_cases",
     "find_series",

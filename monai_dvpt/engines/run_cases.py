@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from monai_dvpt import __version__
 from monai_dvpt.data.cases import SUMMARY
-from monai_dvpt.networks.adapter.file import tensors_sha256
+from monai_dvpt.networks.adapter import tensors_sha256
 from monai_dvpt.utils import InputError, atomic_path, describe, fingerprint, reason, root_cause
 
 __all__ = ["run_cases"]

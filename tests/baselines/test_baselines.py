@@ -111,7 +111,8 @@ class TestMethods(unittest.TestCase):
         plain = small_network(case).eval()
         plain.dvpt_enabled = False
         image = small_image(plain, batch=2)
-        torch.testing.assert_close(tuned(case, method)(image), plain(image), rtol=0, atol=0)
+        with torch.no_grad():  # a trained table of relative positions rounds in another way
+            torch.testing.assert_close(tuned(case, method)(image), plain(image), rtol=0, atol=0)
 
     @parameterized.expand(CASES)
     def test_gradients(self, method, case):

@@ -74,6 +74,44 @@ class TestDVPTBlock(unittest.TestCase):
         expected = x + block.up(block.gate * F.gelu(block.down(F.layer_norm(x, (C,)))))
         self.assertTrue(torch.equal(block(x), expected))
 
+    @parameterized.expand([(torch.float32, False, 1e-5), (torch.float64, False, 1e-12), (torch.float32, True, 1e-2)])
+    def test_gradients_are_those_of_the_formula(self, dtype, amp, rtol):
+        block = randomise(DVPTBlock(C, R, M)).to(dtype)
+        for with_input in (True, False):
+            x = (torch.randn(B, N, C, dtype=dtype) * 3 + 1).requires_grad_(with_input)
+            weights = torch.randn(B, N, C, dtype=dtype)
+            inputs = [*([x] if with_input else []), *block.parameters()]
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
+                found, expected = block(x), x + block.up(block.change(x))
+            self.assertTrue(torch.equal(found, expected))
+            found, expected = (torch.autograd.grad((y * weights).sum(), inputs) for y in (found, expected))
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * float(other.abs().max()))
+
+    def test_frozen_parts_get_no_gradient(self):
+        block = randomise(DVPTBlock(C, R, M))
+        block.up.requires_grad_(False)
+        block(torch.randn(B, N, C)).square().sum().backward()
+        self.assertIsNone(block.up.weight.grad)
+        self.assertTrue(block.down.weight.grad.any())
+
+    def test_keeps_its_output_and_nothing_else_of_the_full_width(self):
+        block, kept = randomise(DVPTBlock(C, R, M)), []
+        parameters = {parameter.data_ptr() for parameter in block.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
+            y = block(torch.randn(B, N, C, requires_grad=True))
+        kept = [x for x in kept if x.data_ptr() not in parameters]
+        self.assertEqual([x.data_ptr() for x in kept if x.shape[-1] == C], [y.data_ptr()])
+        self.assertEqual(sum(x.numel() for x in kept), B * N * (C + R))
+
+    def test_parameters_that_changed_are_noticed(self):
+        block = DVPTBlock(C, R, M)
+        y = block(torch.randn(B, N, C))
+        with torch.no_grad():
+            block.gate.add_(1)
+        with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
+            y.sum().backward()
+
     def test_prompts_read_the_other_tokens_of_the_same_sample(self):
         block, plain = (randomise(DVPTBlock(C, R, num_prompts)) for num_prompts in (M, 0))
         x = torch.randn(B, N, C)

@@ -39,6 +39,7 @@ from monai_dvpt.utils import InputError
 CASES = [(name,) for name in NETWORKS]
 # the slow ones add nothing where only the encoder matters, or what the others' decoders show too
 QUICK = [(name,) for name in NETWORKS if not name.startswith("swin_unetr_3d")]
+ROUNDING = {"rtol": 1e-5, "atol": 1e-4}  # of fused attention, magnified where instance normalisation has few tokens
 DISTRIBUTED = ["vit_both_2d", "unetr_2d", "swin_unetr_2d", "swin_classifier_2d"]
 
 
@@ -115,22 +116,24 @@ class TestEqualsMonai(unittest.TestCase):
         image = small_image(net, batch=2)
         with torch.no_grad():
             expected = output_of_monai(plain, net, image)
-            self.assertTrue(torch.equal(net(image), expected))  # a new DVPT block is the identity
+            torch.testing.assert_close(net(image), expected, **ROUNDING)  # a new DVPT block is the identity
             randomise(net.dvpt)
-            self.assertFalse(torch.equal(net(image), expected))
+            self.assertGreater((net(image) - expected).abs().max(), 1e-3)
             net.dvpt_enabled = False
-            self.assertTrue(torch.equal(net(image), expected))
+            torch.testing.assert_close(net(image), expected, **ROUNDING)
 
     @parameterized.expand([case for case in CASES if case[0].endswith("2d")])
     def test_dropout(self, case):
-        plain, net = plain_monai(case, **with_dropout(case)).train(), new_network(case, **with_dropout(case)).train()
+        dropout = with_dropout(case)
+        dropout.pop("attn_drop_rate", None)  # fused, it draws its random numbers in another order
+        plain, net = plain_monai(case, **dropout).train(), new_network(case, **dropout).train()
         net.load_state_dict(plain.state_dict(), strict=False)
         image, outputs = small_image(net), []
         with torch.no_grad():
             for output in (lambda: net(image), lambda: output_of_monai(plain, net, image)):
                 torch.manual_seed(3)
                 outputs.append(output())
-        self.assertTrue(torch.equal(*outputs))
+        torch.testing.assert_close(*outputs, **ROUNDING)
 
     def test_patch_size_8_at_initialisation(self):
         net = new_network("unetr_3d_patch_8").eval()

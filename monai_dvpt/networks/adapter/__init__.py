@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of a network is trained, the small file that keeps it, and several such adapters on one frozen backbone."""
 
-from .file import adapter_metadata, backbone_sha256, build_network, load_adapter, merge_full, save_adapter
-from .named import adapter_names, add_adapter, delete_adapter, disable_adapter, set_adapter
-from .shared import share_backbone
+from .file import (
+    adapter_metadata,
+    backbone_sha256,
+    build_network,
+    load_adapter,
+    merge_full,
+    save_adapter,
+    tensors_sha256,
+)
+from .named import adapter_names, add_adapter, delete_adapter, disable_adapter, predict_adapters, set_adapter
+from .shared import encoder_sha256, share_backbone
 from .tunable import PARTS, TunableNetwork, check_decoder_tuning, count_parameters, freeze_backbone, parameter_groups
 
 __all__ = [
@@ -18,11 +26,14 @@ __all__ = [
     "count_parameters",
     "delete_adapter",
     "disable_adapter",
+    "encoder_sha256",
     "freeze_backbone",
     "load_adapter",
     "merge_full",
     "parameter_groups",
+    "predict_adapters",
     "save_adapter",
     "set_adapter",
     "share_backbone",
+    "tensors_sha256",
 ]

@@ -35,6 +35,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
+ADDED_ARGUMENTS = {"side_path": False}  # what a file means that was written before there was such an argument
 SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights"  # of this package
 
 
@@ -283,7 +284,7 @@ def _arguments(path: str | os.PathLike, metadata: Mapping[str, Any]) -> dict[str
     arguments = metadata.get("arguments")
     if not isinstance(arguments, dict):
         raise InputError(f"{path}: arguments must be a JSON object, got {arguments!r}.")
-    return arguments
+    return {**ADDED_ARGUMENTS, **arguments}
 
 
 def _new_network(path: str | os.PathLike, kind: type[TunableNetwork], arguments: Mapping[str, Any]) -> TunableNetwork:

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn as nn
 
 from .tunable import TunableNetwork
 
-__all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", "set_adapter"]
+__all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", "predict_adapters", "set_adapter"]
 
 
 @dataclass
@@ -103,7 +104,7 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
         setattr(net.get_submodule(owner), attribute, module.to(like))
     net.arguments = {**net.arguments, **{key: chosen.arguments[key] for key in net.ADAPTER_ARGUMENTS}}
     net.adapter_name = name
-    net.use_dvpt(net.dvpt)
+    net.use_dvpt(net.dvpt, net.arguments["side_path"])
     return net.train(net.training)
 
 
@@ -126,6 +127,37 @@ def delete_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
         raise ValueError(f"name must be that of an adapter not in use, got {name}; set another one before.")
     del net.inactive_adapters[name]
     return net
+
+
+def predict_adapters(
+    net: TunableNetwork, image: torch.Tensor, names: Sequence[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    The answers of several adapters to one image. The frozen layers before their DVPT blocks run once for all of them,
+    then each adapter goes on from there.
+
+    Args:
+        net: the network, its encoder frozen.
+        image: of shape ``(B, in_channels, *spatial)``.
+        names: of the adapters, by default all.
+
+    Returns:
+        by adapter what the network answers with it, with a graph where autograd records.
+
+    Raises:
+        ValueError: if there is no adapter of a name, or a parameter of the encoder is trained.
+    """
+    active, chosen = net.adapter_name, adapter_names(net) if names is None else list(names)
+    try:
+        layers = {layer for name in chosen for layer in set_adapter(net, name).prefix_layers}
+        states = net.frozen_states(image, sorted(layers))
+        answers = {}
+        for name in chosen:
+            set_adapter(net, name)
+            answers[name] = net(image, net.pack_prefix(states))
+    finally:
+        set_adapter(net, active)
+    return answers
 
 
 @contextmanager

@@ -3,14 +3,29 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.nn as nn
 
+from monai_dvpt.utils import to_json
+
+from .file import tensors_sha256
 from .tunable import TunableNetwork
 
-__all__ = ["share_backbone"]
+__all__ = ["encoder_sha256", "share_backbone"]
 
-ARITHMETIC = ("layer_norm_eps", "activation", "pre_norm", "num_heads")  # what an encoder computes, beyond its tensors
+# what an encoder computes, beyond its tensors
+ARITHMETIC = ("layer_norm_eps", "activation", "pre_norm", "num_heads", "window_size", "downsample")
+
+
+def encoder_sha256(net: TunableNetwork) -> str:
+    """
+    SHA-256, in hexadecimal, of what the encoder alone computes: of its tensors, those of the backbone, and of what
+    they do not say. It is the same in every network around the same encoder.
+    """
+    settings = {key: net.arguments[key] for key in ARITHMETIC if key in net.arguments}
+    return hashlib.sha256((tensors_sha256(_encoder_tensors(net)) + to_json(settings)).encode()).hexdigest()
 
 
 def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwork:

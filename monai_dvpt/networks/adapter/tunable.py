@@ -44,7 +44,7 @@ class TunableNetwork(nn.Module):
     ENCODER = ""  # prefix of the names of the pretrained encoder's tensors; empty where the network is the encoder
     HEAD = ""  # prefix of the names of the output layer's tensors
     # arguments that may differ between adapters on one backbone, and those that change no output in eval mode
-    ADAPTER_ARGUMENTS = frozenset({"bottleneck_size", "num_prompts", "share_every", "start_layer"})
+    ADAPTER_ARGUMENTS = frozenset({"bottleneck_size", "num_prompts", "share_every", "start_layer", "side_path"})
     DECODER_ARGUMENTS: frozenset = frozenset()  # of those, what the decoder is built with
     TRAINING_ARGUMENTS = frozenset({"dropout_rate", "save_attn", "use_checkpoint"})
 
@@ -57,7 +57,9 @@ class TunableNetwork(nn.Module):
         inactive_adapters: dict[str, Any]
         dvpt: DVPTList
         dvpt_of_layer: list[int]
+        side_path: bool
         dvpt_enabled: bool
+        prefix_layers: list[int]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -114,24 +116,88 @@ class TunableNetwork(nn.Module):
                 seen.add(id(tensor))
                 yield name, tensor
 
-    def adapt(self, x: torch.Tensor, layer: int) -> torch.Tensor:
+    def adapt(self, x: torch.Tensor, side: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         The DVPT block that follows a transformer layer, where one does and DVPT is on.
 
         Args:
             x: output of the layer, of shape (B, N, C).
+            side: what a side path has added to such outputs so far, of the same shape or one that broadcasts to it.
             layer: index of the layer.
-        """
-        if self.dvpt_enabled:
-            for index, block in enumerate(self.dvpt):  # TorchScript has no indexing of module lists
-                if index == self.dvpt_of_layer[layer]:
-                    x = block(x)
-        return x
 
-    def use_dvpt(self, dvpt: DVPTList) -> None:
-        """Registers the list of DVPT blocks."""
+        Returns:
+            what the next layer sees; what the side path has added by now; and the adapted tokens. Without a side path
+            the next layer sees the adapted tokens.
+        """
+        if not self.dvpt_enabled or self.dvpt_of_layer[layer] < 0:
+            return x, side, x
+        adapted = x + side if self.side_path else x
+        for index, block in enumerate(self.dvpt):  # TorchScript has no indexing of module lists
+            if index == self.dvpt_of_layer[layer]:
+                adapted = block(adapted)
+        return (x, adapted - x, adapted) if self.side_path else (adapted, side, adapted)
+
+    def use_dvpt(self, dvpt: DVPTList, side_path: bool = False) -> None:
+        """
+        Registers the list of DVPT blocks.
+
+        Args:
+            dvpt: the list.
+            side_path: whether the transformer layers see the outputs of each other alone, see :meth:`adapt`.
+        """
         self.dvpt = dvpt
         self.dvpt_of_layer = dvpt.block_of_layer
+        self.side_path = side_path
+
+    @torch.jit.unused
+    def forward_prefix(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        What the frozen layers compute of an image before DVPT comes in, and with a side path also beside it. It does
+        not depend on what is trained, so it can be kept: ``net(image, net.forward_prefix(image))`` is ``net(image)``.
+
+        Args:
+            image: of shape ``(B, in_channels, *spatial)``.
+
+        Returns:
+            a tensor whose first dimension is B, without a graph.
+
+        Raises:
+            ValueError: if a parameter of the encoder is trained.
+        """
+        return self.pack_prefix(self.frozen_states(image, self.prefix_layers))
+
+    def frozen_states(self, image: torch.Tensor, layers: Sequence[int]) -> Any:
+        """
+        What frozen layers compute of an image without DVPT, for all adapters of a backbone.
+
+        Args:
+            image: of shape ``(B, in_channels, *spatial)``.
+            layers: indices of the layers, ascending; none after the last of them has to run.
+
+        Returns:
+            what :meth:`pack_prefix` takes, without a graph.
+
+        Raises:
+            ValueError: if a parameter of the encoder is trained.
+        """
+        raise NotImplementedError
+
+    def pack_prefix(self, states: Any) -> torch.Tensor:
+        """
+        Of what :meth:`frozen_states` gave, for ``prefix_layers`` at least, the part that this network goes on from, as
+        one tensor whose first dimension is B.
+        """
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def check_frozen(self) -> None:
+        """
+        Raises:
+            ValueError: if a parameter of the encoder is trained.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and name.startswith(self.ENCODER) and self.part_of(name) == "backbone":
+                raise ValueError(f"a prefix must come from a frozen encoder, but {name} is trained.")
 
     def train(self, mode: bool = True) -> Self:
         """Sets the training mode; a module without a trainable parameter stays in eval mode, so its dropout is off."""

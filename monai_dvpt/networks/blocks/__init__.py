@@ -1,4 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+from .attention import FusedSABlock, FusedWindowAttention, WindowGroups, fuse_attention, group_windows
 from .dvpt import DVPTBlock, DVPTList
 
-__all__ = ["DVPTBlock", "DVPTList"]
+__all__ = [
+    "DVPTBlock",
+    "DVPTList",
+    "FusedSABlock",
+    "FusedWindowAttention",
+    "WindowGroups",
+    "fuse_attention",
+    "group_windows",
+]

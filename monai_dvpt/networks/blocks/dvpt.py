@@ -6,10 +6,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from monai_dvpt.utils import check_counts
 
@@ -74,11 +76,17 @@ class DVPTBlock(nn.Module):
         Returns:
             adapted tokens of the same shape.
         """
+        if not torch.jit.is_scripting() and _is_training_eagerly(x):
+            return _KeepOutput.apply(x, self, *self.parameters())
+        return x + self.up(self.change(x))
+
+    def change(self, x: torch.Tensor) -> torch.Tensor:
+        """What tokens of shape (B, N, C) change by, in the bottleneck and gated, of shape (B, N, R)."""
         z = self.bottleneck(x)  # (B, N, R)
         dynamic = torch.matmul(self.read(z), z)  # (B, M, R), now per sample
         back = torch.matmul(z, dynamic.transpose(1, 2)) * self.scale  # (B, N, M)
         y = z + torch.matmul(back.softmax(dim=-1), dynamic)  # (B, N, R); M = 0 adds 0 and keeps prompts in the graph
-        return x + self.up(self.gate * y)
+        return self.gate * y
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens of shape (B, N, C) in the bottleneck, of shape (B, N, R)."""
@@ -87,6 +95,42 @@ class DVPTBlock(nn.Module):
     def read(self, z: torch.Tensor) -> torch.Tensor:
         """Attention of the prompts over tokens ``z`` in the bottleneck, of shape (B, M, N); each row sums to 1."""
         return (torch.matmul(self.prompts, z.transpose(1, 2)) * self.scale).softmax(dim=-1)
+
+
+class _KeepOutput(torch.autograd.Function):
+    """
+    A DVPT block that keeps its output for the backward pass, which the next frozen layer keeps anyway, and what it adds
+    in the bottleneck, of width R. Its input is the difference, and the rest, of width C, is computed again from it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, block: DVPTBlock, *parameters: nn.Parameter) -> torch.Tensor:
+        ctx.block, ctx.device = block, x.device.type
+        ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
+        change = block.change(x)
+        output = x + block.up(change)
+        ctx.save_for_backward(output, change, *parameters)  # the parameters, so that a change of them is an error
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        output, change, *parameters = ctx.saved_tensors
+        enabled, dtype = ctx.autocast
+        with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):
+            x = (output - ctx.block.up(change)).requires_grad_(ctx.needs_input_grad[0])
+            with torch.enable_grad():
+                added = ctx.block.up(ctx.block.change(x))
+        needed = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
+        found = iter(torch.autograd.grad(added, needed, grad.to(added.dtype)))
+        grad_x = grad + next(found) if x.requires_grad else None
+        return grad_x, None, *(next(found) if tensor.requires_grad else None for tensor in parameters)
+
+
+def _is_training_eagerly(x: torch.Tensor) -> bool:
+    """Whether autograd records, in a type whose rounding lets the input be found from the output."""
+    eager = not (torch.jit.is_tracing() or torch.compiler.is_compiling())
+    return eager and torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64)
 
 
 class DVPTList(nn.ModuleList):

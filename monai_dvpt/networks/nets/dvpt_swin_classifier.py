@@ -40,11 +40,13 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
         spatial_dims: 2 or 3.
         downsample: "merging" or "mergingv2".
         use_v2: whether every stage starts with a residual convolution block.
-        use_flash_attention: whether inference uses fused attention.
+        use_flash_attention: without effect; attention is fused unless its position biases are trained.
         bottleneck_size: width ``R`` of a DVPT block, in ``[1, feature_size)``.
         num_prompts: prompts of a DVPT block.
         share_every: consecutive layers of one stage served by one DVPT block.
         start_layer: first of all layers that is followed by a DVPT block.
+        side_path: whether DVPT only reads the frozen layers, which then need no backward pass but for the merging of
+            tokens between stages; what it adds reaches the head beside them. A variant of the method.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule.
@@ -84,6 +86,7 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
         num_prompts: int = 10,
         share_every: int = 2,
         start_layer: int = 0,
+        side_path: bool = False,
     ) -> None:
         super().__init__()
         check_swin_sizes(spatial_dims, in_channels, patch_size, depths, num_heads, window_size, feature_size)
@@ -109,12 +112,13 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
             use_flash_attention=use_flash_attention,
         )
         self.classification_head = nn.Linear(16 * feature_size, num_classes) if num_classes else nn.Identity()
-        self.add_dvpt(depths, feature_size, bottleneck_size, num_prompts, share_every, start_layer)
+        self.add_dvpt(depths, feature_size, bottleneck_size, num_prompts, share_every, start_layer, side_path)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
             x: image of shape ``(B, in_channels, *spatial)``.
+            prefix: what :meth:`forward_prefix` gave for ``x``, to leave out the frozen layers that it stands for.
 
         Returns:
             logits of shape ``(B, num_classes)``; without a head the features of shape ``(B, 16 C)``.
@@ -124,5 +128,5 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
             raise ValueError(
                 f"input must have {self.spatial_dims} sides that are multiples of {self.patch_size**5}, got {sides}."
             )
-        features = self.swinViT.proj_out(self.encode(x)[4], normalize=True)  # (B, 16 C, *grid)
+        features = self.swinViT.proj_out(self.encode(x, prefix)[4], normalize=True)  # (B, 16 C, *grid)
         return self.classification_head(features.flatten(2).mean(dim=2))

@@ -46,13 +46,15 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
         spatial_dims: 2 or 3.
         downsample: "merging" or "mergingv2".
         use_v2: whether every stage starts with a residual convolution block, as in SwinUNETR-V2.
-        use_flash_attention: whether inference uses fused attention.
+        use_flash_attention: without effect; attention is fused unless its position biases are trained.
         decoder_tuning: what of the decoder can be trained: "all"; "norm", its normalisation layers; or "none". The rest
             of a pretrained decoder then belongs to the frozen backbone.
         bottleneck_size: width ``R`` of a DVPT block, in ``[1, feature_size)``.
         num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
         share_every: consecutive layers of one stage served by one DVPT block.
         start_layer: first of all layers that is followed by a DVPT block.
+        side_path: whether DVPT only reads the frozen layers, which then need no backward pass but for the merging of
+            tokens between stages; what it adds reaches the decoder beside them. A variant of the method.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -96,6 +98,7 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
         num_prompts: int = 10,
         share_every: int = 2,
         start_layer: int = 0,
+        side_path: bool = False,
     ) -> None:
         check_swin_sizes(spatial_dims, in_channels, patch_size, depths, num_heads, window_size, feature_size)
         check_counts(out_channels=out_channels)
@@ -124,18 +127,19 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
             use_flash_attention=use_flash_attention,
         )
         check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder1])
-        self.add_dvpt(depths, feature_size, bottleneck_size, num_prompts, share_every, start_layer)
+        self.add_dvpt(depths, feature_size, bottleneck_size, num_prompts, share_every, start_layer, side_path)
 
-    def forward(self, x_in: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_in: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
             x_in: image of shape ``(B, in_channels, *spatial)``.
+            prefix: what :meth:`forward_prefix` gave for ``x_in``, to leave out the frozen layers that it stands for.
 
         Returns:
             logits of shape ``(B, out_channels, *spatial)``.
         """
         self._check_input_size(x_in.shape[2:])
-        features = [self.swinViT.proj_out(x, self.normalize) for x in self.encode(x_in)]
+        features = [self.swinViT.proj_out(x, self.normalize) for x in self.encode(x_in, prefix)]
         x = self.decoder5(self.encoder10(features[4]), features[3])
         x = self.decoder4(x, self.encoder4(features[2]))
         x = self.decoder3(x, self.encoder3(features[1]))

@@ -12,7 +12,7 @@ from monai.utils import ensure_tuple_rep
 from torch.utils.checkpoint import checkpoint
 
 from monai_dvpt.networks.adapter import check_decoder_tuning
-from monai_dvpt.networks.blocks import DVPTList
+from monai_dvpt.networks.blocks import DVPTList, fuse_attention
 from monai_dvpt.utils import check_counts
 
 from .vit_encoder import DVPTViTEncoder, check_vit_sizes
@@ -58,6 +58,8 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
         num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
         share_every: consecutive transformer layers served by one DVPT block.
         start_layer: first of the 12 transformer layers that is followed by a DVPT block.
+        side_path: whether DVPT only reads the frozen layers, which then need no backward pass; what it adds reaches the
+            decoder beside them. A variant of the method.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -72,6 +74,7 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
 
     ENCODER = "vit."
     HEAD = "out."
+    SKIP_LAYERS = (3, 6, 9)
     DECODER_ARGUMENTS = frozenset({"feature_size", "norm_name", "conv_block", "res_block"})
     ADAPTER_ARGUMENTS = DVPTViTEncoder.ADAPTER_ARGUMENTS | DECODER_ARGUMENTS | {"out_channels"}
 
@@ -102,6 +105,7 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
         num_prompts: int = 10,
         share_every: int = 3,
         start_layer: int = 0,
+        side_path: bool = False,
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
@@ -146,8 +150,10 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
             self._drop_deepest_level(feature_size, norm_name, conv_block, res_block, spatial_dims)
         check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder2])
         self.use_checkpoint = use_checkpoint
+        fuse_attention(self.vit)
         self.set_arithmetic(layer_norm_eps, activation, pre_norm)
-        self.use_dvpt(DVPTList([hidden_size] * self.num_layers, bottleneck_size, num_prompts, share_every, start_layer))
+        dvpt = DVPTList([hidden_size] * self.num_layers, bottleneck_size, num_prompts, share_every, start_layer)
+        self.use_dvpt(dvpt, side_path)
         self.dvpt_enabled = True
 
     def _drop_deepest_level(
@@ -182,27 +188,48 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
             res_block=res_block,
         )
 
-    def forward(self, x_in: torch.Tensor) -> torch.Tensor:
+    def encode(
+        self, image: torch.Tensor, prefix: torch.Tensor | None = None, num_layers: int | None = None
+    ) -> dict[int, torch.Tensor]:
+        """
+        Args:
+            image: of shape ``(B, in_channels, *img_size)``.
+            prefix: what :meth:`forward_prefix` gave for it; the frozen layers it stands for are then left out.
+            num_layers: number of layers to run, by default all.
+
+        Returns:
+            the adapted tokens, of shape (B, N, C), after every layer that was not left out.
+        """
+        if list(image.shape[2:]) != self.img_size:
+            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
+        frozen = self.unpack_prefix(prefix)
+        x = self.vit.patch_embedding(image) if prefix is None else prefix[:, 0]  # (B, N, C)
+        first = 0 if prefix is None else self.prefix_layers[-1] + 1
+        stop = self.num_layers if num_layers is None else num_layers
+        side = torch.zeros([1], device=x.device, dtype=x.dtype)
+        states: dict[int, torch.Tensor] = {}
+        for layer, block in enumerate(self.vit.blocks):
+            if layer in frozen or first <= layer < stop:
+                if layer in frozen:
+                    x = frozen[layer]
+                elif not torch.jit.is_scripting() and self.use_checkpoint:
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+                x, side, states[layer] = self.adapt(x, side, layer)
+        return states
+
+    def forward(self, x_in: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
             x_in: image of shape ``(B, in_channels, *img_size)``.
+            prefix: what :meth:`forward_prefix` gave for ``x_in``, to leave out the frozen layers that it stands for.
 
         Returns:
             logits of shape ``(B, out_channels, *img_size)``.
         """
-        if list(x_in.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(x_in.shape[2:])}.")
-        x = self.vit.patch_embedding(x_in)  # (B, N, C)
-        skips: list[torch.Tensor] = []
-        for layer, block in enumerate(self.vit.blocks):
-            if not torch.jit.is_scripting() and self.use_checkpoint:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-            x = self.adapt(x, layer)
-            if layer in [3, 6, 9]:  # UNETR skips
-                skips.append(self.proj_feat(x))  # (B, C, *grid)
-        x = self.decoder5(self.proj_feat(self.vit.norm(x)), self.encoder4(skips[2]))
-        x = self.decoder4(x, self.encoder3(skips[1]))
-        x = self.decoder3(x, self.encoder2(skips[0]))
+        states = self.encode(x_in, prefix)
+        x = self.decoder5(self.proj_feat(self.vit.norm(states[11])), self.encoder4(self.proj_feat(states[9])))
+        x = self.decoder4(x, self.encoder3(self.proj_feat(states[6])))
+        x = self.decoder3(x, self.encoder2(self.proj_feat(states[3])))
         return self.out(self.decoder2(x, self.encoder1(x_in)))

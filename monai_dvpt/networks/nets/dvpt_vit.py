@@ -11,7 +11,7 @@ from monai.networks.nets import ViT
 from monai.utils import ensure_tuple_rep
 from torch.utils.checkpoint import checkpoint
 
-from monai_dvpt.networks.blocks import DVPTList
+from monai_dvpt.networks.blocks import DVPTList, fuse_attention
 from monai_dvpt.utils import check_counts
 
 from .vit_encoder import DVPTViTEncoder, check_vit_sizes
@@ -53,6 +53,8 @@ class DVPTViT(DVPTViTEncoder, ViT):
         num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
         share_every: consecutive layers served by one DVPT block.
         start_layer: first layer that is followed by a DVPT block.
+        side_path: whether DVPT only reads the frozen layers, which then need no backward pass; what it adds reaches the
+            head beside them. A variant of the method.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -94,6 +96,7 @@ class DVPTViT(DVPTViTEncoder, ViT):
         num_prompts: int = 10,
         share_every: int = 3,
         start_layer: int = 0,
+        side_path: bool = False,
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
@@ -134,9 +137,47 @@ class DVPTViT(DVPTViTEncoder, ViT):
         features = hidden_size * (2 if pooling == "both" else 1)
         head = nn.Linear(features, num_classes) if num_classes else nn.Identity()
         self.classification_head = head  # type: ignore[assignment]
+        fuse_attention(self)
         self.set_arithmetic(layer_norm_eps, activation, pre_norm)
-        self.use_dvpt(DVPTList([hidden_size] * num_layers, bottleneck_size, num_prompts, share_every, start_layer))
+        dvpt = DVPTList([hidden_size] * num_layers, bottleneck_size, num_prompts, share_every, start_layer)
+        self.use_dvpt(dvpt, side_path)
         self.dvpt_enabled = True
+
+    def encode(
+        self, image: torch.Tensor, prefix: torch.Tensor | None = None, num_layers: int | None = None
+    ) -> dict[int, torch.Tensor]:
+        """
+        Args:
+            image: of shape ``(B, in_channels, *img_size)``.
+            prefix: what :meth:`forward_prefix` gave for it; the frozen layers it stands for are then left out.
+            num_layers: number of layers to run, by default all.
+
+        Returns:
+            the adapted tokens, of shape (B, N, C), after every layer that was not left out.
+        """
+        if list(image.shape[2:]) != self.img_size:
+            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
+        frozen = self.unpack_prefix(prefix)
+        if prefix is None:
+            x = self.patch_embedding(image)  # (B, N, C)
+            if hasattr(self, "cls_token"):
+                x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        else:
+            x = prefix[:, 0]
+        first = 0 if prefix is None else self.prefix_layers[-1] + 1
+        stop = len(self.blocks) if num_layers is None else num_layers
+        side = torch.zeros([1], device=x.device, dtype=x.dtype)
+        states: dict[int, torch.Tensor] = {}
+        for layer, block in enumerate(self.blocks):
+            if layer in frozen or first <= layer < stop:
+                if layer in frozen:
+                    x = frozen[layer]
+                elif not torch.jit.is_scripting() and self.use_checkpoint:
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+                x, side, states[layer] = self.adapt(x, side, layer)
+        return states
 
     def forward_features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
@@ -147,31 +188,20 @@ class DVPTViT(DVPTViTEncoder, ViT):
             the last tokens, normalised, of shape (B, N, C), the class token first where there is one, and the tokens
             after every layer.
         """
-        if list(x.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(x.shape[2:])}.")
-        x = self.patch_embedding(x)  # (B, N, C)
-        if hasattr(self, "cls_token"):
-            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
-        hidden_states: list[torch.Tensor] = []
-        for layer, block in enumerate(self.blocks):
-            if not torch.jit.is_scripting() and self.use_checkpoint:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-            x = self.adapt(x, layer)
-            hidden_states.append(x)
-        return self.norm(x), hidden_states
+        hidden_states = list(self.encode(x).values())
+        return self.norm(hidden_states[-1]), hidden_states
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
             x: image of shape ``(B, in_channels, *img_size)``.
+            prefix: what :meth:`forward_prefix` gave for ``x``, to leave out the frozen layers that it stands for.
 
         Returns:
             logits of shape ``(B, num_classes)``; without a head the pooled tokens of shape (B, C), or (B, 2 C) with
             ``pooling="both"``.
         """
-        tokens, _ = self.forward_features(x)
+        tokens = self.norm(self.encode(x, prefix)[len(self.blocks) - 1])
         if self.pooling == "cls":
             return self.classification_head(tokens[:, 0])
         mean = tokens[:, 1:].mean(dim=1) if hasattr(self, "cls_token") else tokens.mean(dim=1)

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformer, compute_mask, get_window_size
+import torch.nn as nn
+from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformer, get_window_size
 
-from monai_dvpt.networks.adapter import TunableNetwork
-from monai_dvpt.networks.blocks import DVPTList
+from monai_dvpt.networks.adapter import TunableNetwork, disable_adapter
+from monai_dvpt.networks.blocks import DVPTList, fuse_attention, group_windows
 from monai_dvpt.utils import check_counts
 
 __all__ = ["DVPTSwinEncoder", "check_swin_sizes"]
@@ -58,50 +60,152 @@ class DVPTSwinEncoder(TunableNetwork):
         num_prompts: int,
         share_every: int,
         start_layer: int,
+        side_path: bool,
     ) -> None:
-        """Registers the DVPT blocks; a stage doubles the token width, so sharing stays inside it."""
+        """Fuses the attention and registers the DVPT blocks; a stage doubles the width, so sharing stays inside it."""
+        fuse_attention(self.swinViT)  # type: ignore[arg-type]
         widths = [feature_size * 2**stage for stage, depth in enumerate(depths) for _ in range(depth)]
-        self.use_dvpt(DVPTList(widths, bottleneck_size, num_prompts, share_every, start_layer))
+        self.use_dvpt(DVPTList(widths, bottleneck_size, num_prompts, share_every, start_layer), side_path)
         self.dvpt_enabled = True
 
     def token_size(self, layer: int) -> list[int]:
         """Sides, in voxels of the image, of what a token stands for after a layer; every stage doubles them."""
         arguments: Any = self.arguments
-        ends = itertools.accumulate(arguments["depths"])
-        stage = next(stage for stage, end in enumerate(ends) if layer < end)
+        stage = self._stage_of(layer)
         return [arguments["patch_size"] * 2**stage] * arguments["spatial_dims"]
 
-    def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
+    def use_dvpt(self, dvpt: DVPTList, side_path: bool = False) -> None:
+        super().use_dvpt(dvpt, side_path)
+        last = len(dvpt.block_of_layer) - 1
+        first = next((layer for layer, block in enumerate(dvpt.block_of_layer) if block >= 0), last)
+        # layers whose frozen tokens suffice to go on from, with the features of the stages before
+        self.prefix_layers = [*range(first, last + 1 if side_path else first + 1)]
+
+    def encode(self, image: torch.Tensor, prefix: torch.Tensor | None = None) -> list[torch.Tensor]:
         """
         Args:
             image: of shape ``(B, in_channels, *spatial)``.
+            prefix: what :meth:`forward_prefix` gave for it; the frozen layers it stands for are then left out.
 
         Returns:
             the embedding and the output of every stage, of shapes (B, C, \\*grid), not normalised.
         """
-        vit: SwinTransformer = self.swinViT  # type: ignore[assignment]
-        x = vit.pos_drop(vit.patch_embed(image))
-        features, first = [x], 0
-        for stage in range(1, vit.num_layers + 1):
-            if vit.use_v2:
-                x = getattr(vit, f"layers{stage}c")[0](x.contiguous())
-            layer: BasicLayer = getattr(vit, f"layers{stage}")[0]
-            x = self._run_stage(layer, x.contiguous(), first)
-            features.append(x)
-            first += layer.depth
-        return features
+        return self._run(image, prefix)[0]
 
-    def _run_stage(self, stage: BasicLayer, x: torch.Tensor, first: int) -> torch.Tensor:
-        """One stage, as MONAI's ``BasicLayer`` computes it, with DVPT; ``first`` is the index of its first layer."""
-        x = x.movedim(1, -1)  # (B, *grid, C)
+    @torch.no_grad()
+    def frozen_states(
+        self, image: torch.Tensor, layers: Sequence[int]
+    ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
+        self.check_frozen()
+        with disable_adapter(self):
+            return self._run(image, wanted=layers)
+
+    def pack_prefix(self, states: tuple[list[torch.Tensor], dict[int, torch.Tensor]]) -> torch.Tensor:
+        features, tokens = states
+        stages = self._stage_of(self.prefix_layers[0]) + 1
+        kept = features[:stages] + [tokens[layer] for layer in self.prefix_layers]
+        return torch.cat([tensor.flatten(1) for tensor in kept], dim=1)  # (B, numbers of all of them)
+
+    def _unpack(self, prefix: torch.Tensor, image: torch.Tensor) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
+        """The features of the stages before DVPT, of shape (B, C, \\*grid), and tokens by layer, (B, \\*grid, C)."""
+        arguments: Any = self.arguments
+        sides = [side // arguments["patch_size"] for side in image.shape[2:]]
+        shapes = []
+        for stage in range(self._stage_of(self.prefix_layers[0]) + 1):
+            shapes.append([arguments["feature_size"] * 2**stage, *(side // 2**stage for side in sides)])
+        for layer in self.prefix_layers:
+            stage = self._stage_of(layer)
+            shapes.append([*(side // 2**stage for side in sides), arguments["feature_size"] * 2**stage])
+        sizes = [math.prod(shape) for shape in shapes]
+        if prefix.shape != (image.shape[0], sum(sizes)):
+            raise ValueError(
+                f"prefix must be that of the image, of shape {[image.shape[0], sum(sizes)]}, got {list(prefix.shape)}."
+            )
+        tensors = [part.view(-1, *shape) for part, shape in zip(prefix.split(sizes, dim=1), shapes, strict=True)]
+        count = len(shapes) - len(self.prefix_layers)
+        return tensors[:count], dict(zip(self.prefix_layers, tensors[count:], strict=True))
+
+    def _stage_of(self, layer: int) -> int:
+        arguments: Any = self.arguments
+        return next(stage for stage, end in enumerate(itertools.accumulate(arguments["depths"])) if layer < end)
+
+    def _run(
+        self, image: torch.Tensor, prefix: torch.Tensor | None = None, wanted: Sequence[int] = ()
+    ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
+        """
+        The features that :meth:`encode` returns; and what the next layer sees after each of the ``wanted`` layers, of
+        shape (B, \\*grid, C), the last of which is then in the last stage to run.
+        """
+        vit: SwinTransformer = self.swinViT  # type: ignore[assignment]
+        features, frozen = ([], {}) if prefix is None else self._unpack(prefix, image)
+        if prefix is None:
+            features = [vit.pos_drop(vit.patch_embed(image))]
+        first = sum(self.arguments["depths"][: len(features) - 1])
+        x, side, states = features[-1], features[-1].new_zeros(1), dict.fromkeys(wanted, features[-1])
+        for stage in range(len(features), vit.num_layers + 1):
+            if wanted and first > wanted[-1]:
+                break
+            layer: BasicLayer = getattr(vit, f"layers{stage}")[0]
+            if vit.use_v2 and first > min(frozen, default=-1):  # where it goes on inside a stage its start is behind
+                x, side = self._between(getattr(vit, f"layers{stage}c")[0], x, side, first - 1)
+            x, side = self._run_stage(layer, x, side, first, frozen, states)
+            features.append(x + side if self._beside(first + layer.depth - 1) else x)
+            first += layer.depth
+        return features, states
+
+    def _beside(self, layer: int) -> bool:
+        """Whether a side path has begun by the end of a layer."""
+        return self.side_path and self.dvpt_enabled and layer >= 0 and self.dvpt_of_layer[layer] >= 0
+
+    def _between(
+        self, module: nn.Module, x: torch.Tensor, side: torch.Tensor, layer: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a frozen module that follows a layer makes of its output and of what a side path adds to it."""
+        out = module(x)
+        return out, module(x + side) - out if self._beside(layer) else side
+
+    def _run_stage(
+        self,
+        stage: BasicLayer,
+        x: torch.Tensor,
+        side: torch.Tensor,
+        first: int,
+        frozen: Mapping[int, torch.Tensor],
+        states: dict[int, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        One stage, as MONAI's ``BasicLayer`` computes it, with DVPT.
+
+        Args:
+            stage: the stage.
+            x: its input, of shape (B, C, \\*grid).
+            side: what a side path adds to ``x``, or one zero.
+            first: index of its first layer.
+            frozen: by layer, what need not be computed again, of shapes (B, \\*grid, C).
+            states: by layer, what is wanted, to be filled in.
+
+        Returns:
+            the output of the stage, and what a side path adds to it.
+        """
+        side = side.movedim(1, -1).flatten(1, -2) if self._beside(first - 1) else side  # (B, N, C)
+        x = x.movedim(1, -1).contiguous()  # (B, *grid, C)
         grid = x.shape[1:-1]
         window, shift = get_window_size(grid, stage.window_size, stage.shift_size)
-        padded = [-(-side // step) * step for side, step in zip(grid, window, strict=True)]
+        padded = tuple(-(-side // step) * step for side, step in zip(grid, window, strict=True))
         shifts = stage.depth > 1 and any(shift)  # every second layer shifts its windows, unless one holds all tokens
-        mask = compute_mask(padded, window, shift, x.device) if shifts else None
+        mask = group_windows(padded, window, shift, x.device) if shifts else None
         for index, block in enumerate(stage.blocks):
-            x = block(x, mask)
-            x = self.adapt(x.flatten(1, -2), first + index).view(x.shape)
+            layer = first + index
+            if layer in frozen:
+                x = frozen[layer]
+            elif layer > max(frozen, default=-1):
+                x = block(x, mask)
+            seen, side, _ = self.adapt(x.flatten(1, -2), side, layer)
+            x = seen.view(x.shape)
+            if layer in states:
+                states[layer] = x
+        last = first + stage.depth - 1
+        side = side.view(x.shape) if self._beside(last) else side
         if stage.downsample is not None:
-            x = stage.downsample(x)
-        return x.movedim(-1, 1)  # (B, C, *grid)
+            x, side = self._between(stage.downsample, x, side, last)
+        return x.movedim(-1, 1), side.movedim(-1, 1) if self._beside(last) else side  # (B, C, *grid)

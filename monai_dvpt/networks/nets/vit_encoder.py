@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
 from monai.utils import ensure_tuple_rep
 
-from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.networks.adapter import TunableNetwork, disable_adapter
+from monai_dvpt.networks.blocks import DVPTList
 from monai_dvpt.utils import check_counts
 
 __all__ = ["ACTIVATIONS", "DVPTViTEncoder", "check_vit_sizes"]
@@ -43,6 +44,46 @@ def check_vit_sizes(hidden_size: int, mlp_dim: int, num_heads: int) -> None:
 
 class DVPTViTEncoder(TunableNetwork):
     """Base of the networks around MONAI's :class:`monai.networks.nets.ViT`."""
+
+    SKIP_LAYERS: tuple[int, ...] = ()  # whose tokens the network needs beside the last ones
+
+    if TYPE_CHECKING:
+
+        def encode(
+            self, image: torch.Tensor, prefix: torch.Tensor | None = None, num_layers: int | None = None
+        ) -> dict[int, torch.Tensor]: ...
+
+    def use_dvpt(self, dvpt: DVPTList, side_path: bool = False) -> None:
+        super().use_dvpt(dvpt, side_path)
+        last = len(dvpt.block_of_layer) - 1
+        first = next((layer for layer, block in enumerate(dvpt.block_of_layer) if block >= 0), last)
+        # layers whose frozen tokens suffice to go on from: those before DVPT, and with a side path those beside it too
+        skips = [layer for layer in self.SKIP_LAYERS if layer < first]
+        self.prefix_layers = [*skips, *range(first, last + 1 if side_path else first + 1)]
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def frozen_states(self, image: torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        self.check_frozen()
+        with disable_adapter(self):
+            return self.encode(image, None, max(layers) + 1)
+
+    @torch.jit.unused
+    def pack_prefix(self, states: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        return torch.stack([states[layer] for layer in self.prefix_layers], dim=1)  # (B, K, N, C)
+
+    def unpack_prefix(self, prefix: torch.Tensor | None) -> dict[int, torch.Tensor]:
+        """Frozen tokens by layer, of shape (B, N, C) each, of what :meth:`forward_prefix` gave, if anything."""
+        frozen: dict[int, torch.Tensor] = {}
+        if prefix is not None:
+            if prefix.dim() != 4 or prefix.shape[1] != len(self.prefix_layers):
+                raise ValueError(
+                    f"prefix must hold the tokens after the layers {self.prefix_layers}, of shape (B, K, N, C), "
+                    f"got {list(prefix.shape)}."
+                )
+            for index, layer in enumerate(self.prefix_layers):
+                frozen[layer] = prefix[:, index]
+        return frozen
 
     def set_arithmetic(self, layer_norm_eps: float, activation: str, pre_norm: bool) -> None:
         """

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI's attentions by PyTorch's fused kernel, which never holds the attention matrix."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from monai.networks.blocks import SABlock
+from monai.networks.nets.swin_unetr import WindowAttention
+
+__all__ = ["FusedSABlock", "FusedWindowAttention", "WindowGroups", "fuse_attention", "group_windows"]
+
+
+class FusedSABlock(SABlock):
+    """MONAI's ``SABlock`` with one linear layer for query, key and value; :func:`fuse_attention` makes it of one."""
+
+    def forward(self, x: torch.Tensor, attn_mask: Optional[torch.Tensor] = None) -> torch.Tensor:  # noqa: UP045
+        """
+        Args:
+            x: tokens of shape (B, N, C).
+            attn_mask: 0 for tokens that are not attended to, of shape (B, N).
+
+        Returns:
+            tokens of shape (B, N, C).
+        """
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.dim_head)).unbind(2)  # (B, N, heads, d) each
+        if attn_mask is not None:
+            attn_mask = attn_mask[:, None, None] != 0  # (B, 1, 1, N)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=attn_mask,
+            dropout_p=self.drop_weights.p if self.training else 0.0,
+            scale=self.scale,
+        )  # (B, heads, N, d)
+        return self.drop_output(self.out_proj(y.transpose(1, 2).flatten(2)))
+
+
+@dataclass(frozen=True)
+class WindowGroups:
+    """
+    Which of the ``W`` windows of a shifted grid share an attention mask.
+
+    Attributes:
+        order: indices of the windows, group after group, of shape (W,).
+        inverse: where each window is in ``order``, of shape (W,).
+        sizes: number of windows in each of the ``G`` groups.
+        masks: what each group adds to its logits, 0 or -100, of shape (G, N, N) with ``N`` tokens in a window.
+    """
+
+    order: torch.Tensor
+    inverse: torch.Tensor
+    sizes: tuple[int, ...]
+    masks: torch.Tensor
+
+    def mask_of_windows(self) -> torch.Tensor:
+        """The mask of every window, as MONAI has them, of shape (W, N, N)."""
+        sizes = torch.tensor(self.sizes, device=self.masks.device)
+        return self.masks.repeat_interleave(sizes, dim=0)[self.inverse]
+
+
+def group_windows(
+    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> WindowGroups:
+    """
+    The masks of MONAI's ``compute_mask``. Along each axis only the last window holds tokens that the shift has brought
+    from the other side, so there are at most ``2 ** spatial_dims`` masks, however many windows there are.
+
+    Args:
+        grid: number of tokens along each axis, multiples of ``window``.
+        window: number of tokens of a window along each axis.
+        shift: tokens by which the windows are shifted, 0 for an axis that one window spans.
+        device: of the tensors.
+
+    Returns:
+        the groups, the same object for the same arguments.
+    """
+    if torch.compiler.is_compiling():  # tensors are then stand-ins, which must not be kept
+        return _new_groups(grid, window, shift, device)
+    return _kept_groups(grid, window, shift, device)
+
+
+@torch.inference_mode(False)  # what is kept must serve training too
+def _new_groups(
+    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> WindowGroups:
+    counts = [side // size for side, size in zip(grid, window, strict=True)]
+    # for every window the axes along which it is the last; for every token those along which it comes from elsewhere
+    kinds = _marks([[step > 0 and i == n - 1 for i in range(n)] for n, step in zip(counts, shift, strict=True)])
+    moved = _marks([[i >= n - step for i in range(n)] for n, step in zip(window, shift, strict=True)])
+    order = sorted(range(len(kinds)), key=kinds.__getitem__)
+    sizes = Counter(kinds[index] for index in order)
+    regions = torch.tensor([[kind & mark for mark in moved] for kind in sizes], device=device)  # (G, N)
+    return WindowGroups(
+        torch.tensor(order, device=device),
+        torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=device),
+        tuple(sizes.values()),
+        (regions[:, :, None] != regions[:, None, :]) * -100.0,
+    )
+
+
+_kept_groups = functools.lru_cache(maxsize=64)(_new_groups)
+
+
+def _marks(axes: Sequence[Sequence[bool]]) -> list[int]:
+    """For every place of a grid the axes along which it is marked, as bits."""
+    return [sum(mark << axis for axis, mark in enumerate(place)) for place in itertools.product(*axes)]
+
+
+class FusedWindowAttention(WindowAttention):
+    """MONAI's ``WindowAttention``, where windows with the same mask share one bias; see :func:`fuse_attention`."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | WindowGroups | None) -> torch.Tensor:
+        """
+        Args:
+            x: tokens of all windows, the batch outermost, of shape (B W, N, C).
+            mask: of shifted windows; a tensor is what MONAI's own layers pass.
+
+        Returns:
+            tokens of shape (B W, N, C).
+        """
+        trained = self.relative_position_bias_table.requires_grad and torch.is_grad_enabled()
+        if trained or isinstance(mask, torch.Tensor):  # a bias with a gradient would rule out the fused kernels
+            return super().forward(x, mask.mask_of_windows() if isinstance(mask, WindowGroups) else mask)
+        index = self.relative_position_index[: x.shape[1], : x.shape[1]]  # type: ignore[index]
+        bias = self.relative_position_bias_table[index].permute(2, 0, 1)  # (heads, N, N)
+        if mask is None:
+            y = self._attend(self.qkv(x), bias[None])
+        else:
+            x = x.unflatten(0, (-1, len(mask.order))).transpose(0, 1)  # (W, B, N, C)
+            batch = x.shape[1]
+            x = x.index_select(0, mask.order).flatten(0, 1)  # (W B, N, C), a group's windows side by side
+            parts = self.qkv(x).split([size * batch for size in mask.sizes])
+            biases = bias + mask.masks[:, None, None]  # (G, 1, heads, N, N)
+            y = torch.cat([self._attend(part, bias) for part, bias in zip(parts, biases, strict=True)])
+            y = y.unflatten(0, (-1, batch)).transpose(0, 1)  # (B, W, N, C)
+            y = y.index_select(1, mask.inverse).flatten(0, 1)
+        return self.proj_drop(self.proj(y))
+
+    def _attend(self, qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Attention inside windows, of shape (W, N, C), from their ``qkv`` and a bias of shape (1, heads, N, N)."""
+        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)  # (W, N, heads, d) each
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=bias.to(q.dtype),
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+            scale=self.scale,
+        )  # (W, heads, N, d)
+        return y.transpose(1, 2).flatten(2)
+
+
+def fuse_attention(module: nn.Module) -> None:
+    """
+    Turns MONAI's attentions inside ``module`` into fused ones, which give the same results up to rounding; their
+    tensors, the names of these, settings and hooks stay. An ``SABlock`` of which more is asked than attention stays.
+    """
+    for part in module.modules():
+        if type(part) is WindowAttention:
+            part.__class__ = FusedWindowAttention
+        elif type(part) is SABlock and part.use_combined_linear and part.rel_positional_embedding is None:
+            if not part.save_attn and not part.causal and part.attention_dtype is None:
+                part.__class__ = FusedSABlock
