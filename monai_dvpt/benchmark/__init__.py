@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import adapters, dicom, study
+from . import adapters, cost, dicom, study
 
 __all__ = ["COMMANDS", "DESCRIPTION", "add_parser"]
 
-COMMANDS = [adapters, study, dicom]
+COMMANDS = [adapters, cost, study, dicom]
 DESCRIPTION = "Measures on this machine what dynamic visual prompt tuning costs and saves."
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -15,16 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import monai
 import torch
 from tqdm import tqdm
 
-from monai_dvpt import __version__
 from monai_dvpt.networks.adapter import PARTS, TunableNetwork, count_parameters, load_adapter, save_adapter, set_adapter
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
-__all__ = ["NETWORKS", "add_parser", "machine_facts", "measure_adapter_size", "measure_adapters"]
+from .machine import machine_facts
+from .table import markdown_table
+
+__all__ = ["NETWORKS", "add_parser", "measure_adapter_size", "measure_adapters"]
 
 NETWORKS: dict[str, Callable[[], TunableNetwork]] = {
     "vit_b16": partial(DVPTViT, 3, 224, spatial_dims=2, num_classes=5),
@@ -131,20 +130,6 @@ def measure_adapter_size(net: TunableNetwork, folder: Path, name: str = "adapter
     }
 
 
-def machine_facts() -> dict[str, Any]:
-    """What the times depend on: processors, threads, versions."""
-    return {
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "monai": monai.__version__,
-        "monai_dvpt": __version__,
-    }
-
-
 def _measure(build: Callable[[], TunableNetwork], repeats: int, folder: Path, progress: tqdm) -> dict[str, Any]:
     net = build().eval()
     size: dict[str, Any] = {}
@@ -224,10 +209,7 @@ def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of a Markdown table, one column for each network."""
     cells = [["", *(result["network"] for result in results)]]
     cells += [[title, *(_text(result[key], form) for result in results)] for key, title, form in ROWS]
-    first, *others = [max(len(row[column]) for row in cells) for column in range(len(results) + 1)]
-    lines = ["| " + " | ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) + " |" for row in cells]
-    rule = "|" + "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)]) + "|"
-    return [lines[0], rule, *lines[1:]]
+    return markdown_table(cells, [False] + [True] * len(results))
 
 
 def _text(value: Any, form: str) -> str:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from monai_dvpt.data.dicom import DicomSeriesReader, choose_series, find_series
 from monai_dvpt.utils import InputError, to_json
 
-from .adapters import machine_facts
+from .machine import machine_facts, process_memory
+from .table import markdown_table
 
 __all__ = ["READERS", "add_parser", "make_series", "measure_readers"]
 
@@ -194,18 +195,10 @@ def _peak_bytes(build: Callable[[], ImageReader], folder: Path) -> int | None:
         for path in sorted(folder.iterdir())[:2]:
             shutil.copy(path, small)
         _read(build, Path(small))  # loads the libraries
-    before = _memory("VmRSS")
+    before = process_memory("VmRSS")
     _read(build, folder)
-    after = _memory("VmHWM")
+    after = process_memory("VmHWM")
     return None if before is None or after is None else after - before
-
-
-def _memory(name: str) -> int | None:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}:"))
-    return 1024 * int(line.split()[1])
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -247,19 +240,7 @@ def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of a Markdown table, one row for each reader."""
     cells = [[title for _, title, _ in COLUMNS]]
     cells += [[_text(result[key], form) for key, _, form in COLUMNS] for result in results]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
-    numbers = [form != "s" for *_, form in COLUMNS]
-    lines = [
-        "| "
-        + " | ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numbers, strict=True)
-        )
-        + " |"
-        for row in cells
-    ]
-    rule = "|".join("-" * (width + 1) + (":" if right else "-") for width, right in zip(widths, numbers, strict=True))
-    return [lines[0], f"|{rule}|", *lines[1:]]
+    return markdown_table(cells, [form != "s" for *_, form in COLUMNS])
 
 
 def _text(value: Any, form: str) -> str:

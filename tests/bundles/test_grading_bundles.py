@@ -204,6 +204,21 @@ class TestGradingRuns(BundleTestCase):
         for name in ("confusion_matrix.png", "confusion_matrix.csv"):
             self.assertTrue((out / name).is_file(), name)
 
+    def test_frozen_layers_run_once(self):
+        """With a cache training takes the same way as without; random images are refused one."""
+        settings = {"augment": "false", "side_path": True, "start_layer": 1, "max_epochs": 2}
+        cache = self.root / "cache"
+        losses = []
+        for name, value in (("without", None), ("memory", "memory"), ("folder", str(cache)), ("again", str(cache))):
+            written = {path: path.stat().st_mtime_ns for path in cache.glob("*/*.safetensors")}
+            self.train(self.root / f"prefix_{name}", prefix_cache=value, **settings)
+            losses.append([float(row["loss"]) for row in read(self.root / f"prefix_{name}" / "history.csv")])
+        self.assertEqual(len(written), 20)  # one entry for each picture; all were there before the last run
+        np.testing.assert_allclose(losses, losses[:1] * 4, rtol=1e-4)
+        with self.assertRaises(RuntimeError) as raised:
+            self.train(self.root / "random", prefix_cache="memory", max_epochs=1)
+        self.assertRegex(str(root_cause(raised.exception)), "must not be random .* switch augmentation off")
+
     def test_evaluate_another_part(self):
         self.evaluate(self.root / "evaluate_training", part="training")
         self.assertEqual(len(read(self.root / "evaluate_training" / "predictions.csv")), 32)

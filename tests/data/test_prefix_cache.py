@@ -82,7 +82,9 @@ class TestPrefixCacheDataset(unittest.TestCase):
                 decollate=False,
             )
             found: list[float] = []
-            trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: found.append(engine.state.output["loss"]))
+            trainer.add_event_handler(
+                Events.ITERATION_COMPLETED, lambda engine: found.append(engine.state.output["loss"])
+            )
             trainer.run()
             return found
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from monai_dvpt.baselines import METHODS
-from monai_dvpt.benchmark.adapters import machine_facts
+from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.utils import InputError, atomic_path, fingerprint, to_json
 
 from .job import GIVEN, Task, read_cases

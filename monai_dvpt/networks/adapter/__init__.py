@@ -11,6 +11,7 @@ from .file import (
     tensors_sha256,
 )
 from .named import adapter_names, add_adapter, delete_adapter, disable_adapter, predict_adapters, set_adapter
+from .rounded import round_backbone
 from .shared import encoder_sha256, share_backbone
 from .tunable import PARTS, TunableNetwork, check_decoder_tuning, count_parameters, freeze_backbone, parameter_groups
 
@@ -32,6 +33,7 @@ __all__ = [
     "merge_full",
     "parameter_groups",
     "predict_adapters",
+    "round_backbone",
     "save_adapter",
     "set_adapter",
     "share_backbone",

@@ -95,7 +95,8 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     chosen = net.inactive_adapters.pop(name)
     if net.adapter_name:
         net.inactive_adapters[net.adapter_name] = _Inactive(_adapter_modules(net), net.arguments)
-    like = next(net.parameters())  # an adapter not in use stayed behind when the network was moved or converted
+    # an adapter not in use stayed behind when the network was moved or converted; no normalisation is ever rounded
+    like = next(module.weight for module in net.encoder().modules() if isinstance(module, nn.LayerNorm))
     for key in _adapter_modules(net).keys() - chosen.modules.keys():
         owner, _, attribute = key.rpartition(".")
         delattr(net.get_submodule(owner), attribute)

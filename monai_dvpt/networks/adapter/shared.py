@@ -66,6 +66,7 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
         else:
             owner._buffers[attribute] = tensor
     net.backbone_file, net.inflate_axis = source.backbone_file, source.inflate_axis
+    net.unrounded_sha256 = source.unrounded_sha256
     return net.train(net.training)
 
 

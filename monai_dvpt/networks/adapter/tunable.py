@@ -52,6 +52,7 @@ class TunableNetwork(nn.Module):
         arguments: dict[str, Any]
         fixed: list[str]
         backbone_file: str | None
+        unrounded_sha256: str | None  # of the backbone before round_backbone
         inflate_axis: int
         adapter_name: str
         inactive_adapters: dict[str, Any]
@@ -75,6 +76,7 @@ class TunableNetwork(nn.Module):
             self.arguments = dict(list(bound.arguments.items())[1:])
             self.fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
             self.backbone_file, self.inflate_axis = None, -1
+            self.unrounded_sha256 = None
             self.adapter_name = "default"
             self.inactive_adapters = {}
 

@@ -115,16 +115,23 @@ class _KeepOutput(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        output, change, *parameters = ctx.saved_tensors
+        output, change, *inner, weight, bias = ctx.saved_tensors
         enabled, dtype = ctx.autocast
-        with torch.autocast(ctx.device, dtype=dtype, enabled=enabled):
-            x = (output - ctx.block.up(change)).requires_grad_(ctx.needs_input_grad[0])
-            with torch.enable_grad():
-                added = ctx.block.up(ctx.block.change(x))
-        needed = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
-        found = iter(torch.autograd.grad(added, needed, grad.to(added.dtype)))
-        grad_x = grad + next(found) if x.requires_grad else None
-        return grad_x, None, *(next(found) if tensor.requires_grad else None for tensor in parameters)
+        with torch.enable_grad(), torch.autocast(ctx.device, dtype=dtype, enabled=enabled):
+            y = change.detach().requires_grad_()
+            added = ctx.block.up(y)
+            x = (output - added).detach().requires_grad_(ctx.needs_input_grad[0])
+            again = ctx.block.change(x)
+        grad_y, *outer_grads = _gradients(added, [y, weight, bias], grad)
+        grad_x, *inner_grads = _gradients(again, [x, *inner], grad_y)
+        return None if grad_x is None else grad_x + grad, None, *inner_grads, *outer_grads
+
+
+def _gradients(output: torch.Tensor, inputs: Sequence[torch.Tensor], grad: Any) -> list[torch.Tensor | None]:
+    """Gradients of those inputs that need one, None for the others."""
+    needed = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(torch.autograd.grad(output, needed, grad.to(output.dtype)) if needed else ())
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
 def _is_training_eagerly(x: torch.Tensor) -> bool:

@@ -147,7 +147,7 @@ class DVPTSwinEncoder(TunableNetwork):
                 break
             layer: BasicLayer = getattr(vit, f"layers{stage}")[0]
             if vit.use_v2 and first > min(frozen, default=-1):  # where it goes on inside a stage its start is behind
-                x, side = self._between(getattr(vit, f"layers{stage}c")[0], x, side, first - 1)
+                x, side = self._between(getattr(vit, f"layers{stage}c")[0], x.contiguous(), side, first - 1)
             x, side = self._run_stage(layer, x, side, first, frozen, states)
             features.append(x + side if self._beside(first + layer.depth - 1) else x)
             first += layer.depth

@@ -112,7 +112,7 @@ def load_pretrained(
         the report; its ``network`` is ``net``.
 
     Raises:
-        ValueError: if an argument is outside its range, or ``net`` has several adapters.
+        ValueError: if an argument is outside its range, or ``net`` has several adapters or a rounded backbone.
         InputError: if the source cannot be read or is of no known kind, has something that the encoder cannot
             represent, gives less than ``min_match``, or does not fit; names what.
     """
@@ -120,6 +120,8 @@ def load_pretrained(
         raise ValueError(f"min_match must be in (0, 1], got {min_match}.")
     if net.inactive_adapters:
         raise ValueError(f"net must have one adapter while its backbone is loaded, got {adapter_names(net)}.")
+    if net.unrounded_sha256:
+        raise ValueError("net must get its pretrained weights before its backbone is rounded.")
     dims = net.arguments["spatial_dims"]
     if not -dims <= inflate_axis < dims:
         raise ValueError(f"inflate_axis must be in [{-dims}, {dims}), got {inflate_axis}.")

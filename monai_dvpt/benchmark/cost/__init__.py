@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_dvpt.benchmark cost``: what a training step and an inference cost, beside MONAI's own network."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_dvpt.benchmark.machine import machine_facts
+from monai_dvpt.utils import InputError
+
+from .report import cost_figure, cost_tables, tokens_figure, tokens_table, write_report
+from .run import measure_cost
+from .tokens import measure_tokens
+from .variants import NETWORKS, REFERENCE, VARIANTS, Network
+
+__all__ = ["add_parser"]
+
+EXAMPLE = """\
+example, which compares three methods on ViT-B/16 and writes cost.md, cost.csv, cost.json and cost.png:
+  python -m monai_dvpt.benchmark cost --networks vit_b16 --methods dvpt dvpt_side_cached lora --output results
+methods:
+""" + "\n".join(f"  {name:18}{variant.description}" for name, variant in VARIANTS.items())
+NOTES = f"""\
+Weights and images are random. The decoder of a segmentation network is trained with every method and counts in all
+columns. / {REFERENCE}: time over that of {REFERENCE} in the same round, median (least to most) of {{rounds}} rounds;
+a round runs every method once, in random order, in one process. {REFERENCE} trains all of MONAI's network but
+norm_cross_attn, which MONAI never uses. Step: forward, loss, backward, AdamW over what is trained (learning rate 0, so
+that the methods can share tensors). Saved: storages that autograd keeps for the backward pass, without parameters,
+buffers, images and labels. Peak: by how much {{memory}} grows within a step, gradients included. FLOP: of matrix
+products and convolutions. Cached: the frozen layers before the first DVPT block were computed before, which no column
+counts. Inference: eval and inference_mode; lora and ssf can be merged, and then cost what {REFERENCE} costs. Kept: file
+of what a task adds."""
+TOKEN_NOTES = """\
+Forward and backward pass of one DVPTBlock(768, 32, 10) on one image, medians of {rounds} rounds, all sizes in random
+order in each. Saved: storages that autograd keeps for the backward pass, the tokens themselves included. Grows with the
+number of tokens to the power of {seconds:.2f} (time), {flops:.2f} (FLOP) and {saved_bytes:.2f} (saved), fitted to the
+logarithms. Time on a CPU has a step where tensors outgrow 32 MB, and glibc takes each of them afresh from the system;
+the environment variables MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=17179869184 keep them."""
+
+
+def add_parser(commands: Any) -> None:
+    """
+    Args:
+        commands: what ``add_subparsers`` gave.
+    """
+    parser = commands.add_parser(
+        "cost",
+        help="time and memory of a training step and an inference, beside MONAI's own networks",
+        description="Compares ways to tune a network with full fine-tuning of MONAI's own: seconds, saved activations, "
+        "peak memory and FLOPs of a training step, seconds and FLOPs of an inference, bytes to keep for a task. Needs "
+        "no data and no download: the weights are random.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=", ".join(NETWORKS)
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="NAME",
+        help=f"of those below, all by default; {REFERENCE} is always measured",
+    )
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of every time measured, 7 by default")
+    parser.add_argument("--batch", type=int, metavar="N", help="images of a step, by default 8, 16, 1 and 1")
+    parser.add_argument("--size", type=int, metavar="N", help="sides of an image, by default 224 (ViT) and 96")
+    parser.add_argument("--device", metavar="DEVICE", help="by default cuda where there is one, else cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU, by default those of torch")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where autocast does")
+    parser.add_argument("--no-peak", action="store_true", help="leave out peak memory, on a CPU a process per method")
+    parser.add_argument(
+        "--tokens", action="store_true", help="measure one DVPT block against the number of tokens instead"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for tables (.md, .csv, .json) and plot")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    device = _check(arguments)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    report = {"machine": _facts(device, arguments.amp), "rounds": arguments.rounds}
+    if arguments.tokens:
+        results, exponents = measure_tokens(rounds=arguments.rounds, device=device, amp=arguments.amp)
+        report |= {"exponents": exponents, "results": results}
+        lines = [*tokens_table(results), "", _fill(TOKEN_NOTES, rounds=arguments.rounds, **exponents)]
+        name, figure = "tokens", tokens_figure(results, exponents)
+    else:
+        networks = {name: _network(name, arguments) for name in dict.fromkeys(arguments.networks)}
+        results, left_out = measure_cost(
+            networks, arguments.methods, arguments.rounds, device, arguments.amp, not arguments.no_peak
+        )
+        report |= {"left_out": left_out, "results": results}
+        memory = "allocated GPU memory" if device.type == "cuda" else "the memory of a process of its own"
+        lines = [*cost_tables(results), _fill(NOTES, rounds=arguments.rounds, memory=memory)]
+        lines += [f"Left out: {line}" for line in left_out]
+        name, figure = "cost", cost_figure(results)
+    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report["machine"].items()))
+    print("\n".join(lines))
+    if arguments.output is not None:
+        write_report(arguments.output, name, "\n".join([*lines, ""]), figure, report)
+
+
+def _fill(text: str, **values: Any) -> str:
+    return textwrap.fill(text.format(**values), 120, break_on_hyphens=False)
+
+
+def _check(arguments: argparse.Namespace) -> torch.device:
+    for name in ("rounds", "batch", "threads"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}.")
+    if arguments.size is not None and (arguments.size < 64 or arguments.size % 32):
+        raise InputError(f"--size must be a multiple of 32 and at least 64, got {arguments.size}.")
+    wanted = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # as torch was built
+        raise InputError(f"--device must be one of this machine, got {wanted}: {str(error).splitlines()[0]}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda, got {wanted}.")
+    return device
+
+
+def _network(name: str, arguments: argparse.Namespace) -> Network:
+    network = NETWORKS[name]() if arguments.size is None else NETWORKS[name](size=arguments.size)
+    return network if arguments.batch is None else dataclasses.replace(network, batch=arguments.batch)
+
+
+def _facts(device: torch.device, amp: bool) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {**machine_facts(), "device": name, "precision": "bfloat16 autocast" if amp else "float32"}

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables, files and plots of what was measured."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from monai_dvpt.benchmark.table import markdown_table
+from monai_dvpt.utils import atomic_path, to_json
+
+from .variants import REFERENCE
+
+__all__ = ["cost_figure", "cost_tables", "tokens_figure", "tokens_table", "write_report"]
+
+Column: TypeAlias = tuple[str, str, float, str]
+# head, key of a result, factor, format; a key that has a spread shows it
+COLUMNS: list[Column] = [
+    ("step, ms", "step_seconds", 1e3, ".1f"),
+    (f"/ {REFERENCE}", "step_seconds_ratio", 1, ".2f"),
+    ("saved, MB", "saved_bytes", 1e-6, ".1f"),
+    ("ratio", "saved_bytes_ratio", 1, ".3f"),
+    ("peak, MB", "peak_bytes", 1e-6, ".0f"),
+    ("step, GFLOP", "step_flops", 1e-9, ".1f"),
+    ("ratio", "step_flops_ratio", 1, ".3f"),
+    ("inference, ms", "inference_seconds", 1e3, ".1f"),
+    (f"/ {REFERENCE}", "inference_seconds_ratio", 1, ".2f"),
+    ("FLOP ratio", "inference_flops_ratio", 1, ".3f"),
+    ("kept, MB", "kept_bytes", 1e-6, ".2f"),
+    ("trained in encoder", "encoder_parameters", 1, ",.0f"),
+    ("head, decoder", "head_parameters", 1, ",.0f"),
+]
+TOKEN_COLUMNS: list[Column] = [
+    ("tokens", "tokens", 1, ",d"),
+    ("forward and backward, ms", "seconds", 1e3, ".1f"),
+    ("GFLOP", "flops", 1e-9, ".3f"),
+    ("saved, MB", "saved_bytes", 1e-6, ".2f"),
+    ("saved per token, bytes", "saved_bytes_per_token", 1, ".0f"),
+]
+
+
+def cost_tables(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table for every network, one row for each variant."""
+    lines = []
+    for network, rows in _by_network(results).items():
+        cells = [["method", *(head for head, *_ in COLUMNS)]]
+        cells += [[row["method"], *(_cell(row, column) for column in COLUMNS)] for row in rows]
+        lines += [
+            f"## {network}, batch {rows[0]['batch']}",
+            "",
+            *markdown_table(cells, [False, *[True] * len(COLUMNS)]),
+        ]
+        lines.append("")
+    return lines
+
+
+def tokens_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a Markdown table, one row for each number of tokens."""
+    cells = [[head for head, *_ in TOKEN_COLUMNS]]
+    cells += [[_cell(row, column) for column in TOKEN_COLUMNS] for row in results]
+    return markdown_table(cells, [True] * len(TOKEN_COLUMNS))
+
+
+def cost_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """For every network the ratios of step time, with its spread, and of saved activations."""
+    networks = {name: [row for row in rows if row["step_seconds"]] for name, rows in _by_network(results).items()}
+    heights = [0.6 + 0.36 * len(rows) for rows in networks.values()]
+    figure = Figure(figsize=(8, 0.9 + sum(heights)), layout="constrained")
+    panels = figure.subplots(len(networks), 1, squeeze=False, height_ratios=heights, sharex=True)[:, 0]
+    for panel, (name, rows) in zip(panels, networks.items(), strict=True):
+        places = np.arange(len(rows))
+        time, low, high = (
+            np.array([row[f"step_seconds_ratio{end}"] for row in rows], float) for end in ("", "_min", "_max")
+        )
+        saved = np.array([row["saved_bytes_ratio"] for row in rows], float)
+        panel.barh(places - 0.2, time, 0.38, color="C0", label="time of a step")
+        panel.errorbar(time, places - 0.2, xerr=[time - low, high - time], fmt="none", ecolor="0.3", capsize=2)
+        panel.barh(places + 0.2, saved, 0.38, color="C1", label="saved activations")
+        for shift, values, ends in ((-0.2, time, high), (0.2, saved, saved)):
+            for place, value, end in zip(places, values, ends, strict=True):
+                panel.text(end + 0.01, place + shift, f"{value:.2f}", va="center", fontsize=6.5)
+        panel.set_yticks(places, [row["method"] for row in rows], fontsize="small")
+        panel.invert_yaxis()
+        panel.axvline(1, color="0.5", linewidth=0.8)
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_title(name, fontsize="medium", loc="left")
+    panels[-1].set_xlabel(f"ratio to {REFERENCE}; whiskers: least and most of all rounds")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
+    return figure
+
+
+def tokens_figure(results: Sequence[Mapping[str, Any]], exponents: Mapping[str, float]) -> Figure:
+    """Time, FLOPs and saved memory against tokens, logarithmic, with the line of exponent 1 through the last point."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    tokens = np.array([row["tokens"] for row in results], float)
+    titles = [("seconds", "forward and backward, s"), ("flops", "forward and backward, FLOP")]
+    titles += [("saved_bytes", "saved for the backward pass, bytes")]
+    for panel, (key, title) in zip(figure.subplots(1, 3), titles, strict=True):
+        values = np.array([row[key] for row in results], float)
+        panel.loglog(tokens, values[-1] * tokens / tokens[-1], color="0.6", linestyle="--", label="exponent 1")
+        panel.loglog(tokens, values, "o-", label=f"measured, exponent {exponents[key]:.2f}")
+        panel.set_xlabel("tokens")
+        panel.set_ylabel(title)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    return figure
+
+
+def write_report(folder: Path, name: str, text: str, figure: Figure, report: Mapping[str, Any]) -> None:
+    """
+    Writes ``<name>.md``, ``.png``, ``.json`` and ``.csv``.
+
+    Args:
+        folder: where to.
+        name: of the files.
+        text: Markdown.
+        figure: the plot.
+        report: JSON-serialisable; its "results" are the rows of the CSV, each followed by its "machine".
+    """
+    rows = [{**row, **report["machine"]} for row in report["results"]]
+    with atomic_path(folder / f"{name}.md") as path:
+        path.write_text(text, encoding="utf-8")
+    with atomic_path(folder / f"{name}.json") as path:
+        path.write_text(to_json(report) + "\n", encoding="utf-8")
+    with atomic_path(folder / f"{name}.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with atomic_path(folder / f"{name}.png") as path:
+        figure.savefig(path, dpi=130)
+
+
+def _by_network(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    networks: dict[str, list[Mapping[str, Any]]] = {}
+    for row in results:
+        networks.setdefault(row["network"], []).append(row)
+    return networks
+
+
+def _cell(row: Mapping[str, Any], column: Column) -> str:
+    _, key, factor, form = column
+    if row[key] is None:
+        return "-"
+    text = format(row[key] * factor, form)
+    if f"{key}_min" in row:
+        text += f" ({row[f'{key}_min'] * factor:{form}} to {row[f'{key}_max'] * factor:{form}})"
+    return text

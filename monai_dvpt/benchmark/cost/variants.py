@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is compared: networks, and the ways to tune them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch.nn as nn
+from monai.networks.blocks import TransformerBlock
+from monai.networks.nets import UNETR, SwinUNETR, ViT
+from monai.utils import optional_import
+
+from monai_dvpt.baselines import METHODS, tune
+from monai_dvpt.networks.adapter import TunableNetwork, freeze_backbone
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
+
+__all__ = ["NETWORKS", "REFERENCE", "VARIANTS", "Network", "Variant", "build_variant"]
+
+Net = TypeVar("Net", bound=nn.Module)
+
+peft, has_peft = optional_import("peft")
+
+REFERENCE = "monai_full"
+"""The variant that all others are compared with."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """
+    A network to measure, and what it is given.
+
+    Attributes:
+        plain: builds MONAI's own network.
+        dvpt: builds that of this package; takes ``start_layer``, ``side_path`` and ``use_checkpoint``.
+        input_size: channels and sides of an image.
+        num_classes: number of classes.
+        batch: images of a step.
+        segmentation: whether there is a class for every voxel.
+    """
+
+    plain: Callable[[], nn.Module]
+    dvpt: Callable[..., TunableNetwork]
+    input_size: tuple[int, ...]
+    num_classes: int
+    batch: int
+    segmentation: bool = False
+
+
+def _vit(hidden_size: int, batch: int, size: int = 224) -> Network:
+    sizes: dict[str, Any] = {"hidden_size": hidden_size, "mlp_dim": 4 * hidden_size, "num_heads": hidden_size // 64}
+    sizes |= {"spatial_dims": 2, "num_classes": 5}
+    plain = partial(ViT, 3, size, 16, classification=True, post_activation="none", qkv_bias=True, **sizes)
+    return Network(plain, partial(DVPTViT, 3, size, 16, **sizes), (3, size, size), 5, batch)
+
+
+def _unetr(size: int = 96) -> Network:
+    sides = (size, size, size)
+    return Network(partial(UNETR, 1, 3, sides), partial(DVPTUNETR, 1, 3, sides), (1, *sides), 3, 1, True)
+
+
+def _swin_unetr(size: int = 96) -> Network:
+    plain, dvpt = partial(SwinUNETR, 1, 3, feature_size=48), partial(DVPTSwinUNETR, 1, 3, feature_size=48)
+    return Network(plain, dvpt, (1, size, size, size), 3, 1, True)
+
+
+NETWORKS: dict[str, Callable[..., Network]] = {
+    "vit_b16": partial(_vit, 768, 8),
+    "vit_ti16": partial(_vit, 192, 16),
+    "unetr_b": _unetr,
+    "swin_unetr_48": _swin_unetr,
+}
+"""ViT-B/16 and ViT-Ti/16 at 224, UNETR around ViT-B and SwinUNETR with ``feature_size=48`` at 96; takes ``size``."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    A way to tune a network.
+
+    Attributes:
+        build: makes the network, frozen as it should be; its arguments are the network and a template, whose tensors it
+            uses where names and shapes are the same.
+        description: in one line.
+        all_kept: whether a task keeps the whole network, not only what is trained.
+        cached: whether the frozen layers before the first DVPT block come from a cache.
+        trains: whether a training step is measured.
+        infers: whether inference is measured.
+    """
+
+    build: Callable[[Network, TunableNetwork], nn.Module]
+    description: str
+    all_kept: bool = False
+    cached: bool = False
+    trains: bool = True
+    infers: bool = True
+
+
+def _plain(network: Network, template: TunableNetwork) -> nn.Module:
+    net = _share(network.plain(), template)
+    for module in net.modules():
+        if isinstance(module, TransformerBlock) and not module.with_cross_attention:
+            module.norm_cross_attn.requires_grad_(False)  # never used
+    return net
+
+
+def _dvpt(
+    network: Network, template: TunableNetwork, half: bool = False, enabled: bool = True, **options: Any
+) -> nn.Module:
+    start_layer = len(template.dvpt_of_layer) // 2 if half else 0
+    net = tune(_share(network.dvpt(start_layer=start_layer, **options), template), "dvpt")
+    net.dvpt_enabled = enabled
+    return net
+
+
+def _baseline(network: Network, template: TunableNetwork, method: str) -> nn.Module:
+    return tune(_share(network.dvpt(), template), method)
+
+
+def _peft_lora(network: Network, template: TunableNetwork) -> nn.Module:
+    if not has_peft:
+        raise ValueError("the package peft must be installed.")
+    config = peft.LoraConfig(r=8, target_modules=["qkv"])
+    net = peft.inject_adapter_in_model(config, _share(network.plain(), template))
+    for name, parameter in net.named_parameters():
+        if template.part_of(name) != "backbone":
+            parameter.requires_grad_(True)
+    return net
+
+
+BASELINES = ("linear", "bitfit", "lora", "adaptformer", "ssf", "vpt_shallow", "vpt_deep")
+VARIANTS: dict[str, Variant] = {
+    REFERENCE: Variant(_plain, "MONAI's own network, all of it trained", all_kept=True),
+    "full": Variant(partial(_baseline, method="full"), "the network of this package, all of it trained", all_kept=True),
+    "dvpt": Variant(_dvpt, "DVPT after all layers"),
+    "dvpt_checkpointed": Variant(partial(_dvpt, use_checkpoint=True), "with activation checkpointing", infers=False),
+    "dvpt_half": Variant(partial(_dvpt, half=True), "DVPT after the second half of the layers"),
+    "dvpt_half_cached": Variant(
+        partial(_dvpt, half=True), "the first half of the layers from a cache", cached=True, infers=False
+    ),
+    "dvpt_side": Variant(partial(_dvpt, side_path=True), "DVPT on a path beside the frozen layers"),
+    "dvpt_side_cached": Variant(
+        partial(_dvpt, side_path=True), "the frozen layers from a cache", cached=True, infers=False
+    ),
+    "dvpt_off": Variant(partial(_dvpt, enabled=False), "the network of this package, DVPT off", trains=False),
+    **{name: Variant(partial(_baseline, method=name), METHODS[name].description) for name in BASELINES},
+    "peft_lora": Variant(_peft_lora, "LoRA of Hugging Face peft, rank 8, on MONAI's own network"),
+}
+"""All variants by name."""
+
+
+def build_variant(name: str, network: Network, template: TunableNetwork) -> nn.Module:
+    """
+    Builds a variant on the template's device.
+
+    Args:
+        name: of ``VARIANTS``.
+        network: what to build.
+        template: ``network.dvpt()``, whose tensors the variant uses, so that many variants fit into memory.
+
+    Raises:
+        ValueError: if the variant does not fit the network, or lacks a package.
+    """
+    logger = logging.getLogger(freeze_backbone.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # how much is trained is in the results
+    try:
+        return VARIANTS[name].build(network, template).to(next(template.parameters()).device).train()
+    finally:
+        logger.setLevel(level)
+
+
+def _share(net: Net, template: TunableNetwork) -> Net:
+    """Moves a network to the template's tensors; each keeps its own parameters, and so its own gradients."""
+    given = template.state_dict()
+    net.to(next(template.parameters()).device)
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        if name in given and tensor.shape == given[name].shape:
+            tensor.data = given[name]
+    return net

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A frozen backbone in half the memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn as nn
+from torch.nn.modules.conv import _ConvNd
+
+from .file import backbone_sha256
+from .tunable import TunableNetwork
+
+__all__ = ["round_backbone"]
+
+
+def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> TunableNetwork:
+    """
+    Stores the backbone's frozen linear layers and convolutions in a shorter type. Under autocast of that type, as the
+    bundles have it with ``amp``, nothing else changes, bit for bit: autocast rounds these weights whenever they are
+    used. Without autocast the network does not run any more. An adapter trained on it belongs to the backbone as it was
+    loaded, and is saved and loaded as ever.
+
+    Args:
+        net: the network, its pretrained weights loaded and its backbone frozen.
+        dtype: ``torch.bfloat16`` or ``torch.float16``.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if ``dtype`` is another one, or a parameter of the backbone is trained.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be torch.bfloat16 or torch.float16, got {dtype}.")
+    net.check_frozen()
+    net.unrounded_sha256 = backbone_sha256(net)
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Linear, _ConvNd)) and net.part_of(f"{name}.weight") == "backbone":
+            module.to(dtype)
+    return net
