@@ -10,6 +10,7 @@ from monai.networks.nets import ViT
 from parameterized import parameterized
 from safetensors.torch import save
 from scipy.special import erf
+from torch.utils.flop_counter import FlopCounterMode
 from utils_networks import randomise
 
 from monai_dvpt.networks.blocks import DVPTBlock, DVPTList
@@ -103,6 +104,13 @@ class TestDVPTBlock(unittest.TestCase):
         kept = [x for x in kept if x.data_ptr() not in parameters]
         self.assertEqual([x.data_ptr() for x in kept if x.shape[-1] == C], [y.data_ptr()])
         self.assertEqual(sum(x.numel() for x in kept), B * N * (C + R))
+
+    def test_operations_can_be_counted(self):
+        block = DVPTBlock(C, R, M)
+        with FlopCounterMode(display=False) as counter:
+            block(torch.randn(B, N, C, requires_grad=True)).sum().backward()
+        forward = 2 * B * (2 * N * C * R + 4 * N * M * R)
+        self.assertGreater(counter.get_total_flops(), 3 * forward)
 
     def test_parameters_that_changed_are_noticed(self):
         block = DVPTBlock(C, R, M)

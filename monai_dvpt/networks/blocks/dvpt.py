@@ -119,7 +119,7 @@ class _KeepOutput(torch.autograd.Function):
         enabled, dtype = ctx.autocast
         with torch.enable_grad(), torch.autocast(ctx.device, dtype=dtype, enabled=enabled):
             y = change.detach().requires_grad_()
-            added = ctx.block.up(y)
+            added = F.linear(y, weight, bias)
             x = (output - added).detach().requires_grad_(ctx.needs_input_grad[0])
             again = ctx.block.change(x)
         grad_y, *outer_grads = _gradients(added, [y, weight, bias], grad)
