@@ -23,6 +23,7 @@ Column: TypeAlias = tuple[str, str, float, str]
 COLUMNS: list[Column] = [
     ("step, ms", "step_seconds", 1e3, ".1f"),
     (f"/ {REFERENCE}", "step_seconds_ratio", 1, ".2f"),
+    ("fastest", "step_seconds_fastest_ratio", 1, ".2f"),
     ("saved, MB", "saved_bytes", 1e-6, ".1f"),
     ("ratio", "saved_bytes_ratio", 1, ".3f"),
     ("peak, MB", "peak_bytes", 1e-6, ".0f"),
@@ -30,6 +31,7 @@ COLUMNS: list[Column] = [
     ("ratio", "step_flops_ratio", 1, ".3f"),
     ("inference, ms", "inference_seconds", 1e3, ".1f"),
     (f"/ {REFERENCE}", "inference_seconds_ratio", 1, ".2f"),
+    ("fastest", "inference_seconds_fastest_ratio", 1, ".2f"),
     ("FLOP ratio", "inference_flops_ratio", 1, ".3f"),
     ("kept, MB", "kept_bytes", 1e-6, ".2f"),
     ("trained in encoder", "encoder_parameters", 1, ",.0f"),

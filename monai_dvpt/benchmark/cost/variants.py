@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 import torch.nn as nn
 from monai.networks.blocks import TransformerBlock
 from monai.networks.nets import UNETR, SwinUNETR, ViT
+from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import optional_import
 
 from monai_dvpt.baselines import METHODS, tune
 from monai_dvpt.networks.adapter import TunableNetwork, freeze_backbone
-from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
 
 __all__ = ["NETWORKS", "REFERENCE", "VARIANTS", "Network", "Variant", "build_variant"]
 
@@ -67,13 +69,33 @@ def _swin_unetr(size: int = 96) -> Network:
     return Network(plain, dvpt, (1, size, size, size), 3, 1, True)
 
 
+class _SwinClassifier(nn.Module):
+    """MONAI's Swin transformer with a head, under the names of ``DVPTSwinClassifier``."""
+
+    def __init__(self, feature_size: int, num_classes: int) -> None:
+        super().__init__()
+        sizes: dict[str, Any] = {"depths": (2, 2, 2, 2), "num_heads": (3, 6, 12, 24), "spatial_dims": 3}
+        self.swinViT = SwinTransformer(1, feature_size, (7, 7, 7), (2, 2, 2), **sizes)
+        self.classification_head = nn.Linear(16 * feature_size, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classification_head(self.swinViT(x)[4].flatten(2).mean(2))
+
+
+def _swin_encoder(size: int = 96) -> Network:
+    dvpt = partial(DVPTSwinClassifier, 1, 3, feature_size=48)
+    return Network(partial(_SwinClassifier, 48, 3), dvpt, (1, size, size, size), 3, 1)
+
+
 NETWORKS: dict[str, Callable[..., Network]] = {
     "vit_b16": partial(_vit, 768, 8),
     "vit_ti16": partial(_vit, 192, 16),
     "unetr_b": _unetr,
     "swin_unetr_48": _swin_unetr,
+    "swin_encoder_48": _swin_encoder,
 }
-"""ViT-B/16 and ViT-Ti/16 at 224, UNETR around ViT-B and SwinUNETR with ``feature_size=48`` at 96; takes ``size``."""
+"""ViT-B/16 and ViT-Ti/16 at 224, UNETR around ViT-B and SwinUNETR with ``feature_size=48`` at 96, and
+its encoder alone with a linear head; takes ``size``."""
 
 
 @dataclass(frozen=True)

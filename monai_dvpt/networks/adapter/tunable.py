@@ -43,6 +43,7 @@ class TunableNetwork(nn.Module):
 
     ENCODER = ""  # prefix of the names of the pretrained encoder's tensors; empty where the network is the encoder
     HEAD = ""  # prefix of the names of the output layer's tensors
+    SKIP_LAYERS: tuple[int, ...] = ()  # layers whose tokens are used beside those of the last one
     # arguments that may differ between adapters on one backbone, and those that change no output in eval mode
     ADAPTER_ARGUMENTS = frozenset({"bottleneck_size", "num_prompts", "share_every", "start_layer", "side_path"})
     DECODER_ARGUMENTS: frozenset = frozenset()  # of those, what the decoder is built with
@@ -150,6 +151,11 @@ class TunableNetwork(nn.Module):
         self.dvpt = dvpt
         self.dvpt_of_layer = dvpt.block_of_layer
         self.side_path = side_path
+        last = len(self.dvpt_of_layer) - 1
+        first = next((layer for layer, block in enumerate(self.dvpt_of_layer) if block >= 0), last)
+        # layers whose frozen tokens suffice to go on from: those before DVPT, and with a side path those beside it too
+        skips = [layer for layer in self.SKIP_LAYERS if layer < first]
+        self.prefix_layers = [*skips, *range(first, last + 1 if side_path else first + 1)]
 
     @torch.jit.unused
     def forward_prefix(self, image: torch.Tensor) -> torch.Tensor:

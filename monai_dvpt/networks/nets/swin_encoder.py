@@ -74,13 +74,6 @@ class DVPTSwinEncoder(TunableNetwork):
         stage = self._stage_of(layer)
         return [arguments["patch_size"] * 2**stage] * arguments["spatial_dims"]
 
-    def use_dvpt(self, dvpt: DVPTList, side_path: bool = False) -> None:
-        super().use_dvpt(dvpt, side_path)
-        last = len(dvpt.block_of_layer) - 1
-        first = next((layer for layer, block in enumerate(dvpt.block_of_layer) if block >= 0), last)
-        # layers whose frozen tokens suffice to go on from, with the features of the stages before
-        self.prefix_layers = [*range(first, last + 1 if side_path else first + 1)]
-
     def encode(self, image: torch.Tensor, prefix: torch.Tensor | None = None) -> list[torch.Tensor]:
         """
         Args:

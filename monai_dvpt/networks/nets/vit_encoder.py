@@ -11,7 +11,6 @@ import torch.nn as nn
 from monai.utils import ensure_tuple_rep
 
 from monai_dvpt.networks.adapter import TunableNetwork, disable_adapter
-from monai_dvpt.networks.blocks import DVPTList
 from monai_dvpt.utils import check_counts
 
 __all__ = ["ACTIVATIONS", "DVPTViTEncoder", "check_vit_sizes"]
@@ -45,21 +44,11 @@ def check_vit_sizes(hidden_size: int, mlp_dim: int, num_heads: int) -> None:
 class DVPTViTEncoder(TunableNetwork):
     """Base of the networks around MONAI's :class:`monai.networks.nets.ViT`."""
 
-    SKIP_LAYERS: tuple[int, ...] = ()  # whose tokens the network needs beside the last ones
-
     if TYPE_CHECKING:
 
         def encode(
             self, image: torch.Tensor, prefix: torch.Tensor | None = None, num_layers: int | None = None
         ) -> dict[int, torch.Tensor]: ...
-
-    def use_dvpt(self, dvpt: DVPTList, side_path: bool = False) -> None:
-        super().use_dvpt(dvpt, side_path)
-        last = len(dvpt.block_of_layer) - 1
-        first = next((layer for layer, block in enumerate(dvpt.block_of_layer) if block >= 0), last)
-        # layers whose frozen tokens suffice to go on from: those before DVPT, and with a side path those beside it too
-        skips = [layer for layer in self.SKIP_LAYERS if layer < first]
-        self.prefix_layers = [*skips, *range(first, last + 1 if side_path else first + 1)]
 
     @torch.jit.unused
     @torch.no_grad()
