@@ -91,9 +91,10 @@ class TemperatureCalibration:
         """Logits (N, K) and grades (N,) of all that is graded in the validation cases, in double precision."""
         evaluator, logits, labels = self.saver.evaluator, [], []
         for batch in evaluator.data_loader:
-            image, label = evaluator.prepare_batch(batch, evaluator.state.device, evaluator.non_blocking)
+            prepared = evaluator.prepare_batch(batch, evaluator.state.device, evaluator.non_blocking)
+            image, label, args, kwargs = prepared if len(prepared) == 4 else (*prepared, (), {})
             graded = label >= 0
-            pred = evaluator.inferer(image, network).unflatten(1, (-1, self.num_grades))  # (B, O, K)
+            pred = evaluator.inferer(image, network, *args, **kwargs).unflatten(1, (-1, self.num_grades))  # (B, O, K)
             logits.append(pred[graded])
             labels.append(label[graded])
         pair = [torch.cat(tensors).as_subclass(torch.Tensor).cpu() for tensors in (logits, labels)]

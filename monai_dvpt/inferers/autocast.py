@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
+from monai_dvpt.utils import as_bool
+
 __all__ = ["AutocastInferer", "bfloat16_is_fast"]
 
 
@@ -34,10 +36,8 @@ class AutocastInferer(Inferer):
 
     def __init__(self, inferer: Inferer, enabled: bool | str = True) -> None:
         super().__init__()
-        if str(enabled).lower() not in ("true", "false"):
-            raise ValueError(f"enabled must be true or false, got {enabled!r}.")
         self.inferer = inferer
-        self.enabled = str(enabled).lower() == "true"
+        self.enabled = as_bool("enabled", enabled)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.enabled):

@@ -4,8 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["check_counts"]
+__all__ = ["as_bool", "check_counts"]
+
+
+def as_bool(name: str, value: Any) -> bool:
+    """
+    A truth value, also as "true" or "false", which is what MONAI makes of one on a command line.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+
+    Raises:
+        ValueError: if ``value`` is something else.
+    """
+    if (text := str(value).lower()) not in ("true", "false"):
+        raise ValueError(f"{name} must be true or false, got {value!r}.")
+    return text == "true"
 
 
 def check_counts(minimum: int = 1, **counts: int | Sequence[int]) -> None:

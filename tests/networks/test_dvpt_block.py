@@ -105,6 +105,55 @@ class TestDVPTBlock(unittest.TestCase):
         self.assertEqual([x.data_ptr() for x in kept if x.shape[-1] == C], [y.data_ptr()])
         self.assertEqual(sum(x.numel() for x in kept), B * N * (C + R))
 
+    def test_replicas_pass_their_gradients_on(self):
+        """``nn.DataParallel`` makes replicas whose parameters are tensors of a graph."""
+        block, x = randomise(DVPTBlock(C, R, M)), torch.randn(B, N, C, requires_grad=True)
+        replica = block._replicate_for_data_parallel()
+        for name, module in replica.named_children():
+            copied = module._replicate_for_data_parallel()
+            for key, parameter in getattr(block, name).named_parameters():
+                setattr(copied, key, parameter * 1)
+            setattr(replica, name, copied)
+        for key in ("prompts", "gate"):
+            setattr(replica, key, getattr(block, key) * 1)
+        found = torch.autograd.grad(replica(x).square().sum(), [x, *block.parameters()])
+        expected = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_hooks_see_every_call_once(self):
+        block, x = randomise(DVPTBlock(C, R, M)), torch.randn(B, N, C)
+        calls = []
+        block.up.register_forward_hook(lambda module, inputs, output: calls.append(1) or 3 * output)
+        gradients = torch.autograd.grad(block(x).sum(), list(block.parameters()))
+        self.assertEqual(len(calls), 1)
+        block.up._forward_hooks.clear()
+        tripled = torch.autograd.grad((3 * block.up(block.change(x))).sum(), list(block.parameters()))
+        for one, other in zip(gradients, tripled, strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_functional_gradients(self):
+        block, x = randomise(DVPTBlock(C, R, M)), torch.randn(B, N, C)
+        parameters = dict(block.named_parameters())
+
+        def loss(parameters):
+            return torch.func.functional_call(block, parameters, (x,)).square().sum()
+
+        found = torch.func.grad(loss)({name: tensor.detach() for name, tensor in parameters.items()})
+        loss(parameters).backward()
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-4)
+
+    def test_rounding_where_much_is_added(self):
+        """The relative error of a gradient is that of the output's rounding: here added / x is about a thousand."""
+        block = randomise(DVPTBlock(C, R, M))
+        with torch.no_grad():
+            block.up.weight.mul_(1000)
+        x = torch.randn(B, N, C)
+        gradients = torch.autograd.grad(block(x).sum(), block.down.weight)[0]
+        expected = torch.autograd.grad(block.up(block.change(x)).sum(), block.down.weight)[0]
+        self.assertLess((gradients - expected).norm() / expected.norm(), 1e-3)
+
     def test_operations_can_be_counted(self):
         block = DVPTBlock(C, R, M)
         with FlopCounterMode(display=False) as counter:

@@ -85,8 +85,12 @@ class TestPrefix(unittest.TestCase):
     def test_refuses(self, case):
         net = frozen_network(case, start_layer=2)
         image = small_image(net, batch=2)
-        with self.assertRaisesRegex(ValueError, "prefix must"):
-            net(image, net.forward_prefix(image)[:, :0])
+        prefix = net.forward_prefix(image)
+        for wrong in (prefix[:, :0], prefix[:1]):
+            with self.assertRaisesRegex(ValueError, "prefix must"):
+                net(image, wrong)
+        with self.assertRaisesRegex(ValueError, "side_path must be True or False, got 'false'"):
+            small_network(case, side_path="false")
         freeze_backbone(net, ["backbone", "head"])
         with self.assertRaisesRegex(ValueError, "frozen encoder, but .* is trained"):
             net.forward_prefix(image)
@@ -99,6 +103,12 @@ class TestPrefix(unittest.TestCase):
         with torch.no_grad():
             torch.testing.assert_close(script(image), net(image), **ROUNDING)
             torch.testing.assert_close(script(image, net.forward_prefix(image)), net(image), **ROUNDING)
+
+    def test_frozen_by_hand(self):
+        net = small_network("vit_cls_2d", dropout_rate=0.5).train()
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(net.part_of(name) != "backbone")
+        self.assertTrue(torch.equal(*(net.forward_prefix(small_image(net)) for _ in range(2))))
 
 
 class TestSidePath(unittest.TestCase):
@@ -187,6 +197,7 @@ class TestPredictAdapters(unittest.TestCase):
         self.assertEqual([*answers], ["default"])
         self.assertTrue(answers["default"].requires_grad)
         self.assertEqual(net.adapter_name, "other")
+        self.assertEqual(predict_adapters(net, small_image(net), []), {})
         with self.assertRaisesRegex(ValueError, "name must be one of"):
             predict_adapters(net, small_image(net), ["default", "absent"])
         self.assertEqual(net.adapter_name, "other")

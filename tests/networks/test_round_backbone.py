@@ -64,7 +64,21 @@ class TestRoundBackbone(unittest.TestCase):
         self.assertEqual(backbone_sha256(net), expected)
         load_adapter(frozen("vit_cls_2d"), path)
         load_adapter(round_backbone(frozen("vit_cls_2d")), path)
-        self.assertEqual(backbone_sha256(share_backbone(frozen("vit_cls_2d"), net)), expected)
+
+    def test_another_backbone_is_told(self):
+        net, other = round_backbone(frozen("vit_cls_2d")), freeze_backbone(small_network("vit_cls_2d", seed=1))
+        before = backbone_sha256(net)
+        net.load_state_dict(other.state_dict())
+        self.assertNotEqual(backbone_sha256(net), before)
+
+    def test_shared_backbone(self):
+        one, other = frozen("vit_cls_2d"), frozen("vit_cls_2d")
+        expected = backbone_sha256(one)
+        round_backbone(share_backbone(other, one))
+        self.assertEqual(one.blocks[0].mlp.linear1.weight.dtype, torch.float32)
+        self.assertEqual((backbone_sha256(one), backbone_sha256(other)), (expected, expected))
+        with self.assertRaisesRegex(ValueError, "before it is rounded"):
+            share_backbone(frozen("vit_cls_2d"), other)
 
     def test_adapters_take_turns(self):
         net = round_backbone(frozen("vit_cls_2d"))
@@ -74,7 +88,7 @@ class TestRoundBackbone(unittest.TestCase):
     def test_refuses(self):
         with self.assertRaisesRegex(ValueError, "dtype must be"):
             round_backbone(frozen("vit_cls_2d"), torch.int8)
-        with self.assertRaisesRegex(ValueError, "is trained"):
+        with self.assertRaisesRegex(ValueError, "are trained"):
             round_backbone(freeze_backbone(small_network("vit_cls_2d"), ["backbone"]))
         with self.assertRaisesRegex(ValueError, "before its backbone is rounded"):
             load_pretrained(round_backbone(frozen("vit_cls_2d")), "absent.pt")

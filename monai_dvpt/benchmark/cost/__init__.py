@@ -32,10 +32,10 @@ columns. / {REFERENCE}: time over that of {REFERENCE} in the same round, median 
 a round runs every method once, in random order, in one process. {REFERENCE} trains all of MONAI's network but
 norm_cross_attn, which MONAI never uses. Step: forward, loss, backward, AdamW over what is trained (learning rate 0, so
 that the methods can share tensors). Saved: storages that autograd keeps for the backward pass, without parameters,
-buffers, images and labels. Peak: by how much {{memory}} grows within a step, gradients included. FLOP: of matrix
-products and convolutions. Cached: the frozen layers before the first DVPT block were computed before, which no column
-counts. Inference: eval and inference_mode; lora and ssf can be merged, and then cost what {REFERENCE} costs. Kept: file
-of what a task adds."""
+buffers, images, labels, and what comes from a cache. Cached: that; the frozen layers before the first DVPT block, which
+were computed before. Its memory is in no other column, and neither is the time to load it. Peak: by how much {{memory}}
+grows within a step, gradients included. FLOP: of matrix products and convolutions. Inference: eval and inference_mode;
+lora and ssf can be merged, and then cost what {REFERENCE} costs. Kept: file of what a task adds."""
 TOKEN_NOTES = """\
 Forward and backward pass of one DVPTBlock(768, 32, 10) on one image, medians of {rounds} rounds, all sizes in random
 order in each. Saved: storages that autograd keeps for the backward pass, the tokens themselves included. Grows with the

@@ -157,9 +157,12 @@ def peak_bytes(trial: Trial) -> int | None:
         before = torch.cuda.memory_allocated(trial.device)
         trial.step()
         return torch.cuda.max_memory_allocated(trial.device) - before
-    with suppress(AttributeError, OSError):  # Linux with glibc: forgets the first step's peak and what it freed
+    with suppress(AttributeError):  # glibc: gives back what the first step freed
         CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the first step's peak
+    except OSError:
+        return None
     resident = process_memory("VmRSS")
     trial.step()
     peak = process_memory("VmHWM")

@@ -26,6 +26,7 @@ COLUMNS: list[Column] = [
     ("fastest", "step_seconds_fastest_ratio", 1, ".2f"),
     ("saved, MB", "saved_bytes", 1e-6, ".1f"),
     ("ratio", "saved_bytes_ratio", 1, ".3f"),
+    ("cached, MB", "cached_bytes", 1e-6, ".1f"),
     ("peak, MB", "peak_bytes", 1e-6, ".0f"),
     ("step, GFLOP", "step_flops", 1e-9, ".1f"),
     ("ratio", "step_flops_ratio", 1, ".3f"),

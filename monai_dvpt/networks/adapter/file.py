@@ -42,12 +42,11 @@ SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights"  # of this package
 def backbone_sha256(net: TunableNetwork) -> str:
     """
     SHA-256, in hexadecimal, of the backbone's tensors. Those of the encoder count under their names inside it, so that
-    it is the same in every network around the same tensors; a class token is one of them. After
-    :func:`round_backbone` it is that of before.
+    it is the same in every network around the same tensors; a class token is one of them. As long as the backbone is
+    as :func:`round_backbone` left it, it is that of before.
     """
-    if net.unrounded_sha256:
-        return net.unrounded_sha256
-    return tensors_sha256({name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
+    found = tensors_sha256({name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
+    return net.rounding[1] if net.rounding and net.rounding[0] == found else found
 
 
 def save_adapter(

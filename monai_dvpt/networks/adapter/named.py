@@ -149,6 +149,8 @@ def predict_adapters(
         ValueError: if there is no adapter of a name, or a parameter of the encoder is trained.
     """
     active, chosen = net.adapter_name, adapter_names(net) if names is None else list(names)
+    if not chosen:
+        return {}
     try:
         layers = {layer for name in chosen for layer in set_adapter(net, name).prefix_layers}
         states = net.frozen_states(image, sorted(layers))

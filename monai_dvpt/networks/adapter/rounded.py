@@ -17,7 +17,8 @@ def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> 
     """
     Stores the backbone's frozen linear layers and convolutions in a shorter type. Under autocast of that type, as the
     bundles have it with ``amp``, nothing else changes, bit for bit: autocast rounds these weights whenever they are
-    used. Without autocast the network does not run any more. An adapter trained on it belongs to the backbone as it was
+    used. Without autocast the network does not run any more. A network that shared its backbone has one of its own
+    then. An adapter trained on it belongs to the backbone as it was
     loaded, and is saved and loaded as ever.
 
     Args:
@@ -32,9 +33,13 @@ def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> 
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be torch.bfloat16 or torch.float16, got {dtype}.")
-    net.check_frozen()
-    net.unrounded_sha256 = backbone_sha256(net)
+    trained = [n for n, p in net.named_parameters() if p.requires_grad and net.part_of(n) == "backbone"]
+    if trained:
+        raise ValueError(f"net must have a frozen backbone to be rounded, {trained[:3]} are trained.")
+    before = backbone_sha256(net)
     for name, module in net.named_modules():
         if isinstance(module, (nn.Linear, _ConvNd)) and net.part_of(f"{name}.weight") == "backbone":
-            module.to(dtype)
+            for key, parameter in list(module.named_parameters()):  # new ones, as another network may use these
+                setattr(module, key, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+    net.rounding = backbone_sha256(net), before
     return net

@@ -42,9 +42,11 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
         ``net``.
 
     Raises:
-        ValueError: if a tensor of the source's encoder is trained, or the two encoders differ in the names or shapes
-            of their tensors or in their arithmetic.
+        ValueError: if a tensor of the source's encoder is trained, one of the backbones is rounded, or the two encoders
+            differ in the names or shapes of their tensors or in their arithmetic.
     """
+    if net.rounding or source.rounding:
+        raise ValueError("net and source must share a backbone before it is rounded.")
     own, given = _encoder_tensors(net), _encoder_tensors(source)
     if trained := [name for name, tensor in given.items() if tensor.requires_grad]:
         raise ValueError(f"source must have a frozen backbone, {trained[:3]} are trained.")
@@ -66,7 +68,6 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
         else:
             owner._buffers[attribute] = tensor
     net.backbone_file, net.inflate_axis = source.backbone_file, source.inflate_axis
-    net.unrounded_sha256 = source.unrounded_sha256
     return net.train(net.training)
 
 

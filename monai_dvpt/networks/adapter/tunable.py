@@ -53,7 +53,7 @@ class TunableNetwork(nn.Module):
         arguments: dict[str, Any]
         fixed: list[str]
         backbone_file: str | None
-        unrounded_sha256: str | None  # of the backbone before round_backbone
+        rounding: tuple[str, str] | None  # SHA-256 of the backbone after and before round_backbone
         inflate_axis: int
         adapter_name: str
         inactive_adapters: dict[str, Any]
@@ -77,7 +77,7 @@ class TunableNetwork(nn.Module):
             self.arguments = dict(list(bound.arguments.items())[1:])
             self.fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
             self.backbone_file, self.inflate_axis = None, -1
-            self.unrounded_sha256 = None
+            self.rounding = None
             self.adapter_name = "default"
             self.inactive_adapters = {}
 
@@ -147,7 +147,12 @@ class TunableNetwork(nn.Module):
         Args:
             dvpt: the list.
             side_path: whether the transformer layers see the outputs of each other alone, see :meth:`adapt`.
+
+        Raises:
+            ValueError: if ``side_path`` is no truth value.
         """
+        if not isinstance(side_path, bool):
+            raise ValueError(f"side_path must be True or False, got {side_path!r}.")
         self.dvpt = dvpt
         self.dvpt_of_layer = dvpt.block_of_layer
         self.side_path = side_path

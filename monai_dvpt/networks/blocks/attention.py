@@ -15,6 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.blocks import SABlock
 from monai.networks.nets.swin_unetr import WindowAttention
+from torch._guards import detect_fake_mode
 
 __all__ = ["FusedSABlock", "FusedWindowAttention", "WindowGroups", "fuse_attention", "group_windows"]
 
@@ -84,7 +85,7 @@ def group_windows(
     Returns:
         the groups, the same object for the same arguments.
     """
-    if torch.compiler.is_compiling():  # tensors are then stand-ins, which must not be kept
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:  # stand-ins for tensors must not be kept
         return _new_groups(grid, window, shift, device)
     return _kept_groups(grid, window, shift, device)
 

@@ -76,17 +76,16 @@ class DVPTBlock(nn.Module):
         Returns:
             adapted tokens of the same shape.
         """
-        if not torch.jit.is_scripting() and _is_training_eagerly(x):
-            return _KeepOutput.apply(x, self, *self.parameters())
+        if not torch.jit.is_scripting():
+            if _keeps_output(self, x):
+                inner = (self.prompts, self.gate, self.down.weight, self.down.bias)
+                return _KeepOutput.apply(x, *inner, self.up.weight, self.up.bias, self.scale)
         return x + self.up(self.change(x))
 
     def change(self, x: torch.Tensor) -> torch.Tensor:
         """What tokens of shape (B, N, C) change by, in the bottleneck and gated, of shape (B, N, R)."""
-        z = self.bottleneck(x)  # (B, N, R)
-        dynamic = torch.matmul(self.read(z), z)  # (B, M, R), now per sample
-        back = torch.matmul(z, dynamic.transpose(1, 2)) * self.scale  # (B, N, M)
-        y = z + torch.matmul(back.softmax(dim=-1), dynamic)  # (B, N, R); M = 0 adds 0 and keeps prompts in the graph
-        return self.gate * y
+        z = self.bottleneck(x)
+        return _gated_sum(z, self.read(z), self.gate, self.scale)
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens of shape (B, N, C) in the bottleneck, of shape (B, N, R)."""
@@ -94,37 +93,87 @@ class DVPTBlock(nn.Module):
 
     def read(self, z: torch.Tensor) -> torch.Tensor:
         """Attention of the prompts over tokens ``z`` in the bottleneck, of shape (B, M, N); each row sums to 1."""
-        return (torch.matmul(self.prompts, z.transpose(1, 2)) * self.scale).softmax(dim=-1)
+        return _read(self.prompts, z, self.scale)
+
+
+def _keeps_output(block: DVPTBlock, x: torch.Tensor) -> bool:
+    """
+    Whether a block keeps its output alone for the backward pass: where autograd records, nothing but it looks on, and
+    the type of the tokens is precise enough to find them from the output.
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    parts = (block.down, block.up)
+    plain = all(type(part) is nn.Linear and not any(getattr(part, name) for name in hooks) for part in parts)
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return plain and not traced and torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64)
+
+
+def _read(prompts: torch.Tensor, z: torch.Tensor, scale: float) -> torch.Tensor:
+    return (torch.matmul(prompts, z.transpose(1, 2)) * scale).softmax(dim=-1)
+
+
+def _gated_sum(z: torch.Tensor, attention: torch.Tensor, gate: torch.Tensor, scale: float) -> torch.Tensor:
+    """From tokens (B, N, R) and the attention (B, M, N) of the prompts over them what they change by, (B, N, R)."""
+    dynamic = torch.matmul(attention, z)  # (B, M, R), now per sample
+    back = torch.matmul(z, dynamic.transpose(1, 2)) * scale  # (B, N, M)
+    return gate * (z + torch.matmul(back.softmax(dim=-1), dynamic))  # M = 0 adds 0 and keeps prompts in the graph
 
 
 class _KeepOutput(torch.autograd.Function):
     """
     A DVPT block that keeps its output for the backward pass, which the next frozen layer keeps anyway, and what it adds
-    in the bottleneck, of width R. Its input is the difference, and the rest, of width C, is computed again from it.
+    in the bottleneck, of width R. Its input is the difference, and the rest, of width C, is computed again from it. The
+    difference is as precise as the output: where a block adds k times its input, its rounding is k times as large.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, block: DVPTBlock, *parameters: nn.Parameter) -> torch.Tensor:
-        ctx.block, ctx.device = block, x.device.type
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        prompts: torch.Tensor,
+        gate: torch.Tensor,
+        down: torch.Tensor,
+        down_bias: torch.Tensor,
+        up: torch.Tensor,
+        up_bias: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        ctx.scale, ctx.device = scale, x.device.type
         ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
-        change = block.change(x)
-        output = x + block.up(change)
-        ctx.save_for_backward(output, change, *parameters)  # the parameters, so that a change of them is an error
+        change = _change(x, prompts, gate, down, down_bias, scale)
+        output = x + F.linear(change, up, up_bias)
+        ctx.save_for_backward(output, change, prompts, gate, down, down_bias, up, up_bias)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        output, change, *inner, weight, bias = ctx.saved_tensors
+        output, change, *parameters = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        leaves = [p.detach().requires_grad_(need) for p, need in zip(parameters, needed[1:7], strict=True)]
+        prompts, gate, down, down_bias, up, up_bias = leaves
         enabled, dtype = ctx.autocast
         with torch.enable_grad(), torch.autocast(ctx.device, dtype=dtype, enabled=enabled):
             y = change.detach().requires_grad_()
-            added = F.linear(y, weight, bias)
-            x = (output - added).detach().requires_grad_(ctx.needs_input_grad[0])
-            again = ctx.block.change(x)
-        grad_y, *outer_grads = _gradients(added, [y, weight, bias], grad)
-        grad_x, *inner_grads = _gradients(again, [x, *inner], grad_y)
-        return None if grad_x is None else grad_x + grad, None, *inner_grads, *outer_grads
+            added = F.linear(y, up, up_bias)
+            x = (output - added).detach().requires_grad_(needed[0])
+            again = _change(x, prompts, gate, down, down_bias, ctx.scale)
+        grad_y, *outer_grads = _gradients(added, [y, up, up_bias], grad)
+        grad_x, *inner_grads = _gradients(again, [x, prompts, gate, down, down_bias], grad_y)
+        return None if grad_x is None else grad_x + grad, *inner_grads, *outer_grads, None
+
+
+def _change(
+    x: torch.Tensor,
+    prompts: torch.Tensor,
+    gate: torch.Tensor,
+    down: torch.Tensor,
+    down_bias: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """As :meth:`DVPTBlock.change`."""
+    z = F.gelu(F.linear(F.layer_norm(x, x.shape[-1:]), down, down_bias))
+    return _gated_sum(z, _read(prompts, z, scale), gate, scale)
 
 
 def _gradients(output: torch.Tensor, inputs: Sequence[torch.Tensor], grad: Any) -> list[torch.Tensor | None]:
@@ -132,12 +181,6 @@ def _gradients(output: torch.Tensor, inputs: Sequence[torch.Tensor], grad: Any) 
     needed = [tensor for tensor in inputs if tensor.requires_grad]
     found = iter(torch.autograd.grad(output, needed, grad.to(output.dtype)) if needed else ())
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
-
-
-def _is_training_eagerly(x: torch.Tensor) -> bool:
-    """Whether autograd records, in a type whose rounding lets the input be found from the output."""
-    eager = not (torch.jit.is_tracing() or torch.compiler.is_compiling())
-    return eager and torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64)
 
 
 class DVPTList(nn.ModuleList):

@@ -202,7 +202,7 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
         """
         if list(image.shape[2:]) != self.img_size:
             raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
-        frozen = self.unpack_prefix(prefix)
+        frozen = self.unpack_prefix(prefix, image.shape[0])
         x = self.vit.patch_embedding(image) if prefix is None else prefix[:, 0]  # (B, N, C)
         first = 0 if prefix is None else self.prefix_layers[-1] + 1
         stop = self.num_layers if num_layers is None else num_layers

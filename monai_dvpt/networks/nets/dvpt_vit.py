@@ -157,7 +157,7 @@ class DVPTViT(DVPTViTEncoder, ViT):
         """
         if list(image.shape[2:]) != self.img_size:
             raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
-        frozen = self.unpack_prefix(prefix)
+        frozen = self.unpack_prefix(prefix, image.shape[0])
         if prefix is None:
             x = self.patch_embedding(image)  # (B, N, C)
             if hasattr(self, "cls_token"):

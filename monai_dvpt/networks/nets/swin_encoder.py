@@ -90,6 +90,7 @@ class DVPTSwinEncoder(TunableNetwork):
         self, image: torch.Tensor, layers: Sequence[int]
     ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
         self.check_frozen()
+        self.train(self.training)  # so that frozen dropout is off
         with disable_adapter(self):
             return self._run(image, wanted=layers)
 

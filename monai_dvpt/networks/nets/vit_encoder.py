@@ -54,6 +54,7 @@ class DVPTViTEncoder(TunableNetwork):
     @torch.no_grad()
     def frozen_states(self, image: torch.Tensor, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         self.check_frozen()
+        self.train(self.training)  # so that frozen dropout is off
         with disable_adapter(self):
             return self.encode(image, None, max(layers) + 1)
 
@@ -61,14 +62,14 @@ class DVPTViTEncoder(TunableNetwork):
     def pack_prefix(self, states: Mapping[int, torch.Tensor]) -> torch.Tensor:
         return torch.stack([states[layer] for layer in self.prefix_layers], dim=1)  # (B, K, N, C)
 
-    def unpack_prefix(self, prefix: torch.Tensor | None) -> dict[int, torch.Tensor]:
+    def unpack_prefix(self, prefix: torch.Tensor | None, batch: int) -> dict[int, torch.Tensor]:
         """Frozen tokens by layer, of shape (B, N, C) each, of what :meth:`forward_prefix` gave, if anything."""
         frozen: dict[int, torch.Tensor] = {}
         if prefix is not None:
-            if prefix.dim() != 4 or prefix.shape[1] != len(self.prefix_layers):
+            if prefix.dim() != 4 or prefix.shape[0] != batch or prefix.shape[1] != len(self.prefix_layers):
                 raise ValueError(
-                    f"prefix must hold the tokens after the layers {self.prefix_layers}, of shape (B, K, N, C), "
-                    f"got {list(prefix.shape)}."
+                    f"prefix must hold the tokens of {batch} images after the layers {self.prefix_layers}, of shape "
+                    f"(B, K, N, C), got {list(prefix.shape)}."
                 )
             for index, layer in enumerate(self.prefix_layers):
                 frozen[layer] = prefix[:, index]

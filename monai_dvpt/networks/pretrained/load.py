@@ -120,7 +120,7 @@ def load_pretrained(
         raise ValueError(f"min_match must be in (0, 1], got {min_match}.")
     if net.inactive_adapters:
         raise ValueError(f"net must have one adapter while its backbone is loaded, got {adapter_names(net)}.")
-    if net.unrounded_sha256:
+    if net.rounding:
         raise ValueError("net must get its pretrained weights before its backbone is rounded.")
     dims = net.arguments["spatial_dims"]
     if not -dims <= inflate_axis < dims:
