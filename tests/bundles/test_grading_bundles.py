@@ -206,7 +206,7 @@ class TestGradingRuns(BundleTestCase):
 
     def test_frozen_layers_run_once(self):
         """With a cache training takes the same way as without; random images are refused one."""
-        settings = {"augment": "false", "side_path": True, "start_layer": 1, "max_epochs": 2}
+        settings = {"augment": "false", "side_path": "true", "start_layer": 1, "max_epochs": 2}
         cache = self.root / "cache"
         losses = []
         for name, value in (("without", None), ("memory", "memory"), ("folder", str(cache)), ("again", str(cache))):
@@ -215,6 +215,10 @@ class TestGradingRuns(BundleTestCase):
             losses.append([float(row["loss"]) for row in read(self.root / f"prefix_{name}" / "history.csv")])
         self.assertEqual(len(written), 20)  # one entry for each picture; all were there before the last run
         np.testing.assert_allclose(losses, losses[:1] * 4, rtol=1e-4)
+        arguments = adapter_metadata(self.root / "prefix_again" / "adapter_last.safetensors")["arguments"]
+        self.assertEqual((arguments["side_path"], arguments["start_layer"]), (True, 1))
+        network = self.workflow("train", output_dir="", side_path="false").parser.get_parsed_content("network_def")
+        self.assertIs(network.side_path, False)
         with self.assertRaises(RuntimeError) as raised:
             self.train(self.root / "random", prefix_cache="memory", max_epochs=1)
         self.assertRegex(str(root_cause(raised.exception)), "must not be random .* switch augmentation off")
