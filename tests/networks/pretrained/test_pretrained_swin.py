@@ -28,7 +28,7 @@ from monai_dvpt.networks.nets import DVPTSwinClassifier, DVPTSwinUNETR
 from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.utils import InputError
 
-TOLERANCE = {"rtol": 0, "atol": 1e-5}
+TOLERANCE = {"rtol": 0, "atol": 5e-5}  # fused attention rounds otherwise, and instance norm on few tokens magnifies it
 
 
 def monai_swin(seed: int = 4, **arguments) -> SwinUNETR:
