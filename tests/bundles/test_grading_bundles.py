@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -222,6 +223,22 @@ class TestGradingRuns(BundleTestCase):
         with self.assertRaises(RuntimeError) as raised:
             self.train(self.root / "random", prefix_cache="memory", max_epochs=1)
         self.assertRegex(str(root_cause(raised.exception)), "must not be random .* switch augmentation off")
+
+    def test_compiled_inference(self):
+        adapter, rows = str(self.out / "adapter_best.safetensors"), []
+        for compiled in ("false", "true"):
+            out = self.root / f"compiled_{compiled}"
+            flow = self.workflow("inference", output_dir=str(out), adapter_path=adapter, compile=compiled)
+            self.assertIs(flow.evaluator.compile, compiled == "true")
+            with warnings.catch_warnings():  # MONAI takes images as plain tensors then, and says so
+                warnings.filterwarnings("ignore", "Will convert to PyTorch Tensor")
+                flow.run()
+            flow.finalize()
+            rows.append(read(out / "grades.csv"))
+        self.assertEqual(len(rows[0]), 40)
+        for one, other in zip(*rows, strict=True):
+            self.assertEqual(one["grade"], other["grade"])
+            self.assertAlmostEqual(float(one["confidence"]), float(other["confidence"]), places=4)
 
     def test_evaluate_another_part(self):
         self.evaluate(self.root / "evaluate_training", part="training")
