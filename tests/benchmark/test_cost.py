@@ -157,7 +157,7 @@ class TestMeasureCost(unittest.TestCase):
         self.assertRegex(line, r"^unetr, vpt_shallow: .*net must be a DVPTViT .*, got DVPTUNETR\.$")
 
     def test_without_peft(self):
-        with mock.patch("monai_dvpt.benchmark.cost.variants.has_peft", False):
+        with mock.patch("monai_dvpt.benchmark.cost.variants.optional_import", return_value=(None, False)):
             results, left_out = measure_cost({"vit": TINY["vit"]}, ["peft_lora"], rounds=1, peak_memory=False)
         self.assertEqual([row["method"] for row in results], [REFERENCE])
         self.assertEqual(len(left_out), 1)

@@ -24,8 +24,6 @@ __all__ = ["NETWORKS", "REFERENCE", "VARIANTS", "Network", "Variant", "build_var
 
 Net = TypeVar("Net", bound=nn.Module)
 
-peft, has_peft = optional_import("peft")
-
 REFERENCE = "monai_full"
 """The variant that all others are compared with."""
 
@@ -143,6 +141,7 @@ def _baseline(network: Network, template: TunableNetwork, method: str) -> nn.Mod
 
 
 def _peft_lora(network: Network, template: TunableNetwork) -> nn.Module:
+    peft, has_peft = optional_import("peft")
     if not has_peft:
         raise ValueError("the package peft must be installed.")
     config = peft.LoraConfig(r=8, target_modules=["qkv"])
