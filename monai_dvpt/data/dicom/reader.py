@@ -14,7 +14,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import SpaceKeys, ensure_tuple
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, as_bool
 
 from .choose import choose_series
 from .pixels import read_values, straighten
@@ -46,10 +46,10 @@ class DicomSeriesReader(ImageReader):
         stack: which of several volumes at different places or of different kinds, from 1.
         tilt: what to do with a straight gantry tilt: "refuse", or "resample" the slices, moved within their planes,
             on a straight grid.
-        merge_acquisitions: take slices of several acquisitions (AcquisitionNumber) as one volume.
+        merge_acquisitions: take slices of several acquisitions (AcquisitionNumber) as one volume; or "true", "false".
 
     Raises:
-        ValueError: if ``tilt`` is something else, or a number is below 1.
+        ValueError: if ``tilt`` or ``merge_acquisitions`` is something else, or a number is below 1.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DicomSeriesReader(ImageReader):
         time_point: int | None = None,
         stack: int | None = None,
         tilt: str = "refuse",
-        merge_acquisitions: bool = False,
+        merge_acquisitions: bool | str = False,
     ) -> None:
         super().__init__()
         if tilt not in ("refuse", "resample"):
@@ -77,7 +77,7 @@ class DicomSeriesReader(ImageReader):
         }
         self.time_point, self.stack = time_point, stack
         self.tilt = tilt
-        self.merge_acquisitions = str(merge_acquisitions).lower() == "true"  # on a command line it is a string
+        self.merge_acquisitions = as_bool("merge_acquisitions", merge_acquisitions)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether a path is a folder, or a file that is not NIfTI: DICOM files need no extension."""

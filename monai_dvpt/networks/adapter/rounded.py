@@ -18,8 +18,7 @@ def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> 
     Stores the backbone's frozen linear layers and convolutions in a shorter type. Under autocast of that type, as the
     bundles have it with ``amp``, nothing else changes, bit for bit: autocast rounds these weights whenever they are
     used. Without autocast the network does not run any more. A network that shared its backbone has one of its own
-    then. An adapter trained on it belongs to the backbone as it was
-    loaded, and is saved and loaded as ever.
+    then. An adapter trained on it belongs to the backbone as it was loaded, and is saved and loaded as ever.
 
     Args:
         net: the network, its pretrained weights loaded and its backbone frozen.
