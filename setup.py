@@ -41,6 +41,8 @@ extras = {
     "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
 }
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+# For a virtual environment of its own: MONAI Label 0.8.5 needs pydicom 2 and numpy 1.
+extras["monailabel"] = ["dcmqi", "highdicom>=0.22", "monailabel==0.8.5", "pydicom<3"]
 
 setup(
     name="monai_dvpt",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .cases import find_cases
-from .datalist import load_datalist
+from .datalist import describe_cases, load_datalist
 from .dicom import DicomSeries, DicomSeriesReader, choose_series, find_series, frames_of
 from .gradelist import load_gradelist, select_part
 from .mni152 import make_mni152_dataset
@@ -11,6 +11,7 @@ __all__ = [
     "DicomSeriesReader",
     "PrefixCacheDataset",
     "choose_series",
+    "describe_cases",
     "find_cases",
     "find_series",
     "frames_of",

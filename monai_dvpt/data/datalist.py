@@ -6,15 +6,38 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai.apps import DecathlonDataset
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, fingerprint
 
-__all__ = ["load_datalist"]
+__all__ = ["describe_cases", "load_datalist"]
 
 NIFTI = (".nii", ".nii.gz")
+
+
+def describe_cases(
+    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
+) -> dict[str, str | int]:
+    """
+    What a run is trained and validated on, without a name of it.
+
+    Args:
+        training: cases with an "image", each as often as it is used in an epoch.
+        validation: such cases, or none.
+
+    Returns:
+        the numbers of different images, "training" and "validation", and "sha256" of both lists, which stays the same
+        when the data move to another folder.
+    """
+    images = [[str(case["image"]) for case in part] for part in (training, validation)]
+    folders = [os.path.dirname(image) for part in images for image in part]
+    lists = [list(map(dict, training)), list(map(dict, validation))]
+    counts = {"training": len(set(images[0])), "validation": len(set(images[1]))}
+    return {"sha256": fingerprint(lists, os.path.commonpath(folders) if folders else ""), **counts}
 
 
 def load_datalist(

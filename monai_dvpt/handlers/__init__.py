@@ -4,6 +4,8 @@ from .case_writer import CaseWriter, label_volumes_ml, plot_overlay
 from .confusion_matrix import ConfusionMatrixWriter
 from .epoch_log import EpochLog
 from .grade_writer import GradeTable, GradeWriter, plot_grades
+from .handler_group import HandlerGroup
+from .model_publisher import ModelPublisher
 from .prompt_attention_writer import PromptAttentionWriter
 from .resumable_checkpoint import ResumableCheckpoint
 from .temperature_calibration import TemperatureCalibration, calibrated_temperature
@@ -16,6 +18,8 @@ __all__ = [
     "EpochLog",
     "GradeTable",
     "GradeWriter",
+    "HandlerGroup",
+    "ModelPublisher",
     "PromptAttentionWriter",
     "ResumableCheckpoint",
     "TemperatureCalibration",

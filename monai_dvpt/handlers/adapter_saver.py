@@ -27,14 +27,15 @@ class AdapterSaver:
     """
     Writes ``adapter_last.safetensors`` after every epoch, and ``adapter_best.safetensors`` with the full network as
     ``model.pt`` whenever a validation improves on the best so far; a last epoch that was not validated is validated at
-    the end. Each file is replaced as a whole. Where the backbone itself is trained an adapter could not hold the
-    result, so only ``model.pt`` is written.
+    the end. Where there are no validation cases the last epoch is taken for the best. Each file is replaced as a whole.
+    Where the backbone itself is trained an adapter could not hold the result, so only ``model.pt`` is written.
 
     Args:
         network: the network that is trained.
         output_dir: folder for the files.
         evaluator: the validator; its key metric decides, larger is better.
         labels: names of the classes, background first, to be stored in the adapters.
+        validate_start: whether what a run starts from is validated too, as epoch 0.
     """
 
     def __init__(
@@ -43,11 +44,15 @@ class AdapterSaver:
         output_dir: str | os.PathLike,
         evaluator: Evaluator,
         labels: Sequence[str] | None = None,
+        validate_start: bool = False,
     ) -> None:
         self.network = network
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.labels = labels
+        self.validate_start = validate_start
+        self.epoch: int | None = None  # where it is not that of the validator
+        self.start: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
 
@@ -57,9 +62,17 @@ class AdapterSaver:
             engine: the trainer.
         """
         self.tunes_backbone = count_parameters(self.network)["backbone"]["trainable"] > 0
+        if self.validate_start:
+            engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.validate_first)  # not when a run is resumed
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
         engine.add_event_handler(Events.COMPLETED, self.validate_last)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.validated)
+
+    def validate_first(self, engine: Engine) -> None:
+        self.epoch = 0
+        self.evaluator.run()
+        self.epoch = None
+        self.start = self.last
 
     def save_last(self, engine: Engine) -> None:
         self._save_adapter("adapter_last.safetensors", {"epoch": engine.state.epoch})
@@ -67,32 +80,39 @@ class AdapterSaver:
     def validate_last(self, engine: Engine) -> None:
         if self.last.get("epoch") != engine.state.epoch:
             self.evaluator.run(engine.state.epoch)
+        if not self.last:
+            self.last = self.best = {"epoch": engine.state.epoch, "metrics": {}}
+            self._save_best()
+            logger.info(f"No validation cases: the last epoch is saved to {self.output_dir}.")
 
     def validated(self, engine: Engine) -> None:
         name = engine.state.key_metric_name
         metrics = {key: _plain(value) for key, value in engine.state.metrics.items()}
-        self.last = {"epoch": engine.state.epoch, "metrics": metrics}
+        self.last = {"epoch": engine.state.epoch if self.epoch is None else self.epoch, "metrics": metrics}
         score: Any = metrics[name]
         best = self.best["metrics"][name] if self.best else math.nan
         if not (score > best or math.isnan(best)):
             return
         self.best = self.last
-        if idist.get_rank() > 0:
-            return
+        self._save_best()
+        if idist.get_rank() == 0:
+            logger.info(f"Epoch {self.best['epoch']}: best {name} so far, {score:.4f}; saved to {self.output_dir}.")
+
+    def _save_best(self) -> None:
         self._save_adapter("adapter_best.safetensors", self.best)
-        with atomic_path(self.output_dir / "model.pt") as path:
-            torch.save(self.network.state_dict(), path)
-        logger.info(f"Epoch {self.best['epoch']}: best {name} so far, {score:.4f}; saved to {self.output_dir}.")
+        if idist.get_rank() == 0:
+            with atomic_path(self.output_dir / "model.pt") as path:
+                torch.save(self.network.state_dict(), path)
 
     def _save_adapter(self, name: str, notes: dict[str, Any]) -> None:
         if idist.get_rank() == 0 and not self.tunes_backbone:
             save_adapter(self.network, self.output_dir / name, labels=self.labels, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "last": self.last}
+        return {"start": self.start, "best": self.best, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.last = state["best"], state["last"]
+        self.start, self.best, self.last = state["start"], state["best"], state["last"]
 
 
 def _plain(value: Any) -> float | list[float]:

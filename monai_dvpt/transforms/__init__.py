@@ -4,6 +4,7 @@ from .grades import GradeLogits, GradeLogitsd
 from .group_labels import GroupLabels, GroupLabelsd
 from .load_image_2d import LoadImage2D, LoadImage2Dd
 from .load_volume import LoadVolume, LoadVolumed
+from .spacing_of_keys import SpacingOfKeysd
 from .volume_grade import VolumeGrade, VolumeGraded, volume_thresholds_ml
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "LoadImage2Dd",
     "LoadVolume",
     "LoadVolumed",
+    "SpacingOfKeysd",
     "VolumeGrade",
     "VolumeGraded",
     "volume_thresholds_ml",

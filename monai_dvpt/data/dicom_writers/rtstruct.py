@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def write_rtstruct(
     dataset.OperatorsName = ""
     dataset.StructureSetLabel = "LABELS"
     dataset.StructureSetName = long_string(algorithm_name)
-    dataset.StructureSetDate, dataset.StructureSetTime = dataset.InstanceCreationDate, dataset.InstanceCreationTime
+    dataset.StructureSetDate, dataset.StructureSetTime = datetime.now().strftime("%Y%m%d %H%M%S").split()
     dataset.ApprovalStatus = "UNAPPROVED"
     dataset.FrameOfReferenceUID = image.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = image.PositionReferenceIndicator

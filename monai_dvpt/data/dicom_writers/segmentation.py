@@ -56,6 +56,7 @@ def write_dicom_seg(
     algorithm_name: str,
     algorithm_version: str,
     series_description: str = "Segmentation",
+    algorithm_type: str = "AUTOMATIC",
 ) -> Path:
     """
     Writes a label map as BINARY segmentation. Segment numbers are label values, whatever labels are present; frames
@@ -70,6 +71,7 @@ def write_dicom_seg(
         algorithm_name: name of the model.
         algorithm_version: version of the model.
         series_description: what viewers list.
+        algorithm_type: "AUTOMATIC", or "SEMIAUTOMATIC" where a person had a part in it.
 
     Raises:
         InputError: if the label map does not lie on the frames, has values that are not described, or a file cannot be
@@ -81,7 +83,9 @@ def write_dicom_seg(
     _check_numbers(segments)
     source = read_source(frames)
     pixels = place_on_frames(check_labels(label, segments), affine_ras, source)
-    return _write(path, pixels, "BINARY", source, segments, algorithm_name, algorithm_version, series_description)
+    descriptions = _descriptions(segments, algorithm_name, algorithm_version, algorithm_type)
+    about = document(algorithm_name, algorithm_version, series_description, SERIES_NUMBER)
+    return _write(path, pixels, "BINARY", source, descriptions, about)
 
 
 def write_dicom_seg_probability(
@@ -122,7 +126,9 @@ def write_dicom_seg_probability(
         raise InputError(f"probabilities must be in [0, 1], got {low} to {high}.")
     source = read_source(frames)
     pixels = np.stack([place_on_frames(class_map, affine_ras, source) for class_map in probability], axis=-1)
-    return _write(path, pixels, "FRACTIONAL", source, segments, algorithm_name, algorithm_version, series_description)
+    descriptions = _descriptions(segments, algorithm_name, algorithm_version, "AUTOMATIC")
+    about = document(algorithm_name, algorithm_version, series_description, SERIES_NUMBER)
+    return _write(path, pixels, "FRACTIONAL", source, descriptions, about)
 
 
 class DicomSegWriter(ImageWriter):
@@ -229,18 +235,16 @@ def _write(
     pixels: np.ndarray,
     kind: str,
     source: Source,
-    segments: Mapping[int, Mapping[str, Any]],
-    algorithm_name: str,
-    algorithm_version: str,
-    series_description: str,
+    descriptions: list[Any],
+    about: Mapping[str, Any],
 ) -> Path:
     seg = require_highdicom().seg.Segmentation(
         _stand_ins(source),
         pixels,
         kind,
-        _descriptions(segments, algorithm_name, algorithm_version),
+        descriptions,
         omit_empty_frames=bool(pixels.any()),
-        **document(algorithm_name, algorithm_version, series_description, SERIES_NUMBER),
+        **about,
     )
     if "NumberOfFrames" in source.images[source.paths[0]]:
         for item in _source_items(seg):  # numbered as in the file, not as among the frames that were used
@@ -256,7 +260,9 @@ def _source_items(seg: Any) -> list[Dataset]:
     return list({id(item): item for item in items}.values())  # segments of one frame share them
 
 
-def _descriptions(segments: Mapping[int, Mapping[str, Any]], algorithm_name: str, algorithm_version: str) -> list[Any]:
+def _descriptions(
+    segments: Mapping[int, Mapping[str, Any]], algorithm_name: str, algorithm_version: str, algorithm_type: str
+) -> list[Any]:
     highdicom = require_highdicom()
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=long_string(algorithm_name),
@@ -269,15 +275,21 @@ def _descriptions(segments: Mapping[int, Mapping[str, Any]], algorithm_name: str
             segment_label=long_string(segment["name"]),
             segmented_property_category=Code(*segment["category"]),
             segmented_property_type=Code(*segment["type"]),
-            algorithm_type="AUTOMATIC",
+            algorithm_type=algorithm_type,
             algorithm_identification=algorithm,
             tracking_uid=generate_uid(),
             tracking_id=f"{long_string(algorithm_name)}: {long_string(segment['name'])}",
             anatomic_regions=[Code(*segment["region"])] if "region" in segment else None,
-            display_color=highdicom.color.CIELabColor.from_rgb(*label_colour(value, segment)),
+            **_colour(highdicom, *label_colour(value, segment)),
         )
         for value, segment in sorted(segments.items())
     ]
+
+
+def _colour(highdicom: Any, red: int, green: int, blue: int) -> dict[str, Any]:
+    """The colour that viewers show; none with highdicom 0.22 (for pydicom 2), which cannot make it from RGB."""
+    make = getattr(highdicom.color.CIELabColor, "from_rgb", None)
+    return {} if make is None else {"display_color": make(red, green, blue)}
 
 
 def _stand_ins(source: Source) -> list[Dataset]:
@@ -287,6 +299,7 @@ def _stand_ins(source: Source) -> list[Dataset]:
     plane, measures = Dataset(), Dataset()
     plane.ImageOrientationPatient = _decimals(first["ImageOrientationPatient"])
     measures.PixelSpacing = _decimals(first["PixelSpacing"])
+    measures.SpacingBetweenSlices = DS(thickness, auto_format=True)  # which highdicom 0.22 does not work out
     measures.SliceThickness = DS(float(first.get("SliceThickness", 0)) or thickness, auto_format=True)
     references = source.references()
     if len(references) > 1 and any(numbers is not None for _, numbers in references):

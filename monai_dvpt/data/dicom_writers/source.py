@@ -321,7 +321,6 @@ def document(algorithm_name: str, algorithm_version: str, description: str, seri
         "device_serial_number": "0",  # an empty one is not allowed, and software has none
         "content_qualification": "RESEARCH",
         "coding_schemes": [scheme],
-        "specific_character_set": "ISO_IR 192",  # UTF-8: names of labels and patients alike
     }
 
 
@@ -339,6 +338,7 @@ def save_document(dataset: Any, source: Source, path: str | os.PathLike) -> Path
     """
     with disable_value_validation():
         dataset.copy_patient_and_study_information(source.identity)
+        dataset.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of labels and patients alike
         with atomic_path(path) as temporary:
             dataset.save_as(temporary)
     return Path(path)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MONAI Label app: serves the bundles and trains their adapters."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dicomweb_client.session_utils import create_session_from_user_pass
+from fastapi import HTTPException
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMwebClientX
+from monailabel.endpoints import infer as infer_endpoint
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.activelearning.first import First
+from monailabel.tasks.activelearning.random import Random
+
+from monai_dvpt import __version__
+from monai_dvpt.utils import InputError
+
+from .activelearning import MostUncertain
+from .bundles import find_bundles
+from .datastore import PacsDatastore
+from .dicom_labels import SegConverter
+from .infer import AdapterInferTask, refusing
+from .labels import ModelLabels
+from .scoring import DiceScoring, EntropyScoring
+from .studies import StudiesDatastore
+from .train import AdapterTrainTask
+from .versions import AdapterVersions
+
+__all__ = ["DVPTApp"]
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FILTER = {"Modality": "CT"}
+"""Which series of a PACS MONAI Label offers if it is not told."""
+UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.\w+)*")
+"""Name that the server gives to a file that comes with a request."""
+
+
+class DVPTApp(MONAILabelApp):
+    """
+    Settings (``--conf NAME VALUE``):
+
+    - ``bundles``: folder of the bundles; by default ``model`` in the folder of the app if it holds any, as in MONAI
+      Label's own app, else the bundles of this repository.
+    - ``models``: names of the bundles to serve, separated by commas; by default all that have their weights.
+    - ``adapters``: folder for the versions of the adapters; by default ``adapters`` in the folder of the studies, for a
+      PACS in that of the app.
+    - ``BUNDLE#KEY``: value for a key of a bundle's ``configs/inference.yaml``, such as ``backbone_path``.
+
+    Args:
+        app_dir: folder of the app.
+        studies: folder of the images, or address of a PACS with DICOMweb.
+        conf: the settings.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        conf = dict(conf or {})
+        names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
+        self.bundles = find_bundles(_bundles_folder(Path(app_dir), conf), names, conf)
+        folder = Path(conf.get("adapters") or _adapters_folder(Path(app_dir), studies))
+        self.versions = {n: AdapterVersions(folder / n, b.adapter_path) for n, b in self.bundles.items()}
+        self.segmentations = [name for name, bundle in self.bundles.items() if bundle.is_segmentation]
+        # MONAI Label's own function pairs label values with names by the order of those that are present
+        infer_endpoint.nifti_to_dicom_seg = SegConverter(self._models())
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="monai_dvpt",
+            description="Frozen transformers, adapted by dynamic visual prompt tuning",
+            version=__version__,
+        )
+
+    def init_datastore(self) -> Datastore:
+        if self.studies.startswith(("http://", "https://")):
+            return self._pacs()
+        return StudiesDatastore(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        return {n: AdapterInferTask(b, self.versions[n], self._dicom_seg) for n, b in self.bundles.items()}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        return {name: AdapterTrainTask(self.bundles[name], self.versions[name]) for name in self.segmentations}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        uncertain = {"entropy": MostUncertain(self.segmentations)} if self.segmentations else {}
+        return {**uncertain, "first": First(), "random": Random()}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        tasks = {name: self._infers[name] for name in self.segmentations}
+        return {"dice": DiceScoring(tasks), "entropy": EntropyScoring(tasks)} if tasks else {}
+
+    def on_init_complete(self) -> None:
+        """
+        Loads every network, so that a wrong or missing file of weights keeps the server from starting.
+
+        Raises:
+            InputError: if one is missing or damaged, or does not belong to the others.
+        """
+        for name, task in self._infers.items():
+            task.loaded.get(self.versions[name].active, "cpu")
+        super().on_init_complete()
+
+    def async_scoring(self, method: str | None, params: Any = None) -> Any:
+        """As MONAI Label does; what it scores by itself are the images without a label, for the next to be chosen."""
+        return super().async_scoring(method or "entropy", params) if method or self.segmentations else {}
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """
+        Raises:
+            HTTPException: status 404, if the image is none of the studies.
+        """
+        with refusing():
+            self._check_image(request.get("image"), datastore or self.datastore())
+            return super().infer(request, datastore)
+
+    def model_file(self, model: str, validate: bool = True) -> str | None:
+        """
+        A copy of the adapter in use, to be downloaded. Requests that replace or delete the file of a model find no
+        other.
+        """
+        if model not in self._infers or not validate:
+            return None
+        file = Path(self._infers[model].get_path())
+        copy = Path(tempfile.mkdtemp(prefix="monai_dvpt_")) / file.name
+        shutil.copyfile(file, copy)
+        return str(copy)
+
+    def _check_image(self, image: Any, datastore: Datastore) -> None:
+        if not isinstance(image, str):
+            return
+        if isinstance(datastore, PacsDatastore):
+            known = not os.path.exists(image)  # what is no Series Instance UID is refused where it is looked for
+        else:
+            inside = Path(image).resolve().is_relative_to(Path(self.studies).resolve())
+            known = image in datastore.list_images() or Path(image).is_absolute() and inside
+        if not known and not _is_upload(Path(image), self.sessions()):
+            raise HTTPException(404, detail=f"image must be one of the studies, got {image!r}.")
+
+    def _models(self) -> list[ModelLabels]:
+        return [self.bundles[name].labels for name in self.segmentations]
+
+    def _dicom_seg(self, image: str, label: str, labels: ModelLabels) -> str:
+        """A label map of a model, written as DICOM SEG for the series that an image is of; path of a new file."""
+        name = os.path.basename(image).removesuffix(".nii.gz")
+        folder = Path(image) if os.path.isdir(image) else self.datastore().series_folder(name)
+        if folder is None:
+            raise InputError(f"{name}: must be a DICOM series, to which a DICOM SEG refers.")
+        return SegConverter([labels])(folder, label, None)
+
+    def _pacs(self) -> PacsDatastore:
+        user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+        client = DICOMwebClientX(
+            url=self.studies.rstrip("/"),
+            session=create_session_from_user_pass(user, password) if user and password else None,
+            qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
+            wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
+            stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+        )
+        wanted = dict(settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER)
+        modalities = {bundle.modality for bundle in self.bundles.values()}
+        if wanted == DEFAULT_FILTER and len(modalities) == 1:
+            wanted = {"Modality": modalities.pop()}
+        return PacsDatastore(
+            client,
+            wanted,
+            settings.MONAI_LABEL_DICOMWEB_CACHE_PATH.strip() or None,
+            settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
+            models=self._models(),
+        )
+
+
+def _bundles_folder(app_dir: Path, conf: Mapping[str, str]) -> Path:
+    folders = [app_dir / "model", Path(__file__).parents[3] / "bundles"]
+    found = next((folder for folder in folders if any(folder.glob("*/configs/inference.yaml"))), folders[0])
+    return Path(conf.get("bundles") or found)
+
+
+def _adapters_folder(app_dir: Path, studies: str) -> Path:
+    if studies.startswith(("http://", "https://")):
+        return app_dir / "adapters" / hashlib.sha256(studies.encode()).hexdigest()[:12]
+    return Path(studies) / "adapters"
+
+
+def _is_upload(path: Path, sessions: Any) -> bool:
+    """Whether a file is one that the server itself wrote for a request or a session."""
+    if path.parent == Path(tempfile.gettempdir()) and UPLOAD.fullmatch(path.name):
+        return True
+    return bool(sessions) and path.resolve().is_relative_to(Path(sessions.store_path).resolve())

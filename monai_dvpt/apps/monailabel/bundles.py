@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundles that are served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
+
+from monai_dvpt.data.dicom_writers import segment_codes
+from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.utils import InputError, reason, root_cause
+
+from .labels import ModelLabels
+from .versions import AdapterVersions
+
+__all__ = ["LoadedNetwork", "ServedBundle", "find_bundles"]
+
+
+def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) -> dict[str, ServedBundle]:
+    """
+    Args:
+        folder: where the bundles are.
+        names: the bundles to serve; none for all that have their weights.
+        conf: settings of the app; ``NAME#KEY`` is a value for a key of the bundle's inference config.
+
+    Returns:
+        the bundles by name. Without ``names``, bundles whose weights are missing are left out, and told.
+
+    Raises:
+        InputError: if there is none, or one of ``names`` or its weights is missing.
+    """
+    there = sorted(path.parents[1].name for path in folder.glob("*/configs/inference.yaml"))
+    if missing := [name for name in names if name not in there]:
+        raise InputError(f"{folder}: models must be of {there}, got {missing}.")
+    bundles = {name: ServedBundle(folder / name, _settings(name, conf)) for name in names or there}
+    lacking = {name: why for name, bundle in bundles.items() if (why := bundle.lacks)}
+    if lacking and (names or len(lacking) == len(bundles)):
+        raise InputError("; ".join(lacking.values()))
+    for why in lacking.values():
+        print(f"not served: {why}")  # the log of a server begins later
+    found = {name: bundle for name, bundle in bundles.items() if name not in lacking}
+    if not found:
+        raise InputError(f"{folder}: must hold bundles with configs/inference.yaml, found none.")
+    return found
+
+
+def _settings(name: str, conf: Mapping[str, str]) -> dict[str, Any]:
+    prefix = f"{name}#"
+    return {key.removeprefix(prefix): yaml.safe_load(value) for key, value in conf.items() if key.startswith(prefix)}
+
+
+class ServedBundle:
+    """
+    A bundle, by its inference config.
+
+    Args:
+        root: its folder.
+        settings: values for keys of the config.
+    """
+
+    def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
+        self.root = root
+        self.name = root.name
+        self.settings = dict(settings)
+        self.metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        self.config = self._config()
+
+    @property
+    def is_segmentation(self) -> bool:
+        return self.config.get("grades") is None
+
+    @property
+    def modality(self) -> str:
+        return str(self.metadata["network_data_format"]["inputs"]["image"].get("modality", ""))
+
+    @property
+    def adapter_path(self) -> Path:
+        return Path(self.config.get_parsed_content("adapter_path"))
+
+    @property
+    def backbone_path(self) -> Path:
+        return Path(self.config.get_parsed_content("backbone_path"))
+
+    @property
+    def lacks(self) -> str:
+        """Which of its weights is not there, or nothing."""
+        for key in ("backbone_path", "adapter_path"):
+            if not (path := getattr(self, key)).is_file():
+                return f"{self.name}: {key} must be an existing file, {path} is not there."
+        return ""
+
+    @cached_property
+    def labels(self) -> ModelLabels:
+        names = [str(name) for name in self.config.get_parsed_content("labels")]
+        segments = segment_codes(names, self.metadata) if self.is_segmentation else {}
+        return ModelLabels(tuple(names), segments, self.metadata["name"], self.metadata["version"])
+
+    def transforms(self, key: str) -> list[Any]:
+        """The transforms of "preprocessing" or "postprocessing", always the same objects."""
+        composed: Compose = self.config.get_parsed_content(key)
+        return list(composed.transforms)
+
+    def network(self) -> TunableNetwork:
+        """
+        The network with its backbone and its adapter, in eval mode.
+
+        Raises:
+            InputError: if a file is missing or damaged, or the backbone is not the one of the adapter.
+        """
+        if self.lacks:
+            raise InputError(self.lacks)
+        config = self._config()
+        config["device"] = torch.device("cpu")
+        try:
+            return config.get_parsed_content("network").eval()
+        except Exception as error:
+            if not isinstance(root_cause(error), InputError):
+                raise
+            raise InputError(f"{self.name}: {reason(error)}") from error
+
+    def _config(self) -> ConfigParser:
+        config = ConfigParser()
+        config.read_config(self.root / "configs" / "inference.yaml")
+        config["bundle_root"] = str(self.root)
+        for key, value in self.settings.items():
+            config[key] = value
+        config.get_parsed_content("imports")
+        return config
+
+
+class LoadedNetwork:
+    """
+    The network of a bundle with one of its adapters. It is loaded strictly, and again when a file has changed.
+
+    Args:
+        bundle: the bundle.
+        versions: its adapters.
+    """
+
+    def __init__(self, bundle: ServedBundle, versions: AdapterVersions) -> None:
+        self.bundle = bundle
+        self.versions = versions
+        self.network: TunableNetwork | None = None
+        self.files: list[Any] = []
+        self.version = ""
+
+    def get(self, version: str, device: str | torch.device) -> TunableNetwork:
+        """
+        Args:
+            version: name of the adapter.
+            device: where to.
+
+        Raises:
+            InputError: if a file is missing or damaged, or does not belong to the others.
+        """
+        if self.bundle.lacks:
+            raise InputError(self.bundle.lacks)
+        base = [self.bundle.backbone_path, self.bundle.adapter_path]
+        files = [(path.stat().st_mtime_ns, path.stat().st_size) for path in [*base, self.versions.file_of(version)]]
+        if self.network is None or files[:2] != self.files[:2]:
+            self.network, self.version = None, ""
+            self.network = self.bundle.network()
+        if (version, files) != (self.version, self.files):
+            self.version = ""
+            self.network = self.versions.load(self.network, version, list(self.bundle.labels.names)).eval()
+            self.version, self.files = version, files
+        return self.network.to(device)

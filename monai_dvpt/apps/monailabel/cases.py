@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The labelled images of a datastore, checked and with the values of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+
+from monai_dvpt.transforms import LoadVolumed
+from monai_dvpt.utils import InputError, reason
+
+from .labels import ModelLabels, to_model_values
+from .series import save_nifti
+
+__all__ = ["labelled_cases", "split_cases"]
+
+logger = logging.getLogger(__name__)
+
+MAX_VALUES = 1 << 16  # of a label file
+
+Case = dict[str, str]
+
+
+def labelled_cases(datastore: Datastore, labels: ModelLabels, folder: Path) -> tuple[list[Case], dict[str, str]]:
+    """
+    The images with a final label. Of each label a copy is written with the values that the model has for its names,
+    whatever numbers a viewer gave them.
+
+    Args:
+        datastore: of MONAI Label.
+        labels: of the model.
+        folder: for the copies.
+
+    Returns:
+        the cases, each with "name", "image" and "label"; and why others were left out, by name: an image or a label
+        that cannot be read or placed, a label beside its image, or one that the model does not have.
+    """
+    cases, left_out = [], {}
+    for entry in datastore.datalist():
+        if not entry:
+            continue
+        name = datastore._to_id(os.path.basename(entry["image"]))[0]
+        info = datastore.get_label_info(name, DefaultLabelTag.FINAL) or {}
+        try:
+            cases.append(_case(name, entry, info.get("label_info"), labels, folder))
+        except Exception as error:  # one bad label costs one case, not the training
+            left_out[name] = reason(error)
+            logger.warning(f"{name}: left out: {left_out[name]}")
+    return sorted(cases, key=lambda case: case["name"]), left_out
+
+
+def split_cases(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case]]:
+    """
+    Training and validation cases. The name of a case alone decides where it belongs, so that what validated once is
+    not trained on later; of several cases at least one is in each part.
+
+    Args:
+        cases: with a "name".
+        share: of the cases that validate, in [0, 1).
+
+    Returns:
+        the training and the validation cases; without a share, or with one case, none validates.
+
+    Raises:
+        InputError: if ``share`` is outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"val_split must be in [0, 1), got {share}.")
+    if share == 0 or len(cases) < 2:
+        return list(cases), []
+    places = {case["name"]: _place(case["name"]) for case in cases}
+    ordered = sorted(cases, key=lambda case: places[case["name"]])
+    count = sum(place < share for place in places.values())
+    count = min(max(count, 1), len(cases) - 1)
+    return ordered[count:], ordered[:count]
+
+
+def _place(name: str) -> float:
+    """A number in [0, 1) that is always the same for a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def _case(name: str, entry: dict[Hashable, Any], label_info: Any, labels: ModelLabels, folder: Path) -> Case:
+    loaded = LoadVolumed(["image", "label"], num_classes=[None, MAX_VALUES])(entry)
+    label = loaded["label"]
+    values = to_model_values(np.asarray(label)[0], label_info, labels)
+    if not values.any():
+        raise InputError(f"{entry['label']}: must have a label, got background alone.")
+    copy = save_nifti(folder / f"{name}.nii.gz", values, label.affine.numpy())
+    return {"name": name, "image": entry["image"], "label": str(copy)}

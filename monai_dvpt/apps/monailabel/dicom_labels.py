@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label files of viewers and models, and DICOM Segmentations of them: which model's they are, and where they lie."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK
+from monai.config import PathLike
+
+from monai_dvpt.data.dicom import DicomSeriesReader, frames_of
+from monai_dvpt.data.dicom.geometry import TOLERANCE_MM
+from monai_dvpt.data.dicom_writers import write_dicom_seg
+from monai_dvpt.utils import InputError
+
+from .labels import ModelLabels, plain, to_model_values
+
+__all__ = ["DicomGrid", "SegConverter", "choose_model", "read_label_file", "told_segments", "write_seg"]
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class DicomGrid(NamedTuple):
+    """
+    Where the voxels of a series lie.
+
+    Attributes:
+        shape: of the volume, (x, y, z).
+        affine_ras: 4x4 matrix from voxels to patient coordinates (RAS, mm).
+        frames: ``[path, number]`` of the frames of the series.
+    """
+
+    shape: tuple[int, ...]
+    affine_ras: np.ndarray
+    frames: list[list[Any]]
+
+    @classmethod
+    def read(cls, folder: PathLike, reader: DicomSeriesReader) -> tuple[np.ndarray, DicomGrid]:
+        """
+        The values of a series, float32, and its grid.
+
+        Raises:
+            InputError: if the reader refuses it, or its grid is sheared.
+        """
+        values, meta = reader.get_data(reader.read(folder))
+        axes = meta["affine"][:3, :3] / np.linalg.norm(meta["affine"][:3, :3], axis=0)
+        corner = np.abs((axes.T @ axes - np.eye(3)) * (values.shape * np.linalg.norm(meta["affine"][:3, :3], axis=0)))
+        if corner.max() > TOLERANCE_MM:
+            raise InputError(f"{folder}: axes must be at right angles, are {corner.max():.3f} mm off at the far end.")
+        return values, cls(values.shape, meta["affine"], frames_of(meta))
+
+
+def told_segments(label_info: Any) -> list[Mapping[str, Any]]:
+    """
+    Args:
+        label_info: what a viewer tells of segments, or None.
+
+    Raises:
+        InputError: if it is no list of segments with names.
+    """
+    told = [] if label_info is None else label_info
+    if not isinstance(told, Sequence) or not all(isinstance(info, Mapping) and info.get("name") for info in told):
+        raise InputError(f'label_info must be a list of segments, each with "name", got {str(label_info)[:200]}.')
+    if bad := [info["idx"] for info in told if "idx" in info and not str(info["idx"]).isdecimal()]:
+        raise InputError(f"idx of a segment in label_info must be a label value, got {bad[0]!r}.")
+    return list(told)
+
+
+def choose_model(
+    models: Sequence[ModelLabels], told: Sequence[Mapping[str, Any]], used: Sequence[str] = ()
+) -> ModelLabels:
+    """
+    The model whose labels are told: the only one; else that of the "model_name" told; else the only one that has all
+    names told, or all that are used.
+
+    Args:
+        models: the models there are.
+        told: segments, each with "name".
+        used: names of those that have voxels.
+
+    Raises:
+        InputError: if none or several fit, and those have other values for a name.
+    """
+    wanted = {plain(info["model_name"]) for info in told if info.get("model_name")}
+    named = [model for model in models if plain(model.algorithm_name) in wanted] or list(models)
+    if len(named) == 1:
+        return named[0]
+    names = [str(info["name"]) for info in told]
+    for group in (names, list(used)):
+        values = {model.algorithm_name: [model.value_of(name) for name in group] for model in named}
+        fitting = [model for model in named if group and None not in values[model.algorithm_name]]
+        if fitting and all(values[model.algorithm_name] == values[fitting[0].algorithm_name] for model in fitting):
+            return fitting[0]
+    known = "; ".join(f"{model.algorithm_name}: {', '.join(model.names[1:])}" for model in models) or "none"
+    raise InputError(f"names of segments must fit one model, got {names or 'no name'}; there is {known}.")
+
+
+def read_label_file(path: PathLike, shape: Sequence[int], affine_ras: np.ndarray) -> np.ndarray:
+    """
+    Args:
+        path: label map of one layer in a format of ITK, or the bytes of its voxels in the order of the image (.bin).
+        shape: of the image.
+        affine_ras: of the image.
+
+    Returns:
+        the values on the voxels of the image.
+
+    Raises:
+        InputError: if it cannot be read or lies elsewhere than the image.
+    """
+    path, shape = os.fspath(path), tuple(shape)
+    if path.lower().endswith(".bin"):
+        data = np.fromfile(path, np.uint8)
+        if data.size != np.prod(shape):
+            raise InputError(f"{path}: must have a byte for each of the {np.prod(shape)} voxels, has {data.size}.")
+        return data.reshape(shape, order="F")
+    try:
+        image = SimpleITK.ReadImage(path)
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be read as a label map: {' '.join(str(error).split())[-200:]}") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or image.GetSize() != shape:
+        size, layers = image.GetSize(), image.GetNumberOfComponentsPerPixel()
+        raise InputError(f"{path}: must have the size of the image, {shape}, and one layer, has {size} and {layers}.")
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    far = np.array(shape) - 1
+    corners = np.array([[x, y, z, 1] for x in (0, far[0]) for y in (0, far[1]) for z in (0, far[2])]).T
+    offset = np.linalg.norm(((affine - RAS_TO_LPS @ affine_ras) @ corners)[:3], axis=0).max()
+    if not offset <= TOLERANCE_MM:
+        raise InputError(f"{path}: must lie on the image to {TOLERANCE_MM} mm, but is {offset:.3f} mm off.")
+    return SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
+
+
+def write_seg(path: PathLike, label: np.ndarray, grid: DicomGrid, model: ModelLabels, corrected: bool = False) -> None:
+    """
+    Writes a label map with the values of a model as DICOM Segmentation of a series, see :func:`write_dicom_seg`.
+
+    Args:
+        path: the file.
+        label: label values on the grid.
+        grid: of the series.
+        model: whose labels they are; all are declared, whatever values are present.
+        corrected: whether a person had a part in it.
+    """
+    about = (model.segments, model.algorithm_name, model.algorithm_version)
+    kind = "SEMIAUTOMATIC" if corrected else "AUTOMATIC"
+    write_dicom_seg(path, label, grid.affine_ras, grid.frames, *about, algorithm_type=kind)
+
+
+class SegConverter:
+    """
+    Makes DICOM Segmentations of results of the models, in place of ``nifti_to_dicom_seg`` of MONAI Label, which pairs
+    the values in the result with names by their order.
+
+    Args:
+        models: labels of the models.
+        reader: reads the series.
+    """
+
+    def __init__(self, models: Sequence[ModelLabels], reader: DicomSeriesReader | None = None) -> None:
+        self.models = list(models)
+        self.reader = reader or DicomSeriesReader()
+
+    def __call__(
+        self,
+        series_dir: PathLike,
+        label: PathLike,
+        label_info: Sequence[Mapping[str, Any]] | None,
+        file_ext: str = "*",
+        use_itk: bool = True,
+    ) -> str:
+        """
+        Args:
+            series_dir: folder of the series.
+            label: result of a model, with the model's values.
+            label_info: tells which model by "model_name" or names; names of values are those of the model.
+            file_ext: not used.
+            use_itk: not used.
+
+        Returns:
+            path of a new temporary file.
+
+        Raises:
+            InputError: if it is not known which model's the result is, it has other values, or lies elsewhere.
+        """
+        _, grid = DicomGrid.read(series_dir, self.reader)
+        found = read_label_file(label, grid.shape, grid.affine_ras)
+        model = choose_model(self.models, told_segments(label_info))
+        values = to_model_values(found, None, model)
+        handle, path = tempfile.mkstemp(suffix=".dcm")
+        os.close(handle)
+        try:
+            write_seg(path, values, grid, model)
+        except BaseException:
+            os.unlink(path)
+            raise
+        return path

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation and grading by a bundle with one of its adapters."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from fastapi import HTTPException
+from monai.inferers import Inferer
+from monailabel.interfaces.tasks.infer_v2 import InferType
+from monailabel.tasks.infer.basic_infer import BasicInferTask
+
+from monai_dvpt.handlers import label_volumes_ml
+from monai_dvpt.handlers.grade_writer import grades_of
+from monai_dvpt.utils import InputError, reason, root_cause
+
+from .bundles import LoadedNetwork, ServedBundle
+from .labels import ModelLabels
+from .versions import AdapterVersions
+
+__all__ = ["AdapterInferTask", "refusing"]
+
+logger = logging.getLogger(__name__)
+
+IN_USE = "in use"
+"""What a viewer offers first where it lists adapters."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Answers a request whose input is refused with the reason, as HTTP status 422."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(root_cause(error), InputError):
+            raise
+        logger.error(reason(error))
+        raise HTTPException(422, detail=reason(error)) from error
+
+
+class AdapterInferTask(BasicInferTask):
+    """
+    Runs a bundle's inference on one image, with the adapter in use or the one that the request names as "adapter".
+
+    A segmentation is a label map in the grid of the image, uint8, as the file type "result_extension" (by default that
+    of the image, else ``.nii.gz``; ``.dcm`` is a DICOM SEG), with the volume of each label. A grade is the "prediction"
+    of every grade, as viewers show it, and the "grades" that were chosen.
+
+    Args:
+        bundle: the bundle.
+        versions: its adapters.
+        write_dicom_seg: from the path of an image, that of a label map and its labels, writes a DICOM SEG and returns
+            its path.
+    """
+
+    def __init__(
+        self, bundle: ServedBundle, versions: AdapterVersions, write_dicom_seg: Callable[[str, str, ModelLabels], str]
+    ) -> None:
+        names = bundle.labels.names
+        first = 1 if bundle.is_segmentation else 0
+        image = bundle.metadata["network_data_format"]["inputs"]["image"]
+        super().__init__(
+            path=None,
+            network=None,
+            type=InferType.SEGMENTATION if bundle.is_segmentation else InferType.CLASSIFICATION,
+            labels={name.lower(): value for value, name in enumerate(names) if value >= first},
+            dimension=len(image["spatial_shape"]),
+            description=bundle.metadata["description"],
+        )
+        self.bundle = bundle
+        self.versions = versions
+        self.write_dicom_seg = write_dicom_seg
+        self.loaded = LoadedNetwork(bundle, versions)
+        self.lock = threading.RLock()  # the network holds one adapter at a time
+
+    def info(self) -> dict[str, Any]:
+        return {**super().info(), "version": self.bundle.metadata["version"], "adapter": self.versions.active}
+
+    def config(self) -> dict[str, Any]:
+        return {**self._config, "adapter": [IN_USE, *self.versions.names]}
+
+    def is_valid(self) -> bool:
+        return True
+
+    def get_path(self, validate: bool = True) -> str:
+        return str(self.versions.file_of(self.versions.active))
+
+    def __call__(self, request: Mapping[str, Any], callbacks: Any = None) -> tuple[str | None, dict[str, Any]]:
+        with self.lock, refusing():
+            file, result = super().__call__(dict(request), callbacks)
+            return file, {**result, "adapter": self.loaded.version}
+
+    def pre_transforms(self, data: Any = None) -> Sequence[Callable]:
+        return self.bundle.transforms("preprocessing")
+
+    def inferer(self, data: Any = None) -> Inferer:
+        return self.bundle.config.get_parsed_content("inferer")
+
+    def post_transforms(self, data: Any = None) -> Sequence[Callable]:
+        return self.bundle.transforms("postprocessing")
+
+    def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
+        if not self.bundle.is_segmentation:
+            return None, self._grades(data)
+        label_map = data[self.output_label_key][0]  # (x, y, z), from (1, x, y, z)
+        names = {value: name for name, value in self.labels.items()}
+        volumes = label_volumes_ml(label_map.cpu().numpy(), label_map.affine.cpu().numpy(), names)
+        image = str(data.get("image_path", ""))
+        wanted = extension or data.get("result_extension")
+        kept = next((ending for ending in (".nii.gz", ".nii", ".nrrd") if image.endswith(ending)), ".nii.gz")
+        result = {**data, self.output_label_key: label_map}
+        file, told = super().writer(result, ".nii.gz" if wanted == ".dcm" else wanted or kept, dtype)
+        if wanted == ".dcm":
+            nifti = file
+            try:
+                file = self.write_dicom_seg(image, nifti, self.bundle.labels)
+            finally:
+                os.unlink(nifti)
+        return file, {**told, "volumes_ml": volumes}
+
+    def probabilities(self, image: str, device: str = "cpu") -> torch.Tensor:
+        """
+        Probabilities of the classes of a segmentation, with the adapter in use.
+
+        Args:
+            image: path of the image.
+            device: where to compute.
+
+        Returns:
+            of shape (classes, x, y, z), on the grid of the network's input.
+        """
+        with self.lock:
+            data: dict[str, Any] = {self.input_key: image}
+            for transform in self.pre_transforms():
+                data = transform(data)
+            logits = self.run_inferer({**data, "device": device}, device=device)[self.output_label_key]
+            return torch.as_tensor(logits).float().softmax(dim=0)
+
+    def _get_network(self, device: str, data: Any) -> torch.nn.Module:
+        asked = (data or {}).get("adapter", IN_USE)
+        asked = asked[0] if isinstance(asked, list) else asked
+        return self.loaded.get(self.versions.active if asked == IN_USE else str(asked), device)
+
+    def _grades(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        outputs, grades = (list(map(str, self.bundle.config.get_parsed_content(key))) for key in ("outputs", "grades"))
+        chances = data["probability"].flatten().tolist()
+        prediction = [
+            {"idx": index, "label": label, "score": chance}
+            for index, (label, chance) in enumerate(zip(self.bundle.labels.names, chances, strict=True))
+        ]
+        return {"prediction": prediction, "grades": grades_of(data, outputs, grades)}

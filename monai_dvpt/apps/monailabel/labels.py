@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the values of a label map mean: by name, never by their order in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from monai_dvpt.utils import InputError
+
+__all__ = ["ModelLabels", "labels_in_file", "to_model_values"]
+
+
+@dataclass(frozen=True)
+class ModelLabels:
+    """
+    The labels of a segmentation model.
+
+    Attributes:
+        names: names of the classes in the order of their values, background first.
+        segments: description of each label value for DICOM, see :func:`monai_dvpt.data.dicom_writers.segment_codes`.
+        algorithm_name: name of the model.
+        algorithm_version: version of the model.
+    """
+
+    names: tuple[str, ...]
+    segments: Mapping[int, Mapping[str, Any]]
+    algorithm_name: str
+    algorithm_version: str
+
+    def value_of(self, name: str) -> int | None:
+        """The value of a label by its name, in upper or lower case; None where there is none of that name."""
+        return {plain(known): value for value, known in enumerate(self.names)}.get(plain(name))
+
+
+def plain(name: str) -> str:
+    """A name as it is compared: viewers change case, spaces and underscores."""
+    return "_".join(str(name).lower().replace("_", " ").split())
+
+
+def labels_in_file(values: Sequence[int], label_info: Sequence[Mapping[str, Any]] | None) -> dict[int, str]:
+    """
+    Names of the values of a label file that a viewer saved. Viewers number the segments of a file from 1 in the order
+    of their list, so value ``v`` is the ``v``-th of the list, whatever the model's value of that name is; a list that
+    is too short for that has the value as "idx".
+
+    Args:
+        values: the values in the file, without 0.
+        label_info: what the viewer told of the segments, each with "name"; None or nothing if it told nothing.
+
+    Returns:
+        name of each value; nothing where nothing was told.
+
+    Raises:
+        InputError: if a value has no name.
+
+    Examples::
+
+        >>> labels_in_file([1], [{"name": "posterior", "idx": 2}])
+        {1: 'posterior'}
+        >>> labels_in_file([2], [{"name": "posterior", "idx": 2}])
+        {2: 'posterior'}
+
+    """
+    if not label_info:
+        return {}
+    names = [str(info.get("name", "")) for info in label_info]
+    by_position = dict(enumerate(names, start=1))
+    by_index = {int(info["idx"]): name for info, name in zip(label_info, names, strict=True) if "idx" in info}
+    for known in (by_position, by_index):
+        if all(known.get(value) for value in values):
+            return {value: known[value] for value in values}
+    raise InputError(f"every label value must have a name in label_info, got values {list(values)} and names {names}.")
+
+
+def to_model_values(
+    label_map: np.ndarray, label_info: Sequence[Mapping[str, Any]] | None, labels: ModelLabels
+) -> np.ndarray:
+    """
+    A label map of a viewer with the values of a model.
+
+    Args:
+        label_map: whole numbers, 0 is background.
+        label_info: see :func:`labels_in_file`; where it is None the values are taken for those of the model.
+        labels: of the model.
+
+    Returns:
+        of the same shape, uint8 or uint16.
+
+    Raises:
+        InputError: if a value is no whole number or has no name, or the model has no label of a name or value.
+    """
+    found = np.unique(label_map)
+    if not np.isfinite(found).all() or (found != np.rint(found)).any() or found.min() < 0:
+        raise InputError(f"label values must be whole numbers from 0, got {found[:5].tolist()}.")
+    values = [int(value) for value in found if value]
+    names = labels_in_file(values, label_info)
+    known = {value: labels.value_of(names[value]) for value in values} if names else {value: value for value in values}
+    count = len(labels.names)
+    if bad := [names.get(value, value) for value, own in known.items() if own is None or not 0 <= own < count]:
+        raise InputError(f"labels must be of the model's {list(labels.names[1:])}, got {bad}.")
+    result = np.zeros(label_map.shape, np.uint8 if count <= 256 else np.uint16)
+    for value, own in known.items():
+        result[label_map == value] = own
+    return result

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a PACS has, by DICOMweb (DICOM PS3.18). Nothing that names a patient is looked at or logged."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import requests
+from monailabel.datastore.utils.dicom import dicom_web_download_series
+from pydicom import dcmread
+from pydicom.config import disable_value_validation
+from pydicom.datadict import tag_for_keyword
+
+from monai_dvpt.utils import InputError
+
+__all__ = ["Pacs", "Segmentation"]
+
+logger = logging.getLogger(__name__)
+
+SERIES = ("SeriesInstanceUID", "StudyInstanceUID", "Modality", "NumberOfSeriesRelatedInstances")
+
+
+class Segmentation(NamedTuple):
+    """
+    A series with a DICOM Segmentation. The newest is the greatest.
+
+    Attributes:
+        when: date and time when it was made, as in DICOM.
+        uid: Series Instance UID.
+        study: Study Instance UID.
+        image: UID of the series that it is of.
+    """
+
+    when: tuple[str, str]
+    uid: str
+    study: str
+    image: str
+
+
+class Pacs:
+    """
+    Args:
+        client: a ``DICOMwebClient``.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._seen: dict[str, Segmentation | None] = {}  # of a series that is told of once, and does not change
+
+    def list_series(self, search_filter: Mapping[str, Any]) -> list[str]:
+        """UIDs of the series that pass a filter."""
+        return [series["SeriesInstanceUID"] for series in self._search(search_filter)]
+
+    def find(self, uid: str) -> dict[str, Any]:
+        """
+        What the PACS says of a series, by the keywords of ``SERIES``.
+
+        Raises:
+            InputError: if it is not there.
+        """
+        for series in self._search({"SeriesInstanceUID": uid}):
+            if series["SeriesInstanceUID"] == uid:
+                return series
+        raise InputError(f"series {uid}: is not in the PACS.")
+
+    def list_segmentations(self) -> list[Segmentation]:
+        """All that say of which series they are; others are left out with a warning."""
+        found = []
+        for series in self._search({"Modality": "SEG"}):
+            uid, study = series["SeriesInstanceUID"], series["StudyInstanceUID"]
+            if uid not in self._seen:
+                try:
+                    header = self.client.retrieve_series_metadata(study, uid)[0]
+                except (requests.RequestException, IndexError) as error:
+                    why = type(error).__name__
+                    logger.warning("DICOM SEG %s is left out: the PACS does not tell of it: %s", uid, why)
+                    continue
+                image = _value(_value(header, "ReferencedSeriesSequence") or {}, "SeriesInstanceUID")
+                date, time = (
+                    str(_value(header, f"Content{part}") or _value(header, f"Series{part}") or "")
+                    for part in ("Date", "Time")
+                )
+                self._seen[uid] = Segmentation((date, time), uid, study, str(image)) if image else None
+                if not image:
+                    logger.warning("DICOM SEG %s is left out: it does not say of which series it is.", uid)
+            if (seg := self._seen[uid]) is not None:
+                found.append(seg)
+        return found
+
+    def fetch(self, study: str, uid: str, folder: Path, by_frame: bool = False) -> None:
+        """Puts the files of a series into a new folder."""
+        with disable_value_validation():  # its warnings quote values
+            dicom_web_download_series(study, uid, str(folder), self.client, by_frame)
+
+    def store(self, path: str | os.PathLike, image: str) -> str:
+        """
+        Stores the DICOM Segmentation of a series.
+
+        Args:
+            path: its file.
+            image: UID of the series that it is of.
+
+        Returns:
+            UID of its own series.
+
+        Raises:
+            InputError: if the PACS does not say that it has it now.
+        """
+        with disable_value_validation():
+            seg = dcmread(path)
+            try:
+                answer = self.client.store_instances([seg])
+            except requests.HTTPError as error:
+                why = f"HTTP {getattr(error.response, 'status_code', 'error')}"
+            else:
+                stored = [item.ReferencedSOPInstanceUID for item in answer.get("ReferencedSOPSequence") or []]
+                if seg.SOPInstanceUID in stored:
+                    return str(seg.SeriesInstanceUID)
+                why = f"reason {(answer.get('FailedSOPSequence') or [answer])[0].get('FailureReason')}"
+        raise InputError(f"series {image}: the PACS must take its DICOM SEG, refused it: {why}.")
+
+    def _search(self, search_filter: Mapping[str, Any]) -> list[dict[str, Any]]:
+        found = self.client.search_for_series(search_filters=dict(search_filter))
+        return [{keyword: _value(series, keyword) for keyword in SERIES} for series in found]
+
+
+def _value(found: Mapping[str, Any], keyword: str) -> Any:
+    """First value of an element of DICOM JSON; None if it has none."""
+    return ((found.get(f"{tag_for_keyword(keyword):08X}") or {}).get("Value") or [None])[0]

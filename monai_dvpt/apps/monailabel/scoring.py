@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of images: Dice of those with a label, entropy of those without."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice
+from monai.networks.utils import one_hot
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from monai_dvpt.transforms import LoadVolume
+from monai_dvpt.utils import reason
+
+from .cases import MAX_VALUES, labelled_cases
+from .infer import AdapterInferTask
+
+__all__ = ["DiceScoring", "EntropyScoring", "predictive_entropy"]
+
+logger = logging.getLogger(__name__)
+
+
+class DiceScoring(ScoringMethod):
+    """
+    Dice of the adapter in use on every image with a final label: what the user may expect of the next image, but for
+    those that it was trained on. Kept with each label as "dice", by model.
+
+    Args:
+        tasks: segmentations by name.
+    """
+
+    def __init__(self, tasks: Mapping[str, AdapterInferTask]) -> None:
+        super().__init__("Dice of each model on the images with a final label")
+        self.tasks = dict(tasks)
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """
+        Args:
+            request: "model", one of the segmentations; by default each.
+            datastore: of MONAI Label.
+
+        Returns:
+            by model: the "adapter", the Dice of each label by image, None where neither has it, and the "mean".
+        """
+        return {name: self._score(name, datastore) for name in _models(request, self.tasks)}
+
+    def _score(self, model: str, datastore: Datastore) -> dict[str, Any]:
+        task, found = self.tasks[model], {}
+        names = task.bundle.labels.names
+        with TemporaryDirectory() as folder:
+            cases, _ = labelled_cases(datastore, task.bundle.labels, Path(folder))
+            for case in cases:
+                file, result = task({"image": case["image"], "result_extension": ".nii.gz"})
+                pair = [LoadVolume(MAX_VALUES)(str(path)) for path in (file, case["label"])]
+                Path(str(file)).unlink()
+                pred, label = (one_hot(volume[None], len(names)) for volume in pair)  # (1, C, x, y, z)
+                dice = compute_dice(pred, label, include_background=False, ignore_empty=True)[0].tolist()
+                scores = {n: None if math.isnan(d) else d for n, d in zip(names[1:], dice, strict=True)}
+                found[case["name"]] = scores
+                info = datastore.get_label_info(case["name"], DefaultLabelTag.FINAL) or {}
+                kept = {**info.get("dice", {}), model: {"adapter": result["adapter"], **scores}}
+                datastore.update_label_info(case["name"], DefaultLabelTag.FINAL, {"dice": kept})
+        known = [dice for scores in found.values() for dice in scores.values() if dice is not None]
+        mean = float(np.mean(known)) if known else None
+        logger.info(f"{model}: mean Dice {mean} of {len(found)} labelled images with adapter {task.versions.active}")
+        return {"adapter": task.versions.active, "images": found, "mean": mean}
+
+
+class EntropyScoring(ScoringMethod):
+    """
+    Predictive entropy of the adapter in use on every image without a label, see :func:`predictive_entropy`. An image is
+    scored again when another adapter is in use. Kept with each image as "entropy", by model.
+
+    Args:
+        tasks: segmentations by name.
+        max_samples: the most images that are scored at once.
+    """
+
+    def __init__(self, tasks: Mapping[str, AdapterInferTask], max_samples: int = 50) -> None:
+        super().__init__("Predictive entropy of each model on the images without a label")
+        self.tasks = dict(tasks)
+        self.max_samples = max_samples
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """
+        Args:
+            request: "model", one of the segmentations, by default each; "max_samples".
+            datastore: of MONAI Label.
+
+        Returns:
+            by model, the "adapter" and how many images were scored, had been before, or could not be read.
+        """
+        most = int(request.get("max_samples") or self.max_samples)
+        return {name: self._score(name, datastore, most) for name in _models(request, self.tasks)}
+
+    def _score(self, model: str, datastore: Datastore, most: int) -> dict[str, Any]:
+        task = self.tasks[model]
+        counts = {"scored": 0, "before": 0, "failed": 0}
+        for image_id in sorted(datastore.get_unlabeled_images()):
+            known = (datastore.get_image_info(image_id) or {}).get("entropy", {})
+            if known.get(model, {}).get("adapter") == task.versions.active:
+                counts["before"] += 1
+                continue
+            if counts["scored"] + counts["failed"] >= most:
+                break
+            try:
+                with one_thread():
+                    entropy = predictive_entropy(task.probabilities(datastore.get_image_uri(image_id)))
+            except Exception as error:  # one bad image does not keep the others from being scored
+                logger.warning(f"{image_id}: not scored: {reason(error)}")
+                counts["failed"] += 1
+                continue
+            kept = {**known, model: {"adapter": task.versions.active, "entropy": entropy}}
+            datastore.update_image_info(image_id, {"entropy": kept})
+            counts["scored"] += 1
+        return {"adapter": task.versions.active, **counts}
+
+
+def predictive_entropy(probabilities: torch.Tensor, certain: float = 0.99) -> float:
+    """
+    How unsure a segmentation is: the mean Shannon entropy of the classes over the voxels that may belong to a
+    structure, as a share of its largest value, based on: "Settles, Active Learning Literature Survey, 2009"
+    (uncertainty sampling by entropy). The plain mean over all voxels would rank images by the size of the structure.
+
+    Args:
+        probabilities: of shape (classes, x, y, z), background first.
+        certain: a voxel with a larger probability of background than this is left out.
+
+    Returns:
+        in [0, 1]; 1 where no voxel may belong to a structure, since then it may have been missed.
+
+    Examples::
+
+        >>> predictive_entropy(torch.full((2, 1, 1, 3), 0.5))
+        1.0
+
+    """
+    chosen = probabilities[:, probabilities[0] <= certain]  # (classes, voxels)
+    if not chosen.shape[1]:
+        return 1.0
+    entropy = torch.special.entr(chosen.double()).sum(dim=0).mean()
+    return round(float(entropy) / math.log(len(chosen)), 6)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one core: scores are made in the background, and the others are for whoever waits for an answer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _models(request: Mapping[str, Any], tasks: Mapping[str, AdapterInferTask]) -> list[str]:
+    asked = request.get("model")
+    return list(tasks) if not asked else [name for name in tasks if name == asked]

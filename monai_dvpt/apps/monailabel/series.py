@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes as NIfTI files, as viewers and networks are given them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from monai_dvpt.data.dicom import DicomSeriesReader
+from monai_dvpt.utils import atomic_path
+
+from .dicom_labels import DicomGrid
+
+__all__ = ["nifti_of_series", "save_nifti"]
+
+
+def save_nifti(path: Path, values: np.ndarray, affine_ras: np.ndarray) -> Path:
+    """Writes a volume of shape (x, y, z), placed by a 4x4 matrix from voxels to RAS in mm; returns ``path``."""
+    image = nib.Nifti1Image(values, affine_ras)
+    image.set_sform(affine_ras, code="scanner")
+    image.set_qform(affine_ras, code="scanner")
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as part:
+        nib.save(image, part)
+    return path
+
+
+def nifti_of_series(folder: Path, path: Path, reader: DicomSeriesReader | None = None) -> Path:
+    """
+    Converts the one volume of a folder of DICOM files, unless that was done since the folder was changed.
+
+    Args:
+        folder: of the files.
+        path: of the NIfTI file, ``.nii.gz``.
+        reader: by default one that takes the one volume there is.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: if the series cannot be read, or not be placed to 0.1 mm on a grid that NIfTI can hold.
+    """
+    if path.is_file() and path.stat().st_mtime_ns >= folder.stat().st_mtime_ns:
+        return path
+    values, grid = DicomGrid.read(folder, reader or DicomSeriesReader())
+    return save_nifti(path, values, grid.affine_ras)

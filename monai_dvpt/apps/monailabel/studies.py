@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of images as MONAI Label sees it: NIfTI and NRRD files, and folders of DICOM series."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.datastore.local import LocalDatastore
+
+from monai_dvpt.data.dicom.files import looks_like_dicom
+
+from .series import nifti_of_series
+
+__all__ = ["StudiesDatastore", "check_name"]
+
+CACHE = ".monai_dvpt"
+"""Folder, below that of the studies, of what DICOM series were converted to."""
+NAME = re.compile(r"[^./\\\x00][^/\\\x00]*")
+
+
+def check_name(kind: str, name: str) -> str:
+    """
+    ``name``, if it can be that of a file, and of no other than in its own folder.
+
+    Raises:
+        HTTPException: status 400, if it is empty, begins with a dot or has a separator.
+    """
+    if not NAME.fullmatch(name):
+        raise HTTPException(400, detail=f"{kind} must be a name without a path, got {name!r}.")
+    return name
+
+
+class StudiesDatastore(LocalDatastore):
+    """
+    MONAI Label's local datastore, in which every folder with DICOM files is an image too, and which no name of an image
+    or of a tag leads out of.
+    """
+
+    def series_folder(self, image_id: str) -> Path | None:
+        """The folder of DICOM files that an image is, or None."""
+        folder = Path(self._datastore.image_path()) / image_id
+        return folder if image_id in self._datastore.objects and folder.is_dir() else None
+
+    def get_image_uri(self, image_id: str) -> str:
+        """
+        Path of an image; of a DICOM folder, that of the NIfTI file which it was converted to.
+
+        Raises:
+            InputError: if the series cannot be read or placed.
+        """
+        if (folder := self.series_folder(image_id)) is None:
+            return super().get_image_uri(image_id)
+        return str(nifti_of_series(folder, Path(self._datastore_path) / CACHE / f"{image_id}.nii.gz"))
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """
+        Raises:
+            HTTPException: status 400, if ``image_id`` is a path.
+        """
+        if image_id:
+            check_name("image", image_id)
+        return super().add_image(image_id, image_filename, image_info)
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """
+        Raises:
+            HTTPException: status 400, if a name is a path; 404, if there is no such image.
+        """
+        check_name("tag", label_tag)
+        if image_id not in self._datastore.objects:
+            raise HTTPException(404, detail=f"image must be one of the studies, got {image_id!r}.")
+        return super().save_label(image_id, label_filename, label_tag, label_info)
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        if (Path(self._datastore.image_path()) / file).is_dir():
+            return file, ""
+        return super()._to_id(file)
+
+    def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
+        found = super()._list_files(path, patterns)
+        if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
+            found.update({entry.name: entry.name for entry in os.scandir(path) if _is_series(Path(entry.path))})
+        return found
+
+
+def _is_series(folder: Path) -> bool:
+    """Whether a folder holds a DICOM file, at any depth; hidden ones and those of labels and adapters do not count."""
+    if not folder.is_dir() or folder.name.startswith(".") or folder.name in ("labels", "adapters"):
+        return False
+    files = (Path(root, name) for root, _, names in os.walk(folder) for name in sorted(names))
+    return any(looks_like_dicom(file) for file, _ in zip(files, range(100), strict=False))

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of an adapter on the labels that were corrected."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.others.generic import device_list, name_to_device
+
+from monai_dvpt.handlers import AdapterSaver
+from monai_dvpt.networks.adapter import freeze_backbone, load_adapter, save_adapter
+from monai_dvpt.utils import InputError
+
+from .bundles import ServedBundle
+from .cases import Case, labelled_cases, split_cases
+from .infer import IN_USE, refusing
+from .versions import AdapterVersions
+
+__all__ = ["AdapterTrainTask"]
+
+logger = logging.getLogger(__name__)
+
+TRAINED = ["dvpt", "head"]
+"""Parts of the network that are trained; the decoder stays that of the shipped adapter, and a version is small."""
+LEAST_CROPS = 16
+"""Of all cases together in an epoch; with a few cases each is used several times, since every crop is a random one."""
+
+
+class AdapterTrainTask(TrainTask):
+    """
+    Goes on from an adapter with the bundle's own training, on the images that have a final label, and keeps the result
+    as a new version. It is put in use only if it scores better than the adapter that is in use, on the same cases in
+    the same run: on the validation cases, or, where "val_split" is 0, on the training cases. Backbone and decoder are
+    frozen.
+
+    Args:
+        bundle: a bundle with a segmentation.
+        versions: its adapters.
+    """
+
+    def __init__(self, bundle: ServedBundle, versions: AdapterVersions) -> None:
+        super().__init__(f"Trains the adapter of: {bundle.metadata['description']}")
+        self.bundle = bundle
+        self.versions = versions
+
+    def config(self) -> dict[str, Any]:
+        """What a viewer lets the user choose."""
+        return {
+            "max_epochs": 20,
+            "val_split": 0.2,
+            "device": device_list(),
+            "start_from": [IN_USE, *self.versions.names],
+            "seed": 0,
+        }
+
+    def info(self) -> dict[str, Any]:
+        return {**super().info(), "version": self.bundle.metadata["version"]}
+
+    def stats(self) -> dict[str, Any]:
+        """The versions with their scores; "best_metric", "epoch" and "total_time" as viewers show them."""
+        records, active = self.versions.records(), self.versions.active
+        used = next((record for record in records if record["name"] == active), {})
+        last = records[-1] if records else {}
+        return {
+            "adapter": active,
+            "best_metric": used.get("score") or 0,
+            "epoch": last.get("epochs", 0),
+            "total_epochs": last.get("epochs", 0),
+            "total_time": f"{last.get('seconds', 0):.0f} s",
+            "versions": records,
+        }
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """
+        Args:
+            request: values of :meth:`config`.
+            datastore: of MONAI Label.
+
+        Returns:
+            the record of the new version, and the name of the one that is in use now.
+        """
+        with refusing():
+            return self._train({**self.config(), **request}, datastore)
+
+    def _train(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        started = time.monotonic()
+        start = _chosen(request["start_from"])
+        start = self.versions.active if start == IN_USE else start
+        run = self.versions.folder / "run"  # of the training that is going on
+        shutil.rmtree(run, ignore_errors=True)
+        cases, left_out = labelled_cases(datastore, self.bundle.labels, run / "labels")
+        if not cases:
+            why = "; ".join(f"{name}: {text}" for name, text in left_out.items())
+            raise InputError(
+                f"{self.bundle.name}: must have images with a final label to be trained, found none. {why}"
+            )
+        training, validation = split_cases(cases, float(request["val_split"]))
+        scored_on = "validation" if validation else "training"
+        logger.info(f"{len(training)} training and {len(validation)} validation cases, {len(left_out)} left out")
+        network = freeze_backbone(self.bundle.network(), TRAINED)
+        self.versions.load(network, start, list(self.bundle.labels.names))
+        first = save_adapter(network, run / "start.safetensors", labels=self.bundle.labels.names)
+        saver = self._run(request, first, run, training, validation or training)
+        metric = saver.evaluator.state.key_metric_name
+        improved = saver.best["epoch"] > 0
+        kept = saver.best if improved else saver.last
+        load_adapter(network, run / f"adapter_{'best' if improved else 'last'}.safetensors")
+        used = self.versions.active
+        before = saver.start["metrics"][metric] if used == start else self._score(saver, used, metric)
+        facts = {
+            "start": start,
+            "score": kept["metrics"][metric],
+            "in_use_before": used,
+            "score_in_use_before": before,
+            "metric": metric,
+            "scored_on": scored_on,
+            "training_cases": [case["name"] for case in training],
+            "validation_cases": [case["name"] for case in validation],
+            "left_out": left_out,
+            "epoch": kept["epoch"],
+            "epochs": int(request["max_epochs"]),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        name = self.versions.add(network, TRAINED, list(self.bundle.labels.names), facts)
+        self._keep(run, name)
+        if better := facts["score"] > before:
+            self.versions.use(name)
+        told = f"{name}: {metric} {facts['score']:.4f}, {used}: {before:.4f}"
+        logger.info(f"{told} on the {scored_on} cases; {name if better else used} is in use now")
+        return {"version": name, "in_use": self.versions.active, **facts}
+
+    def _run(
+        self, request: Mapping[str, Any], first: Path, run: Path, training: list[Case], validation: list[Case]
+    ) -> AdapterSaver:
+        """Runs the bundle's training; returns the handler that kept the best epoch."""
+        epochs = int(request["max_epochs"])
+        config = self.bundle.root / "configs"
+        settings = {key: value for key, value in self.bundle.settings.items() if key == "backbone_path"}
+        workflow = ConfigWorkflow(
+            config_file=str(config / "train.yaml"),
+            meta_file=str(config / "metadata.json"),
+            logging_file=False,
+            workflow_type="train",
+            bundle_root=str(self.bundle.root),
+            output_dir=str(run),
+            adapter_path=str(first),
+            published_model=None,
+            trainable=TRAINED,
+            max_epochs=epochs,
+            val_interval=max(1, epochs // 5),
+            seed=int(request["seed"]),
+            device=torch.device(name_to_device(_chosen(request["device"]))),
+            **settings,
+        )
+        crops = max(int(workflow.parser.get("crops_per_case", 1)), -(-LEAST_CROPS // len(training)))
+        # paths alone: a text that begins with $ would be run as Python
+        for key, cases in (("train", training * crops), ("validate", validation)):
+            pairs = [{"image": os.path.abspath(c["image"]), "label": os.path.abspath(c["label"])} for c in cases]
+            workflow.parser[f"{key}#dataset#data"] = pairs
+        workflow.parser["train#dataset#hash_as_key"] = True  # an image that is used several times is cached once
+        workflow.initialize()
+        workflow.run()
+        return workflow.parser.get_parsed_content("train#saver")
+
+    def _score(self, saver: AdapterSaver, version: str, metric: str) -> float:
+        """The score of another version on the cases of a run that is over."""
+        self.versions.load(saver.network, version, list(self.bundle.labels.names))
+        saver.evaluator.run()
+        return float(saver.evaluator.state.metrics[metric])
+
+    def _keep(self, run: Path, name: str) -> None:
+        """Keeps the records of a run beside its version; what is large goes."""
+        for file in ("report.json", "history.csv", "history.png"):
+            if (run / file).is_file():
+                (run / file).replace(self.versions.folder / f"{name}_{file}")
+        shutil.rmtree(run)
+
+
+def _chosen(value: Any) -> str:
+    """The value of a setting for which a viewer has a list: the first is its default."""
+    return str(value[0] if isinstance(value, list) else value)

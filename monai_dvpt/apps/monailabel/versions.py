@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every adapter that was trained for a bundle, with its score, and which of them is in use."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from monai_dvpt.networks.adapter import TunableNetwork, adapter_metadata, load_adapter, save_adapter
+from monai_dvpt.utils import InputError, atomic_path, to_json
+
+__all__ = ["SHIPPED", "AdapterVersions"]
+
+SHIPPED = "shipped"
+"""Name of the adapter that all others go on from."""
+
+Record = dict[str, Any]
+
+
+class AdapterVersions:
+    """
+    A folder with ``versions.json`` and one small file for each version: the parts that were trained. All else is that
+    of the adapter that the bundle came with, which is never changed; a version is refused on another one.
+
+    Args:
+        folder: where the versions are; made when the first is added.
+        shipped: the adapter that the bundle came with, with all its parts.
+    """
+
+    def __init__(self, folder: str | os.PathLike, shipped: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+        self.shipped = Path(shipped)
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "versions.json"
+
+    def records(self) -> list[Record]:
+        """What is known of each version, the oldest first: "name", "created", "score" and what was given for it."""
+        return self._read()["versions"]
+
+    @property
+    def active(self) -> str:
+        """Name of the version in use."""
+        return self._read()["active"]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all versions, the one in use first."""
+        index = self._read()
+        names = [SHIPPED, *(record["name"] for record in index["versions"])]
+        return sorted(names, key=lambda name: name != index["active"])
+
+    def file_of(self, name: str) -> Path:
+        """
+        The file of a version.
+
+        Raises:
+            InputError: if there is no version of this name, or its file is gone.
+        """
+        if name not in self.names:
+            raise InputError(f"{self.folder}: adapter must be one of {self.names}, got {name!r}.")
+        path = self.shipped if name == SHIPPED else self.folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise InputError(f"{path}: the adapter {name} must be there, but the file is gone.")
+        return path
+
+    def use(self, name: str) -> None:
+        """
+        Puts a version in use.
+
+        Raises:
+            InputError: see :meth:`file_of`.
+        """
+        self.file_of(name)
+        with self._change() as index:
+            index["active"] = name
+
+    def add(self, network: TunableNetwork, parts: list[str], labels: list[str], facts: Mapping[str, Any]) -> str:
+        """
+        Saves what was trained of a network as a new version; it is not put in use.
+
+        Args:
+            network: the network.
+            parts: the parts that were trained.
+            labels: names of the classes, background first.
+            facts: what to keep with it, JSON-serialisable, such as its "score".
+
+        Returns:
+            the name of the version.
+        """
+        with self._change() as index:
+            count = len(index["versions"]) + 1
+            name = f"v{count}"
+            notes = {**facts, "base_sha256": adapter_metadata(self.shipped)["tensors_sha256"]}
+            path = save_adapter(network, self.folder / f"{name}.safetensors", parts=parts, labels=labels, notes=notes)
+            created = datetime.now().isoformat(timespec="seconds")
+            index["versions"].append({"name": name, "created": created, "bytes": path.stat().st_size, **facts})
+        return name
+
+    def load(self, network: TunableNetwork, name: str, labels: list[str]) -> TunableNetwork:
+        """
+        Loads a version into a network that has the backbone and the decoder of the adapter that was shipped.
+
+        Args:
+            network: the network.
+            name: of the version.
+            labels: names of the classes that it must have been trained for, background first.
+
+        Returns:
+            ``network``.
+
+        Raises:
+            InputError: if the version goes on from another adapter, or for a reason of :func:`load_adapter`.
+        """
+        load_adapter(network, self.shipped, labels=labels)
+        if name == SHIPPED:
+            return network
+        path = self.file_of(name)
+        metadata, base = adapter_metadata(path), adapter_metadata(self.shipped)["tensors_sha256"]
+        if (known := metadata["notes"].get("base_sha256")) != base:
+            raise InputError(f"{path}: goes on from the adapter with SHA-256 {known}, but {self.shipped} has {base}.")
+        return load_adapter(network, path, parts=metadata["parts"], labels=labels)
+
+    def _read(self) -> dict[str, Any]:
+        if not self.index.is_file():
+            return {"active": SHIPPED, "versions": []}
+        try:
+            index = json.loads(self.index.read_text(encoding="utf-8"))
+            return {"active": str(index["active"]), "versions": [dict(record) for record in index["versions"]]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.index}: must be a list of adapter versions, cannot be read: {error}") from error
+
+    @contextmanager
+    def _change(self) -> Any:
+        """The index, written when the block ends; a training in the background and a user may change it at once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            index = self._read()
+            yield index
+            with atomic_path(self.index) as path:
+                path.write_text(to_json(index), encoding="utf-8")

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Label maps out of DICOM Segmentations (DICOM PS3.3 A.51) of any writer.
+
+They are read with pydicom alone: highdicom writes patients' names into warnings, and its releases for pydicom 2 and 3
+read differently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pydicom
+from monai.config import PathLike
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset
+
+from monai_dvpt.data.dicom.geometry import TOLERANCE_MM
+from monai_dvpt.data.dicom_writers import Source, read_source
+from monai_dvpt.utils import InputError
+
+__all__ = ["read_dicom_seg"]
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes: Segmentation, Label Map Segmentation."""
+
+
+def read_dicom_seg(
+    path: PathLike, shape: Sequence[int], affine_ras: np.ndarray, frames: Sequence[Sequence[Any]]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """
+    Reads a segmentation of a series on the grid of the volume that was read of it. Every frame is placed by its own
+    position and orientation, never by its order; it must lie on a plane of the grid, and its pixels on voxels, to
+    0.1 mm, or on a frame of the series that was moved when a tilted gantry was put straight. It may be cropped,
+    flipped or transposed.
+
+    Args:
+        path: the file, of type BINARY or LABELMAP.
+        shape: of the volume, (x, y, z).
+        affine_ras: 4x4 matrix from its voxels to patient coordinates (RAS, mm).
+        frames: ``[path, number]`` of the frames of the series, numbers from 1.
+
+    Returns:
+        label map of the given shape, uint8 or uint16, whose values are the segment numbers of the file, and the name
+        of each segment by number, in any numbering and also of those that are empty.
+
+    Raises:
+        InputError: if it is no such segmentation or cannot be decoded, is of another series, a frame lies elsewhere, or
+            segments overlap.
+    """
+    path, source = os.fspath(path), read_source(frames)
+    with disable_value_validation():  # its warnings quote values
+        seg, pixels = _read(path)
+        names = _names(seg, path)
+        _check_reference(seg, source, path)
+        seg_frames = read_source([[path, number] for number in range(1, len(pixels) + 1)])
+        numbers = [_number_of(seg, index) for index in range(len(pixels))]
+    label = np.zeros(tuple(shape), np.uint8 if max(names) < 256 else np.uint16)
+    for index, frame in enumerate(pixels):
+        if not frame.any():
+            continue  # wherever it lies
+        to_voxel = _to_voxel(seg_frames, index, np.asarray(affine_ras, dtype=float), source)
+        for number, mask in _masks(frame, numbers[index]):
+            if number not in names:
+                raise InputError(f"{path}: frame {index + 1} is of segment {number}, which the file does not describe.")
+            rows, columns = mask.nonzero()
+            voxels = (to_voxel @ [columns, rows, np.ones_like(rows)]).astype(int)
+            outside = ((voxels < 0) | (voxels >= np.array(shape)[:, None])).any(axis=0)
+            if outside.any():
+                raise InputError(f"{path}: {outside.sum()} pixels of frame {index + 1} lie outside the image.")
+            there = label[tuple(voxels)]
+            if there.any():
+                other = names[int(there.max())]
+                raise InputError(
+                    f"{path}: a voxel must be of one segment, but {np.count_nonzero(there)} are of both '{other}' and "
+                    f"'{names[number]}' (frame {index + 1})."
+                )
+            label[tuple(voxels)] = number
+    return label, names
+
+
+def _read(path: str) -> tuple[Dataset, np.ndarray]:
+    """The file and its frames, (frames, rows, columns)."""
+    try:
+        seg = pydicom.dcmread(path)
+    except Exception as error:  # its message may quote the file
+        raise InputError(f"{path}: cannot be read as DICOM: {type(error).__name__}.") from None
+    kind = seg.get("SegmentationType")
+    if seg.get("SOPClassUID") not in STORAGE or kind not in ("BINARY", "LABELMAP"):
+        raise InputError(
+            f"{path}: must be a DICOM Segmentation of type BINARY or LABELMAP, is of modality {seg.get('Modality')}, "
+            f"type {kind}."
+        )
+    try:
+        return seg, seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
+    except Exception as error:
+        raise InputError(f"{path}: pixel data cannot be decoded: {type(error).__name__}.") from None
+
+
+def _names(seg: Dataset, path: str) -> dict[int, str]:
+    names = {}
+    for item in seg.get("SegmentSequence") or []:
+        kinds = item.get("SegmentedPropertyTypeCodeSequence") or [Dataset()]
+        name = str(item.get("SegmentLabel") or kinds[0].get("CodeMeaning") or "").strip()
+        number = item.get("SegmentNumber")
+        if number == 0 and seg.SegmentationType == "LABELMAP":
+            continue  # background
+        if number is None or number < 1 or number in names or not name:
+            raise InputError(
+                f"{path}: segments must have a name, and numbers from 1 once each, got {number}: '{name}'."
+            )
+        names[int(number)] = name
+    if not names:
+        raise InputError(f"{path}: describes no segment.")
+    return names
+
+
+def _check_reference(seg: Dataset, source: Source, path: str) -> None:
+    referred = [str(item.get("SeriesInstanceUID")) for item in seg.get("ReferencedSeriesSequence") or []]
+    series = str(source.images[source.paths[0]].SeriesInstanceUID)
+    if series not in referred:
+        raise InputError(f"{path}: must be of the series {series}, is of {', '.join(referred) or 'none'}.")
+    place, own = source.identity.get("FrameOfReferenceUID"), seg.get("FrameOfReferenceUID")
+    if place and own and place != own:
+        raise InputError(f"{path}: must have the frame of reference of the series, {place}, has {own}.")
+
+
+def _number_of(seg: Dataset, index: int) -> int | None:
+    """Segment of a frame; None where each pixel has its own."""
+    for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
+        group = (seg.get(groups) or [])[at : at + 1]
+        found = group[0].get("SegmentIdentificationSequence") if group else None
+        if found:
+            return int(found[0].ReferencedSegmentNumber)
+    if seg.SegmentationType == "LABELMAP":
+        return None
+    raise InputError(f"{seg.filename}: frame {index + 1} does not say of which segment it is.")
+
+
+def _masks(frame: np.ndarray, number: int | None) -> Iterator[tuple[int, np.ndarray]]:
+    if number is not None:
+        yield number, frame != 0
+        return
+    for value in np.unique(frame):
+        if value:
+            yield int(value), frame == value
+
+
+def _to_voxel(seg: Source, index: int, affine_ras: np.ndarray, source: Source) -> np.ndarray:
+    """3x3 matrix of whole numbers from (column, row, 1) of a frame to (x, y, z)."""
+    affine, plane, image = RAS_TO_LPS @ affine_ras, seg.planes[index], seg.images[seg.paths[0]]
+    pixels = np.array([[c, r, 1] for c in (0, image.Columns - 1) for r in (0, image.Rows - 1)], dtype=float).T
+    exact = (np.linalg.inv(affine) @ plane)[:3, [0, 1, 3]]
+    whole = np.floor(exact + 0.5)
+    whole[2, :2] = 0  # a plane of the grid
+    inexact = exact - whole
+    if _is_of_series(plane, source, (image.Columns, image.Rows)):
+        inexact[:2, 2] = 0  # moved by a part of a pixel
+    offset = np.linalg.norm(affine[:3, :3] @ inexact @ pixels, axis=0).max()
+    turns = np.abs(whole[:2, :2])
+    if offset > TOLERANCE_MM or not ((turns.sum(axis=0) == 1).all() and (turns.sum(axis=1) == 1).all()):
+        raise InputError(
+            f"{seg.paths[0]}: frame {index + 1} must lie on the voxels of the image to {TOLERANCE_MM} mm, but is "
+            f"{offset:.3f} mm off, or has another spacing."
+        )
+    return whole
+
+
+def _is_of_series(plane: np.ndarray, source: Source, size: tuple[int, int]) -> bool:
+    """Whether it is the plane of a frame of the series."""
+    image = source.images[source.paths[0]]
+    if size != (image.Columns, image.Rows):
+        return False
+    corners = np.array([[c, r, 0, 1] for c in (0, size[0] - 1) for r in (0, size[1] - 1)], dtype=float).T
+    offsets = np.linalg.norm(((source.planes - plane) @ corners)[:, :3], axis=1).max(axis=1)
+    return bool(offsets.min() <= TOLERANCE_MM)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a bundle's training does otherwise inside MONAI Label, whose own apps run it again whenever there are labels."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+
+__all__ = ["served_model", "training_folder"]
+
+
+def training_folder(bundle_root: str | os.PathLike) -> str:
+    """
+    Where a bundle's training writes by default: ``output/train``. Inside MONAI Label every run has a folder of its own,
+    with the time in its name.
+    """
+    folder = Path(bundle_root) / "output" / "train"
+    if _inside():
+        folder = folder.with_name(f"train_{datetime.now():%Y%m%d_%H%M%S}")
+    return str(folder)
+
+
+def served_model(bundle_root: str | os.PathLike) -> str | None:
+    """The full network that MONAI Label's own apps serve, ``models/model.pt``; None outside them."""
+    model = Path(bundle_root) / "models" / "model.pt"
+    return str(model) if _inside() and model.is_file() else None
+
+
+def _inside() -> bool:
+    return "monailabel" in sys.modules
