@@ -38,6 +38,19 @@ class AdapterVersions:
         self.folder = Path(folder)
         self.shipped = Path(shipped)
 
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> AdapterVersions:
+        """
+        The versions that are in a folder.
+
+        Raises:
+            InputError: if there are none.
+        """
+        index = Path(folder) / "versions.json"
+        if not index.is_file():
+            raise InputError(f"{folder}: must hold adapter versions, versions.json is not there.")
+        return cls(folder, cls(folder, "")._read()["shipped"])
+
     @property
     def index(self) -> Path:
         return self.folder / "versions.json"
@@ -131,10 +144,11 @@ class AdapterVersions:
 
     def _read(self) -> dict[str, Any]:
         if not self.index.is_file():
-            return {"active": SHIPPED, "versions": []}
+            return {"active": SHIPPED, "shipped": str(self.shipped), "versions": []}
         try:
             index = json.loads(self.index.read_text(encoding="utf-8"))
-            return {"active": str(index["active"]), "versions": [dict(record) for record in index["versions"]]}
+            texts = {key: str(index[key]) for key in ("active", "shipped")}
+            return {**texts, "versions": [dict(record) for record in index["versions"]]}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.index}: must be a list of adapter versions, cannot be read: {error}") from error
 
@@ -144,6 +158,7 @@ class AdapterVersions:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             index = self._read()
+            index["shipped"] = str(self.shipped.resolve())
             yield index
             with atomic_path(self.index) as path:
                 path.write_text(to_json(index), encoding="utf-8")

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A user's sitting with MONAI Label, measured: some validation cases of the hippocampus are corrected, the adapter is
+trained on them, and all other validation cases are segmented before and after. In the environment of MONAI Label:
+
+    python docs/scripts/monai_label_sitting.py --data DIR --draws 3 --output docs/studies/monai_label/sitting.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from monailabel.client import MONAILabelClient
+
+MODEL = "hippocampus_mri_dvpt_unetr_segmentation"
+ROOT = Path(__file__).parents[2]
+COLUMNS = ["draw", "chosen", "cases", "epochs", "rate", "val_split", "seconds", "in_use", "score_before", "score"]
+COLUMNS += ["dice_corrected_before", "dice_corrected", "dice_others_before", "dice_others", "others", "bytes"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="Task04_Hippocampus of the Medical Segmentation Decathlon"
+    )
+    parser.add_argument("--cases", type=int, default=5, help="cases that are corrected")
+    parser.add_argument("--draws", type=int, default=3, help="sittings, each with other cases")
+    parser.add_argument("--chosen", choices=["random", "entropy"], default="random", help="how the cases are chosen")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the bundle's learning rates")
+    parser.add_argument("--val-split", type=float, default=0.2)
+    parser.add_argument("--output", type=Path, required=True, help="CSV file, to which rows are added")
+    args = parser.parse_args()
+    datalist = json.loads((ROOT / "bundles" / MODEL / "configs" / "datalist.json").read_text())
+    pairs = {name_of(pair): {k: args.data / v for k, v in pair.items()} for pair in datalist["validation"]}
+    for draw in range(args.draws):
+        row = sitting(pairs, draw, args)
+        add_row(args.output, row)
+        print(json.dumps(row, indent=1), flush=True)
+
+
+def sitting(pairs: dict, draw: int, args: argparse.Namespace) -> dict:
+    """One sitting with a server of its own, from the shipped adapter."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        studies = Path(folder) / "studies"
+        studies.mkdir()
+        for pair in pairs.values():
+            shutil.copy(pair["image"], studies)
+        client = stack.enter_context(serve(studies, Path(folder)))
+        before = {name: mean_dice(client, name, pair["label"]) for name, pair in pairs.items()}
+        if args.chosen == "random":
+            corrected = random.Random(draw).sample(sorted(pairs), args.cases)
+        else:
+            corrected = most_uncertain(client, len(pairs), args.cases)
+        for name in corrected:
+            info = [{"name": "anterior"}, {"name": "posterior"}]
+            client.save_label(name, str(pairs[name]["label"]), "final", {"label_info": info})
+        started = time.monotonic()
+        settings = {"max_epochs": args.epochs, "val_split": args.val_split, "learning_rate_factor": args.rate}
+        client.train_start(MODEL, {**settings, "device": "cpu"})
+        while client.train_status()["status"] in ("SUBMITTED", "RUNNING"):
+            time.sleep(1)
+        seconds = time.monotonic() - started
+        record = client.info()["train_stats"][MODEL]["versions"][-1]
+        after = {name: mean_dice(client, name, pair["label"], record["name"]) for name, pair in pairs.items()}
+    others = sorted(set(pairs) - set(corrected))
+    return {
+        "draw": draw,
+        "chosen": args.chosen,
+        "cases": args.cases,
+        "epochs": args.epochs,
+        "rate": args.rate,
+        "val_split": args.val_split,
+        "seconds": round(seconds, 1),
+        "in_use": record["score"] > record["score_in_use_before"],
+        "score_before": round(record["score_in_use_before"], 4),
+        "score": round(record["score"], 4),
+        "dice_corrected_before": mean(before, corrected),
+        "dice_corrected": mean(after, corrected),
+        "dice_others_before": mean(before, others),
+        "dice_others": mean(after, others),
+        "others": len(others),
+        "bytes": record["bytes"],
+    }
+
+
+@contextlib.contextmanager
+def serve(studies: Path, folder: Path):
+    """A client of a new server."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "monailabel.main",
+        "start_server",
+        "--app",
+        str(ROOT / "monai_dvpt/apps/monailabel"),
+    ]
+    command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), "--conf", "models", MODEL]
+    with open(folder / "server.log", "wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(240):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{url}/info/").close()
+                break
+            time.sleep(0.5)
+        answers = folder / "answers"
+        answers.mkdir()
+        yield MONAILabelClient(url, tmpdir=str(answers))
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def most_uncertain(client: MONAILabelClient, images: int, count: int) -> list[str]:
+    """The images that the model is least sure of, when all have been scored."""
+    while True:
+        found = {name: item["image"]["info"].get("entropy", {}) for name, item in client.datastore()["objects"].items()}
+        if sum(map(bool, found.values())) == images:
+            return sorted(found, key=lambda name: -found[name][MODEL]["entropy"])[:count]
+        time.sleep(2)
+
+
+def mean_dice(client: MONAILabelClient, name: str, label: Path, adapter: str = "in use") -> float:
+    """Mean Dice of anterior and posterior, in the grid of the image."""
+    path, _ = client.infer(MODEL, name, {"adapter": adapter})
+    answer, truth = (np.asarray(nib.load(file).dataobj) for file in (path, label))
+    scores = [2 * ((answer == v) & (truth == v)).sum() / ((answer == v).sum() + (truth == v).sum()) for v in (1, 2)]
+    return float(np.mean(scores))
+
+
+def mean(scores: dict[str, float], names: list[str]) -> float:
+    return round(float(np.mean([scores[name] for name in names])), 4)
+
+
+def name_of(pair: dict[str, str]) -> str:
+    return Path(pair["image"]).name.removesuffix(".nii.gz")
+
+
+def add_row(path: Path, row: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
