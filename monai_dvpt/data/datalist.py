@@ -33,10 +33,10 @@ def describe_cases(
         the numbers of different images, "training" and "validation", and "sha256" of both lists, which stays the same
         when the data move to another folder.
     """
-    images = [[str(case["image"]) for case in part] for part in (training, validation)]
-    folders = [os.path.dirname(image) for part in images for image in part]
-    lists = [list(map(dict, training)), list(map(dict, validation))]
-    counts = {"training": len(set(images[0])), "validation": len(set(images[1]))}
+    lists = {"training": [dict(case) for case in training], "validation": [dict(case) for case in validation]}
+    texts = [text for part in lists.values() for case in part for text in case.values() if isinstance(text, str)]
+    folders = [os.path.dirname(text) for text in texts if os.path.isabs(text)]
+    counts = {name: len({str(case["image"]) for case in part}) for name, part in lists.items()}
     return {"sha256": fingerprint(lists, os.path.commonpath(folders) if folders else ""), **counts}
 
 

@@ -26,6 +26,7 @@ import yaml
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.networks.nets import SwinUNETR
 from parameterized import parameterized
+from safetensors.torch import load_file
 from utils_bundles import BUNDLES, REPOSITORY, workflow
 from utils_data import save_dicom
 
@@ -334,6 +335,26 @@ class TestBundleRuns(unittest.TestCase):
         )
         with open(out / "history.csv") as file:
             self.assertEqual([row["epoch"] for row in csv.DictReader(file)], ["1", "2", "3"])
+
+    @parameterized.expand(EACH_SEGMENTATION)
+    def test_training_goes_on_from_an_adapter_with_cases_that_are_given(self, _, bundle):
+        """As MONAI Label gives them: as lists, without a folder of data; and here none validates."""
+        settings = training_data(bundle, self.data)
+        cases = workflow(bundle, "train", "train", **settings).parser.get_parsed_content("cases")
+        settings["dataset_dir"] = str(self.root / "nowhere")
+        out, first = self.root / f"{bundle.name}_given", self.outputs[bundle] / "adapter_best.safetensors"
+        more = workflow(
+            *(bundle, "train", "train"),
+            **{**settings, "train#dataset#data": cases["training"], "validate#dataset#data": []},
+            **{"output_dir": str(out), "adapter_path": str(first), "trainable": ["dvpt", "head"], "max_epochs": 1},
+        )
+        with self.assertWarnsRegex(UserWarning, "`dataloader` is empty"):
+            more.run()
+        more.finalize()
+        self.assertEqual(json.loads((out / "report.json").read_text())["settings"]["cases"]["validation"], 0)
+        before, after = (load_file(path) for path in (first, out / "adapter_best.safetensors"))
+        changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        self.assertEqual(changed, {"dvpt", "out"})
 
     @parameterized.expand(EACH_SEGMENTATION)
     def test_wrong_adapter_is_refused(self, _, bundle):

@@ -10,7 +10,7 @@ from unittest import mock
 from parameterized import parameterized
 from utils_data import shared_data, temporary_folder
 
-from monai_dvpt.data import load_datalist
+from monai_dvpt.data import describe_cases, load_datalist
 from monai_dvpt.utils import InputError
 
 
@@ -180,6 +180,28 @@ class TestLoadDatalist(unittest.TestCase):
             training, validation = ({case[key] for case in cases[part]} for part in ("training", "validation"))
             self.assertEqual((len(training), len(validation)), (160, 40))
             self.assertFalse(training & validation)
+
+
+class TestDescribeCases(unittest.TestCase):
+    TRAINING = [{"image": "/a/b/1.nii", "label": "/a/c/1.nii"}, {"image": "/a/b/2.nii", "label": "/a/c/2.nii"}]
+    VALIDATION = [{"image": "/a/b/3.nii", "label": "/a/c/3.nii"}]
+
+    def test_counts_different_images(self):
+        found = describe_cases(self.TRAINING * 3, self.VALIDATION)
+        self.assertEqual((found["training"], found["validation"]), (2, 1))
+        self.assertEqual(describe_cases(self.TRAINING, [])["validation"], 0)
+        self.assertEqual(describe_cases([], [])["training"], 0)
+
+    def test_tells_lists_apart_but_not_where_they_lie(self):
+        here = describe_cases(self.TRAINING, self.VALIDATION)["sha256"]
+        moved = [
+            [{k: v.replace("/a/", "/elsewhere/a/") for k, v in case.items()} for case in part]
+            for part in (self.TRAINING, self.VALIDATION)
+        ]
+        self.assertNotEqual(here, describe_cases(self.TRAINING[::-1], self.VALIDATION)["sha256"])
+        self.assertNotEqual(here, describe_cases(self.TRAINING, [])["sha256"])
+        self.assertNotEqual(here, describe_cases(self.TRAINING * 2, self.VALIDATION)["sha256"])
+        self.assertEqual(here, describe_cases(*moved)["sha256"])
 
 
 if __name__ == "__main__":

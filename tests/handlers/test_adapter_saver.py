@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import unittest
+from math import nan
 
 import torch
 from ignite.engine import Engine, Events
@@ -33,11 +34,12 @@ class TestAdapterSaver(unittest.TestCase):
     def setUp(self):
         self.root = temporary_folder(self)
 
-    def train(self, scores, epochs=None, train=("dvpt", "decoder", "head"), checkpoint=False):
+    def train(self, scores, epochs=None, train=("dvpt", "decoder", "head"), checkpoint=False, validate_start=False):
         """Returns the saver and the weights after every epoch."""
         net = tiny_network(train)
         evaluator = make_evaluator(net, scores)
-        saver, weights = AdapterSaver(net, self.root / "out", evaluator), Weights(net)
+        saver = AdapterSaver(net, self.root / "out", evaluator, validate_start=validate_start)
+        weights = Weights(net)
         handlers = [saver, weights]
         if checkpoint:
             handlers.append(ResumableCheckpoint(self.root / "checkpoint.pt", {"network": net, "saver": saver}, 0))
@@ -70,6 +72,37 @@ class TestAdapterSaver(unittest.TestCase):
         model = torch.load(self.root / "out" / "model.pt", weights_only=True)
         torch.testing.assert_close(model, weights[best], rtol=0, atol=0)
         self.assertEqual((saver.best["epoch"], saver.best["metrics"]["val_score"]), (best, scores[best - 1]))
+
+    @parameterized.expand(
+        [
+            ("nothing is better", [0.5, 0.25, 0.5], 0),
+            ("second is better", [0.5, 0.25, 0.75], 2),
+            ("nan", [nan, 0.1, 0.2], 2),
+        ]
+    )
+    def test_start_counts_as_epoch_0(self, _, scores, best):
+        start = {name: tensor.clone() for name, tensor in tiny_network().state_dict().items()}
+        saver, weights = self.train(scores, epochs=2, validate_start=True)
+        self.assertEqual((saver.start["epoch"], saver.best["epoch"], saver.last["epoch"]), (0, best, 2))
+        self.assert_adapter("adapter_best.safetensors", start if best == 0 else weights[best])
+        self.assert_adapter("adapter_last.safetensors", weights[2])
+
+    def test_start_of_a_run_that_goes_on_is_that_of_its_beginning(self):
+        self.train([0.5, 0.25], epochs=1, checkpoint=True, validate_start=True)
+        saver, _ = self.train([0.375], epochs=2, checkpoint=True, validate_start=True)
+        self.assertEqual((saver.start["metrics"]["val_score"], saver.best["epoch"]), (0.5, 0))
+
+    def test_last_epoch_is_kept_where_nothing_validates(self):
+        net = tiny_network()
+        evaluator = make_evaluator(net, [])
+        evaluator.data_loader, evaluator.state.epoch_length = [], 0
+        saver, weights = AdapterSaver(net, self.root / "out", evaluator), Weights(net)
+        with self.assertWarnsRegex(UserWarning, "`dataloader` is empty"):
+            make_trainer(net, 2, evaluator, [saver, weights]).run()
+        self.assertEqual(saver.best, {"epoch": 2, "metrics": {}})
+        self.assert_adapter("adapter_best.safetensors", weights.after[2])
+        model = torch.load(self.root / "out" / "model.pt", weights_only=True)
+        torch.testing.assert_close(model, weights.after[2], rtol=0, atol=0)
 
     def test_notes(self):
         saver, _ = self.train([0.125, 0.75, 0.25])

@@ -28,7 +28,7 @@ from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 
 from monai_dvpt import __version__
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, atomic_path
 
 from .activelearning import MostUncertain
 from .bundles import find_bundles
@@ -142,8 +142,9 @@ class DVPTApp(MONAILabelApp):
         if model not in self._infers or not validate:
             return None
         file = Path(self._infers[model].get_path())
-        copy = Path(tempfile.mkdtemp(prefix="monai_dvpt_")) / file.name
-        shutil.copyfile(file, copy)
+        copy = self.versions[model].folder / "download" / file.name
+        with atomic_path(copy) as path:
+            shutil.copyfile(file, path)
         return str(copy)
 
     def _check_image(self, image: Any, datastore: Datastore) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from monai_dvpt.utils import InputError, reason, root_cause
 
 from .labels import ModelLabels
 from .versions import AdapterVersions
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["LoadedNetwork", "ServedBundle", "find_bundles"]
 
@@ -45,7 +48,7 @@ def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) ->
     if lacking and (names or len(lacking) == len(bundles)):
         raise InputError("; ".join(lacking.values()))
     for why in lacking.values():
-        print(f"not served: {why}")  # the log of a server begins later
+        logger.warning(f"not served: {why}")
     found = {name: bundle for name, bundle in bundles.items() if name not in lacking}
     if not found:
         raise InputError(f"{folder}: must hold bundles with configs/inference.yaml, found none.")

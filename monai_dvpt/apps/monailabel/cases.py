@@ -6,24 +6,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from monai_dvpt.transforms import LoadVolumed
+from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.utils import InputError, reason
 
+from .dicom_labels import read_label_file
 from .labels import ModelLabels, to_model_values
 from .series import save_nifti
 
 __all__ = ["labelled_cases", "split_cases"]
 
 logger = logging.getLogger(__name__)
-
-MAX_VALUES = 1 << 16  # of a label file
 
 Case = dict[str, str]
 
@@ -87,11 +85,12 @@ def _place(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
-def _case(name: str, entry: dict[Hashable, Any], label_info: Any, labels: ModelLabels, folder: Path) -> Case:
-    loaded = LoadVolumed(["image", "label"], num_classes=[None, MAX_VALUES])(entry)
-    label = loaded["label"]
-    values = to_model_values(np.asarray(label)[0], label_info, labels)
+def _case(name: str, entry: Case, label_info: Any, labels: ModelLabels, folder: Path) -> Case:
+    image = LoadVolume()(entry["image"])
+    affine = image.affine.numpy()
+    label = read_label_file(entry["label"], tuple(image.shape[1:]), affine)
+    values = to_model_values(label, label_info, labels)
     if not values.any():
         raise InputError(f"{entry['label']}: must have a label, got background alone.")
-    copy = save_nifti(folder / f"{name}.nii.gz", values, label.affine.numpy())
+    copy = save_nifti(folder / f"{name}.nii.gz", values, affine)
     return {"name": name, "image": entry["image"], "label": str(copy)}

@@ -21,7 +21,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.utils import reason
 
-from .cases import MAX_VALUES, labelled_cases
+from .cases import labelled_cases
 from .infer import AdapterInferTask
 
 __all__ = ["DiceScoring", "EntropyScoring", "predictive_entropy"]
@@ -60,7 +60,7 @@ class DiceScoring(ScoringMethod):
             cases, _ = labelled_cases(datastore, task.bundle.labels, Path(folder))
             for case in cases:
                 file, result = task({"image": case["image"], "result_extension": ".nii.gz"})
-                pair = [LoadVolume(MAX_VALUES)(str(path)) for path in (file, case["label"])]
+                pair = [LoadVolume(len(names))(str(path)) for path in (file, case["label"])]
                 Path(str(file)).unlink()
                 pred, label = (one_hot(volume[None], len(names)) for volume in pair)  # (1, C, x, y, z)
                 dice = compute_dice(pred, label, include_background=False, ignore_empty=True)[0].tolist()

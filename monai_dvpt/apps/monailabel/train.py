@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from monai.bundle import ConfigWorkflow
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
@@ -90,8 +91,16 @@ class AdapterTrainTask(TrainTask):
         Returns:
             the record of the new version, and the name of the one that is in use now.
         """
+        self.versions.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.versions.folder / ".training.lock", timeout=0)
         with refusing():
-            return self._train({**self.config(), **request}, datastore)
+            try:
+                with lock:
+                    return self._train({**self.config(), **request}, datastore)
+            except Timeout as error:
+                raise InputError(
+                    f"{self.bundle.name}: must be trained once at a time, a training is running."
+                ) from error
 
     def _train(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         started = time.monotonic()
