@@ -16,8 +16,10 @@ import argparse
 import contextlib
 import csv
 import json
+import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,7 +34,7 @@ from monailabel.client import MONAILabelClient
 
 MODEL = "hippocampus_mri_dvpt_unetr_segmentation"
 ROOT = Path(__file__).parents[2]
-COLUMNS = ["move_border_mm", "draw", "chosen", "cases", "epochs", "rate", "val_split", "seconds", "in_use"]
+COLUMNS = ["move_border_mm", "draw", "chosen", "cases", "epochs", "val_split", "seconds", "in_use"]
 COLUMNS += ["score_before", "score", "dice_corrected_before", "dice_corrected"]
 COLUMNS += ["dice_others_before", "dice_others", "others", "bytes"]
 
@@ -47,7 +49,6 @@ def main() -> None:
     parser.add_argument("--chosen", choices=["random", "entropy"], default="random", help="how the cases are chosen")
     parser.add_argument("--move-border", type=int, default=0, metavar="MM", help="other protocol, see above")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--rate", type=float, default=1.0, help="factor of the bundle's learning rates")
     parser.add_argument("--val-split", type=float, default=0.2)
     parser.add_argument("--output", type=Path, required=True, help="CSV file, to which rows are added")
     args = parser.parse_args()
@@ -78,8 +79,7 @@ def sitting(pairs: dict, draw: int, args: argparse.Namespace) -> dict:
             info = [{"name": "anterior"}, {"name": "posterior"}]
             client.save_label(name, str(labels[name]), "final", {"label_info": info})
         started = time.monotonic()
-        settings = {"max_epochs": args.epochs, "val_split": args.val_split, "learning_rate_factor": args.rate}
-        client.train_start(MODEL, {**settings, "device": "cpu"})
+        client.train_start(MODEL, {"max_epochs": args.epochs, "val_split": args.val_split, "device": "cpu"})
         while client.train_status()["status"] in ("SUBMITTED", "RUNNING"):
             time.sleep(1)
         seconds = time.monotonic() - started
@@ -92,7 +92,6 @@ def sitting(pairs: dict, draw: int, args: argparse.Namespace) -> dict:
         "chosen": args.chosen,
         "cases": args.cases,
         "epochs": args.epochs,
-        "rate": args.rate,
         "val_split": args.val_split,
         "seconds": round(seconds, 1),
         "in_use": record["score"] > record["score_in_use_before"],
@@ -135,7 +134,7 @@ def serve(studies: Path, folder: Path):
     ]
     command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), "--conf", "models", MODEL]
     with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
         for _ in range(240):
@@ -147,7 +146,7 @@ def serve(studies: Path, folder: Path):
         answers.mkdir()
         yield MONAILabelClient(url, tmpdir=str(answers))
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)  # with what it has in the background
         server.wait()
 
 

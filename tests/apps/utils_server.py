@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def serve(
         **(environment or {}),
     }
     with open(server.log_file, "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, cwd=folder)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, cwd=folder, start_new_session=True)
     try:
         deadline = time.monotonic() + 180
         while True:
@@ -128,7 +129,8 @@ def serve(
             time.sleep(0.5)
         yield server
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # with what it has in the background
         process.wait(30)
 
 

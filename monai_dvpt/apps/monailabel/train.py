@@ -59,7 +59,6 @@ class AdapterTrainTask(TrainTask):
         return {
             "max_epochs": 20,
             "val_split": 0.2,
-            "learning_rate_factor": 1.0,
             "device": device_list(),
             "start_from": [IN_USE, *self.versions.names],
             "seed": 0,
@@ -172,9 +171,6 @@ class AdapterTrainTask(TrainTask):
             device=torch.device(name_to_device(_chosen(request["device"]))),
             **settings,
         )
-        rates = workflow.parser["learning_rates"]
-        factor = float(request["learning_rate_factor"])
-        workflow.parser["learning_rates"] = {part: factor * rate for part, rate in rates.items()}
         crops = max(int(workflow.parser.get("crops_per_case", 1)), -(-LEAST_CROPS // len(training)))
         # paths alone: a text that begins with $ would be run as Python
         for key, cases in (("train", training * crops), ("validate", validation)):
