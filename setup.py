@@ -64,6 +64,7 @@ setup(
     # Nothing here may require torchvision: a mismatched build of it replaces the installed torch.
     install_requires=[
         "einops",
+        "filelock",
         "fire",
         "itk",
         "matplotlib",

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class ModelPublisher:
     """
     When a run is complete and has an epoch that is better than what it started from, replaces a file of the full
-    network by that of its best epoch. What was there is kept beside it, with the time in its name. Where there are no
-    validation cases the last epoch is taken.
+    network by that of its best epoch. What was there is kept in the folder "before" beside it, with the time in its
+    name. Where there are no validation cases the last epoch is taken.
 
     Args:
         saver: the handler that keeps the best epoch, attached before this one; it must validate the start.
@@ -48,7 +48,7 @@ class ModelPublisher:
         if not self.saver.best.get("epoch"):
             logger.info(f"No epoch is better than the start: {path} stays as it is.")
             return
-        before = path.with_stem(f"{path.stem}_before_{datetime.now():%Y%m%d_%H%M%S}")
+        before = path.parent / "before" / f"{path.stem}_{datetime.now():%Y%m%d_%H%M%S}{path.suffix}"
         with atomic_path(before) as copy:
             shutil.copyfile(path, copy)
         with atomic_path(path) as copy:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -29,4 +28,4 @@ def served_model(bundle_root: str | os.PathLike) -> str | None:
 
 
 def _inside() -> bool:
-    return "monailabel" in sys.modules
+    return bool(os.environ.get("MONAI_LABEL_APP_DIR"))  # set by the server for all its processes

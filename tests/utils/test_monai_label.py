@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import sys
-import types
+import os
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -20,13 +19,12 @@ class TestInsideMonaiLabel(unittest.TestCase):
         self.model.touch()
 
     def test_outside(self):
-        with mock.patch.dict(sys.modules):
-            sys.modules.pop("monailabel", None)
+        with mock.patch.dict(os.environ, {"MONAI_LABEL_APP_DIR": ""}):
             self.assertEqual(training_folder(self.bundle), str(self.bundle / "output" / "train"))
             self.assertIsNone(served_model(self.bundle))
 
     def test_inside(self):
-        with mock.patch.dict(sys.modules, monailabel=types.ModuleType("monailabel")):
+        with mock.patch.dict(os.environ, {"MONAI_LABEL_APP_DIR": "/apps/monaibundle"}):
             folder = Path(training_folder(self.bundle))
             self.assertEqual(folder.parent, self.bundle / "output")
             self.assertRegex(folder.name, r"^train_\d{8}_\d{6}$")

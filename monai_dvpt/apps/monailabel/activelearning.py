@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
+
+from .versions import AdapterVersions
 
 __all__ = ["MostUncertain"]
 
@@ -15,15 +17,16 @@ __all__ = ["MostUncertain"]
 class MostUncertain(Strategy):
     """
     The image without a label of which a model is least sure, by its predictive entropy, see :class:`EntropyScoring`
-    (uncertainty sampling). Images that were not scored yet come last, in the order of their names.
+    (uncertainty sampling). Images that were not scored yet come after those, in the order of their names, and what
+    cannot be read comes last.
 
     Args:
-        models: names of the segmentations; the first is asked where a request names none.
+        versions: the adapters of the segmentations, by name; the first model is asked where a request names none.
     """
 
-    def __init__(self, models: Sequence[str]) -> None:
+    def __init__(self, versions: Mapping[str, AdapterVersions]) -> None:
         super().__init__("The image without a label of which the model is least sure (predictive entropy)")
-        self.models = list(models)
+        self.versions = dict(versions)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """
@@ -34,10 +37,17 @@ class MostUncertain(Strategy):
         Returns:
             "id" of the image and its "entropy" (None where it was not scored); None if all images have a label.
         """
-        model = request.get("model") or self.models[0]
         images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
         if not images:
             return None
-        known = {image: (datastore.get_image_info(image) or {}).get("entropy", {}).get(model, {}) for image in images}
-        chosen = max(images, key=lambda image: known[image].get("entropy", -1.0))  # of equal ones the first
-        return {"id": chosen, "entropy": known[chosen].get("entropy")}
+        versions = self.versions.get(request.get("model") or "", next(iter(self.versions.values())))
+        known = versions.scores("entropy")
+
+        def rank(image: str) -> float:
+            if image not in known:
+                return -1.0
+            entropy = known[image]["entropy"]
+            return -2.0 if entropy is None else entropy
+
+        chosen = max(images, key=rank)  # of equal ones the first
+        return {"id": chosen, "entropy": known.get(chosen, {}).get("entropy")}

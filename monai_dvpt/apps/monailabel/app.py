@@ -8,33 +8,37 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import requests
 from dicomweb_client.session_utils import create_session_from_user_pass
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.endpoints import infer as infer_endpoint
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 from monai_dvpt import __version__
-from monai_dvpt.utils import InputError, atomic_path
+from monai_dvpt.utils import InputError, atomic_path, reason
 
 from .activelearning import MostUncertain
 from .bundles import find_bundles
 from .datastore import PacsDatastore
 from .dicom_labels import SegConverter
-from .infer import AdapterInferTask, refusing
+from .infer import AdapterInferTask
 from .labels import ModelLabels
 from .scoring import DiceScoring, EntropyScoring
 from .studies import StudiesDatastore
@@ -45,6 +49,9 @@ __all__ = ["DVPTApp"]
 
 logger = logging.getLogger(__name__)
 
+SERVER = "monailabel.app"
+"""Module that only the server imports, and no process in the background."""
+ORIGINAL = DefaultLabelTag.ORIGINAL
 DEFAULT_FILTER = {"Modality": "CT"}
 """Which series of a PACS MONAI Label offers if it is not told."""
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.\w+)*")
@@ -93,7 +100,7 @@ class DVPTApp(MONAILabelApp):
             self.studies,
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            writes=SERVER in sys.modules and not settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -103,7 +110,8 @@ class DVPTApp(MONAILabelApp):
         return {name: AdapterTrainTask(self.bundles[name], self.versions[name]) for name in self.segmentations}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        uncertain = {"entropy": MostUncertain(self.segmentations)} if self.segmentations else {}
+        versions = {name: self.versions[name] for name in self.segmentations}
+        uncertain = {"entropy": MostUncertain(versions)} if versions else {}
         return {**uncertain, "first": First(), "random": Random()}
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
@@ -112,11 +120,13 @@ class DVPTApp(MONAILabelApp):
 
     def on_init_complete(self) -> None:
         """
-        Loads every network, so that a wrong or missing file of weights keeps the server from starting.
+        Loads every network, so that a wrong or missing file of weights keeps the server from starting. From now on a
+        request whose input is refused is answered with the reason.
 
         Raises:
             InputError: if one is missing or damaged, or does not belong to the others.
         """
+        _answer_refusals(sys.modules[SERVER].app)
         for name, task in self._infers.items():
             task.loaded.get(self.versions[name].active, "cpu")
         super().on_init_complete()
@@ -129,10 +139,16 @@ class DVPTApp(MONAILabelApp):
         """
         Raises:
             HTTPException: status 404, if the image is none of the studies.
+            InputError: if the image or the label is refused.
         """
-        with refusing():
-            self._check_image(request.get("image"), datastore or self.datastore())
-            return super().infer(request, datastore)
+        store, image = datastore or self.datastore(), request.get("image")
+        path = self._path_of(image, store)
+        # where a text is an existing path MONAI Label takes it as it is, and does not look for the image of that name
+        result = super().infer({**_without(request, "image_path"), "image": path}, store)
+        if request.get("save_label") and result["file"] and path != image:
+            tag, info = request.get("label_tag", ORIGINAL), {"model": request["model"], "params": result["params"]}
+            result["label"] = store.save_label(image, result["file"], tag, info)
+        return result
 
     def model_file(self, model: str, validate: bool = True) -> str | None:
         """
@@ -147,16 +163,31 @@ class DVPTApp(MONAILabelApp):
             shutil.copyfile(file, path)
         return str(copy)
 
-    def _check_image(self, image: Any, datastore: Datastore) -> None:
-        if not isinstance(image, str):
-            return
-        if isinstance(datastore, PacsDatastore):
-            known = not os.path.exists(image)  # what is no Series Instance UID is refused where it is looked for
-        else:
-            inside = Path(image).resolve().is_relative_to(Path(self.studies).resolve())
-            known = image in datastore.list_images() or Path(image).is_absolute() and inside
-        if not known and not _is_upload(Path(image), self.sessions()):
-            raise HTTPException(404, detail=f"image must be one of the studies, got {image!r}.")
+    def _local_request(self, url: str, params: Any, action: str) -> Any:
+        """What a process in the background asks the server for; the server may listen elsewhere, or want a token."""
+        try:
+            return super()._local_request(url, params, action)
+        except requests.RequestException as error:
+            logger.warning(f"{action} was not started: {type(error).__name__}")
+            return None
+
+    def _path_of(self, image: Any, datastore: Datastore) -> str:
+        """
+        Path of an image of the studies, by its name or within their folder, or of one that came with the request.
+
+        Raises:
+            HTTPException: status 404, if it is neither.
+        """
+        if isinstance(image, str):
+            if _is_upload(Path(image), self.sessions()):
+                return image
+            if isinstance(datastore, PacsDatastore):
+                return datastore.get_image_uri(image)  # refuses what is no Series Instance UID
+            if image in datastore.list_images():
+                return datastore.get_image_uri(image)
+            if os.path.isabs(image) and Path(image).resolve().is_relative_to(Path(self.studies).resolve()):
+                return image
+        raise HTTPException(404, detail=f"image must be one of the studies, got {image!r}.")
 
     def _models(self) -> list[ModelLabels]:
         return [self.bundles[name].labels for name in self.segmentations]
@@ -208,3 +239,20 @@ def _is_upload(path: Path, sessions: Any) -> bool:
     if path.parent == Path(tempfile.gettempdir()) and UPLOAD.fullmatch(path.name):
         return True
     return bool(sessions) and path.resolve().is_relative_to(Path(sessions.store_path).resolve())
+
+
+def _answer_refusals(server: FastAPI) -> None:
+    """Answers requests whose input is refused with HTTP status 422 and the reason; others would be "server error"."""
+
+    def answer(request: Request, error: Exception) -> JSONResponse:
+        logger.error(reason(error))
+        return JSONResponse({"detail": reason(error)}, 422)
+
+    layer: Any = server.middleware_stack
+    while not isinstance(layer, ExceptionMiddleware):
+        layer = layer.app
+    layer.add_exception_handler(InputError, answer)
+
+
+def _without(request: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if key != name}

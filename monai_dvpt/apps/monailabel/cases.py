@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,30 +54,29 @@ def labelled_cases(datastore: Datastore, labels: ModelLabels, folder: Path) -> t
     return sorted(cases, key=lambda case: case["name"]), left_out
 
 
-def split_cases(cases: Sequence[Case], share: float) -> tuple[list[Case], list[Case]]:
+def split_cases(cases: Sequence[Case], share: float, trained_on: Container[str] = ()) -> tuple[list[Case], list[Case]]:
     """
-    Training and validation cases. The name of a case alone decides where it belongs, so that what validated once is
-    not trained on later; of several cases at least one is in each part.
+    Training and validation cases. Where a case belongs is drawn from its name, so that it mostly stays there when
+    others are added; of several cases at least one is in each part.
 
     Args:
         cases: with a "name".
         share: of the cases that validate, in [0, 1).
+        trained_on: names of cases that adapters to be compared were trained on, and which therefore do not validate.
 
     Returns:
-        the training and the validation cases; without a share, or with one case, none validates.
+        the training and the validation cases; without a share, with one case, or where all were trained on, none
+        validates.
 
     Raises:
         InputError: if ``share`` is outside [0, 1).
     """
     if not 0 <= share < 1:
         raise InputError(f"val_split must be in [0, 1), got {share}.")
-    if share == 0 or len(cases) < 2:
-        return list(cases), []
-    places = {case["name"]: _place(case["name"]) for case in cases}
-    ordered = sorted(cases, key=lambda case: places[case["name"]])
-    count = sum(place < share for place in places.values())
-    count = min(max(count, 1), len(cases) - 1)
-    return ordered[count:], ordered[:count]
+    count = min(max(round(share * len(cases)), 1), len(cases) - 1) if share else 0
+    unseen = sorted((case for case in cases if case["name"] not in trained_on), key=lambda case: _place(case["name"]))
+    validation = unseen[:count]
+    return [case for case in cases if case not in validation], validation
 
 
 def _place(name: str) -> float:

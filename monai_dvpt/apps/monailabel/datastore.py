@@ -98,12 +98,12 @@ class PacsDatastore(DICOMWebDatastore):
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """UIDs of the series that have a final label in the PACS."""
-        labelled = {seg.image for seg in self._pacs.list_segmentations()}
-        return [uid for uid in self.list_images() if uid in labelled]
+        newest = self._newest()
+        return [uid for uid in self.list_images() if uid in newest and self._fits(newest[uid])]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """UIDs of the series that have none."""
-        labelled = {seg.image for seg in self._pacs.list_segmentations()}
+        labelled = set(self.get_labeled_images())
         return [uid for uid in self.list_images() if uid not in labelled]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
@@ -181,11 +181,10 @@ class PacsDatastore(DICOMWebDatastore):
             _check_uid(uid)
         if tag != FINAL:
             return LocalDatastore.get_label_uri(self, label_id, tag)
-        found = self._pacs.list_segmentations()
-        fitting = [seg for seg in found if label_id in (seg.uid, seg.image)]
-        if not fitting:
+        by_uid = {seg.uid: seg for seg in self._pacs.list_segmentations()}
+        newest = by_uid.get(label_id) or self._newest().get(label_id)
+        if newest is None:
             return ""
-        newest = max(fitting)
         if image_id and newest.image != image_id:
             raise InputError(f"DICOM SEG {newest.uid}: must be of series {image_id}, is of {newest.image}.")
         return str(self._label_of(newest))
@@ -235,8 +234,7 @@ class PacsDatastore(DICOMWebDatastore):
             full_path: paths are absolute, else relative to the folder of the copy.
         """
         images, pairs = set(self.list_images()), []
-        newest = {seg.image: seg for seg in sorted(self._pacs.list_segmentations())}
-        for uid, seg in newest.items():
+        for uid, seg in self._newest().items():
             if uid not in images:
                 continue
             try:
@@ -247,6 +245,19 @@ class PacsDatastore(DICOMWebDatastore):
             start = Path(self._datastore_path).resolve()
             pairs.append(paths if full_path else {key: os.path.relpath(path, start) for key, path in paths.items()})
         return pairs
+
+    def _newest(self) -> dict[str, Segmentation]:
+        """Of every series the newest segmentation with the names of a model; the newest one, where none has."""
+        newest: dict[str, Segmentation] = {}
+        for seg in sorted(self._pacs.list_segmentations()):
+            if seg.image not in newest or self._fits(seg) or not self._fits(newest[seg.image]):
+                newest[seg.image] = seg
+        return newest
+
+    def _fits(self, seg: Segmentation) -> bool:
+        """Whether a model has all names of its segments."""
+        known = ({plain(long_string(name)) for name in model.names} for model in self._models)
+        return any({plain(name) for name in seg.names} <= names for names in known)
 
     def _label_of(self, seg: Segmentation) -> Path:
         """The label map of a segmentation, with the values of the model that has its names."""

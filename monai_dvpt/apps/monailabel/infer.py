@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from fastapi import HTTPException
 from monai.inferers import Inferer
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
@@ -34,14 +33,13 @@ IN_USE = "in use"
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Answers a request whose input is refused with the reason, as HTTP status 422."""
+    """Takes off what MONAI's config parser and transforms put around a refusal, which is left with its reason alone."""
     try:
         yield
     except Exception as error:
-        if not isinstance(root_cause(error), InputError):
+        if isinstance(error, InputError) or not isinstance(root_cause(error), InputError):
             raise
-        logger.error(reason(error))
-        raise HTTPException(422, detail=reason(error)) from error
+        raise InputError(reason(error)) from error
 
 
 class AdapterInferTask(BasicInferTask):

@@ -21,6 +21,7 @@ __all__ = ["Pacs", "Segmentation"]
 
 logger = logging.getLogger(__name__)
 
+SEGMENT_SEQUENCE = f"{tag_for_keyword('SegmentSequence'):08X}"
 SERIES = ("SeriesInstanceUID", "StudyInstanceUID", "Modality", "NumberOfSeriesRelatedInstances")
 
 
@@ -33,12 +34,14 @@ class Segmentation(NamedTuple):
         uid: Series Instance UID.
         study: Study Instance UID.
         image: UID of the series that it is of.
+        names: of its segments.
     """
 
     when: tuple[str, str]
     uid: str
     study: str
     image: str
+    names: tuple[str, ...]
 
 
 class Pacs:
@@ -84,7 +87,9 @@ class Pacs:
                     str(_value(header, f"Content{part}") or _value(header, f"Series{part}") or "")
                     for part in ("Date", "Time")
                 )
-                self._seen[uid] = Segmentation((date, time), uid, study, str(image)) if image else None
+                segments = (header.get(SEGMENT_SEQUENCE) or {}).get("Value") or []
+                names = tuple(str(_value(segment, "SegmentLabel") or "") for segment in segments)
+                self._seen[uid] = Segmentation((date, time), uid, study, str(image), names) if image else None
                 if not image:
                     logger.warning("DICOM SEG %s is left out: it does not say of which series it is.", uid)
             if (seg := self._seen[uid]) is not None:

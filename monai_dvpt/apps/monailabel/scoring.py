@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from monai.metrics import compute_dice
 from monai.networks.utils import one_hot
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from monai_dvpt.transforms import LoadVolume
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class DiceScoring(ScoringMethod):
     """
     Dice of the adapter in use on every image with a final label: what the user may expect of the next image, but for
-    those that it was trained on. Kept with each label as "dice", by model.
+    those that it was trained on. Kept beside the versions, in ``dice.json``.
 
     Args:
         tasks: segmentations by name.
@@ -59,16 +59,14 @@ class DiceScoring(ScoringMethod):
         with TemporaryDirectory() as folder:
             cases, _ = labelled_cases(datastore, task.bundle.labels, Path(folder))
             for case in cases:
-                file, result = task({"image": case["image"], "result_extension": ".nii.gz"})
+                file, _ = task({"image": case["image"], "result_extension": ".nii.gz"})
                 pair = [LoadVolume(len(names))(str(path)) for path in (file, case["label"])]
                 Path(str(file)).unlink()
                 pred, label = (one_hot(volume[None], len(names)) for volume in pair)  # (1, C, x, y, z)
                 dice = compute_dice(pred, label, include_background=False, ignore_empty=True)[0].tolist()
                 scores = {n: None if math.isnan(d) else d for n, d in zip(names[1:], dice, strict=True)}
                 found[case["name"]] = scores
-                info = datastore.get_label_info(case["name"], DefaultLabelTag.FINAL) or {}
-                kept = {**info.get("dice", {}), model: {"adapter": result["adapter"], **scores}}
-                datastore.update_label_info(case["name"], DefaultLabelTag.FINAL, {"dice": kept})
+        task.versions.keep_scores("dice", {"adapter": task.versions.active, "images": found})
         known = [dice for scores in found.values() for dice in scores.values() if dice is not None]
         mean = float(np.mean(known)) if known else None
         logger.info(f"{model}: mean Dice {mean} of {len(found)} labelled images with adapter {task.versions.active}")
@@ -78,7 +76,7 @@ class DiceScoring(ScoringMethod):
 class EntropyScoring(ScoringMethod):
     """
     Predictive entropy of the adapter in use on every image without a label, see :func:`predictive_entropy`. An image is
-    scored again when another adapter is in use. Kept with each image as "entropy", by model.
+    scored again when another adapter is in use. Kept beside the versions, in ``entropy.json``.
 
     Args:
         tasks: segmentations by name.
@@ -104,25 +102,25 @@ class EntropyScoring(ScoringMethod):
 
     def _score(self, model: str, datastore: Datastore, most: int) -> dict[str, Any]:
         task = self.tasks[model]
+        active, known = task.versions.active, task.versions.scores("entropy")
         counts = {"scored": 0, "before": 0, "failed": 0}
         for image_id in sorted(datastore.get_unlabeled_images()):
-            known = (datastore.get_image_info(image_id) or {}).get("entropy", {})
-            if known.get(model, {}).get("adapter") == task.versions.active:
+            if known.get(image_id, {}).get("adapter") == active:
                 counts["before"] += 1
                 continue
-            if counts["scored"] + counts["failed"] >= most:
+            if counts["scored"] >= most:
                 break
             try:
                 with one_thread():
                     entropy = predictive_entropy(task.probabilities(datastore.get_image_uri(image_id)))
+                known[image_id] = {"adapter": active, "entropy": entropy}
+                counts["scored"] += 1
             except Exception as error:  # one bad image does not keep the others from being scored
                 logger.warning(f"{image_id}: not scored: {reason(error)}")
+                known[image_id] = {"adapter": active, "entropy": None}
                 counts["failed"] += 1
-                continue
-            kept = {**known, model: {"adapter": task.versions.active, "entropy": entropy}}
-            datastore.update_image_info(image_id, {"entropy": kept})
-            counts["scored"] += 1
-        return {"adapter": task.versions.active, **counts}
+            task.versions.keep_scores("entropy", known)
+        return {"adapter": active, **counts}
 
 
 def predictive_entropy(probabilities: torch.Tensor, certain: float = 0.99) -> float:

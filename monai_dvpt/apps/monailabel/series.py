@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from monai_dvpt.data.dicom import DicomSeriesReader
-from monai_dvpt.utils import atomic_path
+from monai_dvpt.utils import atomic_path, fingerprint
 
 from .dicom_labels import DicomGrid
 
@@ -29,7 +29,8 @@ def save_nifti(path: Path, values: np.ndarray, affine_ras: np.ndarray) -> Path:
 
 def nifti_of_series(folder: Path, path: Path, reader: DicomSeriesReader | None = None) -> Path:
     """
-    Converts the one volume of a folder of DICOM files, unless that was done since the folder was changed.
+    Converts the one volume of a folder of DICOM files, unless that was done and no file has changed since. What the
+    file was made of is kept beside it.
 
     Args:
         folder: of the files.
@@ -42,7 +43,14 @@ def nifti_of_series(folder: Path, path: Path, reader: DicomSeriesReader | None =
     Raises:
         InputError: if the series cannot be read, or not be placed to 0.1 mm on a grid that NIfTI can hold.
     """
-    if path.is_file() and path.stat().st_mtime_ns >= folder.stat().st_mtime_ns:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    facts = [(str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    made_of, record = fingerprint(facts), path.with_name(f"{path.name}.sha256")
+    if path.is_file() and record.is_file() and record.read_text() == made_of:
         return path
+    path.unlink(missing_ok=True)
     values, grid = DicomGrid.read(folder, reader or DicomSeriesReader())
-    return save_nifti(path, values, grid.affine_ras)
+    save_nifti(path, values, grid.affine_ras)
+    with atomic_path(record) as temporary:
+        temporary.write_text(made_of)
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,29 @@ def check_name(kind: str, name: str) -> str:
 class StudiesDatastore(LocalDatastore):
     """
     MONAI Label's local datastore, in which every folder with DICOM files is an image too, and which no name of an image
-    or of a tag leads out of.
+    or of a tag leads out of. A folder beside a file of its name is not an image.
+
+    The list of the images is one file. It is written by the server alone: a process in the background, which scores or
+    trains, would write what it read before the user submitted a label.
+
+    Args:
+        studies: the folder.
+        extensions: patterns of the names of images.
+        auto_reload: whether to look for new files.
+        writes: whether this process may write the list.
     """
+
+    def __init__(self, studies: str, extensions: Sequence[str], auto_reload: bool, writes: bool) -> None:
+        self._lock = threading.RLock()  # files and their list also change in the thread that watches the folder
+        super().__init__(studies, extensions=extensions, auto_reload=auto_reload and writes, read_only=not writes)
 
     def series_folder(self, image_id: str) -> Path | None:
         """The folder of DICOM files that an image is, or None."""
+        known = self._datastore.objects.get(image_id)
+        if known is None or known.image.ext:
+            return None
         folder = Path(self._datastore.image_path()) / image_id
-        return folder if image_id in self._datastore.objects and folder.is_dir() else None
+        return folder if folder.is_dir() else None
 
     def get_image_uri(self, image_id: str) -> str:
         """
@@ -64,7 +81,8 @@ class StudiesDatastore(LocalDatastore):
         """
         if image_id:
             check_name("image", image_id)
-        return super().add_image(image_id, image_filename, image_info)
+        with self._lock:
+            return super().add_image(image_id, image_filename, image_info)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """
@@ -72,9 +90,19 @@ class StudiesDatastore(LocalDatastore):
             HTTPException: status 400, if a name is a path; 404, if there is no such image.
         """
         check_name("tag", label_tag)
-        if image_id not in self._datastore.objects:
-            raise HTTPException(404, detail=f"image must be one of the studies, got {image_id!r}.")
-        return super().save_label(image_id, label_filename, label_tag, label_info)
+        with self._lock:
+            if image_id not in self._datastore.objects:
+                raise HTTPException(404, detail=f"image must be one of the studies, got {image_id!r}.")
+            return super().save_label(image_id, label_filename, label_tag, label_info)
+
+    def refresh(self) -> None:
+        """Looks for new files."""
+        with self._lock:
+            super().refresh()
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        with self._lock:
+            super()._init_from_datastore_file(throw_exception)
 
     def _to_id(self, file: str) -> tuple[str, str]:
         if (Path(self._datastore.image_path()) / file).is_dir():
@@ -84,7 +112,9 @@ class StudiesDatastore(LocalDatastore):
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
         found = super()._list_files(path, patterns)
         if os.path.realpath(path) == os.path.realpath(self._datastore.image_path()):
-            found.update({entry.name: entry.name for entry in os.scandir(path) if _is_series(Path(entry.path))})
+            taken = {super(StudiesDatastore, self)._to_id(name)[0] for name in found}
+            folders = (entry.name for entry in os.scandir(path) if _is_series(Path(entry.path)))
+            found.update({name: name for name in folders if name not in taken})
         return found
 
 

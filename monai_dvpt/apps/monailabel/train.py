@@ -97,95 +97,106 @@ class AdapterTrainTask(TrainTask):
                 with lock:
                     return self._train({**self.config(), **request}, datastore)
             except Timeout as error:
-                raise InputError(
-                    f"{self.bundle.name}: must be trained once at a time, a training is running."
-                ) from error
+                raise InputError(f"{self.bundle.name}: is being trained; one training at a time.") from error
 
     def _train(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         started = time.monotonic()
-        start = _chosen(request["start_from"])
-        start = self.versions.active if start == IN_USE else start
+        start, used = _chosen(request["start_from"]), self.versions.active
+        start = used if start == IN_USE else start
         run = self.versions.folder / "run"  # of the training that is going on
         shutil.rmtree(run, ignore_errors=True)
         cases, left_out = labelled_cases(datastore, self.bundle.labels, run / "labels")
         if not cases:
             why = "; ".join(f"{name}: {text}" for name, text in left_out.items())
-            raise InputError(
-                f"{self.bundle.name}: must have images with a final label to be trained, found none. {why}"
-            )
-        training, validation = split_cases(cases, float(request["val_split"]))
+            raise InputError(f"{self.bundle.name}: must have images with a final label to train on, found none. {why}")
+        seen = self.versions.trained_on(start) | self.versions.trained_on(used)
+        training, validation = split_cases(cases, float(request["val_split"]), seen)
         scored_on = "validation" if validation else "training"
         logger.info(f"{len(training)} training and {len(validation)} validation cases, {len(left_out)} left out")
         network = freeze_backbone(self.bundle.network(), TRAINED)
-        self.versions.load(network, start, list(self.bundle.labels.names))
-        first = save_adapter(network, run / "start.safetensors", labels=self.bundle.labels.names)
-        saver = self._run(request, first, run, training, validation or training)
-        metric = saver.evaluator.state.key_metric_name
-        improved = saver.best["epoch"] > 0
-        kept = saver.best if improved else saver.last
-        load_adapter(network, run / f"adapter_{'best' if improved else 'last'}.safetensors")
-        used = self.versions.active
-        before = saver.start["metrics"][metric] if used == start else self._score(saver, used, metric)
+        self.versions.load(network, start, self._labels)
+        first = save_adapter(network, run / "start.safetensors", labels=self._labels)
+        workflow = self._workflow(request, first, run, training, validation or training)
+        workflow.initialize()
+        workflow.run()
+        saver = workflow.parser.get_parsed_content("train#saver")
+        load_adapter(network, run / f"adapter_{'best' if saver.best['epoch'] else 'last'}.safetensors")
         facts = {
             "start": start,
-            "score": kept["metrics"][metric],
-            "in_use_before": used,
-            "score_in_use_before": before,
-            "metric": metric,
+            **self._scores(saver, start, used),
             "scored_on": scored_on,
             "training_cases": [case["name"] for case in training],
             "validation_cases": [case["name"] for case in validation],
             "left_out": left_out,
-            "epoch": kept["epoch"],
             "epochs": int(request["max_epochs"]),
             "seconds": round(time.monotonic() - started, 1),
         }
-        name = self.versions.add(network, TRAINED, list(self.bundle.labels.names), facts)
+        name = self.versions.add(network, TRAINED, self._labels, facts)
         self._keep(run, name)
-        if better := facts["score"] > before:
+        before, score = facts["score_in_use_before"], facts["score"]
+        if score > before:
             self.versions.use(name)
-        told = f"{name}: {metric} {facts['score']:.4f}, {used}: {before:.4f}"
-        logger.info(f"{told} on the {scored_on} cases; {name if better else used} is in use now")
-        return {"version": name, "in_use": self.versions.active, **facts}
+        in_use = self.versions.active
+        told = f"{name}: {facts['metric']} {score:.4f}, {used}: {before:.4f} on the {scored_on} cases"
+        logger.info(f"{told}; {in_use} is in use now")
+        return {"version": name, "in_use": in_use, **facts}
 
-    def _run(
+    @property
+    def _labels(self) -> list[str]:
+        return list(self.bundle.labels.names)
+
+    def _workflow(
         self, request: Mapping[str, Any], first: Path, run: Path, training: list[Case], validation: list[Case]
-    ) -> AdapterSaver:
-        """Runs the bundle's training; returns the handler that kept the best epoch."""
-        epochs = int(request["max_epochs"])
-        config = self.bundle.root / "configs"
-        settings = {key: value for key, value in self.bundle.settings.items() if key == "backbone_path"}
+    ) -> ConfigWorkflow:
+        """The bundle's training, from an adapter and on these cases."""
+        epochs, config = int(request["max_epochs"]), self.bundle.root / "configs"
+        settings: dict[str, Any] = {
+            "output_dir": str(run),
+            "adapter_path": str(first),
+            "published_model": None,
+            "trainable": TRAINED,
+            "max_epochs": epochs,
+            "val_interval": max(1, epochs // 5),
+            "seed": int(request["seed"]),
+            "device": torch.device(name_to_device(_chosen(request["device"]))),
+        }
         workflow = ConfigWorkflow(
             config_file=str(config / "train.yaml"),
             meta_file=str(config / "metadata.json"),
             logging_file=False,
             workflow_type="train",
             bundle_root=str(self.bundle.root),
-            output_dir=str(run),
-            adapter_path=str(first),
-            published_model=None,
-            trainable=TRAINED,
-            max_epochs=epochs,
-            val_interval=max(1, epochs // 5),
-            seed=int(request["seed"]),
-            device=torch.device(name_to_device(_chosen(request["device"]))),
             **settings,
         )
-        crops = max(int(workflow.parser.get("crops_per_case", 1)), -(-LEAST_CROPS // len(training)))
+        parser = workflow.parser
+        for key, value in self.bundle.settings.items():
+            if key in parser and key not in settings:
+                parser[key] = value
+        if "organs" in parser:  # the labels have the values of the model
+            parser["organs"] = {name: [value] for value, name in enumerate(self._labels) if value}
+        crops = max(int(parser.get("crops_per_case", 1)), -(-LEAST_CROPS // len(training)))
         # paths alone: a text that begins with $ would be run as Python
         for key, cases in (("train", training * crops), ("validate", validation)):
             pairs = [{"image": os.path.abspath(c["image"]), "label": os.path.abspath(c["label"])} for c in cases]
-            workflow.parser[f"{key}#dataset#data"] = pairs
-        workflow.parser["train#dataset#hash_as_key"] = True  # an image that is used several times is cached once
-        workflow.initialize()
-        workflow.run()
-        return workflow.parser.get_parsed_content("train#saver")
+            parser[f"{key}#dataset#data"] = pairs
+        parser["train#dataset#hash_as_key"] = True  # an image that is used several times is cached once
+        return workflow
 
-    def _score(self, saver: AdapterSaver, version: str, metric: str) -> float:
-        """The score of another version on the cases of a run that is over."""
-        self.versions.load(saver.network, version, list(self.bundle.labels.names))
-        saver.evaluator.run()
-        return float(saver.evaluator.state.metrics[metric])
+    def _scores(self, saver: AdapterSaver, start: str, used: str) -> dict[str, Any]:
+        """Scores of a run that is over, and of the version in use on the same cases; then the run's files are spent."""
+        metric = saver.evaluator.state.key_metric_name
+        kept, before = saver.best if saver.best["epoch"] else saver.last, saver.start["metrics"][metric]
+        if used != start:
+            self.versions.load(saver.network, used, self._labels)
+            saver.evaluator.run()
+            before = float(saver.evaluator.state.metrics[metric])
+        return {
+            "score": kept["metrics"][metric],
+            "in_use_before": used,
+            "score_in_use_before": before,
+            "metric": metric,
+            "epoch": kept["epoch"],
+        }
 
     def _keep(self, run: Path, name: str) -> None:
         """Keeps the records of a run beside its version; what is large goes."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ __all__ = ["SHIPPED", "AdapterVersions"]
 
 SHIPPED = "shipped"
 """Name of the adapter that all others go on from."""
+
+IN_FILE = ("start", "score", "in_use_before", "score_in_use_before", "metric", "scored_on", "epoch", "epochs")
+"""Facts of a version that its file has too."""
 
 Record = dict[str, Any]
 
@@ -104,19 +108,46 @@ class AdapterVersions:
             network: the network.
             parts: the parts that were trained.
             labels: names of the classes, background first.
-            facts: what to keep with it, JSON-serialisable, such as its "score".
+            facts: what to keep with it, JSON-serialisable: "start", the version that it goes on from, its "score" and
+                others. What names cases stays in the index; the file, which may be passed on, gets scores alone.
 
         Returns:
             the name of the version.
         """
         with self._change() as index:
-            count = len(index["versions"]) + 1
-            name = f"v{count}"
-            notes = {**facts, "base_sha256": adapter_metadata(self.shipped)["tensors_sha256"]}
+            taken = {path.stem for path in self.folder.glob("*.safetensors")}  # also where an index was lost
+            name = next(name for name in (f"v{number}" for number in count(1)) if name not in taken)
+            notes = {key: value for key, value in facts.items() if key in IN_FILE}
+            notes["base_sha256"] = adapter_metadata(self.shipped)["tensors_sha256"]
             path = save_adapter(network, self.folder / f"{name}.safetensors", parts=parts, labels=labels, notes=notes)
             created = datetime.now().isoformat(timespec="seconds")
             index["versions"].append({"name": name, "created": created, "bytes": path.stat().st_size, **facts})
         return name
+
+    def trained_on(self, name: str) -> set[str]:
+        """Names of the cases that a version, or one that it goes on from, was trained on; not those of the shipped."""
+        records = {record["name"]: record for record in self.records()}
+        cases: set[str] = set()
+        while name in records:
+            record = records.pop(name)
+            cases.update(record.get("training_cases", []))
+            name = record.get("start", SHIPPED)
+        return cases
+
+    def scores(self, kind: str) -> dict[str, Any]:
+        """Scores of images, by their names, that were kept under ``kind``; nothing where they cannot be read."""
+        try:
+            return dict(json.loads((self.folder / f"{kind}.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
+    def keep_scores(self, kind: str, scores: Mapping[str, Any]) -> None:
+        """
+        Keeps scores of images beside the versions, not in MONAI Label's list of images: a process in the background
+        would write that while a user submits labels.
+        """
+        with atomic_path(self.folder / f"{kind}.json") as path:
+            path.write_text(to_json(scores), encoding="utf-8")
 
     def load(self, network: TunableNetwork, name: str, labels: list[str]) -> TunableNetwork:
         """
@@ -148,7 +179,8 @@ class AdapterVersions:
         try:
             index = json.loads(self.index.read_text(encoding="utf-8"))
             texts = {key: str(index[key]) for key in ("active", "shipped")}
-            return {**texts, "versions": [dict(record) for record in index["versions"]]}
+            records = [{**record, "name": str(record["name"])} for record in index["versions"]]
+            return {**texts, "versions": records}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.index}: must be a list of adapter versions, cannot be read: {error}") from error
 
