@@ -145,9 +145,11 @@ class DVPTApp(MONAILabelApp):
         path = self._path_of(image, store)
         # where a text is an existing path MONAI Label takes it as it is, and does not look for the image of that name
         result = super().infer({**_without(request, "image_path"), "image": path}, store)
-        if request.get("save_label") and result["file"] and path != image:
-            tag, info = request.get("label_tag", ORIGINAL), {"model": request["model"], "params": result["params"]}
-            result["label"] = store.save_label(image, result["file"], tag, info)
+        if str(request.get("save_label", False)).lower() == "true" and result["file"] and path != image:
+            names = self.bundles[request["model"]].labels.names[1:]
+            told = [{"name": name, "idx": value} for value, name in enumerate(names, start=1)]
+            info = {"model": request["model"], "params": result["params"], "label_info": told}
+            result["label"] = store.save_label(image, result["file"], request.get("label_tag", ORIGINAL), info)
         return result
 
     def model_file(self, model: str, validate: bool = True) -> str | None:

@@ -200,7 +200,8 @@ class PacsDatastore(DICOMWebDatastore):
             image_id: UID of the series.
             label_filename: label map on the voxels of the image: .nii.gz, .nrrd, or .bin (bytes of the voxels).
             label_tag: of the label.
-            label_info: its "label_info" lists the segments, each with "name", see :func:`labels_in_file`.
+            label_info: its "label_info" lists the segments, each with "name", see :func:`labels_in_file`; that of a
+                model's own answer has its "params".
             label_id: not used.
 
         Returns:
@@ -221,7 +222,7 @@ class PacsDatastore(DICOMWebDatastore):
             label = to_model_values(label, told, model)
             with self._temporary() as temporary:
                 path = Path(temporary) / "seg.dcm"
-                write_seg(path, label, grid, model, corrected=True)
+                write_seg(path, label, grid, model, corrected="params" not in label_info)
                 seg_uid = self._pacs.store(path, image_id)
             return self._keep_label(image_id, label, grid, FINAL, _final_info(model, seg_uid))
 
