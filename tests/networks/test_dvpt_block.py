@@ -75,7 +75,7 @@ class TestDVPTBlock(unittest.TestCase):
         expected = x + block.up(block.gate * F.gelu(block.down(F.layer_norm(x, (C,)))))
         self.assertTrue(torch.equal(block(x), expected))
 
-    @parameterized.expand([(torch.float32, False, 1e-5), (torch.float64, False, 1e-12), (torch.float32, True, 1e-2)])
+    @parameterized.expand([(torch.float32, False, 1e-4), (torch.float64, False, 1e-12), (torch.float32, True, 1e-2)])
     def test_gradients_are_those_of_the_formula(self, dtype, amp, rtol):
         block = randomise(DVPTBlock(C, R, M)).to(dtype)
         for with_input in (True, False):

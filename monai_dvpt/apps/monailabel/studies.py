@@ -41,17 +41,18 @@ class StudiesDatastore(LocalDatastore):
     MONAI Label's local datastore, in which every folder with DICOM files is an image too, and which no name of an image
     or of a tag leads out of. A folder beside a file of its name is not an image.
 
-    The list of the images is one file. It is written by the server alone: a process in the background, which scores or
-    trains, would write what it read before the user submitted a label.
+    The list of the images is one file, which the server keeps. A process in the background does not look for new files,
+    and reads the list again before it adds a label to it: else it would write what it read before a user submitted one.
 
     Args:
         studies: the folder.
         extensions: patterns of the names of images.
         auto_reload: whether to look for new files.
-        writes: whether this process may write the list.
+        writes: whether this process keeps the list.
     """
 
     def __init__(self, studies: str, extensions: Sequence[str], auto_reload: bool, writes: bool) -> None:
+        self._writes = writes
         self._lock = threading.RLock()  # files and their list also change in the thread that watches the folder
         super().__init__(studies, extensions=extensions, auto_reload=auto_reload and writes, read_only=not writes)
 
@@ -93,6 +94,8 @@ class StudiesDatastore(LocalDatastore):
         with self._lock:
             if image_id not in self._datastore.objects:
                 raise HTTPException(404, detail=f"image must be one of the studies, got {image_id!r}.")
+            if not self._writes:
+                self._init_from_datastore_file()
             return super().save_label(image_id, label_filename, label_tag, label_info)
 
     def refresh(self) -> None:
