@@ -201,6 +201,11 @@ class TestInference(unittest.TestCase):
         self.assertEqual(self._upload(f"/datastore/label?image={self.cases[0][0]}&tag=../../stolen", "label"), 400)
         self.assertEqual(list(self.folder.rglob("*stolen*")) + list(self.folder.parent.glob("stolen*")), [])
 
+    def test_file_type_that_is_none(self):
+        status, body = self._infer(self.cases[0][0], {"result_extension": "/../stolen.nii.gz"})
+        self.assertEqual(status, 422, body)
+        self.assertIn(b"result_extension must be one of", body)
+
     def test_uploaded_image(self):
         path, _ = self.client.client.infer(SEGMENTATION, "", {}, file=str(self.secret))
         label, _, _ = self.client.label(SEGMENTATION, self.cases[0][0])

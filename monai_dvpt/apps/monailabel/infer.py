@@ -27,6 +27,7 @@ __all__ = ["AdapterInferTask", "refusing"]
 
 logger = logging.getLogger(__name__)
 
+VOLUMES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
 IN_USE = "in use"
 """What a viewer offers first where it lists adapters."""
 
@@ -110,10 +111,12 @@ class AdapterInferTask(BasicInferTask):
         names = {value: name for name, value in self.labels.items()}
         volumes = label_volumes_ml(label_map.cpu().numpy(), label_map.affine.cpu().numpy(), names)
         image = str(data.get("image_path", ""))
-        wanted = extension or data.get("result_extension")
-        kept = next((ending for ending in (".nii.gz", ".nii", ".nrrd") if image.endswith(ending)), ".nii.gz")
+        kept = next((ending for ending in VOLUMES if image.endswith(ending)), VOLUMES[0])
+        wanted = extension or data.get("result_extension") or kept
+        if wanted not in (*VOLUMES, ".dcm"):
+            raise InputError(f"result_extension must be one of {(*VOLUMES, '.dcm')}, got {wanted!r}.")
         result = {**data, self.output_label_key: label_map}
-        file, told = super().writer(result, ".nii.gz" if wanted == ".dcm" else wanted or kept, dtype)
+        file, told = super().writer(result, VOLUMES[0] if wanted == ".dcm" else wanted, dtype)
         if wanted == ".dcm":
             nifti = file
             try:
