@@ -48,6 +48,8 @@ def add_parser(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     versions = AdapterVersions.open(arguments.folder)
+    if not arguments.export and (arguments.output or arguments.backbone):
+        raise InputError("--output and --backbone must come with --export.")
     if arguments.export:
         _export(versions, arguments.export, arguments.output, arguments.backbone)
         return

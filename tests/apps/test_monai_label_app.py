@@ -133,7 +133,22 @@ class TestInference(unittest.TestCase):
 
     def test_nothing_is_connected_to_but_this_machine(self):
         lines = self.server.sockets.read_text().splitlines()
-        self.assertEqual([line for line in lines if "127.0.0.1" not in line and "AF_UNIX" not in line], [])
+        self.assertIn("watched", lines)
+        tried = [line for line in lines if line != "watched"]
+        self.assertEqual([line for line in tried if "127.0.0.1" not in line and "AF_UNIX" not in line], [])
+
+    def test_unknown_model_is_refused(self):
+        import requests
+
+        for path in ("/activelearning/entropy", "/scoring/dice?run_sync=true"):
+            url, body = self.server.url + path, {"model": "nothing"}
+            for _ in range(60):  # while images are scored in the background
+                answer = requests.post(url, json=body)
+                if answer.status_code != 429:
+                    break
+                time.sleep(1)
+            self.assertEqual(answer.status_code, 422, (path, answer.text))
+            self.assertIn("model must be one of", answer.text)
 
     def test_answers_are_those_of_the_bundle_in_five_axis_codes(self):
         for path in self.placed:
@@ -196,7 +211,7 @@ class TestInference(unittest.TestCase):
         status, answer = self._infer("series", {"image_path": str(self.secret), "result_extension": ".dcm"})
         self.assertEqual(status, 200)
         self.assertIn(self.series_uid.encode(), answer)  # of the series that was asked for
-        for query in ("image=../stolen", "image=/tmp/stolen.nii.gz"):
+        for query in ("image=../stolen", f"image={self.folder}/stolen.nii.gz"):
             self.assertEqual(self._upload(f"/datastore/image?{query}", "file"), 400)
         self.assertEqual(self._upload(f"/datastore/label?image={self.cases[0][0]}&tag=../../stolen", "label"), 400)
         self.assertEqual(list(self.folder.rglob("*stolen*")) + list(self.folder.parent.glob("stolen*")), [])
@@ -452,4 +467,4 @@ class TestStockApp(unittest.TestCase):
             status, told = client.train_in_background(SEGMENTATION, max_epochs=1, val_split=0.34)
             self.assertEqual(status["status"], "DONE", told)
         for line in server.sockets.read_text().splitlines():
-            self.assertTrue("127.0.0.1" in line or "AF_UNIX" in line, line)
+            self.assertTrue("127.0.0.1" in line or "AF_UNIX" in line or line == "watched", line)

@@ -95,6 +95,9 @@ class TestVersionsCommand(unittest.TestCase):
         with torch.no_grad():
             torch.testing.assert_close(merge_full(whole, self.backbone)(self.image), expected)
         self.assertEqual(call(main, "versions", self.versions.folder, *options)[0], 1)
+        status, _, err = call(main, "versions", self.versions.folder, "--use", "v1", "--output", whole)
+        self.assertEqual(status, 1)
+        self.assertIn("--output and --backbone must come with --export", err)
 
     def test_folder_without_versions(self):
         status, _, err = call(main, "versions", self.folder)

@@ -29,6 +29,8 @@ def tell(event, arguments):
         with open(os.environ["SOCKET_LOG"], "a") as file:
             file.write(f"{event} {arguments!r}\\n")
 sys.addaudithook(tell)
+with open(os.environ["SOCKET_LOG"], "a") as file:
+    file.write("watched\\n")
 """
 """Run at the start of every Python process of the server: writes where it connects to and which names it looks up."""
 

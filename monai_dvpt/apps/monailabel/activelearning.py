@@ -9,6 +9,8 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from monai_dvpt.utils import InputError
+
 from .versions import AdapterVersions
 
 __all__ = ["MostUncertain"]
@@ -36,12 +38,17 @@ class MostUncertain(Strategy):
 
         Returns:
             "id" of the image and its "entropy" (None where it was not scored); None if all images have a label.
+
+        Raises:
+            InputError: if "model" is none of the segmentations.
         """
+        model = request.get("model") or next(iter(self.versions))
+        if model not in self.versions:
+            raise InputError(f"model must be one of {list(self.versions)}, got {model!r}.")
         images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
         if not images:
             return None
-        versions = self.versions.get(request.get("model") or "", next(iter(self.versions.values())))
-        known = versions.scores("entropy")
+        known = self.versions[model].scores("entropy")
 
         def rank(image: str) -> float:
             if image not in known:

@@ -55,12 +55,8 @@ class PacsDatastore(DICOMWebDatastore):
         search_filter: which series are images, as for QIDO-RS.
         cache_path: folder of the copy.
         fetch_by_frame: fetch pixel data frame by frame.
-        convert_to_nifti: must be True.
         models: labels of the segmentation models.
         reader: reads the series.
-
-    Raises:
-        ValueError: if ``convert_to_nifti`` is False.
     """
 
     def __init__(
@@ -69,19 +65,16 @@ class PacsDatastore(DICOMWebDatastore):
         search_filter: dict[str, Any],
         cache_path: str | None = None,
         fetch_by_frame: bool = False,
-        convert_to_nifti: bool = True,
         *,
         models: Sequence[ModelLabels] = (),
         reader: DicomSeriesReader | None = None,
     ) -> None:
-        if not convert_to_nifti:
-            raise ValueError("convert_to_nifti must be True: DICOM is read as NIfTI that is placed right, or refused.")
         self._models, self._reader = list(models), reader or DicomSeriesReader()
         self._lock = threading.RLock()  # files and their list also change in the thread that watches the folder
         self._pacs = Pacs(client)
         # not the folder of MONAI Label's own datastore, where slices may lie elsewhere and patients be named
         root = Path(cache_path) if cache_path else Path.home() / ".cache" / "monailabel" / "dicom"
-        super().__init__(client, search_filter, str(root / "monai_dvpt"), fetch_by_frame, convert_to_nifti)
+        super().__init__(client, search_filter, str(root / "monai_dvpt"), fetch_by_frame)
 
     def refresh(self) -> None:
         """Lists what is on disk."""

@@ -19,7 +19,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from monai_dvpt.transforms import LoadVolume
-from monai_dvpt.utils import reason
+from monai_dvpt.utils import InputError, reason
 
 from .cases import labelled_cases
 from .infer import AdapterInferTask
@@ -47,6 +47,9 @@ class DiceScoring(ScoringMethod):
         Args:
             request: "model", one of the segmentations; by default each.
             datastore: of MONAI Label.
+
+        Raises:
+            InputError: if "model" is none of them.
 
         Returns:
             by model: the "adapter", the Dice of each label by image, None where neither has it, and the "mean".
@@ -162,4 +165,6 @@ def one_thread() -> Iterator[None]:
 
 def _models(request: Mapping[str, Any], tasks: Mapping[str, AdapterInferTask]) -> list[str]:
     asked = request.get("model")
-    return list(tasks) if not asked else [name for name in tasks if name == asked]
+    if asked and asked not in tasks:
+        raise InputError(f"model must be one of {list(tasks)}, got {asked!r}.")
+    return [asked] if asked else list(tasks)

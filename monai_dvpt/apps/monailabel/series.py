@@ -27,7 +27,7 @@ def save_nifti(path: Path, values: np.ndarray, affine_ras: np.ndarray) -> Path:
     return path
 
 
-def nifti_of_series(folder: Path, path: Path, reader: DicomSeriesReader | None = None) -> Path:
+def nifti_of_series(folder: Path, path: Path) -> Path:
     """
     Converts the one volume of a folder of DICOM files, unless that was done and no file has changed since. What the
     file was made of is kept beside it.
@@ -35,7 +35,6 @@ def nifti_of_series(folder: Path, path: Path, reader: DicomSeriesReader | None =
     Args:
         folder: of the files.
         path: of the NIfTI file, ``.nii.gz``.
-        reader: by default one that takes the one volume there is.
 
     Returns:
         ``path``.
@@ -49,7 +48,7 @@ def nifti_of_series(folder: Path, path: Path, reader: DicomSeriesReader | None =
     if path.is_file() and record.is_file() and record.read_text() == made_of:
         return path
     path.unlink(missing_ok=True)
-    values, grid = DicomGrid.read(folder, reader or DicomSeriesReader())
+    values, grid = DicomGrid.read(folder, DicomSeriesReader())
     save_nifti(path, values, grid.affine_ras)
     with atomic_path(record) as temporary:
         temporary.write_text(made_of)
