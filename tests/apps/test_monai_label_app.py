@@ -119,7 +119,8 @@ class TestInference(unittest.TestCase):
         cls.series_uid = str(header.SeriesInstanceUID)
         cls.secret = cls.folder / "secret.nii.gz"
         shutil.copy(cls.cases[0][1], cls.secret)
-        cls.server = cls.enterClassContext(serve(studies, cls.folder / "server"))
+        # by name, since a clone may hold the weights of further bundles
+        cls.server = cls.enterClassContext(serve(studies, cls.folder / "server", {"models": f"{SEGMENTATION},{GRADE}"}))
         cls.client = Client(cls, cls.server)
 
     def test_info_lists_models_labels_and_types(self):
