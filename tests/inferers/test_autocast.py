@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn as nn
+from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from parameterized import parameterized
 
@@ -62,6 +63,23 @@ class TestAutocastInferer(unittest.TestCase):
             expected = 4 * inferer(self.image, self.net)
             self.assertTrue(torch.equal(inferer(self.image, self.net, 4.0), expected))
             self.assertTrue(torch.equal(inferer(self.image, self.net, scale=4.0), expected))
+
+    @parameterized.expand([("simple",), ("sliding",)])
+    def test_metadata_comes_back_and_the_network_sees_a_plain_tensor(self, kind):
+        inferer = SimpleInferer() if kind == "simple" else self.sliding
+        image = MetaTensor(self.image, affine=2 * torch.eye(4), applied_operations=[{"class": "Flip"}])
+        image.is_batch = True
+        seen = []
+        self.net.register_forward_pre_hook(lambda _, inputs: seen.append(type(inputs[0])))
+        with torch.no_grad():
+            y = AutocastInferer(inferer)(image, self.net)
+            expected = AutocastInferer(inferer)(self.image, self.net)
+        self.assertEqual(set(seen), {torch.Tensor})
+        self.assertIs(type(expected), torch.Tensor)
+        self.assertIsInstance(y, MetaTensor)
+        self.assertTrue(torch.equal(y.as_tensor(), expected))
+        self.assertTrue(torch.equal(y.affine, image.affine))
+        self.assertEqual((y.applied_operations, y.is_batch), (image.applied_operations, True))
 
     @parameterized.expand([("true", True), ("False", False), ("false", False)])
     def test_text_of_a_command_line(self, text, enabled):

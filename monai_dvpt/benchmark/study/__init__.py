@@ -11,7 +11,6 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from monai_dvpt.baselines import METHODS
@@ -86,6 +85,11 @@ def add_parser(commands: Any) -> None:
         help="of the training cases that choose, 0.25 by default",
     )
     parser.add_argument(
+        "--equal-steps",
+        action="store_true",
+        help="train with a share of the labels for as many more epochs, so that every run takes as many steps",
+    )
+    parser.add_argument(
         "--workers", type=int, metavar="N", help="processes at a time, by default one for each core, and with a GPU one"
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process, 1 by default")
@@ -97,15 +101,15 @@ def _run(arguments: argparse.Namespace) -> None:
     reference = str(parse_method(arguments.reference))
     _check(arguments, reference in map(str, methods))
     settings = dict(_setting(text, arguments.bundle) for text in arguments.set)
-    task = Task(str(arguments.bundle), settings, arguments.threads)
-    workers = arguments.workers or (1 if torch.cuda.is_available() else max(1, _cores() // arguments.threads))
+    task = Task(str(arguments.bundle), settings, arguments.threads, arguments.equal_steps)
+    workers = arguments.workers or (1 if task.uses_gpu() else max(1, _cores() // arguments.threads))
     lists = read_cases(task)
     splits = make_splits(lists, arguments.folds, arguments.tuning_fraction)
     configs = [(arguments.bundle / "configs" / name).read_text() for name in ("train.yaml", "metadata.json")]
     plan = {
         "bundle": fingerprint(configs),
         "cases": fingerprint([[list(part) for part in astuple(split)] for split in splits]),
-        **{name: getattr(arguments, name) for name in ("folds", "tuning_fraction", "threads")},
+        **{name: getattr(arguments, name) for name in ("folds", "tuning_fraction", "equal_steps", "threads")},
         **{f"--set {key}": value for key, value in settings.items()},
     }
     _keep_plan(arguments.output, plan)
@@ -190,4 +194,5 @@ def _command(arguments: argparse.Namespace) -> str:
     for name in ("methods", "reference", "fractions", "seeds", "trials", "folds", "tuning_fraction", "threads"):
         value = getattr(arguments, name)
         words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+    words += ["--equal-steps"] * arguments.equal_steps
     return shlex.join(map(str, words))

@@ -40,11 +40,14 @@ class Task:
             ``validate#evaluator``.
         settings: values that replace those of the config, by key.
         threads: of each job.
+        equal_steps: whether a job with a share of the labels trains for as many more epochs, so that it takes as many
+            steps as one with all.
     """
 
     bundle: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     threads: int = 1
+    equal_steps: bool = False
 
     def workflow(self, **overrides: Any) -> ConfigWorkflow:
         """The bundle's training, not yet initialised."""
@@ -56,6 +59,10 @@ class Task:
             workflow_type="train",
             **{"bundle_root": self.bundle, **self.settings, **overrides},
         )
+
+    def uses_gpu(self) -> bool:
+        """Whether the bundle trains on a GPU."""
+        return torch.device(self.workflow().parser.get_parsed_content("device")).type == "cuda"
 
 
 def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
@@ -106,6 +113,8 @@ def train_and_score(task: Task, job: Job, training: Sequence[Mapping], scored: S
     parts = {"backbone": job.encoder_rate, "dvpt": job.encoder_rate, "decoder": job.head_rate, "head": job.head_rate}
     workflow = task.workflow(seed=job.seed, learning_rates=parts)
     parser = workflow.parser
+    if task.equal_steps and job.fraction < 1:
+        parser["max_epochs"] = round(parser.get_parsed_content("max_epochs") / job.fraction)
     parser["cases"] = UserDict({"training": list(training), "validation": list(scored)})  # a dict would be parsed
     parser["imports"] = [
         *parser.get("imports", []),
@@ -121,12 +130,15 @@ def train_and_score(task: Task, job: Job, training: Sequence[Mapping], scored: S
     parser["validate#handlers"], parser["validate#additional_metrics"] = [], {}
     workflow.initialize()
     set_determinism(job.seed)
+    device = torch.device(parser.get_parsed_content("device"))
+    if device.type == "cuda":  # of which a process may see several jobs
+        torch.cuda.reset_peak_memory_stats(device)
     network, evaluator = (parser.get_parsed_content(name) for name in ("network", "validate#evaluator"))
     trainer = parser.get_parsed_content("train#trainer")
     started = time.monotonic()
     trainer.run()
     seconds = time.monotonic() - started
-    memory = peak_memory_mib(next(network.parameters()).device)
+    memory = peak_memory_mib(device)
     evaluator.run()
     counts = {part: count["trainable"] for part, count in count_parameters(network).items()}
     return {

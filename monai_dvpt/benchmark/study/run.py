@@ -117,7 +117,7 @@ def _run_all(
     left = [job for job in dict.fromkeys(jobs) if job.key not in results.rows]
     failed = []
     with (
-        _pool(workers, results.path.with_name("log.txt")) as pool,
+        _pool(task, workers, results.path.with_name("log.txt")) as pool,
         tqdm(total=len(set(jobs)), initial=len(set(jobs)) - len(left), desc=title, unit="run") as bar,
     ):
         futures = {pool.submit(run_job, task, job, *splits[job.fold].cases(job)): job for job in left}
@@ -138,14 +138,21 @@ def _run_all(
         raise InputError(f"{len(failed)} of {len(jobs)} {title} failed; the others are kept: " + "; ".join(failed))
 
 
-def _pool(workers: int, log: Path) -> ProcessPoolExecutor:
-    """Processes that start with the packages imported, one for each job, so that its peak memory is its own."""
+def _pool(task: Task, workers: int, log: Path) -> ProcessPoolExecutor:
+    """
+    Processes that start with the packages imported. Without a GPU there is one for each job, so that its peak memory is
+    its own; a GPU's peak can be set back, and to begin to use one takes seconds.
+    """
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload([run_job.__module__])
     return ProcessPoolExecutor(
-        workers, mp_context=context, max_tasks_per_child=1, initializer=_print_to, initargs=(log,)
+        workers,
+        mp_context=context,
+        max_tasks_per_child=None if task.uses_gpu() else 1,
+        initializer=_print_to,
+        initargs=(log,),
     )
 
 

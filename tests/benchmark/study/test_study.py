@@ -6,9 +6,11 @@ from __future__ import annotations
 import csv
 import unittest
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from monai.engines import SupervisedTrainer
 from PIL import Image
 from utils_commands import call
 from utils_data import temporary_folder
@@ -115,6 +117,8 @@ class TestStudy(unittest.TestCase):
         methods = ("--methods", "linear", "--reference", "linear", "--seeds", "0", "--trials", "1")
         status, _, err = self.study(output, *methods)
         self.assertEqual(status, 0, err)
+        status, _, err = self.study(output, *methods, "--equal-steps")
+        self.assertIn("plan.json: must be of the same plan, equal_steps changed", err)
         for changes, named in (({"max_epochs": 3}, "--set max_epochs"), ({"outputs": ["A"]}, "--set outputs, cases")):
             status, _, err = self.study(output, *methods, **changes)
             self.assertEqual(status, 1)
@@ -160,7 +164,7 @@ class TestStudy(unittest.TestCase):
 
 
 class TestJob(unittest.TestCase):
-    def test_a_seed_decides_the_score(self):
+    def data(self) -> tuple[Path, list[dict]]:
         folder = temporary_folder(self)
         write_data(folder)
         cases = [
@@ -168,6 +172,22 @@ class TestJob(unittest.TestCase):
             for p in range(6)
             for s in range(2)
         ]
+        return folder, cases
+
+    def test_a_share_of_the_labels_takes_as_many_steps(self):
+        folder, cases = self.data()
+        for equal_steps, fraction, epochs in ((True, 1.0, 2), (True, 0.25, 8), (False, 0.25, 2)):
+            task = Task(str(BUNDLE), settings(folder), equal_steps=equal_steps)
+            job = Job("final", "linear", 0, 0, fraction, 1e-2, 1e-2)
+            with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
+                run_job(task, job, cases[:8], cases[8:])
+            (trainer,) = run.call_args.args
+            self.assertEqual((trainer.state.max_epochs, trainer.state.epoch), (epochs, epochs))
+            if epochs == 8:  # the schedule of the learning rate ends with the last epoch
+                self.assertLess(trainer.optimizer.param_groups[0]["lr"], 1e-3)
+
+    def test_a_seed_decides_the_score(self):
+        folder, cases = self.data()
         job = Job("final", "dvpt", 0, 3, 1.0, 1e-2, 1e-2)
         results = [run_job(Task(str(BUNDLE), settings(folder)), job, cases[:8], cases[8:]) for _ in range(2)]
         for result in results:
