@@ -63,7 +63,12 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--reference", default="full", metavar="METHOD", help="to compare with, full by default")
     parser.add_argument(
-        "--fractions", nargs="+", type=float, default=[1.0], metavar="F", help="of the labels, in (0, 1]"
+        "--fractions",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="F",
+        help="of the labels, in (0, 1], run in this order",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 by default")
     parser.add_argument(

@@ -182,12 +182,12 @@ def final_jobs(best: Mapping[tuple[str, int], Job], fractions: Sequence[float], 
     """
     Args:
         best: the best trial of every method and split.
-        fractions: shares of the labels.
+        fractions: shares of the labels, in the order in which they are run.
         seeds: one run each.
     """
     return [
         Job("final", method, fold, seed, fraction, trial.encoder_rate, trial.head_rate)
-        for fraction in sorted(fractions, reverse=True)
+        for fraction in fractions
         for seed in seeds
         for (method, fold), trial in best.items()
     ]
