@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The study of ``python -m monai_dvpt.benchmark study`` with further methods, each of them DVPT with one of its choices made
+The study of ``python -m monai_dvpt.benchmark study`` with further methods, each of them DVPT with one choice made
 otherwise:
 
     python docs/scripts/dvpt_choices.py study --bundle DIR --output OUT --methods dvpt dvpt_mean --reference dvpt ...

@@ -94,7 +94,7 @@ class TestJobs(unittest.TestCase):
     def test_final_runs_take_the_chosen_rates(self):
         best = {("dvpt", 1): Job("trial", "dvpt", 1, 0, 1.0, 0.002, 0.003)}
         jobs = final_jobs(best, [0.4, 1.0], [0, 1])
-        self.assertEqual([(job.fraction, job.seed) for job in jobs], [(1.0, 0), (1.0, 1), (0.4, 0), (0.4, 1)])
+        self.assertEqual([(job.fraction, job.seed) for job in jobs], [(0.4, 0), (0.4, 1), (1.0, 0), (1.0, 1)])
         self.assertEqual(
             {(job.kind, job.fold, job.encoder_rate, job.head_rate) for job in jobs}, {("final", 1, 0.002, 0.003)}
         )
