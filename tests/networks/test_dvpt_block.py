@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import unittest
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -45,6 +46,9 @@ def reference(x: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
 class TestDVPTBlock(unittest.TestCase):
     def setUp(self):
         torch.manual_seed(0)
+        as_with_many_tokens = patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1)
+        as_with_many_tokens.start()
+        self.addCleanup(as_with_many_tokens.stop)
 
     @parameterized.expand([(M,), (0,), (1,)])
     def test_identity_at_initialisation(self, num_prompts):
@@ -95,6 +99,19 @@ class TestDVPTBlock(unittest.TestCase):
         block(torch.randn(B, N, C)).square().sum().backward()
         self.assertIsNone(block.up.weight.grad)
         self.assertTrue(block.down.weight.grad.any())
+
+    def test_few_tokens_are_kept_as_usual(self):
+        block, x = randomise(DVPTBlock(C, R, M)), torch.randn(B, N, C)
+        y = block(x)
+        gradients = torch.autograd.grad(y.square().sum(), list(block.parameters()))
+        with patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", x.numel() + 1):
+            few = block(x)
+        self.assertTrue(torch.equal(few, y))
+        self.assertNotEqual(type(few.grad_fn), type(y.grad_fn))
+        for one, other in zip(
+            torch.autograd.grad(few.square().sum(), list(block.parameters())), gradients, strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
     def test_keeps_its_output_and_nothing_else_of_the_full_width(self):
         block, kept = randomise(DVPTBlock(C, R, M)), []

@@ -17,6 +17,9 @@ from monai_dvpt.utils import check_counts
 
 __all__ = ["DVPTBlock", "DVPTList"]
 
+KEEP_FROM = 2**18
+"""Numbers in the tokens from which a block keeps its output alone: fewer are soon kept, and to compute again takes time."""
+
 
 class DVPTBlock(nn.Module):
     """
@@ -98,14 +101,15 @@ class DVPTBlock(nn.Module):
 
 def _keeps_output(block: DVPTBlock, x: torch.Tensor) -> bool:
     """
-    Whether a block keeps its output alone for the backward pass: where autograd records, nothing but it looks on, and
-    the type of the tokens is precise enough to find them from the output.
+    Whether a block keeps its output alone for the backward pass: where autograd records, nothing but it looks on, the
+    type of the tokens is precise enough to find them from the output, and there are enough of them to be worth it.
     """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     parts = (block.down, block.up)
     plain = all(type(part) is nn.Linear and not any(getattr(part, name) for name in hooks) for part in parts)
     traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return plain and not traced and torch.is_grad_enabled() and x.dtype in (torch.float32, torch.float64)
+    precise = x.dtype in (torch.float32, torch.float64)
+    return plain and not traced and torch.is_grad_enabled() and precise and x.numel() >= KEEP_FROM
 
 
 def _read(prompts: torch.Tensor, z: torch.Tensor, scale: float) -> torch.Tensor:
