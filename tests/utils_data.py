@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 import tempfile
 import unittest
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
 import pydicom
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
+T = TypeVar("T")
 VARIABLE = "MONAI_DVPT_TEST_DATA"
 ROOT = Path(__file__).parents[1]
 AFFINE_RAS = np.array([[-2, 0, 0, 9], [0, 3, 0, -7], [0, 0, 4, 5], [0, 0, 0, 1.0]])
@@ -29,11 +32,16 @@ def shared_data(path: str = "") -> Path:
     return root / path
 
 
+def entered(test: unittest.TestCase | type[unittest.TestCase], context: AbstractContextManager[T]) -> T:
+    """What a context gives; it is left after the test, or after the tests of a class. Python 3.11 has it as a method."""
+    stack = ExitStack()
+    (test.addClassCleanup if isinstance(test, type) else test.addCleanup)(stack.close)
+    return stack.enter_context(context)
+
+
 def temporary_folder(test: unittest.TestCase | type[unittest.TestCase]) -> Path:
     """A folder that is removed after the test, or after the tests of a class."""
-    folder = tempfile.TemporaryDirectory()
-    (test.addClassCleanup if isinstance(test, type) else test.addCleanup)(folder.cleanup)
-    return Path(folder.name).resolve()
+    return Path(entered(test, tempfile.TemporaryDirectory())).resolve()
 
 
 def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray = AFFINE_RAS) -> Path:

@@ -42,7 +42,7 @@ class AutocastInferer(Inferer):
         self.enabled = as_bool("enabled", enabled)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        has_meta = isinstance(inputs, MetaTensor)
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.enabled):
-            outputs = self.inferer(inputs.as_tensor() if has_meta else inputs, network, *args, **kwargs).float()
-        return MetaTensor(outputs).copy_meta_from(inputs, copy_attr=False) if has_meta else outputs
+            outputs = self.inferer(plain, network, *args, **kwargs).float()
+        return MetaTensor(outputs).copy_meta_from(inputs, copy_attr=False) if inputs is not plain else outputs

@@ -17,7 +17,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from safetensors.torch import load_file, save_file
 from utils_bundles import REPOSITORY, workflow
-from utils_data import dice, shared_data, temporary_folder
+from utils_data import dice, entered, shared_data, temporary_folder
 from utils_server import require_monai_label, sample_app, serve
 
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY
@@ -120,7 +120,7 @@ class TestInference(unittest.TestCase):
         cls.secret = cls.folder / "secret.nii.gz"
         shutil.copy(cls.cases[0][1], cls.secret)
         # by name, since a clone may hold the weights of further bundles
-        cls.server = cls.enterClassContext(serve(studies, cls.folder / "server", {"models": f"{SEGMENTATION},{GRADE}"}))
+        cls.server = entered(cls, serve(studies, cls.folder / "server", {"models": f"{SEGMENTATION},{GRADE}"}))
         cls.client = Client(cls, cls.server)
 
     def test_info_lists_models_labels_and_types(self):

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from test_monai_label_app import SEGMENTATION, Client, validation_cases
-from utils_data import PATIENT, dice, save_dicom, save_nifti, temporary_folder
+from utils_data import PATIENT, dice, entered, save_dicom, save_nifti, temporary_folder
 from utils_orthanc import orthanc
 from utils_server import Server, serve
 
@@ -34,7 +34,7 @@ class TestPacs(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = temporary_folder(cls)
-        cls.pacs = cls.enterClassContext(orthanc(cls.folder / "pacs"))
+        cls.pacs = entered(cls, orthanc(cls.folder / "pacs"))
 
     def send(self, image: Path, folder: Path) -> str:
         """Stores a real image in the PACS as a DICOM series; its UID."""

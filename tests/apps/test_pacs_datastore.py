@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import SimpleITK
 from parameterized import parameterized
-from utils_data import save_dicom, save_nifti, shared_data, temporary_folder
+from utils_data import entered, save_dicom, save_nifti, shared_data, temporary_folder
 from utils_dcmqi import itk_image, write_with_dcmqi
 from utils_orthanc import orthanc
 
@@ -57,7 +57,7 @@ class TestPacsDatastore(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.source = shared_data(HIPPOCAMPUS)
-        cls.pacs = cls.enterClassContext(orthanc(temporary_folder(cls) / "pacs"))
+        cls.pacs = entered(cls, orthanc(temporary_folder(cls) / "pacs"))
         header = pydicom.dcmread(next(cls.source.iterdir()), stop_before_pixels=True)
         cls.uid = str(header.SeriesInstanceUID)
         cls.secrets = [str(header.PatientName), str(header.PatientName).split("^")[0], str(header.PatientID)]
@@ -69,7 +69,7 @@ class TestPacsDatastore(unittest.TestCase):
 
     def setUp(self):
         self.folder = temporary_folder(self)
-        self.enterContext(self.pacs.inside())
+        entered(self, self.pacs.inside())
         self.pacs.clear()
         self.client = DICOMwebClientX(url=self.pacs.url)
 

@@ -12,6 +12,7 @@ from parameterized import parameterized
 from safetensors.torch import save
 from scipy.special import erf
 from torch.utils.flop_counter import FlopCounterMode
+from utils_data import entered
 from utils_networks import randomise
 
 from monai_dvpt.networks.blocks import DVPTBlock, DVPTList
@@ -46,9 +47,7 @@ def reference(x: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
 class TestDVPTBlock(unittest.TestCase):
     def setUp(self):
         torch.manual_seed(0)
-        as_with_many_tokens = patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1)
-        as_with_many_tokens.start()
-        self.addCleanup(as_with_many_tokens.stop)
+        entered(self, patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1))  # as with many tokens
 
     @parameterized.expand([(M,), (0,), (1,)])
     def test_identity_at_initialisation(self, num_prompts):

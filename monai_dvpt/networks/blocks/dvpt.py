@@ -18,7 +18,7 @@ from monai_dvpt.utils import check_counts
 __all__ = ["DVPTBlock", "DVPTList"]
 
 KEEP_FROM = 2**18
-"""Numbers in the tokens from which a block keeps its output alone: fewer are soon kept, and to compute again takes time."""
+"""Numbers in the tokens from which a block keeps its output alone; with fewer, that costs more than it saves."""
 
 
 class DVPTBlock(nn.Module):
