@@ -33,7 +33,7 @@ def shared_data(path: str = "") -> Path:
 
 
 def entered(test: unittest.TestCase | type[unittest.TestCase], context: AbstractContextManager[T]) -> T:
-    """What a context gives; it is left after the test, or after the tests of a class. Python 3.11 has it as a method."""
+    """What a context gives; it is left after the test, or after the tests of a class; Python 3.11 has that too."""
     stack = ExitStack()
     (test.addClassCleanup if isinstance(test, type) else test.addCleanup)(stack.close)
     return stack.enter_context(context)
