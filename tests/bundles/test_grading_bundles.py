@@ -111,6 +111,7 @@ class TestGradingConfigs(unittest.TestCase):
             self.assertEqual([config.get(key) for config in configs], [configs[0].get(key)] * 3, key)
         train = configs[0]["train"]
         transforms = train["deterministic_transforms"] + train.get("grade_transforms", [])
+        transforms = [transform for transform in transforms if transform["_target_"] != "ToDeviced"]  # where it is kept
         self.assertEqual(configs[1]["validate"]["preprocessing"]["transforms"], transforms)
         metrics = [{**c["validate"]["key_metric"], **c["validate"]["additional_metrics"]} for c in configs[:2]]
         self.assertEqual(*metrics)

@@ -16,6 +16,7 @@ from utils_data import entered
 from utils_networks import randomise
 
 from monai_dvpt.networks.blocks import DVPTBlock, DVPTList
+from monai_dvpt.networks.blocks.dvpt import KEEP_FROM
 
 B, N, C, R, M = 2, 6, 11, 5, 3
 
@@ -111,6 +112,12 @@ class TestDVPTBlock(unittest.TestCase):
             torch.autograd.grad(few.square().sum(), list(block.parameters())), gradients, strict=True
         ):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+    def test_how_many_tokens_are_few(self):
+        block = DVPTBlock(64, R, M)
+        with patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", KEEP_FROM):
+            names = [type(block(torch.randn(1, n, 64)).grad_fn).__name__ for n in (4095, 4096)]
+        self.assertEqual(names, ["AddBackward0", "_KeepOutputBackward"])
 
     def test_keeps_its_output_and_nothing_else_of_the_full_width(self):
         block, kept = randomise(DVPTBlock(C, R, M)), []

@@ -7,6 +7,7 @@ import copy
 import unittest
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock
 from parameterized import parameterized
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
-from utils_data import temporary_folder
+from utils_data import entered, temporary_folder
 from utils_networks import (
     NETWORKS,
     changed,
@@ -145,6 +146,9 @@ class TestEqualsMonai(unittest.TestCase):
 
 
 class TestFreezing(unittest.TestCase):
+    def setUp(self):
+        entered(self, patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1))  # as with many tokens
+
     @parameterized.expand([*QUICK, ("swin_unetr_3d_v2",)])
     def test_gradients_reach_what_is_trained(self, case):
         net = small_network(case).train()
