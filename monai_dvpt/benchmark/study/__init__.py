@@ -11,6 +11,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from monai_dvpt.baselines import METHODS
@@ -92,7 +93,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--equal-steps",
         action="store_true",
-        help="train with a share of the labels for as many more epochs, so that every run takes as many steps",
+        help="train with a share of the labels for more epochs, so that every run takes as many steps",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes at a time, by default one for each core, and with a GPU one"
@@ -107,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> None:
     _check(arguments, reference in map(str, methods))
     settings = dict(_setting(text, arguments.bundle) for text in arguments.set)
     task = Task(str(arguments.bundle), settings, arguments.threads, arguments.equal_steps)
-    workers = arguments.workers or (1 if task.uses_gpu() else max(1, _cores() // arguments.threads))
+    workers = arguments.workers or (1 if torch.cuda.is_available() else max(1, _cores() // arguments.threads))
     lists = read_cases(task)
     splits = make_splits(lists, arguments.folds, arguments.tuning_fraction)
     configs = [(arguments.bundle / "configs" / name).read_text() for name in ("train.yaml", "metadata.json")]
@@ -173,7 +174,7 @@ def _keep_plan(output: Path, plan: dict[str, Any]) -> None:
         raise InputError(f"{path}: must say what runs.csv depends on, and is missing; pass another --output.")
     if path.is_file():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = {"equal_steps": False, **json.loads(path.read_text(encoding="utf-8"))}  # older files lack it
             changed = sorted(key for key in {*before, *plan} if before.get(key) != plan.get(key))
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from error

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections import UserDict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sized
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from monai_dvpt.handlers import peak_memory_mib
 from monai_dvpt.networks.adapter import count_parameters
 from monai_dvpt.utils import InputError, reason
 
-from .plan import Job, parse_method
+from .plan import Job, Split, parse_method
 
 __all__ = ["GIVEN", "Task", "read_cases", "run_job", "train_and_score"]
 
@@ -37,11 +38,11 @@ class Task:
     Attributes:
         bundle: folder of a bundle whose ``configs/train.yaml`` has the keys ``cases``, ``network_def``,
             ``backbone_path``, ``network``, ``learning_rates``, ``device``, ``train#trainer``, ``train#handlers`` and
-            ``validate#evaluator``.
+            ``validate#evaluator``; for ``equal_steps`` also ``max_epochs`` and ``batch_size``.
         settings: values that replace those of the config, by key.
         threads: of each job.
-        equal_steps: whether a job with a share of the labels trains for as many more epochs, so that it takes as many
-            steps as one with all.
+        equal_steps: whether a job with a share of the labels trains for more epochs, so that it takes as many steps as
+            one with all, to the nearest whole epoch.
     """
 
     bundle: str
@@ -60,10 +61,6 @@ class Task:
             **{"bundle_root": self.bundle, **self.settings, **overrides},
         )
 
-    def uses_gpu(self) -> bool:
-        """Whether the bundle trains on a GPU."""
-        return torch.device(self.workflow().parser.get_parsed_content("device")).type == "cuda"
-
 
 def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
     """
@@ -80,7 +77,7 @@ def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
         raise InputError(f"{task.bundle}: {reason(error)}") from error
 
 
-def run_job(task: Task, job: Job, training: Sequence[Mapping], scored: Sequence[Mapping]) -> dict[str, Any]:
+def run_job(task: Task, job: Job, split: Split) -> dict[str, Any]:
     """
     :func:`train_and_score`, whose errors reach another process as one line; what they were is printed.
 
@@ -88,34 +85,36 @@ def run_job(task: Task, job: Job, training: Sequence[Mapping], scored: Sequence[
         InputError: if the run fails.
     """
     try:
-        return train_and_score(task, job, training, scored)
+        return train_and_score(task, job, split)
     except Exception as error:
         traceback.print_exc()
         raise InputError(reason(error)) from None
 
 
-def train_and_score(task: Task, job: Job, training: Sequence[Mapping], scored: Sequence[Mapping]) -> dict[str, Any]:
+def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     """
     Trains as the bundle does, without its validations and files, and scores the last epoch.
 
     Args:
         task: the bundle.
         job: the run.
-        training: cases to train on.
-        scored: cases to score.
+        split: the cases.
 
     Returns:
         the job's values, the bundle's key metric as "score", its name as "metric", the numbers of cases and of
         parameters tuned in the encoder and in head and decoder, seconds of training and peak memory in MiB.
     """
     torch.set_num_threads(task.threads)
+    training, scored = split.cases(job)
     method = parse_method(job.method)
     parts = {"backbone": job.encoder_rate, "dvpt": job.encoder_rate, "decoder": job.head_rate, "head": job.head_rate}
     workflow = task.workflow(seed=job.seed, learning_rates=parts)
     parser = workflow.parser
     if task.equal_steps and job.fraction < 1:
-        parser["max_epochs"] = round(parser.get_parsed_content("max_epochs") / job.fraction)
-    parser["cases"] = UserDict({"training": list(training), "validation": list(scored)})  # a dict would be parsed
+        epochs, batch_size = (parser.get_parsed_content(name) for name in ("max_epochs", "batch_size"))
+        everything, _ = split.cases(replace(job, fraction=1.0))
+        parser["max_epochs"] = round(epochs * _batches(everything, batch_size) / _batches(training, batch_size))
+    parser["cases"] = UserDict({"training": training, "validation": scored})  # a dict would be parsed
     parser["imports"] = [
         *parser.get("imports", []),
         "$from monai_dvpt.baselines import tune",
@@ -130,15 +129,12 @@ def train_and_score(task: Task, job: Job, training: Sequence[Mapping], scored: S
     parser["validate#handlers"], parser["validate#additional_metrics"] = [], {}
     workflow.initialize()
     set_determinism(job.seed)
-    device = torch.device(parser.get_parsed_content("device"))
-    if device.type == "cuda":  # of which a process may see several jobs
-        torch.cuda.reset_peak_memory_stats(device)
     network, evaluator = (parser.get_parsed_content(name) for name in ("network", "validate#evaluator"))
     trainer = parser.get_parsed_content("train#trainer")
     started = time.monotonic()
     trainer.run()
     seconds = time.monotonic() - started
-    memory = peak_memory_mib(device)
+    memory = peak_memory_mib(next(network.parameters()).device)
     evaluator.run()
     counts = {part: count["trainable"] for part, count in count_parameters(network).items()}
     return {
@@ -152,3 +148,7 @@ def train_and_score(task: Task, job: Job, training: Sequence[Mapping], scored: S
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(memory),
     }
+
+
+def _batches(cases: Sized, batch_size: int) -> int:
+    return math.ceil(len(cases) / batch_size)

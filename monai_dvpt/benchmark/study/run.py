@@ -117,10 +117,10 @@ def _run_all(
     left = [job for job in dict.fromkeys(jobs) if job.key not in results.rows]
     failed = []
     with (
-        _pool(task, workers, results.path.with_name("log.txt")) as pool,
+        _pool(workers, results.path.with_name("log.txt")) as pool,
         tqdm(total=len(set(jobs)), initial=len(set(jobs)) - len(left), desc=title, unit="run") as bar,
     ):
-        futures = {pool.submit(run_job, task, job, *splits[job.fold].cases(job)): job for job in left}
+        futures = {pool.submit(run_job, task, job, splits[job.fold]): job for job in left}
         try:
             for future in as_completed(futures):
                 job = futures[future]
@@ -138,22 +138,17 @@ def _run_all(
         raise InputError(f"{len(failed)} of {len(jobs)} {title} failed; the others are kept: " + "; ".join(failed))
 
 
-def _pool(task: Task, workers: int, log: Path) -> ProcessPoolExecutor:
+def _pool(workers: int, log: Path) -> ProcessPoolExecutor:
     """
-    Processes that start with the packages imported. Without a GPU there is one for each job, so that its peak memory is
-    its own; a GPU's peak can be set back, and to begin to use one takes seconds.
+    Processes that start with the packages imported, one for each job, so that its peak memory is its own; Python 3.10
+    has no such pool, and a process there may see several jobs.
     """
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload([run_job.__module__])
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        max_tasks_per_child=None if task.uses_gpu() else 1,
-        initializer=_print_to,
-        initargs=(log,),
-    )
+    one_job: dict[str, Any] = {"max_tasks_per_child": 1} if sys.version_info >= (3, 11) else {}
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_print_to, initargs=(log,), **one_job)
 
 
 def _print_to(log: Path) -> None:

@@ -17,7 +17,7 @@ from utils_data import temporary_folder
 
 from monai_dvpt.benchmark.__main__ import main
 from monai_dvpt.benchmark.study.job import Task, run_job
-from monai_dvpt.benchmark.study.plan import Job
+from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.networks.nets import DVPTViT
 
 BUNDLE = Path(__file__).parents[3] / "bundles" / "xray_dvpt_vit_classification"
@@ -176,20 +176,21 @@ class TestJob(unittest.TestCase):
 
     def test_a_share_of_the_labels_takes_as_many_steps(self):
         folder, cases = self.data()
-        for equal_steps, fraction, epochs in ((True, 1.0, 2), (True, 0.25, 8), (False, 0.25, 2)):
+        # 11 cases are two batches an epoch, a quarter of them is one
+        for equal_steps, fraction, epochs, steps in ((True, 1.0, 2, 4), (True, 0.25, 4, 4), (False, 0.25, 2, 2)):
             task = Task(str(BUNDLE), settings(folder), equal_steps=equal_steps)
             job = Job("final", "linear", 0, 0, fraction, 1e-2, 1e-2)
             with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
-                run_job(task, job, cases[:8], cases[8:])
+                run_job(task, job, Split(cases[:7], cases[7:11], cases[11:]))
             (trainer,) = run.call_args.args
-            self.assertEqual((trainer.state.max_epochs, trainer.state.epoch), (epochs, epochs))
-            if epochs == 8:  # the schedule of the learning rate ends with the last epoch
-                self.assertLess(trainer.optimizer.param_groups[0]["lr"], 1e-3)
+            self.assertEqual((trainer.state.max_epochs, trainer.state.iteration), (epochs, steps))
+            if epochs == 4:  # the schedule of the learning rate ends with the last epoch
+                self.assertLess(trainer.optimizer.param_groups[0]["lr"], 5e-3)
 
     def test_a_seed_decides_the_score(self):
         folder, cases = self.data()
         job = Job("final", "dvpt", 0, 3, 1.0, 1e-2, 1e-2)
-        results = [run_job(Task(str(BUNDLE), settings(folder)), job, cases[:8], cases[8:]) for _ in range(2)]
+        results = [run_job(Task(str(BUNDLE), settings(folder)), job, Split(cases[:8], [], cases[8:])) for _ in range(2)]
         for result in results:
             result.pop("seconds"), result.pop("peak_memory_mib")
         self.assertEqual(*results)
