@@ -30,7 +30,8 @@ class AutocastInferer(Inferer):
 
     Args:
         inferer: the inferer to run.
-        enabled: False computes in the precision of the network. "true" and "false" are what MONAI makes of them on a command line.
+        enabled: False computes in the precision of the network. "true" and "false" are what MONAI makes of them on a
+            command line.
 
     Raises:
         ValueError: if ``enabled`` is something else.

@@ -174,7 +174,7 @@ def _keep_plan(output: Path, plan: dict[str, Any]) -> None:
         raise InputError(f"{path}: must say what runs.csv depends on, and is missing; pass another --output.")
     if path.is_file():
         try:
-            before = {"equal_steps": False, **json.loads(path.read_text(encoding="utf-8"))}  # older files lack it
+            before = json.loads(path.read_text(encoding="utf-8"))
             changed = sorted(key for key in {*before, *plan} if before.get(key) != plan.get(key))
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from error

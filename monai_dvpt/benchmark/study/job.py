@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_dvpt.handlers import peak_memory_mib
@@ -38,7 +38,8 @@ class Task:
     Attributes:
         bundle: folder of a bundle whose ``configs/train.yaml`` has the keys ``cases``, ``network_def``,
             ``backbone_path``, ``network``, ``learning_rates``, ``device``, ``train#trainer``, ``train#handlers`` and
-            ``validate#evaluator``; for ``equal_steps`` also ``max_epochs`` and ``batch_size``.
+            ``validate#evaluator``; for ``equal_steps`` also ``max_epochs``, ``batch_size`` and, where an epoch has
+            several crops of each case, ``crops_per_case``.
         settings: values that replace those of the config, by key.
         threads: of each job.
         equal_steps: whether a job with a share of the labels trains for more epochs, so that it takes as many steps as
@@ -111,9 +112,9 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     workflow = task.workflow(seed=job.seed, learning_rates=parts)
     parser = workflow.parser
     if task.equal_steps and job.fraction < 1:
-        epochs, batch_size = (parser.get_parsed_content(name) for name in ("max_epochs", "batch_size"))
         everything, _ = split.cases(replace(job, fraction=1.0))
-        parser["max_epochs"] = round(epochs * _batches(everything, batch_size) / _batches(training, batch_size))
+        steps = parser.get_parsed_content("max_epochs") * _batches(everything, parser)
+        parser["max_epochs"] = round(steps / _batches(training, parser))
     parser["cases"] = UserDict({"training": training, "validation": scored})  # a dict would be parsed
     parser["imports"] = [
         *parser.get("imports", []),
@@ -150,5 +151,7 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     }
 
 
-def _batches(cases: Sized, batch_size: int) -> int:
-    return math.ceil(len(cases) / batch_size)
+def _batches(cases: Sized, parser: ConfigParser) -> int:
+    """Of an epoch."""
+    crops = parser.get_parsed_content("crops_per_case") if "crops_per_case" in parser else 1
+    return math.ceil(len(cases) * crops / parser.get_parsed_content("batch_size"))

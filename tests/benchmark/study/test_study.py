@@ -177,14 +177,20 @@ class TestJob(unittest.TestCase):
     def test_a_share_of_the_labels_takes_as_many_steps(self):
         folder, cases = self.data()
         # 11 cases are two batches an epoch, a quarter of them is one
-        for equal_steps, fraction, epochs, steps in ((True, 1.0, 2, 4), (True, 0.25, 4, 4), (False, 0.25, 2, 2)):
-            task = Task(str(BUNDLE), settings(folder), equal_steps=equal_steps)
+        for equal_steps, crops, fraction, epochs, steps in (
+            (True, 1, 1.0, 2, 4),
+            (True, 1, 0.25, 4, 4),
+            (True, 5, 0.25, 7, 14),  # 55 crops are seven batches, 15 are two
+            (False, 1, 0.25, 2, 2),
+        ):
+            crop = {"crops_per_case": crops, "train#dataset#data#data": "$@cases['training'] * @crops_per_case"}
+            task = Task(str(BUNDLE), {**settings(folder), **crop}, equal_steps=equal_steps)
             job = Job("final", "linear", 0, 0, fraction, 1e-2, 1e-2)
             with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
                 run_job(task, job, Split(cases[:7], cases[7:11], cases[11:]))
             (trainer,) = run.call_args.args
             self.assertEqual((trainer.state.max_epochs, trainer.state.iteration), (epochs, steps))
-            if epochs == 4:  # the schedule of the learning rate ends with the last epoch
+            if epochs > 2:  # the schedule of the learning rate ends with the last epoch
                 self.assertLess(trainer.optimizer.param_groups[0]["lr"], 5e-3)
 
     def test_a_seed_decides_the_score(self):
