@@ -74,7 +74,7 @@ def sitting(pairs: dict, draw: int, args: argparse.Namespace) -> dict:
         if args.chosen == "random":
             corrected = random.Random(draw).sample(sorted(pairs), args.cases)
         else:
-            corrected = most_uncertain(client, len(pairs), args.cases)
+            corrected = most_uncertain(studies / "adapters" / MODEL / "entropy.json", len(pairs), args.cases)
         for name in corrected:
             info = [{"name": "anterior"}, {"name": "posterior"}]
             client.save_label(name, str(labels[name]), "final", {"label_info": info})
@@ -150,13 +150,14 @@ def serve(studies: Path, folder: Path):
         server.wait()
 
 
-def most_uncertain(client: MONAILabelClient, images: int, count: int) -> list[str]:
-    """The images that the model is least sure of, when all have been scored."""
-    while True:
-        found = {name: item["image"]["info"].get("entropy", {}) for name, item in client.datastore()["objects"].items()}
-        if sum(map(bool, found.values())) == images:
-            return sorted(found, key=lambda name: -found[name][MODEL]["entropy"])[:count]
+def most_uncertain(scores: Path, images: int, count: int) -> list[str]:
+    """The images that the model is least sure of, when the server has scored all."""
+    for _ in range(300):
+        found = json.loads(scores.read_text()) if scores.is_file() else {}
+        if len(found) == images:
+            return sorted(found, key=lambda name: -found[name]["entropy"])[:count]
         time.sleep(2)
+    raise SystemExit(f"{scores}: must have the scores of {images} images after ten minutes, has {len(found)}.")
 
 
 def mean_dice(client: MONAILabelClient, name: str, label: Path, adapter: str = "in use") -> float:

@@ -206,6 +206,11 @@ class TestInference(unittest.TestCase):
             status, body = self.server.get(f"/infer/{SEGMENTATION}?image={name}", "POST")
             self.assertEqual(status, 404, (name, body))
             self.assertEqual(self.server.get(f"/datastore/image?image={name}")[0], 404, name)
+        slide = self.secret.with_suffix(".svs")
+        slide.write_bytes(self.secret.read_bytes())
+        status, body = self.server.get(f"/infer/wsi/{SEGMENTATION}?image={slide}", "POST")
+        self.assertEqual(status, 404, body)
+        self.assertIn(b"image must be one of the studies", body)
         for params in ({"image": [str(self.secret)]}, {"image": str(self.secret)}, {"image": None}):
             params["image_path"] = str(self.secret)
             self.assertEqual(self._infer(self.cases[0][0], params)[0], 404, params)
@@ -415,6 +420,7 @@ class TestAuthentication(unittest.TestCase):
                 ("GET", "/logs/"),
             ):
                 self.assertEqual(server.get(path, method)[0], 401, path)
+            self.assertEqual(server.get("/reload", "POST")[0], 404)
 
 
 class TestStockApp(unittest.TestCase):

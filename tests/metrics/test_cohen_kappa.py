@@ -25,6 +25,7 @@ from monai_dvpt.metrics import CohenKappaMetric, compute_cohen_kappa
 WEIGHTS = ["none", "linear", "quadratic"]
 CLASSES, OUTPUTS = 4, 3
 ON_RANK = {"unequal": (5, 2), "none on the second": (3, 0), "none on the first": (0, 4)}
+SPREADS = [(name, weights, one_class) for name in ON_RANK for weights in WEIGHTS for one_class in (False, True)]
 
 
 def readings(seed: int, cases: int = 40, classes: int = CLASSES, skewed: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -294,18 +295,24 @@ class TestHandler(unittest.TestCase):
         self.assertEqual(evaluator.state.metrics["kappa"], expected)
 
 
+def graded(cases: int, one_class: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Two readings, or two that found nothing but the same class."""
+    return (np.full((cases, OUTPUTS), 2),) * 2 if one_class else readings(8, cases)
+
+
 def run_rank(rank: int, folder: Path) -> None:
     """What both ranks find with each spread of the cases over them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {}
-    for name, counts in ON_RANK.items():
-        y_pred, y = (torch.from_numpy(labels) for labels in readings(8, sum(counts)))
+    for name, weights, one_class in SPREADS:
+        counts = ON_RANK[name]
+        y_pred, y = (torch.from_numpy(labels) for labels in graded(sum(counts), one_class))
         mine = slice(0, counts[0]) if rank == 0 else slice(counts[0], None)
-        metric = CohenKappaMetric(CLASSES)
+        metric = CohenKappaMetric(CLASSES, weights=weights)
         for index in range(sum(counts))[mine]:
             metric([y_pred[index]], [y[index]])
-        found[name] = [metric.aggregate(), *metric.get_buffer()]
+        found[name, weights, one_class] = [metric.aggregate(), *metric.get_buffer()]
     for name, outputs, message in (("no case", (0, 0), "at least one case"), ("outputs", (2, 3), r"got \[2, 3\]")):
         metric = CohenKappaMetric(CLASSES)
         if outputs[rank]:
@@ -321,9 +328,11 @@ class TestDistributed(unittest.TestCase):
         folder = temporary_folder(self)
         torch.multiprocessing.spawn(run_rank, args=(folder,), nprocs=2)
         for rank in range(2):
-            for name, (kappa, *buffer) in torch.load(folder / f"{rank}.pt").items():
-                y_pred, y = readings(8, sum(ON_RANK[name]))
-                self.assertAlmostEqual(kappa.item(), judge(y_pred.ravel(), y.ravel(), "quadratic"), delta=1e-12)
+            for (name, weights, one_class), (kappa, *buffer) in torch.load(folder / f"{rank}.pt").items():
+                y_pred, y = graded(sum(ON_RANK[name]), one_class)
+                expected = judge(y_pred.ravel(), y.ravel(), weights)
+                self.assertEqual(math.isnan(expected), one_class)
+                np.testing.assert_allclose(kappa.item(), expected, rtol=0, atol=1e-12)
                 np.testing.assert_array_equal(torch.stack(buffer), np.stack((y_pred, y)))
 
 

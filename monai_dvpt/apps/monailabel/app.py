@@ -54,6 +54,7 @@ SERVER = "monailabel.app"
 ORIGINAL = DefaultLabelTag.ORIGINAL
 DEFAULT_FILTER = {"Modality": "CT"}
 """Which series of a PACS MONAI Label offers if it is not told."""
+RELOAD = "/reload"
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.\w+)*")
 """Name that the server gives to a file that comes with a request."""
 
@@ -121,12 +122,16 @@ class DVPTApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         """
         Loads every network, so that a wrong or missing file of weights keeps the server from starting. From now on a
-        request whose input is refused is answered with the reason.
+        request whose input is refused is answered with the reason. With authentication on, MONAI Label's ``/reload``,
+        which asks for no token, is gone.
 
         Raises:
             InputError: if one is missing or damaged, or does not belong to the others.
         """
-        _answer_refusals(sys.modules[SERVER].app)
+        server = sys.modules[SERVER].app
+        _answer_refusals(server)
+        if settings.MONAI_LABEL_AUTH_ENABLE:
+            server.router.routes[:] = [route for route in server.router.routes if route.path != RELOAD]
         for name, task in self._infers.items():
             task.loaded.get(self.versions[name].active, "cpu")
         super().on_init_complete()
@@ -151,6 +156,10 @@ class DVPTApp(MONAILabelApp):
             info = {"model": request["model"], "params": result["params"], "label_info": told}
             result["label"] = store.save_label(image, result["file"], request.get("label_tag", ORIGINAL), info)
         return result
+
+    def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """As :meth:`infer`: no bundle answers for a part of a slide, and MONAI Label would open any path here."""
+        return self.infer(request, datastore)
 
     def model_file(self, model: str, validate: bool = True) -> str | None:
         """
