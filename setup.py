@@ -29,6 +29,7 @@ extras = {
         "onnxruntime",
         "onnxscript",
         "parameterized",
+        "peft",
         "pylibjpeg[openjpeg]>=2.0",
         "pytest>=8",
         "pytest-xdist>=3.6",

@@ -9,23 +9,28 @@ import shutil
 import time
 import unittest
 from pathlib import Path
+from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import yaml
+from monai.bundle import ConfigParser
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from safetensors.torch import load_file, save_file
 from utils_bundles import REPOSITORY, workflow
 from utils_data import dice, entered, shared_data, temporary_folder
 from utils_server import require_monai_label, sample_app, serve
 
-from monai_dvpt.networks.pretrained import MRI_VIT_TINY
+from monai_dvpt.networks.adapter import save_adapter
+from monai_dvpt.networks.pretrained import MRI_VIT_TINY, load_pretrained
 
 # MONAI Label's client leaves its connections to be closed by the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SEGMENTATION = "hippocampus_mri_dvpt_unetr_segmentation"
+RADIOGRAPHS = "xray_dvpt_vit_classification"
 GRADE = "hippocampus_mri_dvpt_vit_classification"
 INFO = [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 2}]
 
@@ -253,6 +258,42 @@ class TestInference(unittest.TestCase):
 
         with open(self.secret, "rb") as file:
             return requests.put(self.server.url + path, files={field: ("secret.nii.gz", file)}).status_code
+
+
+class TestRadiographs(unittest.TestCase):
+    """A bundle of 2D images, with an adapter that was not trained."""
+
+    def test_grades_are_those_of_the_bundle(self):
+        require_monai_label()
+        folder = temporary_folder(self)
+        settings = {
+            "backbone_path": str(shared_data("weights/vit_tiny_patch16_224_timm.safetensors")),
+            "adapter_path": str(folder / "adapter.safetensors"),
+        }
+        bundle = REPOSITORY / "bundles" / RADIOGRAPHS
+        config = ConfigParser(yaml.safe_load((bundle / "configs" / "inference.yaml").read_text()))
+        network, labels = (config.get_parsed_content(key) for key in ("network_def", "labels"))
+        network = load_pretrained(network, settings["backbone_path"]).network
+        save_adapter(network, settings["adapter_path"], labels=labels)
+        images = sorted(shared_data("brixia_cxr/images").glob("*.png"))[:2]
+        (folder / "studies").mkdir()
+        for image in images:
+            shutil.copy(image, folder / "studies")
+        made = workflow(
+            *(bundle, "inference", "inference"),
+            dataset_dir=str(folder / "studies"),
+            output_dir=str(folder / "standalone"),
+            **settings,
+        )
+        made.run()
+        made.finalize()
+        conf = {"models": RADIOGRAPHS} | {f"{RADIOGRAPHS}#{key}": value for key, value in settings.items()}
+        with serve(folder / "studies", folder / "server", conf) as server:
+            for image in images:
+                status, body = server.get(f"/infer/{RADIOGRAPHS}?image={quote(image.stem)}&output=json", "POST")
+                self.assertEqual(status, 200, body)
+                alone = json.loads((folder / "standalone" / f"{image.stem}_grades.json").read_text())
+                self.assertEqual(json.loads(body)["grades"], alone["outputs"])
 
 
 class TestTraining(unittest.TestCase):

@@ -131,7 +131,8 @@ class DVPTApp(MONAILabelApp):
         server = sys.modules[SERVER].app
         _answer_refusals(server)
         if settings.MONAI_LABEL_AUTH_ENABLE:
-            server.router.routes[:] = [route for route in server.router.routes if route.path != RELOAD]
+            kept = [route for route in server.router.routes if getattr(route, "path", None) != RELOAD]
+            server.router.routes[:] = kept
         for name, task in self._infers.items():
             task.loaded.get(self.versions[name].active, "cpu")
         super().on_init_complete()
