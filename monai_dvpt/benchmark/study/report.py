@@ -149,6 +149,7 @@ def _plot(
     figure = Figure(figsize=(1.5 + 5 * len(axes), 4.2), layout="constrained")
     methods = list(dict.fromkeys(method for method, _ in groups))
     for panel, (column, title) in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+        most = max(float(row[column]) for rows in groups.values() for row in rows)
         for index, method in enumerate(methods):
             chosen = [
                 rows for (m, fraction), rows in groups.items() if m == method and (all_fractions or fraction == 1)
@@ -157,9 +158,11 @@ def _plot(
             scores = [mean_interval(scores_of(rows)) for _, rows in points]
             halves = [0.0 if math.isnan(score.low) else score.mean - score.low for score in scores]
             style = {"color": f"C{index % 10}", "marker": "osv^D"[index % 5], "capsize": 2, "label": method}
-            panel.errorbar([x for x, _ in points], [score.mean for score in scores], halves, **style)
+            beside = most * (index - (len(methods) - 1) / 2) / 150 if all_fractions else 0  # or intervals hide another
+            panel.errorbar([x + beside for x, _ in points], [score.mean for score in scores], halves, **style)
         if column == "encoder_parameters":
-            panel.set_xscale("symlog", linthresh=1000)
+            panel.set_xscale("symlog", linthresh=1000, linscale=0.5)
+            panel.set_xticks([0, *(10**power for power in range(3, math.ceil(math.log10(max(most, 1000))) + 1))])
         panel.set_xlabel(title)
         panel.set_ylabel(metric)
         panel.grid(alpha=0.3)
