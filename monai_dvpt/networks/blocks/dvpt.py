@@ -18,7 +18,7 @@ from monai_dvpt.utils import check_counts
 __all__ = ["DVPTBlock", "DVPTList"]
 
 KEEP_FROM = 2**18
-"""Numbers in the tokens from which a block keeps its output alone; with fewer, that costs more than it saves."""
+"""Numbers in the tokens from which a block keeps its output alone; with fewer there is little to save."""
 
 
 class DVPTBlock(nn.Module):
