@@ -71,7 +71,7 @@ class TestStudy(unittest.TestCase):
     def test_runs_reports_and_goes_on(self):
         output = self.folder / "study"
         methods = ("--methods", "dvpt", "linear", "--reference", "linear", "--fractions", "1", "0.5")
-        methods += ("--workers", "2", "--equal-steps")
+        methods += ("--equal-steps",)
         status, out, err = self.study(output, *methods, "--seeds", "0")
         self.assertEqual(status, 0, err)
         rows = self.rows(output)
@@ -93,7 +93,6 @@ class TestStudy(unittest.TestCase):
             self.assertEqual(chosen, (best["encoder_rate"], best["head_rate"]))
         self.assertIn("| linear | 100% | 28 | 1 |", out)
         self.assertIn("--equal-steps", out)
-        self.assertIn("2 runs at a time, threads of each: 1", out)
         for name in ("study.md", "plan.json", "score_by_labels.png", "score_by_parameters.png", "score_by_cost.png"):
             self.assertTrue((output / name).is_file(), name)
         # what is there is not run again: a mark in the file stays
