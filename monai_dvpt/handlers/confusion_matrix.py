@@ -124,7 +124,7 @@ def plot_confusion_matrices(counts: np.ndarray, classes: Sequence[str], outputs:
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(height, columns * width))[0]
     _draw(left.subplots(), counts.sum(axis=0), classes, "all outputs", fontsize=11)
     panels = right.subplots(rows, columns, squeeze=False).ravel()
-    for panel, matrix, output in zip(panels, counts, outputs, strict=False):
+    for panel, matrix, output in zip(panels[: len(counts)], counts, outputs, strict=True):
         _draw(panel, matrix, classes, output, fontsize=8)
     for panel in panels[len(counts) :]:
         panel.set_axis_off()

@@ -221,7 +221,7 @@ def _draw_picture(figure: Figure, image: torch.Tensor, maps: torch.Tensor, scale
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[len(attention) :]:
         panel.remove()
-    for prompt, (panel, values) in enumerate(zip(panels, attention, strict=False)):
+    for prompt, (panel, values) in enumerate(zip(panels[: len(attention)], attention, strict=True)):
         panel.imshow(grey.T, cmap="gray", vmin=low, vmax=high)
         panel.imshow(_overlay(values.T, scale))
         panel.set_title(f"prompt {prompt}", color="white")

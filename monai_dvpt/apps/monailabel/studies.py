@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import threading
@@ -122,8 +123,8 @@ class StudiesDatastore(LocalDatastore):
 
 
 def _is_series(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file, at any depth; hidden ones and those of labels and adapters do not count."""
+    """Whether one of a folder's first files is DICOM, at any depth; hidden ones, labels and adapters do not count."""
     if not folder.is_dir() or folder.name.startswith(".") or folder.name in ("labels", "adapters"):
         return False
     files = (Path(root, name) for root, _, names in os.walk(folder) for name in sorted(names))
-    return any(looks_like_dicom(file) for file, _ in zip(files, range(100), strict=False))
+    return any(map(looks_like_dicom, itertools.islice(files, 100)))
