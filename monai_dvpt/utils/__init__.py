@@ -3,15 +3,21 @@ from .checks import as_bool, check_counts
 from .describe import describe
 from .errors import InputError, reason, report_input_errors, root_cause
 from .files import atomic_path, fingerprint, to_json
+from .limits import MAX_FRAMES, MAX_ITEMS, MAX_TENSORS, check_bytes, max_bytes
 from .monai_label import served_model, training_folder
 
 __all__ = [
+    "MAX_FRAMES",
+    "MAX_ITEMS",
+    "MAX_TENSORS",
     "InputError",
     "as_bool",
     "atomic_path",
+    "check_bytes",
     "check_counts",
     "describe",
     "fingerprint",
+    "max_bytes",
     "reason",
     "report_input_errors",
     "root_cause",
