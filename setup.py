@@ -17,12 +17,12 @@ def read_version() -> str:
 
 extras = {
     "quickstart": ["nilearn>=0.10"],
-    "dicom": ["highdicom>=0.28"],
+    "dicom": ["highdicom>=0.22"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "test": [
         "dcm2niix",
         "dcmqi",
-        "highdicom>=0.28",
+        "highdicom>=0.22",
         "jsonschema",
         "nilearn>=0.10",
         "onnx",
@@ -64,26 +64,26 @@ setup(
     python_requires=">=3.10",
     # Nothing here may require torchvision: a mismatched build of it replaces the installed torch.
     install_requires=[
-        "einops",
-        "filelock",
-        "fire",
-        "itk",
-        "matplotlib",
+        "einops>=0.8",
+        "filelock>=3.15",
+        "fire>=0.7",
+        "itk>=5.4",
+        "matplotlib>=3.9",
         "monai>=1.6.1,<1.7",
-        "nibabel",
+        "nibabel>=5.3",
         "numpy>=1.26,<3",
-        "pillow",
-        "pydicom>=2.4",
+        "pillow>=10.4",
+        "pydicom>=2.4.4",
         "python-gdcm>=3.0.22",  # lossless JPEG, JPEG 2000 and JPEG-LS in DICOM
-        "pytorch-ignite",
-        "pyyaml",
-        "safetensors",
+        "pytorch-ignite>=0.5",
+        "pyyaml>=6.0.2",
+        "safetensors>=0.5",
         "scipy>=1.15",  # permutation_test with rng
-        "SimpleITK",
-        "tensorboard",
+        "SimpleITK>=2.4",
+        "tensorboard>=2.17",
         "torch>=2.8,<2.14",  # 2.13 is the newest version tested
-        "tqdm",
-        "typing_extensions",
+        "tqdm>=4.66",
+        "typing_extensions>=4.12",
     ],
     extras_require=extras,
 )

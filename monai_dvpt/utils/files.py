@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import InputError
 
 __all__ = ["atomic_path", "fingerprint", "to_json"]
@@ -71,7 +73,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        # torch.save and safetensors raise errors of their own kind
-        if isinstance(error, OSError) or "inline_container" in str(error) or "os error" in str(error).lower():
+        # torch.save raises a RuntimeError
+        if isinstance(error, (OSError, SafetensorError)) or "inline_container" in str(error):
             raise InputError(f"{path}: cannot be written: {error}") from error
         raise

@@ -17,7 +17,7 @@ _, has_onnxscript = optional_import("onnxscript")
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_dvpt_unetr_segmentation" / "configs"
 FILES = {"config_file": str(CONFIGS / "inference.yaml"), "meta_file": str(CONFIGS / "metadata.json")}
-CONVERTER = {"external_data": False, "input_names": ["image"], "output_names": ["pred"]}
+CONVERTER = {"dynamo": True, "external_data": False, "input_names": ["image"], "output_names": ["pred"]}
 
 
 class TestExport(unittest.TestCase):

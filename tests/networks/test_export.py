@@ -62,7 +62,7 @@ ON_AND_OFF = [
     for enabled in (True, False)
     if EVERY_EXPORT or name in (QUICK if enabled else QUICK_OFF)
 ]
-ONNX_OPTIONS = {"input_names": ["image"], "output_names": ["pred"], "external_data": False}
+ONNX_OPTIONS = {"input_names": ["image"], "output_names": ["pred"], "external_data": False, "dynamo": True}
 
 
 def network_and_images(case: str, arguments: dict) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
@@ -133,7 +133,7 @@ class TestExportedProgramAndOnnx(unittest.TestCase):
             torch.export.save(program, path.with_suffix(".pt2"))
             for each in (program, torch.export.load(path.with_suffix(".pt2"))):
                 torch.testing.assert_close(each.module()(image), expected, rtol=1e-5, atol=1e-6)
-            torch.onnx.export(program, f=path.with_suffix(".onnx"), dynamo=True, **ONNX_OPTIONS)
+            torch.onnx.export(program, f=path.with_suffix(".onnx"), **ONNX_OPTIONS)
             pred = run_onnx(path.with_suffix(".onnx"), image)
         torch.testing.assert_close(pred, expected, rtol=1e-4, atol=2e-5)
 
