@@ -135,16 +135,16 @@ class TestShippedAdapter(unittest.TestCase):
             for axes in itertools.permutations(range(3))
             for flips in itertools.product((1, -1), repeat=3)
         ]
-        scans = {"straight": (source, orders)}
+        scans = {"straight": (source, orders[::3])}  # of every order of axes, and of every flip
         for name, grid in GRIDS.items():
-            scans[name] = (on_grid(source, *grid), orders[::5])
+            scans[name] = (on_grid(source, *grid), orders[::11])
         for name, (scan, chosen) in scans.items():
             for index, order in enumerate(chosen):
                 affine = scan.affine @ inv_ornt_aff(order, scan.shape)
                 volume = apply_orientation(np.asarray(scan.dataobj), order)
                 save_nifti(inputs / f"{name}_{index:02}.nii.gz", volume, affine)
         found = segment(inputs, outputs)
-        self.assertEqual(len(found), 48 + 3 * 10)
+        self.assertEqual(len(found), 16 + 3 * 5)
         for name, (_, chosen) in scans.items():
             first = found[f"{name}_00"]
             for index in range(1, len(chosen)):
