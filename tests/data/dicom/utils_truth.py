@@ -77,7 +77,7 @@ def frames(path: Path) -> list[Slice]:
 
 def _stored(dataset: Dataset) -> np.ndarray:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The pixel data is .* excess padding", UserWarning)
+        warnings.filterwarnings("ignore", "The .*pixel data .* excess padding", UserWarning)
         return dataset.pixel_array
 
 

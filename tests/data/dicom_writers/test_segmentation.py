@@ -19,6 +19,7 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import LoadImage, SaveImage, SaveImaged
 from monai.utils import OptionalImportError
 from parameterized import parameterized
+from skimage.color import lab2rgb
 from utils_data import PATIENT, dice, save_dicom, shared_data, temporary_folder
 from utils_dicom import dcmqi_segments, validator_errors
 from utils_dicom_writers import (
@@ -156,8 +157,10 @@ class TestWriteDicomSeg(unittest.TestCase):
         self.assertEqual((algorithm.AlgorithmName, algorithm.AlgorithmVersion), MODEL)
         self.assertEqual(liver.tracking_id, "Test model: liver")
         spine, other = seg.get_segment_description(2), seg.get_segment_description(3)
-        lab = highdicom.color.CIELabColor.from_dicom_value(spine.RecommendedDisplayCIELabValue)
-        np.testing.assert_allclose(lab.to_rgb(), [10, 200, 30], atol=1)
+        stored = np.array(spine.RecommendedDisplayCIELabValue)  # of 16 bit, PS3.3 C.10.7.1.1
+        lab = stored / 65535 * [100, 255, 255] - [0, 128, 128]
+        rgb = 255 * lab2rgb(lab)  # white is D65, as in DCMTK
+        np.testing.assert_allclose(rgb, [10, 200, 30], atol=1)
         self.assertEqual(other.segmented_property_type.scheme_designator, "99MONAIDVPT")
         self.assertEqual(len({item.TrackingUID for item in seg.SegmentSequence}), 3)
 
