@@ -157,7 +157,7 @@ class TestWriteDicomSeg(unittest.TestCase):
         self.assertEqual((algorithm.AlgorithmName, algorithm.AlgorithmVersion), MODEL)
         self.assertEqual(liver.tracking_id, "Test model: liver")
         spine, other = seg.get_segment_description(2), seg.get_segment_description(3)
-        if hasattr(highdicom.color.CIELabColor, "from_rgb"):  # since 0.25; before it no colour is written
+        if hasattr(highdicom.color.CIELabColor, "from_rgb"):  # not in 0.22, with which no colour is written
             stored = np.array(spine.RecommendedDisplayCIELabValue)  # of 16 bit, PS3.3 C.10.7.1.1
             lab = stored / 65535 * [100, 255, 255] - [0, 128, 128]
             np.testing.assert_allclose(255 * lab2rgb(lab), [10, 200, 30], atol=1)  # white is D65, as in DCMTK
