@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from monai_dvpt.networks.adapter import TunableNetwork, encoder_sha256, tensors_sha256
-from monai_dvpt.utils import InputError, as_bool, atomic_path, remove_leftovers, to_json
+from monai_dvpt.utils import InputError, as_bool, atomic_path, to_json
 
 __all__ = ["PrefixCacheDataset"]
 
@@ -185,9 +185,7 @@ class _Folder:
         return prefix
 
     def make_room(self, limit: int) -> None:
-        """Removes what was used longest ago, as long as all takes more than ``limit`` bytes, and leftovers."""
-        for folder in self.root.iterdir():
-            remove_leftovers(folder)
+        """Removes what was used longest ago, as long as all takes more than ``limit`` bytes."""
         found = []
         for path in self.root.glob("*/*.safetensors"):
             with suppress(OSError):  # another run may remove it

@@ -7,12 +7,9 @@ import hashlib
 import json
 import math
 import os
-import re
-import socket
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,7 @@ from safetensors import SafetensorError
 
 from .errors import InputError
 
-__all__ = ["atomic_path", "fingerprint", "remove_leftovers", "to_json"]
-
-HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-TEMPORARY = re.compile(r"\.part-(?P<host>[0-9a-f]{8})-(?P<process>[0-9]+)-\w+(\.\w+)*")
-"""Name of a file that is being written: says by which process, and nothing of what is in it."""
-OLD_SECONDS = 24 * 60 * 60
+__all__ = ["atomic_path", "fingerprint", "to_json"]
 
 
 def to_json(data: Any) -> str:
@@ -59,8 +51,7 @@ def fingerprint(data: Any, root: str | os.PathLike = "") -> str:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     A temporary path beside ``path`` to write to; on success it is flushed to disk and renamed to ``path``, on any
-    error it is removed and what stood at ``path`` before is untouched. It keeps the suffix of ``path`` (".nii.gz" of a
-    compressed file). What a killed process leaves is removed by :func:`remove_leftovers`.
+    error it is removed and what stood at ``path`` before is untouched. It keeps the suffixes of ``path``.
 
     Raises:
         InputError: if the file cannot be written (no space left, no permission); names the file and the cause.
@@ -69,8 +60,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".part-{HOST}-{os.getpid()}-", suffix=suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=f".part{''.join(path.suffixes)}")
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -87,30 +77,3 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         if isinstance(error, (OSError, SafetensorError)) or "inline_container" in str(error):
             raise InputError(f"{path}: cannot be written: {error}") from error
         raise
-
-
-def remove_leftovers(folder: str | os.PathLike) -> None:
-    """
-    Removes the temporary files of :func:`atomic_path` that killed processes left: those of this host whose process is
-    gone, and those of any host that nobody has written to for a day.
-
-    Args:
-        folder: where they are; its subfolders are not looked into.
-    """
-    for path in Path(folder).glob(".part-*"):
-        found = TEMPORARY.fullmatch(path.name)
-        with suppress(OSError):  # another run may remove it
-            if found and (time.time() - path.stat().st_mtime > OLD_SECONDS or _is_left(**found.groupdict())):
-                path.unlink()
-
-
-def _is_left(host: str, process: str) -> bool:
-    if host != HOST or os.name != "posix":  # elsewhere os.kill ends the process
-        return False
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:  # somebody else's
-        return False
-    return False

@@ -10,9 +10,8 @@ from parameterized import parameterized
 from safetensors.torch import save_file
 from utils_data import temporary_folder
 from utils_limits import file_size_limit
-from utils_processes import ended_process
 
-from monai_dvpt.utils import InputError, atomic_path, fingerprint, remove_leftovers
+from monai_dvpt.utils import InputError, atomic_path, fingerprint
 
 CONTENT = {"a": torch.arange(50_000.0)}
 
@@ -102,29 +101,6 @@ class TestFingerprint(unittest.TestCase):
         self.assertNotEqual(fingerprint(cases), fingerprint(moved))
         self.assertEqual(fingerprint(cases, "/data"), fingerprint(moved, "/elsewhere/data"))
         self.assertNotEqual(fingerprint(cases), fingerprint([cases[0], {**cases[1], "label": [0, 1]}]))
-
-
-class TestRemoveLeftovers(unittest.TestCase):
-    def test_removes_what_nobody_writes_any_more(self):
-        folder = temporary_folder(self)
-        with atomic_path(folder / "Avasarala.Chrisjen_seg.nii.gz") as mine:
-            self.assertNotIn("avasarala", mine.name.lower())  # in no part of it
-            self.assertNotIn("chrisjen", mine.name.lower())
-            self.assertTrue(mine.name.endswith(".nii.gz"))
-            mine.write_bytes(b"1")
-            number = str(os.getpid())
-            host = mine.name.split("-")[1]
-            dead = folder / mine.name.replace(number, str(ended_process()))
-            elsewhere = folder / mine.name.replace(host, "0" * 8)
-            old = folder / mine.name.replace(host, "1" * 8)
-            others = [folder / name for name in (".part-time", "result.part.dcm", ".hidden", "part-1-2-3.dcm")]
-            for path in (dead, elsewhere, old, *others):
-                path.write_bytes(b"2")
-            for path in (old, *others):
-                os.utime(path, (0, 0))
-            remove_leftovers(folder)
-            self.assertEqual({*folder.iterdir()}, {mine, elsewhere, *others})
-        self.assertTrue((folder / "Avasarala.Chrisjen_seg.nii.gz").is_file())
 
 
 if __name__ == "__main__":

@@ -16,15 +16,7 @@ import yaml
 
 from monai_dvpt.baselines import METHODS
 from monai_dvpt.benchmark.machine import machine_facts
-from monai_dvpt.utils import (
-    InputError,
-    atomic_path,
-    fingerprint,
-    lock_folder,
-    parse_setting,
-    remove_leftovers,
-    to_json,
-)
+from monai_dvpt.utils import InputError, atomic_path, fingerprint, to_json
 
 from .job import GIVEN, Task, read_cases
 from .plan import HEAD_RATES, make_splits, parse_method
@@ -61,7 +53,7 @@ def add_parser(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a value of train.yaml, such as dataset_dir or max_epochs: a path as it is, all else as YAML",
+        help="a value of train.yaml, as YAML; dataset_dir, for instance, or max_epochs",
     )
     parser.add_argument(
         "--methods",
@@ -126,8 +118,6 @@ def _run(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in ("folds", "tuning_fraction", "equal_steps", "threads")},
         **{f"--set {key}": value for key, value in settings.items()},
     }
-    lock_folder(arguments.output, "study")
-    remove_leftovers(arguments.output)
     _keep_plan(arguments.output, plan)
     results = Results(arguments.output / "runs.csv")
     trials, finals = run_study(
@@ -171,7 +161,10 @@ def _setting(text: str, bundle: Path) -> tuple[str, Any]:
     known = yaml.safe_load((bundle / "configs" / "train.yaml").read_text()).keys() - set(GIVEN)
     if key.split("#")[0] not in known:
         raise InputError(f"--set must have a key of train.yaml that the study does not set itself, got {key}.")
-    return key, parse_setting(f"--set {key}", value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set must have a value in YAML, got {text}.") from error
 
 
 def _keep_plan(output: Path, plan: dict[str, Any]) -> None:

@@ -125,7 +125,6 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
         "$tune(load_pretrained(@network_def, @backbone_path).network, "
         f"{method.name!r}, **{dict(method.options)!r}).to(@device)"
     )
-    parser["initialize"] = []  # it makes the output folder and keeps others out of it, and nothing is written here
     handlers = parser.get("train#handlers")
     parser["train#handlers"] = [h for h in handlers if str(h["_target_"]).endswith(KEPT_HANDLERS)]
     parser["validate#handlers"], parser["validate#additional_metrics"] = [], {}
