@@ -73,7 +73,7 @@ class TestTrainingOfABundle(unittest.TestCase):
         self.assertNotIn("prompt_maps", parser)  # of inference alone
         self.assertEqual(parser["trainable"], ["dvpt", "head"])
         self.assertEqual(len(parser["train#dataset#data"]), 16)
-        self.assertEqual(parser["validate#dataset#data"], [{"image": "/a.nii.gz", "label": "/l.nii.gz"}])
+        self.assertEqual(list(parser["validate#dataset#data"]), [{"image": "/a.nii.gz", "label": "/l.nii.gz"}])
 
 
 class TestFindBundles(unittest.TestCase):

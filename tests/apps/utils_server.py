@@ -112,7 +112,7 @@ def serve(
     command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), *settings]
     variables = {
         **os.environ,
-        "PYTHONPATH": str(watch),
+        "PYTHONPATH": os.pathsep.join([str(watch), str(ROOT)]),
         "SOCKET_LOG": str(server.sockets),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "2",
