@@ -349,7 +349,7 @@ def _logs(app: DVPTApp, values: Values) -> None:
 
 def _ohif(app: DVPTApp, values: Values) -> None:
     path = values["path"]
-    if not re.fullmatch(r"[\w.@-]+", path) or not (OHIF / path).is_file():
+    if not re.fullmatch(r"[\w.@-]{1,200}", path, re.ASCII) or not (OHIF / path).is_file():
         values["path"] = ""  # a page of the viewer
 
 

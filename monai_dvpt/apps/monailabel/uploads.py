@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +39,8 @@ def check_type(upload: UploadFile, kind: str, types: Iterable[str]) -> str:
         the ending.
 
     Raises:
-        InputError: if the name of the file has none of them, or it is an NRRD file that names another file, or a larger
-            one than may be read.
+        InputError: if the name of the file has none of them, it holds more than may be read, or it is an NRRD file that
+            names another file.
     """
     name, known = (upload.filename or "").lower(), list(types)
     found = next((ending for ending in known if name.endswith(ending)), None)
@@ -46,6 +48,8 @@ def check_type(upload: UploadFile, kind: str, types: Iterable[str]) -> str:
         raise InputError(f"{kind} must be a file of the type {', '.join(known)}.")
     if found == ".nrrd":
         _check_nrrd(upload, kind)
+    if found == ".nii.gz":
+        _check_inflated(upload, kind)
     upload.filename = f"{kind}{'.jpg' if found == '.jpeg' else found}"
     return found
 
@@ -96,6 +100,18 @@ def _copy_of(upload: UploadFile) -> Iterator[Path]:
             shutil.copyfileobj(upload.file, file)
         upload.file.seek(0)
         yield path
+
+
+def _check_inflated(upload: UploadFile, kind: str) -> None:
+    had = 0
+    try:
+        with gzip.open(upload.file) as file:
+            while chunk := file.read(1 << 20):
+                had += len(chunk)
+                check_bytes(f"{kind}: what it inflates to", had)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{kind} must be a gzip file, cannot be inflated: {reason(error)}") from error
+    upload.file.seek(0)
 
 
 def _check_nrrd(upload: UploadFile, kind: str) -> None:
