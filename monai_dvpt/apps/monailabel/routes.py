@@ -249,8 +249,14 @@ def _infer(app: DVPTApp, values: Values) -> None:
     asked = checked("params", given, rules.infer_settings(app.versions[values["model"]]))
     values["params"] = json.dumps(asked)
     beside_pacs = isinstance(app.datastore(), PacsDatastore)
-    if values["output"] == infer.ResultType.dicom_seg and not (beside_pacs and asked.get("label_info")):
-        raise InputError("output must not be dicom_seg but beside a PACS, with label_info in params.")
+    segments = beside_pacs and asked.get("label_info") and values["model"] in app.segmentations
+    if values["output"] == infer.ResultType.dicom_seg and not segments:
+        raise InputError("output must not be dicom_seg but of a segmentation beside a PACS, with label_info in params.")
+    if values["model"] not in app.segmentations and values["output"] in (
+        infer.ResultType.image,
+        infer.ResultType.dicom_seg,
+    ):
+        raise InputError("output must be json or all for a model that grades.")
     if values["label"]:
         raise InputError("label must not be sent: no model takes one.")
     if values["file"]:
@@ -315,8 +321,6 @@ def _add_image(app: DVPTApp, values: Values) -> None:
     check_image(file, {task.dimension for task in app._infers.values()})
     ending = next((e for e in (*VOLUMES, *PICTURES) if not values["image"] and given.lower().endswith(e)), "")
     values["image"] = check_name("image", given[: len(given) - len(ending)])
-    if values["image"] in app.datastore().list_images():
-        raise InputError(f"image must be a new one, {shown(values['image'])} is there already.")
 
 
 def _save_label(app: DVPTApp, values: Values) -> None:

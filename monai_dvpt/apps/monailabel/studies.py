@@ -52,7 +52,7 @@ def check_tag(tag: Any) -> str:
     """
     text = getattr(tag, "value", tag)
     if not isinstance(text, str) or not TAG.fullmatch(text):
-        raise InputError(f"the tag of a label must be 1 to 64 letters, digits, - and _, got {str(text)[:64]!r}.")
+        raise InputError(f"the tag of a label must be of letters, digits, - and _, 64 at most, got {str(text)[:64]!r}.")
     return text
 
 
@@ -111,10 +111,12 @@ class StudiesDatastore(LocalDatastore):
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """
         Raises:
-            InputError: if ``image_id`` is a path.
+            InputError: if ``image_id`` is a path, or that of an image that is there already.
         """
         check_name("image", image_id)
         with self._lock:
+            if image_id in self._datastore.objects:
+                raise InputError(f"image must be a new one, {image_id!r} is there already.")
             return super().add_image(image_id, image_filename, image_info)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:

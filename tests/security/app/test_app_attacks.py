@@ -6,69 +6,38 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.client
-import io
-import itertools
 import json
-import os
 import shutil
-import signal
-import tarfile
 import threading
 import time
 import unittest
 import uuid
 from importlib.util import find_spec
-from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import numpy as np
 from parameterized import parameterized
-from utils_data import entered, save_nifti, shared_data, temporary_folder
+from utils_app_attacks import (
+    GRADE,
+    INFO,
+    MARK,
+    MAX_BYTES,
+    MODEL,
+    PATIENT,
+    VIEWER,
+    archive,
+    first_case,
+    listing,
+    nrrd,
+    odd_requests,
+)
+from utils_data import entered, save_nifti, temporary_folder
 from utils_server import serve
 
 if find_spec("monailabel") is None:
     raise unittest.SkipTest("needs the environment of MONAI Label: run .ci/monai_label")
 
-import psutil
 import requests
-
-MODEL = "hippocampus_mri_dvpt_unetr_segmentation"
-VIEWER = "https://viewer.example:3000"
-PATIENT = "DOE^JANE"
-MAX_BYTES = 4 << 20
-INFO = {"label_info": [{"name": "anterior", "idx": 1}, {"name": "posterior", "idx": 2}]}
-MARK = "import os, pathlib\npathlib.Path(os.environ['ATTACK_MARK']).write_text('run')\n"
-
-
-def first_case() -> tuple[Path, Path]:
-    root = shared_data("msd_hippocampus")
-    pair = json.loads((root / "datalist.json").read_text())["validation"][0]
-    return root / pair["image"], root / pair["label"]
-
-
-def listing(folder: Path) -> dict[str, int]:
-    """Every file with its size; what the server keeps about its own work does not count."""
-    own = (".lock", "datastore_v2.json", "entropy.json", "dice.json")
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in own)
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
-
-
-def archive(*members: tuple[str, bytes | None]) -> bytes:
-    """A tar of files, and of links to / where there are no bytes."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            if data is None:
-                member.type, member.linkname = tarfile.SYMTYPE, "/"
-            else:
-                member.size = len(data)
-            tar.addfile(member, None if data is None else io.BytesIO(data))
-    return stream.getvalue()
-
-
-def nrrd(*fields: str, data: bytes = b"") -> bytes:
-    return "\n".join(["NRRD0004", "type: short", "dimension: 3", *fields, "", ""]).encode() + data
 
 
 class TestHostileRequests(unittest.TestCase):
@@ -90,7 +59,7 @@ class TestHostileRequests(unittest.TestCase):
             "MONAI_DVPT_MAX_BYTES": str(MAX_BYTES),
             "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
         }
-        conf = {"models": MODEL, "origins": f"{VIEWER}/"}
+        conf = {"models": f"{MODEL},{GRADE}", "origins": f"{VIEWER}/"}
         cls.server = entered(cls, serve(cls.studies, cls.folder / "server", conf, environment=variables))
 
     def setUp(self):
@@ -116,6 +85,18 @@ class TestHostileRequests(unittest.TestCase):
         self.assertIn(reason, answer.json()["detail"])
         self.assertEqual(self.state(), self.before)
 
+    def status_of_body(self, kind: str, size: int, declared: bool) -> int:
+        """Of a training whose body is told to have a size, but does not come, or comes untold."""
+        url = urlsplit(self.server.url)
+        with contextlib.closing(http.client.HTTPConnection(url.hostname, url.port, timeout=60)) as connection:
+            connection.putrequest("POST", f"/train/{MODEL}")
+            connection.putheader("Content-Type", kind)
+            connection.putheader(*(("Content-Length", str(size)) if declared else ("Transfer-Encoding", "chunked")))
+            connection.endheaders()
+            for part in () if declared else (size - 1, 1):  # the last byte is the one too many
+                connection.send(b"%x\r\n%s\r\n" % (part, b" " * part))
+            return connection.getresponse().status
+
     def test_python_that_was_sent_is_not_run(self):
         """MONAI Label's training in the background imports timeloop, and takes bundle_path for the path of Python."""
         for path in ("/datastore/image?image=timeloop", "/datastore/?image=timeloop", "/datastore/image"):
@@ -123,9 +104,8 @@ class TestHostileRequests(unittest.TestCase):
             self.refused("image must be a file of the type", "PUT", path, files=files)
         self.refused("cannot be", "PUT", "/datastore/image?image=timeloop", files={"file": ("a.nii.gz", MARK)})
         self.refused("cannot be", "PUT", "/datastore/image?image=timeloop", files={"file": ("a.nii", MARK)})
-        self.refused(
-            *("must be a file", "PUT", "/datastore/label?image=first", 422), files={"label": ("timeloop.py", MARK)}
-        )
+        label = {"label": ("timeloop.py", MARK)}
+        self.refused("must be a file", "PUT", "/datastore/label?image=first", files=label)
         self.refused("must be a file", "POST", f"/infer/{MODEL}", files={"file": ("timeloop.py", MARK)})
         self.refused("must be a file", "PUT", "/session/", files={"files": ("timeloop.py", MARK)})
         evil = self.folder / "evil"
@@ -282,25 +262,9 @@ class TestHostileRequests(unittest.TestCase):
             self.assertEqual((answer.status_code, answer.headers["access-control-allow-origin"]), (200, VIEWER))
 
     def test_uploads_have_limits(self):
-        url = urlsplit(self.server.url)
         for kind, size in (("application/json", 1 << 20), ("multipart/form-data; boundary=x", MAX_BYTES)):
-            for declared in (True, False):
-                connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
-                connection.putrequest("POST" if "json" in kind else "PUT", f"/train/{MODEL}")
-                connection.putheader("Content-Type", kind)
-                if declared:
-                    connection.putheader("Content-Length", str(size + 1))
-                else:
-                    connection.putheader("Transfer-Encoding", "chunked")
-                connection.endheaders()
-                if "json" in kind and not declared:
-                    for _ in range(18):
-                        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                            connection.send(b"%x\r\n%s\r\n" % (1 << 16, b" " * (1 << 16)))
-                answer = connection.getresponse() if declared or "json" in kind else None
-                if answer is not None:
-                    self.assertEqual(answer.status, 413)
-                connection.close()
+            self.assertEqual(self.status_of_body(kind, size + 1, declared=True), 413, kind)
+        self.assertEqual(self.status_of_body("application/json", (1 << 20) + 1, declared=False), 413)
         bomb = gzip.compress(bytes(64 << 20))
         self.assertLess(len(bomb), 100_000)
         for method, path, field in (
@@ -326,9 +290,7 @@ class TestHostileRequests(unittest.TestCase):
             self.refused("names another file", "PUT", "/datastore/label?image=first", files={"label": files["file"]})
 
     def test_labels_lie_on_their_image(self):
-        elsewhere = io.BytesIO()
         path = save_nifti(self.folder / "elsewhere.nii.gz", np.ones((3, 4, 5), np.uint8))
-        elsewhere.write(path.read_bytes())
         label = {"label": ("a.nii.gz", path.read_bytes())}
         self.refused("must have the size of the image", "PUT", "/datastore/label?image=first", files=label)
         self.refused("must be one of the studies", "PUT", "/datastore/label?image=none", 404, files=label)
@@ -387,99 +349,28 @@ class TestHostileRequests(unittest.TestCase):
         self.assertTrue((folder / "v1_report.json").is_file())
         self.assertFalse(list(self.folder.glob("*::*")))
 
+    def test_batch_and_answers_of_each_kind(self):
+        path = f"/infer/{GRADE}?image=first&output="
+        self.refused("output must be json or all", "POST", f"{path}image")
+        for output in ("json", "all"):
+            self.assertEqual(self.ask("POST", f"{path}{output}").status_code, 200)
+        self.refused("output must not be dicom_seg", "POST", f"/infer/{MODEL}?image=first&output=dicom_seg")
+        answer = self.ask("POST", f"/batch/infer/{MODEL}?run_sync=true")
+        self.assertEqual(answer.status_code, 200, answer.text)
+        self.assertEqual(self.ask("GET", "/datastore/label?label=first&tag=original").status_code, 200)
+        self.assertEqual(self.ask("POST", "/activelearning/first", json={"client_id": "me"}).status_code, 200)
+
     def test_malformed_requests_have_a_reason(self):
-        """Every route with odd values of all its parameters, and odd bodies; what is not stated is not there."""
-        odd = [
-            "",
-            "..",
-            "../../etc/passwd",
-            "/etc/passwd",
-            "\0",
-            "a\r\nb",
-            "x" * 5000,
-            "-1",
-            "1e300",
-            "9" * 5000,
-            "NaN",
-        ]
-        odd += ["[]", "{}", "true", "é#$@%", "\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "first"]
-        texts = ["", "null", "NaN", "5", "[]", '"x"', "{", "[" * 100_000, '{"max_epochs": NaN}', '{"a": ' * 990 + "1"]
-        texts += ['{"\\ud800": 1}', '{"client_id": "\\ud800"}', '{"client_id": 5}', '{"seed": ' + "9" * 5000 + "}"]
-        schema = self.ask("GET", "/openapi.json").json()
-        self.assertGreater(len(schema["paths"]), 15)
-        asked: list[tuple[str, str, dict]] = [
-            ("GET", f"/ohif/{quote(name, safe='')}", {}) for name in [*odd, "assets", "viewer", "a/b", "//etc/passwd"]
-        ]
-        asked += [(method, "/reload", {}) for method in ("POST", "GET")]
-        gone = (
-            "/infer/wsi/x",
-            "/infer/wsi_v2/x",
-            "/datastore/updatelabelinfo",
-            "/proxy/dicom/wado/studies",
-            "/logs/gpu",
-        )
-        asked += [
-            (method, path, {}) for method in ("GET", "POST", "PUT") for path in (*gone, f"/model/{MODEL}/x", "/x")
-        ]
-        for path, methods in schema["paths"].items():
-            for method, about in methods.items():
-                names = [parameter["name"] for parameter in about.get("parameters", []) if parameter["in"] == "query"]
-                good = {"model": MODEL, "strategy": "entropy", "method": "entropy", "image": "first", "tag": "final"}
-                good |= {"label": "first", "session_id": str(uuid.uuid1()), "path": "x"}
-                full = path.format_map({key: quote(value) for key, value in good.items()})
-                query = "&".join(f"{name}={good[name]}" for name in names if name in good)
-                asked.append((method, full, {}))
-                for value in odd if "{" in path else ():
-                    asked.append((method, path.format_map(dict.fromkeys(good, quote(value, safe=""))), {}))
-                for name, value in itertools.product(names, odd):
-                    if not (name == "image" and value == "first"):
-                        asked.append((method, f"{full}?{query}&{name}={quote(value, safe='')}", {}))
-                if method in ("get", "head"):
-                    continue
-                for text, kind in itertools.product(texts, ("application/json", "text/plain", "multipart/form-data")):
-                    asked.append((method, f"{full}?{query}", {"data": text, "headers": {"Content-Type": kind}}))
-                if "requestBody" in about and "multipart/form-data" in about["requestBody"]["content"]:
-                    fields = [{"file": ("a.nii.gz", b"")}, {"file": ("", b"x")}, {"label": ("..", b"x")}]
-                    fields += [{"files": ("../..", b"x")}, {"file": ("a" * 5000, b"x")}, {"label": ("a.nii.gz", b"x")}]
-                    asked += [(method, f"{full}?{query}", {"files": files}) for files in fields]
-                    asked += [(method, f"{full}?{query}", {"data": {"params": text}}) for text in texts if text]
-        trained = [one for one in asked if one[0] == "post" and one[1].startswith(("/train", "/scoring", "/batch"))]
-        harmless = [one for one in asked if one not in trained or one[2].get("data")]
-        self.assertGreater(len(harmless), 1000)
-        start = len(self.server.log)
-        wrong = []
-        for method, path, given in harmless:
+        """What is not stated is not there, and nothing is an error of the server."""
+        asked = list(odd_requests(self.ask("GET", "/openapi.json").json()))
+        self.assertGreater(len(asked), 1000)
+        start, wrong = len(self.server.log), []
+        for method, path, given in asked:
             answer = requests.request(method, self.server.url + path, timeout=60, allow_redirects=False, **given)
-            reason = answer.text if answer.status_code < 500 else "500"
-            if answer.status_code >= 500 or (answer.status_code >= 400 and not reason and method.lower() != "head"):
+            told = answer.text or method.lower() == "head"
+            if answer.status_code >= 500 or answer.status_code >= 400 and not told:
                 wrong.append((method, path[:200], str(given)[:100], answer.status_code))
         self.assertEqual(wrong, [], self.server.log[start:][:8000])
         self.assertNotIn("Traceback", self.server.log[start:])
-        for method in ("train", "scoring", "batch/infer"):
-            self.ask("DELETE", f"/{method}/".replace("infer/", "infer"))
-
-
-class TestTrainingEndsWithItsServer(unittest.TestCase):
-    @parameterized.expand([("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)])
-    def test_server_is(self, _, how):
-        folder = temporary_folder(self)
-        (folder / "studies").mkdir()
-        image, label = first_case()
-        shutil.copy(image, folder / "studies" / "first.nii.gz")
-        variables = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
-        with serve(folder / "studies", folder / "server", {"models": MODEL}, environment=variables) as server:
-            with open(label, "rb") as file:
-                data = {"params": json.dumps(INFO)}
-                saved = requests.put(f"{server.url}/datastore/label?image=first", files={"label": file}, data=data)
-            self.assertEqual(saved.status_code, 200, saved.text)
-            asked = requests.post(f"{server.url}/train/{MODEL}", json={"max_epochs": 1000, "val_split": 0})
-            self.assertEqual(asked.status_code, 200, asked.text)
-            deadline, background = time.monotonic() + 120, []
-            while not background or how == signal.SIGKILL and "Epoch 1/1000" not in server.log:
-                self.assertLess(time.monotonic(), deadline, server.log[-2000:])
-                time.sleep(0.2)
-                background = psutil.Process(server.process.pid).children(recursive=True)
-            os.kill(server.process.pid, how)
-            server.process.wait(60)
-            _, alive = psutil.wait_procs(background, timeout=30)
-            self.assertEqual(alive, [])
+        for method in ("train", "scoring"):
+            self.assertEqual(self.ask("GET", f"/{method}/?check_if_running=true").status_code, 404)
