@@ -31,10 +31,11 @@ class Pacs(BaseHTTPRequestHandler):
     """An empty one that keeps what it was asked for."""
 
     asked: ClassVar[list[str]] = []
+    status: ClassVar[int] = 200
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        self.send_response(200)
+        self.send_response(self.status)
         self.send_header("Content-Type", "application/dicom+json")
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -80,11 +81,12 @@ class TestBesideAPacs(unittest.TestCase):
                 with open(label, "rb") as file:
                     refused = requests.put(f"{server.url}/datastore/label?image={quote(name)}", files={"label": file})
                 self.assertEqual(refused.status_code, 422, refused.text)
+            start, Pacs.status = len(server.log), 403
+            for path in ("/datastore/", "/info/"):
+                self.assertEqual(requests.get(f"{server.url}{path}").status_code, 502)
             pacs.shutdown()
             pacs.server_close()
-            start = len(server.log)
-            for path in ("/datastore/", "/info/", "/proxy/dicom/qido/studies"):
-                self.assertEqual(requests.get(f"{server.url}{path}").status_code, 502)
+            self.assertEqual(requests.get(f"{server.url}/proxy/dicom/qido/studies").status_code, 502)
             self.assertNotIn("Traceback", server.log[start:])
 
 
