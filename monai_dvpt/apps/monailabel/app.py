@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from .gate import check_origins
 from .infer import AdapterInferTask
 from .labels import ModelLabels
 from .request_settings import shown
-from .routes import made_for_request, served
+from .routes import UUID, made_for_request, served
 from .scoring import DiceScoring, EntropyScoring
 from .studies import StudiesDatastore
 from .train import AdapterTrainTask
@@ -56,6 +57,8 @@ SERVER = "monailabel.app"
 ORIGINAL = DefaultLabelTag.ORIGINAL
 DEFAULT_FILTER = {"Modality": "CT"}
 """Which series of a PACS MONAI Label offers if it is not told."""
+UNFINISHED = 600
+"""Seconds after which a session without its facts is none that is being made."""
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.\w+)*")
 """Name that the server gives to a file that comes with a request."""
 
@@ -140,6 +143,19 @@ class DVPTApp(MONAILabelApp):
         server.middleware_stack = served(self, server, self.origins)
         self._ending = stop_when_server_ends()
         super().on_init_complete()
+
+    def cleanup_sessions(self) -> None:
+        """Removes sessions that are over, and what is left of those whose server was killed before they were there."""
+        sessions, now = self.sessions(), time.time()
+        for folder in Path(sessions.store_path).glob("*") if sessions is not None else ():
+            if not UUID.fullmatch(folder.name):
+                continue
+            facts = sessions.get_session(folder.name, update_ts=False, fetch_cache=False)
+            if facts is None and not folder.exists():
+                continue
+            last, most = (facts.last_access_ts, facts.expiry) if facts else (folder.stat().st_mtime, UNFINISHED)
+            if now - last > most:
+                sessions.remove_session(folder.name)
 
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
         """As MONAI Label does; what it scores by itself are the images without a label, for the next to be chosen."""

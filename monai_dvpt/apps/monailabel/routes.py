@@ -40,6 +40,7 @@ from monailabel.endpoints import (
     session,
     train,
 )
+from monailabel.endpoints.user.auth import get_current_user
 from monailabel.interfaces.exception import MONAILabelException
 from monailabel.utils.others.generic import remove_file
 from starlette.routing import Mount
@@ -57,7 +58,7 @@ from .uploads import PICTURES, VOLUMES, check_image, check_label, check_type
 if TYPE_CHECKING:
     from .app import DVPTApp
 
-__all__ = ["made_for_request", "served"]
+__all__ = ["UUID", "made_for_request", "served"]
 
 logger = logging.getLogger(__name__)
 for name in ("endpoints", "datastore", "utils.sessions"):  # they log requests and names of files as they come
@@ -66,6 +67,7 @@ for name in ("endpoints", "datastore", "utils.sessions"):  # they log requests a
 AT_ONCE = 24
 """The most requests that take long and are worked on at once; the others, of 40 threads, are for those that do not."""
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Name of a session."""
 CHECKSUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]{32,128}")
 DICOMWEB = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[\w.,-]+(/[\w.,-]+){0,12}/?", re.ASCII)
 MAX_SESSION = 86_400
@@ -107,6 +109,7 @@ def served(app: DVPTApp, server: FastAPI, origins: list[str]) -> FastAPI:
     for route in server.router.routes:
         if getattr(route, "path", None) in ("/", "/favicon.ico"):
             api.add_api_route(route.path, route.endpoint, include_in_schema=False)
+    api.dependency_overrides[get_current_user] = _in_thread(get_current_user)  # it may ask the server of tokens
     turns = threading.BoundedSemaphore(AT_ONCE)
     for methods, path, endpoint, check in _routes(app):
         answer = _checked(app, endpoint, check, turns if check in LONG else None)
@@ -165,11 +168,20 @@ def _routes(app: DVPTApp) -> list[tuple[str, str, Any, Check | None]]:
     return found
 
 
+def _in_thread(endpoint: Any) -> Callable[..., Any]:
+    """MONAI Label's coroutines block the server; what is no coroutine runs in a thread, and no request waits for it."""
+
+    def answer(**values: Any) -> Any:
+        return asyncio.run(endpoint(**values))
+
+    answer.__name__ = endpoint.__name__
+    answer.__signature__ = inspect.signature(endpoint)  # type: ignore[attr-defined]
+    return answer
+
+
 def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: Any) -> Callable[..., Any]:
-    """
-    An endpoint after its check. MONAI Label's are coroutines that block; here each runs in a thread, and no request
-    waits for another.
-    """
+    """An endpoint after its check, in a thread; if it fails, what was made for it is removed."""
+    run = _in_thread(endpoint)
 
     def answer(**values: Any) -> Any:
         with _turn(turns):
@@ -178,7 +190,7 @@ def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: Any) -> Ca
             try:
                 if check is not None:
                     check(app, values)
-                found = asyncio.run(endpoint(**values))
+                found = run(**values)
             except BaseException:
                 for task in getattr(values.get("background_tasks"), "tasks", []):
                     task.func(*task.args, **task.kwargs)  # all of them remove files
@@ -189,8 +201,7 @@ def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: Any) -> Ca
                 values["background_tasks"].add_task(remove_file, str(found.path))
             return found
 
-    answer.__name__ = endpoint.__name__
-    answer.__signature__ = inspect.signature(endpoint)  # type: ignore[attr-defined]
+    answer.__name__, answer.__signature__ = run.__name__, inspect.signature(run)  # type: ignore[attr-defined]
     return answer
 
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 import unittest
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from typing import ClassVar
@@ -97,7 +98,9 @@ class TestTrainingEndsWithItsServer(unittest.TestCase):
         (folder / "studies").mkdir()
         image, label = first_case()
         shutil.copy(image, folder / "studies" / "first.nii.gz")
-        variables = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false"}
+        variables = {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false", "MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
+        (folder / "sessions" / str(uuid.uuid1())).mkdir(parents=True)  # of a server that was killed
+        (folder / "sessions" / "other").mkdir()
         with serve(folder / "studies", folder / "server", {"models": MODEL}, environment=variables) as server:
             with open(label, "rb") as file:
                 data = {"params": json.dumps(INFO)}
@@ -105,8 +108,8 @@ class TestTrainingEndsWithItsServer(unittest.TestCase):
             self.assertEqual(saved.status_code, 200, saved.text)
             asked = requests.post(f"{server.url}/train/{MODEL}", json={"max_epochs": 1000, "val_split": 0})
             self.assertEqual(asked.status_code, 200, asked.text)
-            deadline, background = time.monotonic() + 120, []
-            while not background or how == signal.SIGKILL and "Epoch 1/1000" not in server.log:
+            deadline, background = time.monotonic() + 300, []
+            while not background or how == signal.SIGKILL and "Loading dataset" not in server.log:
                 self.assertLess(time.monotonic(), deadline, server.log[-2000:])
                 time.sleep(0.2)
                 background = psutil.Process(server.process.pid).children(recursive=True)
@@ -114,3 +117,4 @@ class TestTrainingEndsWithItsServer(unittest.TestCase):
             server.process.wait(60)
             _, alive = psutil.wait_procs(background, timeout=30)
             self.assertEqual(alive, [])
+        self.assertEqual(len(list((folder / "sessions").iterdir())), 2)
