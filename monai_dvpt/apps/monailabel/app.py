@@ -34,7 +34,7 @@ from monai_dvpt import __version__
 from monai_dvpt.utils import InputError, atomic_path
 
 from .activelearning import MostUncertain
-from .background import end_with_server, stop_when_server_ends
+from .background import end_with_server, stop_when_server_ends, waiting
 from .bundles import find_bundles
 from .datastore import PacsDatastore, check_uid
 from .dicom_labels import SegConverter
@@ -158,7 +158,12 @@ class DVPTApp(MONAILabelApp):
                 sessions.remove_session(folder.name)
 
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
-        """As MONAI Label does; what it scores by itself are the images without a label, for the next to be chosen."""
+        """
+        As MONAI Label does; what it scores by itself are the images without a label, for the next to be chosen, unless
+        that waits to be done already.
+        """
+        if self._server_mode and waiting("scoring") > 1:
+            return {}
         return super().async_scoring(method or "entropy", params) if method or self.segmentations else {}
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:

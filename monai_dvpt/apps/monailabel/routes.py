@@ -66,6 +66,8 @@ for name in ("endpoints", "datastore", "utils.sessions"):  # they log requests a
 
 AT_ONCE = 24
 """The most requests that take long and are worked on at once; the others, of 40 threads, are for those that do not."""
+UPLOADS_AT_ONCE = 4
+"""Of those that bring a file that is kept: each is read as a whole."""
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Name of a session."""
 CHECKSUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]{32,128}")
@@ -110,9 +112,10 @@ def served(app: DVPTApp, server: FastAPI, origins: list[str]) -> FastAPI:
         if getattr(route, "path", None) in ("/", "/favicon.ico"):
             api.add_api_route(route.path, route.endpoint, include_in_schema=False)
     api.dependency_overrides[get_current_user] = _in_thread(get_current_user)  # it may ask the server of tokens
-    turns = threading.BoundedSemaphore(AT_ONCE)
+    turns: dict[Any, Any] = dict.fromkeys(LONG, threading.BoundedSemaphore(AT_ONCE))
+    turns |= dict.fromkeys(UPLOADS, threading.BoundedSemaphore(UPLOADS_AT_ONCE))
     for methods, path, endpoint, check in _routes(app):
-        answer = _checked(app, endpoint, check, turns if check in LONG else None)
+        answer = _checked(app, endpoint, check, turns.get(check))
         api.add_api_route(f"{settings.MONAI_LABEL_API_STR}{path}", answer, methods=methods.split())
     return api
 
@@ -211,7 +214,7 @@ def _turn(turns: Any) -> Iterator[None]:
         yield
         return
     if not turns.acquire(blocking=False):
-        raise HTTPException(429, detail=f"{AT_ONCE} requests are being worked on; ask again later.")
+        raise HTTPException(429, detail="as many such requests as may be are being worked on; ask again later.")
     try:
         yield
     finally:
@@ -373,5 +376,7 @@ def _dicomweb(app: DVPTApp, values: Values) -> None:
         raise InputError(f"path must be one of DICOMweb, got {shown(values['path'])}.")
 
 
-LONG = (_infer, _batch, _train, _train_all, _score, _add_image, _save_label, _add_session, _image, _dicomweb)
+LONG = (_infer, _batch, _train, _train_all, _score, _image, _dicomweb)
 """Checks of the requests that may take long."""
+UPLOADS = (_add_image, _save_label, _add_session)
+"""Checks of those that bring a file that is kept."""
