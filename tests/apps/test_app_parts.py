@@ -22,6 +22,7 @@ if find_spec("monailabel") is None:
 
 from monai_dvpt.apps.monailabel.activelearning import MostUncertain
 from monai_dvpt.apps.monailabel.cases import split_cases
+from monai_dvpt.apps.monailabel.gate import check_origins
 from monai_dvpt.apps.monailabel.train import AdapterTrainTask
 
 CT = "ct_dvpt_swin_unetr_segmentation"
@@ -73,7 +74,18 @@ class TestTrainingOfABundle(unittest.TestCase):
         self.assertNotIn("prompt_maps", parser)  # of inference alone
         self.assertEqual(parser["trainable"], ["dvpt", "head"])
         self.assertEqual(len(parser["train#dataset#data"]), 16)
-        self.assertEqual(parser["validate#dataset#data"], [{"image": "/a.nii.gz", "label": "/l.nii.gz"}])
+        self.assertEqual(list(parser["validate#dataset#data"]), [{"image": "/a.nii.gz", "label": "/l.nii.gz"}])
+
+
+class TestOrigins(unittest.TestCase):
+    def test_addresses_of_web_pages(self):
+        told = ["https://A.example/", " http://b:3000 ", "", "http://[::1]:8000"]
+        self.assertEqual(check_origins(told), ["https://a.example", "http://b:3000", "http://[::1]:8000"])
+
+    @parameterized.expand([("*",), ("null",), ("a.example",), ("https://a.example/page",), ("https://u:p@a.example",)])
+    def test_what_is_none(self, origin):
+        with self.assertRaisesRegex(InputError, "origins must be addresses"):
+            check_origins([origin])
 
 
 class TestFindBundles(unittest.TestCase):

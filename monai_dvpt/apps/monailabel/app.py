@@ -10,14 +10,14 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import requests
 from dicomweb_client.session_utils import create_session_from_user_pass
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.endpoints import infer as infer_endpoint
@@ -29,17 +29,20 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
-from starlette.middleware.exceptions import ExceptionMiddleware
 
 from monai_dvpt import __version__
-from monai_dvpt.utils import InputError, atomic_path, reason
+from monai_dvpt.utils import InputError, atomic_path
 
 from .activelearning import MostUncertain
+from .background import end_with_server, stop_when_server_ends, waiting
 from .bundles import find_bundles
-from .datastore import PacsDatastore
+from .datastore import PacsDatastore, check_uid
 from .dicom_labels import SegConverter
+from .gate import check_origins
 from .infer import AdapterInferTask
 from .labels import ModelLabels
+from .request_settings import shown
+from .routes import UUID, made_for_request, served
 from .scoring import DiceScoring, EntropyScoring
 from .studies import StudiesDatastore
 from .train import AdapterTrainTask
@@ -54,7 +57,8 @@ SERVER = "monailabel.app"
 ORIGINAL = DefaultLabelTag.ORIGINAL
 DEFAULT_FILTER = {"Modality": "CT"}
 """Which series of a PACS MONAI Label offers if it is not told."""
-RELOAD = "/reload"
+UNFINISHED = 600
+"""Seconds after which a session without its facts is none that is being made."""
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.\w+)*")
 """Name that the server gives to a file that comes with a request."""
 
@@ -68,6 +72,7 @@ class DVPTApp(MONAILabelApp):
     - ``models``: names of the bundles to serve, separated by commas; by default all that have their weights.
     - ``adapters``: folder for the versions of the adapters; by default ``adapters`` in the folder of the studies, for a
       PACS in that of the app.
+    - ``origins``: web pages that may ask, beside those of the server and MONAI_LABEL_CORS_ORIGINS, separated by commas.
     - ``BUNDLE#KEY``: value for a key of a bundle's ``configs/inference.yaml``, such as ``backbone_path``.
 
     Args:
@@ -78,6 +83,11 @@ class DVPTApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         conf = dict(conf or {})
+        if SERVER not in sys.modules:
+            end_with_server()
+        self.origins = check_origins(
+            [*conf.get("origins", "").split(","), *map(str, settings.MONAI_LABEL_CORS_ORIGINS)]
+        )
         names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
         self.bundles = find_bundles(_bundles_folder(Path(app_dir), conf), names, conf)
         folder = Path(conf.get("adapters") or _adapters_folder(Path(app_dir), studies))
@@ -121,24 +131,39 @@ class DVPTApp(MONAILabelApp):
 
     def on_init_complete(self) -> None:
         """
-        Loads every network, so that a wrong or missing file of weights keeps the server from starting. From now on a
-        request whose input is refused is answered with the reason. With authentication on, MONAI Label's ``/reload``,
-        which asks for no token, is gone.
+        Loads every network, so that a wrong or missing file of weights keeps the server from starting. From now on
+        :func:`served` answers all requests.
 
         Raises:
             InputError: if one is missing or damaged, or does not belong to the others.
         """
-        server = sys.modules[SERVER].app
-        _answer_refusals(server)
-        if settings.MONAI_LABEL_AUTH_ENABLE:
-            kept = [route for route in server.router.routes if getattr(route, "path", None) != RELOAD]
-            server.router.routes[:] = kept
         for name, task in self._infers.items():
             task.loaded.get(self.versions[name].active, "cpu")
+        server = sys.modules[SERVER].app
+        server.middleware_stack = served(self, server, self.origins)
+        self._ending = stop_when_server_ends()
         super().on_init_complete()
 
+    def cleanup_sessions(self) -> None:
+        """Removes sessions that are over, and what is left of those whose server was killed before they were there."""
+        sessions, now = self.sessions(), time.time()
+        for folder in Path(sessions.store_path).glob("*") if sessions is not None else ():
+            if not UUID.fullmatch(folder.name):
+                continue
+            facts = sessions.get_session(folder.name, update_ts=False, fetch_cache=False)
+            if facts is None and not folder.exists():
+                continue
+            last, most = (facts.last_access_ts, facts.expiry) if facts else (folder.stat().st_mtime, UNFINISHED)
+            if now - last > most:
+                sessions.remove_session(folder.name)
+
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
-        """As MONAI Label does; what it scores by itself are the images without a label, for the next to be chosen."""
+        """
+        As MONAI Label does; what it scores by itself are the images without a label, for the next to be chosen, unless
+        that waits to be done already.
+        """
+        if self._server_mode and waiting("scoring") > 1:
+            return {}
         return super().async_scoring(method or "entropy", params) if method or self.segmentations else {}
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
@@ -150,7 +175,8 @@ class DVPTApp(MONAILabelApp):
         store, image = datastore or self.datastore(), request.get("image")
         path = self._path_of(image, store)
         # where a text is an existing path MONAI Label takes it as it is, and does not look for the image of that name
-        result = super().infer({**_without(request, "image_path"), "image": path}, store)
+        result = super().infer({**request, "image": path}, store)
+        made_for_request(result["file"])
         if str(request.get("save_label", False)).lower() == "true" and result["file"] and path != image:
             names = self.bundles[request["model"]].labels.names[1:]
             told = [{"name": name, "idx": value} for value, name in enumerate(names, start=1)]
@@ -158,15 +184,24 @@ class DVPTApp(MONAILabelApp):
             result["label"] = store.save_label(image, result["file"], request.get("label_tag", ORIGINAL), info)
         return result
 
-    def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """As :meth:`infer`: no bundle answers for a part of a slide, and MONAI Label would open any path here."""
-        return self.infer(request, datastore)
+    def check_image(self, image: Any) -> None:
+        """
+        Raises:
+            HTTPException: status 404, if it is the name of no image of the studies.
+            InputError: if it cannot be that of a series of a PACS.
+        """
+        store = self.datastore()
+        if isinstance(store, PacsDatastore):
+            check_uid(image)
+        elif not isinstance(image, str) or image not in store.list_images():
+            raise HTTPException(404, detail=f"image must be one of the studies, got {shown(image)}.")
+
+    def bundle_path(self, model: str | None) -> str:
+        """What MONAI Label adds to the paths of Python for a process in the background; never a value of a request."""
+        return self.app_dir
 
     def model_file(self, model: str, validate: bool = True) -> str | None:
-        """
-        A copy of the adapter in use, to be downloaded. Requests that replace or delete the file of a model find no
-        other.
-        """
+        """A copy of the adapter in use, to be downloaded."""
         if model not in self._infers or not validate:
             return None
         file = Path(self._infers[model].get_path())
@@ -185,21 +220,15 @@ class DVPTApp(MONAILabelApp):
 
     def _path_of(self, image: Any, datastore: Datastore) -> str:
         """
-        Path of an image of the studies, by its name or within their folder, or of one that came with the request.
+        Path of an image of the studies, by its name, or of one that came with the request.
 
         Raises:
             HTTPException: status 404, if it is neither.
         """
-        if isinstance(image, str):
-            if _is_upload(Path(image), self.sessions()):
-                return image
-            if isinstance(datastore, PacsDatastore):
-                return datastore.get_image_uri(image)  # refuses what is no Series Instance UID
-            if image in datastore.list_images():
-                return datastore.get_image_uri(image)
-            if os.path.isabs(image) and Path(image).resolve().is_relative_to(Path(self.studies).resolve()):
-                return image
-        raise HTTPException(404, detail=f"image must be one of the studies, got {image!r}.")
+        if isinstance(image, str) and _is_upload(Path(image), self.sessions()):
+            return image
+        self.check_image(image)
+        return datastore.get_image_uri(image)
 
     def _models(self) -> list[ModelLabels]:
         return [self.bundles[name].labels for name in self.segmentations]
@@ -251,20 +280,3 @@ def _is_upload(path: Path, sessions: Any) -> bool:
     if path.parent == Path(tempfile.gettempdir()) and UPLOAD.fullmatch(path.name):
         return True
     return bool(sessions) and path.resolve().is_relative_to(Path(sessions.store_path).resolve())
-
-
-def _answer_refusals(server: FastAPI) -> None:
-    """Answers requests whose input is refused with HTTP status 422 and the reason; others would be "server error"."""
-
-    def answer(request: Request, error: Exception) -> JSONResponse:
-        logger.error(reason(error))
-        return JSONResponse({"detail": reason(error)}, 422)
-
-    layer: Any = server.middleware_stack
-    while not isinstance(layer, ExceptionMiddleware):
-        layer = layer.app
-    layer.add_exception_handler(InputError, answer)
-
-
-def _without(request: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in request.items() if key != name}

@@ -34,8 +34,9 @@ from .dicom_labels import DicomGrid, choose_model, read_label_file, told_segment
 from .labels import ModelLabels, labels_in_file, plain, to_model_values
 from .pacs import Pacs, Segmentation
 from .series import save_nifti
+from .studies import check_tag
 
-__all__ = ["PacsDatastore"]
+__all__ = ["PacsDatastore", "check_uid"]
 
 logging.getLogger("monailabel.datastore").setLevel(logging.WARNING)
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class PacsDatastore(DICOMWebDatastore):
         Raises:
             InputError: if there is no such series, or not all of it came.
         """
-        _check_uid(image_id)
+        check_uid(image_id)
         folder = Path(self._datastore.image_path()).resolve() / image_id
         with self._lock:
             series = self._pacs.find(image_id)
@@ -169,9 +170,9 @@ class PacsDatastore(DICOMWebDatastore):
         Raises:
             InputError: if it is of another series, no model has its names, or it cannot be placed on the image.
         """
-        tag = _check_tag(label_tag)
+        tag = check_tag(label_tag)
         for uid in filter(None, (label_id, image_id)):
-            _check_uid(uid)
+            check_uid(uid)
         if tag != FINAL:
             return LocalDatastore.get_label_uri(self, label_id, tag)
         by_uid = {seg.uid: seg for seg in self._pacs.list_segmentations()}
@@ -203,7 +204,7 @@ class PacsDatastore(DICOMWebDatastore):
         Raises:
             InputError: if it lies elsewhere, it is not clear which model's labels it has, or the PACS refuses it.
         """
-        tag, told = _check_tag(label_tag), told_segments((label_info or {}).get("label_info"))
+        tag, told = check_tag(label_tag), told_segments((label_info or {}).get("label_info"))
         with self._lock:
             _, grid = DicomGrid.read(Path(self.get_image_uri(image_id)).parent / image_id, self._reader)
             label = read_label_file(label_filename, grid.shape, grid.affine_ras)
@@ -305,13 +306,10 @@ def _final_info(model: ModelLabels, seg_uid: str) -> dict[str, Any]:
     return {"SeriesInstanceUID": seg_uid, "model": model.algorithm_name, "label_info": names}
 
 
-def _check_uid(uid: str) -> None:
+def check_uid(uid: str) -> None:
+    """
+    Raises:
+        InputError: if ``uid`` cannot be that of a series.
+    """
     if not UID.fullmatch(str(uid)) or len(uid) > MAX_UID:
         raise InputError(f"an image of a PACS must be named by its Series Instance UID, got {str(uid)[:MAX_UID]!r}.")
-
-
-def _check_tag(tag: str) -> str:
-    text = str(getattr(tag, "value", tag))
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
-        raise InputError(f"the tag of a label must be of letters, digits, - and _, got {text[:MAX_UID]!r}.")
-    return text

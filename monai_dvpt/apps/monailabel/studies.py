@@ -15,14 +15,20 @@ from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
 
 from monai_dvpt.data.dicom.files import looks_like_dicom
+from monai_dvpt.transforms import LoadVolume
+from monai_dvpt.utils import InputError
 
+from .dicom_labels import read_label_file
 from .series import nifti_of_series
 
-__all__ = ["StudiesDatastore", "check_name"]
+__all__ = ["StudiesDatastore", "check_name", "check_tag"]
 
 CACHE = ".monai_dvpt"
 """Folder, below that of the studies, of what DICOM series were converted to."""
-NAME = re.compile(r"[^./\\\x00][^/\\\x00]*")
+NAME = re.compile(r"[^./\\][^/\\]*")
+MAX_NAME = 200
+"""Bytes of a name, so that a file system has room for its ending."""
+TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def check_name(kind: str, name: str) -> str:
@@ -30,11 +36,35 @@ def check_name(kind: str, name: str) -> str:
     ``name``, if it can be that of a file, and of no other than in its own folder.
 
     Raises:
-        HTTPException: status 400, if it is empty, begins with a dot or has a separator.
+        InputError: if it is empty or too long, begins with a dot, or has a separator or what cannot be printed.
     """
-    if not NAME.fullmatch(name):
-        raise HTTPException(400, detail=f"{kind} must be a name without a path, got {name!r}.")
+    if not NAME.fullmatch(name) or not name.isprintable() or len(name.encode()) > MAX_NAME:
+        raise InputError(f"{kind} must be a name without a path, of at most {MAX_NAME} bytes, got {name[:MAX_NAME]!r}.")
     return name
+
+
+def check_tag(tag: Any) -> str:
+    """
+    ``tag``, if it can be that of a label, which is also the name of a folder.
+
+    Raises:
+        InputError: if it is no text of letters, digits, ``-`` and ``_``.
+    """
+    text = getattr(tag, "value", tag)
+    if not isinstance(text, str) or not TAG.fullmatch(text):
+        raise InputError(f"the tag of a label must be of letters, digits, - and _, 64 at most, got {str(text)[:64]!r}.")
+    return text
+
+
+def _locked(name: str) -> Any:
+    """MONAI Label's method, but while no other thread changes the list of the images."""
+
+    def method(self: StudiesDatastore, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return getattr(LocalDatastore, name)(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, getattr(LocalDatastore, name).__doc__
+    return method
 
 
 class StudiesDatastore(LocalDatastore):
@@ -54,7 +84,8 @@ class StudiesDatastore(LocalDatastore):
 
     def __init__(self, studies: str, extensions: Sequence[str], auto_reload: bool, writes: bool) -> None:
         self._writes = writes
-        self._lock = threading.RLock()  # files and their list also change in the thread that watches the folder
+        self._lock = threading.RLock()  # requests, and what watches the folder, are threads of their own
+        self._converting = threading.Lock()
         super().__init__(studies, extensions=extensions, auto_reload=auto_reload and writes, read_only=not writes)
 
     def series_folder(self, image_id: str) -> Path | None:
@@ -74,30 +105,43 @@ class StudiesDatastore(LocalDatastore):
         """
         if (folder := self.series_folder(image_id)) is None:
             return super().get_image_uri(image_id)
-        return str(nifti_of_series(folder, Path(self._datastore_path) / CACHE / f"{image_id}.nii.gz"))
+        with self._converting:
+            return str(nifti_of_series(folder, Path(self._datastore_path) / CACHE / f"{image_id}.nii.gz"))
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """
         Raises:
-            HTTPException: status 400, if ``image_id`` is a path.
+            InputError: if ``image_id`` is a path, or that of an image that is there already.
         """
-        if image_id:
-            check_name("image", image_id)
+        check_name("image", image_id)
         with self._lock:
+            if image_id in self._datastore.objects:
+                raise InputError(f"image must be a new one, {image_id!r} is there already.")
             return super().add_image(image_id, image_filename, image_info)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """
         Raises:
-            HTTPException: status 400, if a name is a path; 404, if there is no such image.
+            HTTPException: status 404, if there is no such image.
+            InputError: if ``label_tag`` is a path, or the label cannot be read or lies elsewhere than its image.
         """
-        check_name("tag", label_tag)
+        tag = check_tag(label_tag)
+        if not (image_file := self.get_image_uri(image_id)):
+            raise HTTPException(404, detail=f"image must be one of the studies, got {image_id!r}.")
+        image = LoadVolume()(image_file)
+        read_label_file(label_filename, tuple(image.shape[1:]), image.affine.numpy())
         with self._lock:
-            if image_id not in self._datastore.objects:
-                raise HTTPException(404, detail=f"image must be one of the studies, got {image_id!r}.")
             if not self._writes:
                 self._init_from_datastore_file()
-            return super().save_label(image_id, label_filename, label_tag, label_info)
+            return super().save_label(image_id, label_filename, tag, label_info)
+
+    datalist = _locked("datalist")
+    get_labeled_images = _locked("get_labeled_images")
+    get_unlabeled_images = _locked("get_unlabeled_images")
+    list_images = _locked("list_images")
+    json = _locked("json")
+    status = _locked("status")
+    update_image_info = _locked("update_image_info")
 
     def refresh(self) -> None:
         """Looks for new files."""

@@ -151,8 +151,8 @@ class AdapterTrainTask(TrainTask):
         """The bundle's training, from an adapter and on these cases."""
         epochs, config = int(request["max_epochs"]), self.bundle.root / "configs"
         settings: dict[str, Any] = {
-            "output_dir": str(run),
-            "adapter_path": str(first),
+            "output_dir": as_typed(run),
+            "adapter_path": as_typed(first),
             "published_model": None,
             "trainable": TRAINED,
             "max_epochs": epochs,
@@ -175,10 +175,9 @@ class AdapterTrainTask(TrainTask):
         if "organs" in parser:  # the labels have the values of the model
             parser["organs"] = {name: [value] for value, name in enumerate(self._labels) if value}
         crops = max(int(parser.get("crops_per_case", 1)), -(-LEAST_CROPS // len(training)))
-        # paths alone: a text that begins with $ would be run as Python
         for key, cases in (("train", training * crops), ("validate", validation)):
             pairs = [{"image": os.path.abspath(c["image"]), "label": os.path.abspath(c["label"])} for c in cases]
-            parser[f"{key}#dataset#data"] = pairs
+            parser[f"{key}#dataset#data"] = tuple(pairs)  # what is no list is handed on and not read as a config
         parser["train#dataset#hash_as_key"] = True  # an image that is used several times is cached once
         return workflow
 
@@ -204,6 +203,19 @@ class AdapterTrainTask(TrainTask):
             if (run / file).is_file():
                 (run / file).replace(self.versions.folder / f"{name}_{file}")
         shutil.rmtree(run)
+
+
+def as_typed(path: Path) -> str:
+    """
+    What MONAI's config parser makes a path of: it would read "#" in it as ``::``.
+
+    Examples::
+
+        >>> as_typed(Path("a"))
+        "$bytes.fromhex('61').decode()"
+
+    """
+    return f"$bytes.fromhex('{os.fsencode(path).hex()}').decode()"
 
 
 def _chosen(value: Any) -> str:

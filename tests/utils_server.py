@@ -53,7 +53,10 @@ class Server:
         url: of the server.
         log: what it has written.
         sockets: file with a line for every connection that one of its processes tried.
+        process: of the server.
     """
+
+    process: subprocess.Popen
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
@@ -112,7 +115,7 @@ def serve(
     command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), *settings]
     variables = {
         **os.environ,
-        "PYTHONPATH": str(watch),
+        "PYTHONPATH": os.pathsep.join([str(watch), str(ROOT)]),
         "SOCKET_LOG": str(server.sockets),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "2",
@@ -120,6 +123,7 @@ def serve(
     }
     with open(server.log_file, "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, cwd=folder, start_new_session=True)
+    server.process = process
     try:
         deadline = time.monotonic() + 180
         while True:
