@@ -96,7 +96,7 @@ class TestDVPTBlock(unittest.TestCase):
     def test_many_tokens_before_few_in_one_autocast_region(self):
         """As a block that serves two layers sees them: what was cast for the first must not cut off the second."""
         block = randomise(DVPTBlock(C, R, M))
-        many, few = torch.randn(B, N, C), torch.randn(B, 1, C)
+        many, few = torch.randn(B, N, C), torch.randn(B, N - 1, C)
         found = []
         for tokens in ([few], [many, few]):
             block.zero_grad()
