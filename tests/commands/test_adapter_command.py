@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import random
 import subprocess
 import sys
 import unittest
+from importlib import metadata
 from pathlib import Path
 
+import monai
+import pydicom
 import torch
 import yaml
 from monai.bundle import ConfigParser
@@ -85,6 +90,16 @@ class TestInfo(unittest.TestCase):
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
         self.assertEqual(ended.returncode, 0, ended.stderr)
         self.assertEqual(ended.stdout, call(main, "adapter", "info", path)[1])
+
+    def test_version(self):
+        out = io.StringIO()
+        with self.assertRaises(SystemExit) as ended, contextlib.redirect_stdout(out):
+            main(["--version"])
+        self.assertEqual(ended.exception.code, 0)
+        lines = out.getvalue().splitlines()
+        self.assertEqual(lines[0], f"monai_dvpt {metadata.version('monai_dvpt')}")
+        for module in (torch, monai, pydicom):
+            self.assertIn(f"{module.__name__} {module.__version__}", lines)
 
     @parameterized.expand([((),), (("adapter",),), (("adapter", "info"),), (("adapter", "verify"),)])
     def test_help(self, words):
