@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn as nn
+from safetensors.torch import save_file
 
 from monai_dvpt.networks.adapter import PARTS, TunableNetwork
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
@@ -76,6 +80,13 @@ def randomise(module: nn.Module, seed: int = 0) -> Any:
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 5)
     return module
+
+
+def seal(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, Any]) -> None:
+    """Writes an adapter file of these tensors and metadata, whose SHA-256 is computed as its format says."""
+    facts = {key: value for key, value in metadata.items() if key != "metadata_sha256"}
+    sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    save_file(tensors, path, metadata={"monai_dvpt": json.dumps({**facts, "metadata_sha256": sha256})})
 
 
 def expected_part(net: TunableNetwork, name: str) -> str:

@@ -21,18 +21,12 @@ from monai_dvpt.networks.adapter import (
     TunableNetwork,
     adapter_metadata,
     backbone_sha256,
-    build_network,
     load_adapter,
     merge_full,
 )
-from monai_dvpt.networks.adapter.file import (
-    check_intact,
-    copy_tensors,
-    find_backbone,
-    load_backbone,
-    network_class,
-    read_tensors,
-)
+from monai_dvpt.networks.adapter.built import checked_network, network_class
+from monai_dvpt.networks.adapter.file import find_backbone, load_backbone
+from monai_dvpt.networks.adapter.stored import check_intact, fitting_tensors, read_kinds, read_tensors
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
 from .run import printable
@@ -66,9 +60,9 @@ def add_parser(commands: Any) -> None:
     verify = _add_action(
         actions,
         "verify",
-        "Checks an adapter file: format, SHA-256 and finiteness of its tensors, whether the network that it names can "
-        "be built and every tensor fits, and, where the backbone is found, whether it is the right one. Ends with ok, "
-        "or with the reason on standard error and exit status 1.",
+        "Checks an adapter file: format, SHA-256 of its metadata and of its tensors, that these are finite, whether "
+        "the network that it names can be built and every tensor fits, and, where the backbone is found, whether it is "
+        "the right one. Ends with ok, or with the reason on standard error and exit status 1.",
         "python -m monai_dvpt adapter verify adapter.safetensors --backbone backbone.safetensors",
     )
     verify.add_argument("--backbone", type=Path, metavar="FILE", help=BACKBONE_HELP)
@@ -101,7 +95,7 @@ def adapter_facts(path: str | os.PathLike) -> dict[str, Any]:
     metadata = adapter_metadata(path)
     head = network_class(path, metadata).HEAD
     sizes: dict[str, dict[str, int]] = {}
-    for name, tensor in read_tensors(path).items():
+    for name, tensor in read_kinds(path).items():
         part = "dvpt" if name.startswith("dvpt.") else "head" if name.startswith(head) else "decoder"
         size = sizes.setdefault(part, {"parameters": 0, "bytes": 0})
         size["parameters"] += 0 if name.endswith(BATCH_STATISTICS) else tensor.numel()
@@ -125,22 +119,18 @@ def check_adapter(path: str | os.PathLike, backbone: str | os.PathLike | None = 
         InputError: if a check fails.
     """
     metadata = adapter_metadata(path)
-    yield f"format: version {metadata['format_version']}"
+    yield f"format: version {metadata['format_version']}, SHA-256 of the metadata as recorded"
     tensors = read_tensors(path)
     check_intact(path, metadata, tensors)
     yield f"tensors: {len(tensors)}, all finite, SHA-256 as recorded"
-    net = build_network(path)
-    parts = metadata.get("parts")
-    own = [part for part in PARTS[1:] if any(True for _ in net.tensors([part]))]
-    if not isinstance(parts, list) or not parts or parts != [part for part in own if part in parts]:
-        raise InputError(f"{path}: parts must be of {own}, in this order, got {parts}.")
-    copy_tensors(path, metadata, dict(net.tensors(parts)))
-    yield f"network: {type(net).__name__} can be built, the tensors of {', '.join(parts)} fit"
+    blank, parts = checked_network(path, metadata), metadata["parts"]
+    fitting_tensors(path, metadata, dict(blank.tensors(parts)))
+    yield f"network: {type(blank).__name__} can be built, the tensors of {', '.join(parts)} fit"
     found = find_backbone(path, metadata, backbone)
     if found is None:
         yield f"backbone: not checked; {_where_to_find(metadata)}"
     else:
-        load_backbone(net, path, found)
+        net = load_backbone(path, found)
         if (sha256 := backbone_sha256(net)) != metadata.get("backbone_sha256"):
             expected = metadata.get("backbone_sha256")
             raise InputError(f"{found}: is not the backbone of {path}: SHA-256 must be {expected}, got {sha256}.")
@@ -173,7 +163,6 @@ def write_full_model(
         pass
     net = merge_full(path, found)
     definition = json.loads(to_json(net.arguments))
-    _check_no_expressions(path, definition)
     # given a path, torch.save writes its name, here a random one, into the file
     with atomic_path(output) as temporary, open(temporary, "wb") as file:
         torch.save(net.state_dict(), file)
@@ -225,9 +214,7 @@ def _nested_rows(label: str, value: Any, indent: str = "") -> Iterator[tuple[str
 
 def _telling_arguments(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the network that are not its class's defaults, and all those of its DVPT blocks."""
-    kind, arguments = network_class(path, facts), facts.get("arguments")
-    if not isinstance(arguments, dict):
-        raise InputError(f"{path}: arguments must be those of {kind.__name__}, got {arguments!r}.")
+    kind, arguments = network_class(path, facts), facts["arguments"]
     defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
     return {
         key: value
@@ -264,15 +251,6 @@ def _where_to_find(metadata: Mapping[str, Any]) -> str:
     if name is None:
         return "the adapter names no file of it, give one with --backbone"
     return f"{name} lies neither beside the adapter nor among the weights of the package, give it with --backbone"
-
-
-def _check_no_expressions(path: str | os.PathLike, value: Any) -> None:
-    """Refuses what a network takes for a setting, but MONAI's ConfigParser would run as code or resolve."""
-    if isinstance(value, str) and (set(value) & set("$@%") or value.startswith("_")):
-        raise InputError(f"{path}: arguments must hold no expressions, got {value!r}.")
-    if isinstance(value, (dict, list)):
-        for entry in [*value, *value.values()] if isinstance(value, dict) else value:
-            _check_no_expressions(path, entry)
 
 
 def _listed(value: Any) -> str:

@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import platform
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any, Protocol
 
+from monai_dvpt import __version__
 from monai_dvpt.utils import InputError, reason
 
 __all__ = ["CommandModule", "printable", "run_commands"]
+
+LIBRARIES = ("torch", "monai", "numpy", "pydicom", "monailabel")  # those of extras where they are installed
 
 
 class CommandModule(Protocol):
@@ -40,6 +46,7 @@ def run_commands(
         the exit status: 0, or 1 after bad input, which is named in one line on standard error.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print this version and those it runs with")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in modules:
         module.add_parser(commands)
@@ -50,6 +57,18 @@ def run_commands(
         print(f"error: {printable(reason(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+class _Version(argparse.Action):
+    """Prints versions and ends; they are looked up only when they are asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        found = [f"monai_dvpt {__version__}", f"python {platform.python_version()}"]
+        for name in LIBRARIES:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found.append(f"{name} {metadata.version(name)}")
+        print("\n".join(found))
+        parser.exit()
 
 
 def printable(text: Any) -> str:

@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 
 from monai_dvpt.networks.adapter import TunableNetwork, count_parameters, save_adapter
+from monai_dvpt.networks.adapter.wrapped import unwrap
 from monai_dvpt.utils import atomic_path
 
 __all__ = ["AdapterSaver"]
@@ -46,7 +47,7 @@ class AdapterSaver:
         labels: Sequence[str] | None = None,
         validate_start: bool = False,
     ) -> None:
-        self.network = network
+        self.network: TunableNetwork = unwrap(network)
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.labels = labels

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import random
 import subprocess
 import sys
 import unittest
+from importlib import metadata
 from pathlib import Path
 
+import monai
+import pydicom
 import torch
 import yaml
 from monai.bundle import ConfigParser
 from parameterized import parameterized
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from utils_commands import call, save_backbone, save_pair
 from utils_data import ROOT, temporary_folder
 from utils_limits import file_size_limit
+from utils_networks import seal
 
 from monai_dvpt.__main__ import main
 from monai_dvpt.networks.adapter import adapter_metadata, backbone_sha256, count_parameters, save_adapter
@@ -84,6 +90,16 @@ class TestInfo(unittest.TestCase):
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
         self.assertEqual(ended.returncode, 0, ended.stderr)
         self.assertEqual(ended.stdout, call(main, "adapter", "info", path)[1])
+
+    def test_version(self):
+        out = io.StringIO()
+        with self.assertRaises(SystemExit) as ended, contextlib.redirect_stdout(out):
+            main(["--version"])
+        self.assertEqual(ended.exception.code, 0)
+        lines = out.getvalue().splitlines()
+        self.assertEqual(lines[0], f"monai_dvpt {metadata.version('monai_dvpt')}")
+        for module in (torch, monai, pydicom):
+            self.assertIn(f"{module.__name__} {module.__version__}", lines)
 
     @parameterized.expand([((),), (("adapter",),), (("adapter", "info"),), (("adapter", "verify"),)])
     def test_help(self, words):
@@ -208,10 +224,11 @@ class TestMerge(unittest.TestCase):
         net, path, backbone = save_pair(
             self.folder, DVPTUNETR, norm_name=("instance", {"affine": True}), decoder_tuning="norm"
         )
-        net.arguments["norm_name"] = ("instance", {"affine": value})  # it is true, so the network can be built
-        save_adapter(net, path)
+        header = adapter_metadata(path)
+        header["arguments"]["norm_name"] = ["instance", {"affine": value}]  # it is true, so the network could be built
+        seal(load_file(path), path, header)
         ended = call(main, "adapter", "merge-full", path, "--output", self.output)
-        self.check_not_written(*ended, "adapter.safetensors: arguments must hold no expressions")
+        self.check_not_written(*ended, "adapter.safetensors: arguments must have norm_name as a word")
         self.assertFalse(self.output.exists())
 
 
@@ -239,7 +256,7 @@ class TestRefused(unittest.TestCase):
 
     def edit(self, **changes) -> None:
         header = {**adapter_metadata(self.path), **changes}
-        save_file(load_file(self.path), self.path, metadata={"monai_dvpt": json.dumps(header)})
+        seal(load_file(self.path), self.path, header)
 
     def test_missing(self):
         missing = self.folder / "none.safetensors"
@@ -264,13 +281,13 @@ class TestRefused(unittest.TestCase):
     def test_not_finite(self):
         tensors, header = load_file(self.path), adapter_metadata(self.path)
         tensors["dvpt.1.gate"].fill_(torch.nan)
-        save_file(tensors, self.path, metadata={"monai_dvpt": json.dumps(header)})
+        seal(tensors, self.path, header)
         self.check_refused("dvpt.1.gate must be finite", actions=["verify", "merge-full"])
 
     def test_type_without_arithmetic(self):
         tensors, header = load_file(self.path), adapter_metadata(self.path)
         tensors["dvpt.1.gate"] = tensors["dvpt.1.gate"].to(torch.float8_e4m3fn)
-        save_file(tensors, self.path, metadata={"monai_dvpt": json.dumps(header)})
+        seal(tensors, self.path, header)
         self.check_refused(f"error: {self.path}: ", "ype", actions=["verify", "merge-full"])
 
     def test_wrong_backbone(self):
@@ -297,10 +314,10 @@ class TestRefused(unittest.TestCase):
         self.edit(backbone_file=name)
         self.check_refused(f"error: {self.path}: backbone_file must be the name of a file beside the adapter")
 
-    @parameterized.expand([("1",), (None,), (3,)])
+    @parameterized.expand([("3",), (None,), (2,)])
     def test_format_version(self, version):
         self.edit(format_version=version)
-        self.check_refused("format_version must be 2")
+        self.check_refused("format_version must be 3")
 
     @parameterized.expand([("UNETR",), (None,), ([],), ("TunableNetwork",)])
     def test_network(self, name):
@@ -317,7 +334,12 @@ class TestRefused(unittest.TestCase):
         self.edit(arguments={**adapter_metadata(self.path)["arguments"], **changes})
         self.check_refused(f"error: {self.path}: ", "must", actions=["verify", "merge-full"])
 
-    @parameterized.expand([(None,), ("dvpt",), ([],), (["head", "dvpt"],), (["backbone"],), ([{}],)])
+    @parameterized.expand([(None,), ("dvpt",), ([{}],)])
+    def test_parts_that_are_no_list_of_names(self, parts):
+        self.edit(parts=parts)
+        self.check_refused(f"error: {self.path}: parts must be a list of names")
+
+    @parameterized.expand([([],), (["head", "dvpt"],), (["backbone"],)])
     def test_parts(self, parts):
         self.edit(parts=parts)
         self.check_refused(f"error: {self.path}: parts must be of ['dvpt', 'head']", actions=["verify", "merge-full"])
@@ -325,7 +347,7 @@ class TestRefused(unittest.TestCase):
     def test_any_flipped_bit_of_the_header(self):
         data = self.path.read_bytes()
         header = range(8 + int.from_bytes(data[:8], "little"))
-        generator, refused = random.Random(0), 0
+        generator = random.Random(0)
         for position in generator.sample(header, 150):
             flipped = bytearray(data)
             flipped[position] ^= 1 << generator.randrange(8)
@@ -333,8 +355,7 @@ class TestRefused(unittest.TestCase):
             for action in ("info", "verify"):
                 status, _, err = call(main, "adapter", action, self.path)
                 self.assertEqual(err.count("\n"), status)
-                refused += status
-        self.assertGreater(refused, 100)
+            self.assertEqual(status, 1, position)  # of verify
 
 
 if __name__ == "__main__":

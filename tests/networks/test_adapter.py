@@ -21,7 +21,7 @@ from utils_networks import (
     changed,
     copy_of_state,
     expected_part,
-    randomise,
+    seal,
     small_image,
     small_network,
     small_unetr,
@@ -199,7 +199,7 @@ class TestRoundTrip(unittest.TestCase):
         net = small_unetr(1)
         with torch.no_grad():
             net.dvpt[1].gate.fill_(torch.nan)
-        with self.assertRaisesRegex(InputError, r"tensors must be finite to be saved, \['dvpt.1.gate'\] are not"):
+        with self.assertRaisesRegex(InputError, r"dvpt.1.gate must be finite as float32"):
             save_adapter(net, self.path)
         self.assertFalse(self.path.exists())
 
@@ -222,11 +222,11 @@ class TestRefused(unittest.TestCase):
         save_adapter(self.saved, self.path)
         self.net = with_backbone_of(self.saved, 2)
 
-    def check_refused(self, *words: str, net: DVPTUNETR | None = None) -> None:
+    def check_refused(self, *words: str, net: DVPTUNETR | None = None, parts: tuple[str, ...] | None = None) -> None:
         net = self.net if net is None else net
         before = copy_of_state(net)
         with self.assertRaises(InputError) as caught:
-            load_adapter(net, self.path)
+            load_adapter(net, self.path, parts=parts)
         for word in (str(self.path), *words):
             self.assertIn(word, str(caught.exception))
         self.assertEqual(changed(before, net), set())
@@ -236,7 +236,7 @@ class TestRefused(unittest.TestCase):
         stored, header = load_file(self.path), adapter_metadata(self.path)
         tensors(stored)
         metadata(header)
-        save_file(stored, self.path, metadata={"monai_dvpt": json.dumps(header)})
+        seal(stored, self.path, header)
 
     def test_unedited_file_is_accepted(self):
         self.edit()
@@ -309,15 +309,20 @@ class TestRefused(unittest.TestCase):
         else:
             self.check_refused(f"arguments must be a JSON object, got {arguments!r}.")
 
-    @parameterized.expand([(None,), ("dvpt",), (["dvpt", "neck"],), (["backbone"],), (["dvpt"],), ([],)])
+    @parameterized.expand([(None,), ("dvpt",), ([{}],)])
+    def test_parts_that_are_no_list_of_names(self, parts):
+        self.edit(metadata=lambda header: header.update(parts=parts))
+        self.check_refused(f"parts must be a list of names, got {parts!r}.")
+
+    @parameterized.expand([(["dvpt", "neck"],), (["backbone"],), (["dvpt"],), ([],)])
     def test_other_parts(self, parts):
         self.edit(metadata=lambda header: header.update(parts=parts))
         self.check_refused(f"parts must be ['dvpt', 'decoder', 'head'], got {parts}.")
 
-    @parameterized.expand([(0,), (1,), (3,), ("2",), (None,)])
+    @parameterized.expand([(0,), (2,), (4,), ("3",), (None,)])
     def test_unknown_format_version(self, version):
         self.edit(metadata=lambda header: header.update(format_version=version))
-        self.check_refused(f"format_version must be 2, got {version}.")
+        self.check_refused(f"format_version must be 3, got {version}.")
 
     @parameterized.expand([(None,), ({"format": "pt"},), ({"monai_dvpt": "{"},), ({"monai_dvpt": "[1]"},)])
     def test_other_metadata(self, metadata):
@@ -338,25 +343,16 @@ class TestRefused(unittest.TestCase):
             self.check_refused("cannot be read as an adapter")
 
     def test_flipped_byte_in_header(self):
-        expected = load_file(save_adapter(self.saved, self.path, parts=("dvpt",)))
+        save_adapter(self.saved, self.path, parts=("dvpt",))
+        load_adapter(self.net, self.path, parts=("dvpt",))
         data = self.path.read_bytes()
         header = range(8, 8 + int.from_bytes(data[:8], "little"))
-        generator, refused = random.Random(0), 0
+        generator = random.Random(0)
         for position in generator.sample(header, 150):
             flipped = bytearray(data)
             flipped[position] ^= 1 << generator.randrange(8)
             self.path.write_bytes(flipped)
-            before = copy_of_state(self.net)
-            try:
-                load_adapter(self.net, self.path)
-            except InputError as error:
-                refused += 1
-                self.assertIn(str(self.path), str(error))
-                self.assertEqual(changed(before, self.net), set())
-            else:  # it hit a note or a version, which do not matter for what is loaded
-                self.assertTrue(all(torch.equal(self.net.state_dict()[name], expected[name]) for name in expected))
-                randomise(self.net.dvpt, seed=position)
-        self.assertGreater(refused, 100)
+            self.check_refused(parts=("dvpt",))
 
     def test_flipped_bit_in_tensors(self):
         data = bytearray(self.path.read_bytes())
@@ -398,7 +394,7 @@ class TestInterruptedSave(unittest.TestCase):
 import os, signal, sys
 from pathlib import Path
 from safetensors.torch import save
-from monai_dvpt.networks.adapter import file, save_adapter
+from monai_dvpt.networks.adapter import save_adapter, stored
 from utils_networks import small_unetr
 
 def write_half(tensors, path, metadata):
@@ -406,7 +402,7 @@ def write_half(tensors, path, metadata):
     Path(path).write_bytes(data[: len(data) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
 
-file.save_file = write_half
+stored.save_file = write_half
 save_adapter(small_unetr(2), sys.argv[1])
 """
         environment = {"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -15,6 +15,7 @@ from utils_networks import (
     copy_of_state,
     expected_part,
     randomise,
+    seal,
     small_image,
     small_network,
 )
@@ -37,7 +38,7 @@ class TestMetadata(unittest.TestCase):
     def save(self, net: Any, **changes: Any) -> dict[str, Any]:
         """Saves an adapter, its metadata changed; returns the metadata."""
         header = {**adapter_metadata(save_adapter(net, self.path)), **changes}
-        save_file(load_file(self.path), self.path, metadata={"monai_dvpt": json.dumps(header)})
+        seal(load_file(self.path), self.path, header)
         return header
 
     @parameterized.expand(
@@ -54,7 +55,7 @@ class TestMetadata(unittest.TestCase):
     @parameterized.expand([(None,), ("vit.safetensors",), (".hidden",), ("a..b",)])
     def test_backbone_file(self, name):
         header = self.save(small_network("vit_cls_2d"), backbone_file=name)
-        self.assertEqual(adapter_metadata(self.path), header)
+        self.assertEqual(adapter_metadata(self.path) | {"metadata_sha256": header["metadata_sha256"]}, header)
 
     @parameterized.expand([(name,) for name in NETWORKS])
     def test_build_network(self, case):
@@ -80,7 +81,7 @@ class TestMetadata(unittest.TestCase):
         [
             ({"num_blocks": 3}, "arguments do not fit DVPTViT: .*num_blocks"),
             ({"pooling": "max"}, "arguments do not fit DVPTViT: .*pooling must be one of .* got max"),
-            ({"img_size": None}, "arguments do not fit DVPTViT: "),
+            ({"img_size": None}, "arguments must have img_size as one or at most 8 whole numbers"),
             (None, "arguments must be a JSON object, got None"),
             ([2], r"arguments must be a JSON object, got \[2\]"),
         ]

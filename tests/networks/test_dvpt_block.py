@@ -93,6 +93,22 @@ class TestDVPTBlock(unittest.TestCase):
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * float(other.abs().max()))
 
+    def test_many_tokens_before_few_in_one_autocast_region(self):
+        """As a block that serves two layers sees them: what was cast for the first must not cut off the second."""
+        block = randomise(DVPTBlock(C, R, M))
+        many, few = torch.randn(B, N, C), torch.randn(B, N - 1, C)
+        found = []
+        for tokens in ([few], [many, few]):
+            block.zero_grad()
+            with patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", many.numel()):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    out = [block(x) for x in tokens][-1]
+                out.square().sum().backward()
+            found.append({name: parameter.grad for name, parameter in block.named_parameters()})
+        for name, expected in found[0].items():
+            self.assertGreater(expected.abs().max(), 0)
+            self.assertTrue(torch.equal(found[1][name], expected), name)
+
     def test_frozen_parts_get_no_gradient(self):
         block = randomise(DVPTBlock(C, R, M))
         block.up.requires_grad_(False)

@@ -121,6 +121,15 @@ class TestTorchScript(unittest.TestCase):
 
         self.check(trace, case, arguments)
 
+    @parameterized.expand([("vit_2d", "vit_both_2d", VIT), ("unetr_2d", "unetr_2d", {})])
+    def test_trace_with_checkpoints(self, _, case, arguments):
+        """Checkpoints have no place in a file, also where the trace is made without ``torch.no_grad``."""
+        net, example, image = network_and_images(case, {**arguments, "use_checkpoint": True})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            script = reloaded(torch.jit.trace(net, example, check_trace=False))
+        torch.testing.assert_close(script(image), net(image), rtol=1e-5, atol=1e-6)
+
 
 @unittest.skipUnless(has_onnxruntime and has_onnxscript, "needs the packages of the extra onnx")
 class TestExportedProgramAndOnnx(unittest.TestCase):

@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 
 from .tunable import TunableNetwork
+from .wrapped import on_network, unwrap
 
 __all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", "predict_adapters", "set_adapter"]
 
@@ -24,11 +25,13 @@ class _Inactive:
     arguments: dict[str, Any]
 
 
+@on_network
 def adapter_names(net: TunableNetwork) -> list[str]:
     """Names of the adapters of a network, the active one first; a new network has one, named "default"."""
     return [net.adapter_name, *net.inactive_adapters]
 
 
+@on_network
 def add_adapter(net: TunableNetwork, name: str, **arguments: Any) -> TunableNetwork:
     """
     Adds a new, untrained adapter on the same backbone and makes it the active one.
@@ -74,6 +77,7 @@ def adopt_adapter(
     return set_adapter(net, name)
 
 
+@on_network
 def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     """
     Makes another adapter the active one: the network then answers, trains and is saved with it. The backbone is not
@@ -109,6 +113,7 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     return net.train(net.training)
 
 
+@on_network
 def delete_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     """
     Forgets an adapter that is not in use.
@@ -130,6 +135,7 @@ def delete_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     return net
 
 
+@on_network
 def predict_adapters(
     net: TunableNetwork, image: torch.Tensor, names: Sequence[str] | None = None
 ) -> dict[str, torch.Tensor]:
@@ -171,11 +177,12 @@ def disable_adapter(net: TunableNetwork) -> Iterator[TunableNetwork]:
     Args:
         net: the network.
     """
-    enabled, net.dvpt_enabled = net.dvpt_enabled, False
+    inner = unwrap(net)
+    enabled, inner.dvpt_enabled = inner.dvpt_enabled, False
     try:
         yield net
     finally:
-        net.dvpt_enabled = enabled
+        inner.dvpt_enabled = enabled
 
 
 def _check_known(net: TunableNetwork, name: str) -> None:

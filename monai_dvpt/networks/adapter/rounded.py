@@ -9,10 +9,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from .file import backbone_sha256
 from .tunable import TunableNetwork
+from .wrapped import on_network
 
 __all__ = ["round_backbone"]
 
 
+@on_network
 def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> TunableNetwork:
     """
     Stores the backbone's frozen linear layers and convolutions in a shorter type. Under autocast of that type, as the

@@ -10,8 +10,9 @@ import torch.nn as nn
 
 from monai_dvpt.utils import to_json
 
-from .file import tensors_sha256
+from .stored import tensors_sha256
 from .tunable import TunableNetwork
+from .wrapped import on_network, unwrap
 
 __all__ = ["encoder_sha256", "share_backbone"]
 
@@ -19,6 +20,7 @@ __all__ = ["encoder_sha256", "share_backbone"]
 ARITHMETIC = ("layer_norm_eps", "activation", "pre_norm", "num_heads", "window_size", "downsample")
 
 
+@on_network
 def encoder_sha256(net: TunableNetwork) -> str:
     """
     SHA-256, in hexadecimal, of what the encoder alone computes: of its tensors, those of the backbone, and of what
@@ -28,6 +30,7 @@ def encoder_sha256(net: TunableNetwork) -> str:
     return hashlib.sha256((tensors_sha256(_encoder_tensors(net)) + to_json(settings)).encode()).hexdigest()
 
 
+@on_network
 def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwork:
     """
     Lets a network use the very tensors of another network's frozen encoder, so that a segmentation and a grade, say,
@@ -45,6 +48,7 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
         ValueError: if a tensor of the source's encoder is trained, one of the backbones is rounded, or the two encoders
             differ in the names or shapes of their tensors or in their arithmetic.
     """
+    source = unwrap(source)
     if net.rounding or source.rounding:
         raise ValueError("net and source must share a backbone before it is rounded.")
     own, given = _encoder_tensors(net), _encoder_tensors(source)

@@ -17,6 +17,8 @@ from typing_extensions import Self
 
 from monai_dvpt.networks.blocks import DVPTList
 
+from .wrapped import on_network
+
 __all__ = [
     "PARTS",
     "TunableNetwork",
@@ -219,6 +221,7 @@ class TunableNetwork(nn.Module):
         return self
 
 
+@on_network
 def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> TunableNetwork:
     """
     Sets which parts of a network are trained; all others, by default the backbone, are frozen and put in eval mode.
@@ -258,6 +261,7 @@ def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> 
     return net.train(net.training)
 
 
+@on_network
 def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """
     The trainable parameters, each once, as groups for a ``torch.optim`` optimiser, one for each part.
@@ -280,6 +284,7 @@ def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -
     return [{"params": parameters, "lr": learning_rates[part]} for part, parameters in groups.items()]
 
 
+@on_network
 def count_parameters(net: TunableNetwork) -> dict[str, dict[str, int]]:
     """
     Parameters of every part and of the whole network, each counted once.

@@ -144,8 +144,9 @@ class _KeepOutput(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.scale, ctx.device = scale, x.device.type
         ctx.autocast = torch.is_autocast_enabled(ctx.device), torch.get_autocast_dtype(ctx.device)
-        change = _change(x, prompts, gate, down, down_bias, scale)
-        output = x + F.linear(change, up, up_bias)
+        with _same_autocast(ctx):
+            change = _change(x, prompts, gate, down, down_bias, scale)
+            output = x + F.linear(change, up, up_bias)
         ctx.save_for_backward(output, change, prompts, gate, down, down_bias, up, up_bias)
         return output
 
@@ -156,8 +157,7 @@ class _KeepOutput(torch.autograd.Function):
         needed = ctx.needs_input_grad
         leaves = [p.detach().requires_grad_(need) for p, need in zip(parameters, needed[1:7], strict=True)]
         prompts, gate, down, down_bias, up, up_bias = leaves
-        enabled, dtype = ctx.autocast
-        with torch.enable_grad(), torch.autocast(ctx.device, dtype=dtype, enabled=enabled):
+        with torch.enable_grad(), _same_autocast(ctx):
             y = change.detach().requires_grad_()
             added = F.linear(y, up, up_bias)
             x = (output - added).detach().requires_grad_(needed[0])
@@ -165,6 +165,15 @@ class _KeepOutput(torch.autograd.Function):
         grad_y, *outer_grads = _gradients(added, [y, up, up_bias], grad)
         grad_x, *inner_grads = _gradients(again, [x, prompts, gate, down, down_bias], grad_y)
         return None if grad_x is None else grad_x + grad, *inner_grads, *outer_grads, None
+
+
+def _same_autocast(ctx: Any) -> torch.autocast:
+    """
+    Autocast as the forward pass found it, but no cast is kept: nothing is recorded inside, and torch before 2.9 would
+    give a weight that was cast here, without a gradient, to blocks that are recorded.
+    """
+    enabled, dtype = ctx.autocast
+    return torch.autocast(ctx.device, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 def _change(

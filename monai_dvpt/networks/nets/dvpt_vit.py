@@ -172,7 +172,7 @@ class DVPTViT(DVPTViTEncoder, ViT):
             if layer in frozen or first <= layer < stop:
                 if layer in frozen:
                     x = frozen[layer]
-                elif not torch.jit.is_scripting() and self.use_checkpoint:
+                elif not torch.jit.is_scripting() and not torch.jit.is_tracing() and self.use_checkpoint:
                     x = checkpoint(block, x, use_reentrant=False)
                 else:
                     x = block(x)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformer, get_window_size
+from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformer, SwinTransformerBlock, get_window_size
 
 from monai_dvpt.networks.adapter import TunableNetwork, disable_adapter
 from monai_dvpt.networks.blocks import DVPTList, fuse_attention, group_windows
@@ -44,6 +44,14 @@ def check_swin_sizes(
         raise ValueError(f"num_heads must divide the widths {widths} of the stages, got {list(num_heads)}.")
 
 
+class _CheckpointedBlock(SwinTransformerBlock):
+    """MONAI's block with checkpoints, but not in a trace, where torch before 2.9 would leave calls of Python."""
+
+    @property
+    def use_checkpoint(self) -> bool:
+        return not torch.jit.is_tracing()
+
+
 class DVPTSwinEncoder(TunableNetwork):
     """Base of the networks around MONAI's ``SwinTransformer``, held as ``swinViT``."""
 
@@ -62,8 +70,12 @@ class DVPTSwinEncoder(TunableNetwork):
         start_layer: int,
         side_path: bool,
     ) -> None:
-        """Fuses the attention and registers the DVPT blocks; a stage doubles the width, so sharing stays inside it."""
+        """Fuses attention, keeps checkpoints out of traces, registers the blocks; sharing stays inside a stage."""
         fuse_attention(self.swinViT)  # type: ignore[arg-type]
+        for module in self.swinViT.modules():  # type: ignore[union-attr]
+            if type(module) is SwinTransformerBlock and module.use_checkpoint:
+                del module.use_checkpoint
+                module.__class__ = _CheckpointedBlock
         widths = [feature_size * 2**stage for stage, depth in enumerate(depths) for _ in range(depth)]
         self.use_dvpt(DVPTList(widths, bottleneck_size, num_prompts, share_every, start_layer), side_path)
         self.dvpt_enabled = True

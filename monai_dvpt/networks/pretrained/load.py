@@ -17,6 +17,7 @@ import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from monai_dvpt.networks.adapter import TunableNetwork, adapter_names
+from monai_dvpt.networks.adapter.wrapped import on_network
 from monai_dvpt.utils import InputError
 
 from .files import find_file, read_config, read_weights
@@ -79,6 +80,7 @@ class PretrainedReport:
         return "\n".join(lines + [f"  {fact}" for fact in self.facts])
 
 
+@on_network
 def load_pretrained(
     net: TunableNetwork,
     source: str | os.PathLike,

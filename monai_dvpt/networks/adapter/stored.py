@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in an adapter file: its metadata and its tensors, each covered by a SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from monai_dvpt.utils import (
+    MAX_HEADER,
+    MAX_TENSORS,
+    InputError,
+    atomic_path,
+    check_bytes,
+    check_finite,
+    check_type,
+    fingerprint,
+    to_json,
+)
+
+__all__ = [
+    "adapter_metadata",
+    "check_intact",
+    "fitting_tensors",
+    "read_kinds",
+    "read_tensors",
+    "tensors_sha256",
+    "write_adapter",
+]
+
+FORMAT_VERSION = 3
+KINDS = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+}
+"""Types of tensors that an adapter may hold, by their names in the file."""
+
+
+def _is_plain_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "backbone_file": ("the name of a file beside the adapter", lambda value: value is None or _is_plain_name(value)),
+    "arguments": ("a JSON object", lambda value: isinstance(value, dict)),
+    "parts": ("a list of names", _are_names),
+    "labels": ("a list of names or null", lambda value: value is None or _are_names(value)),
+    "versions": ("a JSON object", lambda value: isinstance(value, dict)),
+    "notes": ("a JSON object", lambda value: isinstance(value, dict)),
+}
+"""What entries of the metadata must be; "network", "inflate_axis" and the SHA-256 are checked where they are used."""
+
+
+def write_adapter(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Path:
+    """
+    Writes an adapter file, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: by name, on the CPU.
+        facts: the metadata but for the format version and the two SHA-256, JSON-serialisable.
+
+    Raises:
+        InputError: if a tensor is not finite or not of a type that an adapter may hold, there are too many tensors or
+            facts, or the file cannot be written.
+    """
+    if len(tensors) > MAX_TENSORS:
+        raise InputError(f"{path}: must have at most {MAX_TENSORS:,} tensors, got {len(tensors):,}.")
+    for name, tensor in tensors.items():
+        check_type(f"{path}: {name}", tensor)
+        check_finite(f"{path}: {name}", tensor, tensor.dtype)
+    own = {"format_version": FORMAT_VERSION, **facts, "tensors_sha256": tensors_sha256(tensors)}
+    metadata = json.loads(to_json(own))  # a tuple becomes a list, and a number as a key a text
+    text = to_json({**metadata, "metadata_sha256": fingerprint(metadata)})
+    if len(text) > MAX_HEADER // 4:  # it is JSON inside JSON, beside what is said of every tensor
+        raise InputError(f"{path}: metadata must have at most {MAX_HEADER // 4:,} bytes as JSON, got {len(text):,}.")
+    with atomic_path(path) as temporary:
+        save_file(dict(tensors), temporary, metadata={"monai_dvpt": text})
+    return Path(path)
+
+
+def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    The JSON metadata of an adapter file.
+
+    Raises:
+        InputError: if the file is missing, damaged, no regular file, too large, or not an adapter of a known format
+            version; if the metadata are not those that were saved, which their SHA-256 tells; or if they name a
+            backbone file elsewhere than beside the adapter.
+    """
+    try:
+        with _opened(path) as file:
+            metadata = json.loads((file.metadata() or {})["monai_dvpt"])
+    except InputError:
+        raise
+    except (KeyError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: holds no adapter metadata, so it is not a monai_dvpt adapter.") from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path}: adapter metadata must be a JSON object, got {metadata!r}.")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path}: format_version must be {FORMAT_VERSION}, got {metadata.get('format_version')}.")
+    found = fingerprint({key: value for key, value in metadata.items() if key != "metadata_sha256"})
+    if metadata.get("metadata_sha256") != found:
+        given = metadata.get("metadata_sha256")
+        raise InputError(f"{path}: metadata_sha256 must be that of the metadata, {found}, got {given}; it is damaged.")
+    for key, (words, fits) in FIELDS.items():
+        if not fits(metadata.get(key)):
+            raise InputError(f"{path}: {key} must be {words}, got {metadata.get(key)!r}.")
+    return metadata
+
+
+def read_kinds(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """
+    Shapes and types of the tensors of an adapter file, as tensors on the meta device: nothing of them is read.
+
+    Raises:
+        InputError: if the file cannot be read, or a tensor has a type that an adapter does not hold.
+    """
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        kinds = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+    for name, (_, kind) in kinds.items():
+        if kind not in KINDS:
+            raise InputError(f"{path}: {name} must have a type of {sorted(KINDS)}, got {kind}.")
+    return {name: torch.empty(shape, dtype=KINDS[kind], device="meta") for name, (shape, kind) in kinds.items()}
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """
+    All tensors of an adapter file by name.
+
+    Raises:
+        InputError: see :func:`read_kinds`.
+    """
+    names = read_kinds(path)
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Any]:
+    """The file, if it is a regular one and not too large."""
+    if not Path(path).is_file():  # a pipe or a device would never end
+        raise InputError(f"{path}: cannot be read as an adapter: it must be a regular file.")
+    try:
+        check_bytes(f"{path}: an adapter", os.path.getsize(path))
+        with open(path, "rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if MAX_HEADER < length < os.path.getsize(path):  # where it is longer than the file this is damaged
+            raise InputError(f"{path}: the header must have at most {MAX_HEADER:,} bytes, got {length:,}.")
+        with safe_open(path, "pt") as file:
+            if (count := len(file.keys())) > MAX_TENSORS:
+                raise InputError(f"{path}: must have at most {MAX_TENSORS:,} tensors, got {count:,}.")
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as an adapter: {error}") from error
+
+
+def check_intact(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        InputError: if a tensor is not finite, or the tensors are not those that were saved.
+    """
+    for name, tensor in tensors.items():
+        check_finite(f"{path}: {name}", tensor, tensor.dtype)
+    if metadata.get("tensors_sha256") != (found := tensors_sha256(tensors)):
+        raise InputError(
+            f"{path}: tensors_sha256 must be {metadata.get('tensors_sha256')}, got {found}; it is damaged."
+        )
+
+
+def check_fit(
+    path: str | os.PathLike,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    targets: Mapping[str, torch.Tensor],
+) -> None:
+    """
+    Raises:
+        InputError: if names, shapes or types of the tensors of an adapter file are not those of ``targets``.
+    """
+    missing, extra = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
+    if missing or extra:
+        raise InputError(
+            f"{path}: tensors must be those of {metadata['parts']}; missing {missing[:5]}, extra {extra[:5]}."
+        )
+    for name, target in targets.items():
+        if tensors[name].shape != target.shape:
+            raise InputError(f"{path}: {name} must have shape {tuple(target.shape)}, got {tuple(tensors[name].shape)}.")
+        if tensors[name].is_floating_point() != target.is_floating_point():
+            raise InputError(f"{path}: {name} must have type {target.dtype}, got {tensors[name].dtype}.")
+
+
+def fitting_tensors(
+    path: str | os.PathLike, metadata: Mapping[str, Any], targets: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """
+    The tensors of an adapter file, in the types of ``targets``, which may be on the meta device.
+
+    Args:
+        path: the file.
+        metadata: its metadata.
+        targets: the tensors of the network that it must have, by name.
+
+    Raises:
+        InputError: if the file is damaged, its tensors do not fit, or a value is too large for the network's type.
+    """
+    check_fit(path, metadata, read_kinds(path), targets)
+    tensors = read_tensors(path)
+    check_intact(path, metadata, tensors)
+    for name, target in targets.items():
+        check_finite(f"{path}: {name}", tensors[name], target.dtype)
+    # copies, as what is read may lie in the file, where another program can change it
+    return {name: tensors[name].to(target.dtype, copy=True) for name, target in targets.items()}
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
