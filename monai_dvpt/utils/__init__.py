@@ -5,6 +5,7 @@ from .errors import InputError, reason, report_input_errors, root_cause
 from .files import atomic_path, fingerprint, to_json
 from .limits import MAX_FRAMES, MAX_ITEMS, MAX_TENSORS, check_bytes, max_bytes
 from .monai_label import served_model, training_folder
+from .tensors import check_finite, check_type
 
 __all__ = [
     "MAX_FRAMES",
@@ -15,6 +16,8 @@ __all__ = [
     "atomic_path",
     "check_bytes",
     "check_counts",
+    "check_finite",
+    "check_type",
     "describe",
     "fingerprint",
     "max_bytes",

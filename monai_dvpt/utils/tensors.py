@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tensor of a file must be before a network takes it."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import InputError
+
+__all__ = ["check_finite", "check_type"]
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def check_type(what: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+    """
+    Args:
+        what: subject of the error: a file, and the name of the tensor in it.
+        tensor: of the file, before anything is computed with it.
+        dtype: type of the network's tensor; by default any real number is allowed.
+
+    Raises:
+        InputError: unless ``tensor`` holds its values in memory, one by one, as real numbers of a type that can be
+            computed with; floating-point ones if ``dtype`` is a floating-point type, and whole ones if it is not.
+    """
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+    if not dense or tensor.device.type != "cpu":
+        kind = f"{tensor.layout}, {tensor.dtype}" if tensor.device.type == "cpu" else f"a {tensor.device.type} tensor"
+        raise InputError(f"{what} must be a dense tensor with its values in the file, got {kind}.")
+    allowed = FLOATS + INTEGERS if dtype is None else FLOATS if dtype.is_floating_point else INTEGERS
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(one).removeprefix("torch.") for one in allowed)
+        raise InputError(f"{what} must have one of the types {names}, got {str(tensor.dtype).removeprefix('torch.')}.")
+
+
+def check_finite(what: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """
+    Args:
+        what: subject of the error: a file, and the name of the tensor in it.
+        tensor: of a type that :func:`check_type` allows.
+        dtype: type of the network's tensor.
+
+    Raises:
+        InputError: if a value is not finite as ``dtype``, such as one of float64 beyond the range of float32.
+    """
+    if tensor.numel() == 0:
+        return
+    bounds = torch.stack(tensor.aminmax())  # NaN if one value is; casting keeps the order, so these two tell of all
+    if not bounds.to(dtype).isfinite().all():
+        raise InputError(f"{what} must be finite as {str(dtype).removeprefix('torch.')}.")
