@@ -7,7 +7,7 @@ import os
 
 from .errors import InputError
 
-__all__ = ["MAX_FRAMES", "MAX_ITEMS", "MAX_TENSORS", "check_bytes", "max_bytes"]
+__all__ = ["MAX_FRAMES", "MAX_HEADER_BYTES", "MAX_ITEMS", "MAX_NAME", "MAX_TENSORS", "check_bytes", "max_bytes"]
 
 VARIABLE = "MONAI_DVPT_MAX_BYTES"
 DEFAULT = 2 << 30
@@ -17,6 +17,10 @@ MAX_ITEMS = 200_000
 """Most items in all the sequences of one DICOM file."""
 MAX_TENSORS = 20_000
 """Most tensors of one file of weights."""
+MAX_NAME = 512
+"""Most characters of the name of a tensor."""
+MAX_HEADER_BYTES = 16 << 20
+"""Most bytes of what describes the tensors of a file: its head, pickle or index, or a ``config.json``."""
 
 
 def max_bytes() -> int:
