@@ -141,6 +141,11 @@ class TestMemory(Attacks):
         rules[repacked(self.folder / "plain.pth", self.folder / "said.pth", zipfile.ZIP_STORED, **said)] = (
             "cannot be read"
         )
+        torch.save({"a": torch.zeros(70_000)}, self.folder / "old.pth", _use_new_zipfile_serialization=False)
+        rules[self.folder / "old.pth"] = "cannot be read"
+        content = (self.folder / "old.pth").read_bytes()
+        self.assertIn(said["size"][0], content)
+        (self.folder / "old.pth").write_bytes(content.replace(*said["size"]))
         answers = attack(LOAD_EACH, *rules).removeprefix("read: ").split("\t")
         self.assertEqual(len(answers), len(rules))
         for (path, rule), answer in zip(rules.items(), answers, strict=True):
@@ -268,6 +273,8 @@ class TestKinds(Attacks):
 
     def test_name_that_writes_to_a_terminal(self):
         self.check_refused(self.saved("a.pth", state(**{"\x1b[2J": torch.ones(1)})), "must be printable", r"\x1b[2J")
+        content = {"\x1b[2Jteacher": state(), "student": state()}
+        self.check_refused(self.saved("a.pth", content), "must have printable names", r"\x1b[2Jteacher")
 
     @parameterized.expand([("norm.weight", (0,)), ("patch_embed.proj.weight", (WIDTH, 0, 16, 16)), ("pos_embed", (0,))])
     def test_empty_tensor(self, name, shape):

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which network of a file is meant where it holds several."""
+"""What the names of tensors tell: which network of a file is meant where it holds several, and how deep it is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import MAX_TENSORS, InputError
 
-__all__ = ["choose_network", "places"]
+__all__ = ["choose_network", "depth", "places"]
 
 # parts of an autoencoder or a predictor that are built as encoders, and are none
 NO_ENCODER = re.compile(r"(decoder|predictor)\w*")
@@ -59,23 +59,39 @@ def choose_network(
     Raises:
         InputError: if there are several and none is the teacher; names where they stand.
     """
-    teachers = [one for one in found if TEACHER in _parts(one)]
-    students = [one for one in found if STUDENT in _parts(one)]
-    if len(found) > 1 and (len(teachers) != 1 or len(teachers) + len(students) != len(found)):
-        names = [".".join(_parts(one)) or "the top" for one in found]
-        raise InputError(
-            f"{path}: must hold one network, or a teacher and its student, got networks under {', '.join(names[:4])}; "
-            "save the tensors of one to a file."
-        )
-    place, prefix = teachers[0] if len(found) > 1 else found[0]
+    teachers, students = [], []
+    if len(found) > 1:
+        teachers = [one for one in found if TEACHER in _parts(one)]
+        students = [one for one in found if STUDENT in _parts(one)]
+        if len(teachers) != 1 or len(students) != len(found) - 1:
+            names = [".".join(_parts(one))[:100] or "the top" for one in found]
+            raise InputError(
+                f"{path}: must hold one network, or a teacher and its student, got networks under "
+                f"{', '.join(names[:4])}; save the tensors of one to a file."
+            )
+    place, prefix = (teachers or found)[0]
     # all of the student's, its head included
-    roots = [re.match(rf"(.*[./])?{STUDENT}[./]", p) for where, p in students if len(found) > 1 and where == place]
+    roots = [re.match(rf"(.*[./])?{STUDENT}[./]", before) for where, before in students if where == place]
     drop = tuple(root[0] for root in roots if root)
-    others = [name for name in states[place] if drop and name.startswith(drop)]
-    others += [
-        f"{where}.{name}" for where, _ in students if len(found) > 1 and where != place for name in states[where]
-    ]
-    return prefix, {name: tensor for name, tensor in states[place].items() if name not in set(others)}, others
+    own = {name: tensor for name, tensor in states[place].items() if not name.startswith(drop)}
+    others = [name for name in states[place] if name not in own]
+    for where in sorted({where for where, _ in students} - {place}):
+        others += [f"{where}.{name}" for name in states[where]]
+    return prefix, own, others
+
+
+def depth(path: Any, names: Iterable[str]) -> int:
+    """
+    Number of blocks, by names such as ``blocks.11.norm1.weight``.
+
+    Raises:
+        InputError: if the index of a block is no whole number below the limit of tensors.
+    """
+    found = [name.split(".")[1] for name in names if name.startswith("blocks.")]
+    for index in found:
+        if not re.fullmatch("[0-9]{1,5}", index) or int(index) >= MAX_TENSORS:
+            raise InputError(f"{path}: the index of a block must be below {MAX_TENSORS}, got {index[:50]!r}.")
+    return 1 + max(map(int, found), default=-1)
 
 
 def _parts(one: tuple[str, str]) -> list[str]:

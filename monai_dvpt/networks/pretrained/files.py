@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from monai.utils import optional_import
 
-from monai_dvpt.utils import MAX_HEADER_BYTES, MAX_TENSORS, InputError, read_npz, read_safetensors, read_torch
+from monai_dvpt.utils import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, InputError, read_npz, read_safetensors, read_torch
 
 __all__ = ["find_file", "read_config", "read_weights"]
 
@@ -153,6 +153,9 @@ def read_weights(path: Path) -> dict[str, State]:
         found = _states(read_npz(path) if path.suffix == ".npz" else read_torch(path))
     if not any(found.values()):
         raise InputError(f"{path}: cannot be read as weights: it must hold a dictionary of named tensors.")
+    for place in found:
+        if len(place) > MAX_NAME or not place.isprintable():
+            raise InputError(f"{path}: must have printable names of at most {MAX_NAME} characters, got {place[:50]!r}.")
     return found
 
 

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from monai_dvpt.utils import MAX_TENSORS, InputError, check_type
+from monai_dvpt.utils import InputError, check_type
 
-from .choose import choose_network, places
+from .choose import choose_network, depth, places
 
-__all__ = ["Source", "depth", "recognise"]
+__all__ = ["Source", "recognise"]
 
 
 State = dict[str, torch.Tensor]
@@ -295,7 +295,7 @@ def _check_one_prefix(path: Any, layout: _Format, prefix: str, tensors: State, w
     """Looks for a tensor that is missing under a prefix under any other one."""
     for name in tensors:
         parts = re.split(r"(?<=[./])", name)
-        ends = ["".join(parts[start:]) for start in range(len(parts))]
+        ends = ["".join(parts[start:]) for start in range(max(0, len(parts) - 10), len(parts))]  # the longest has 7
         if found := next((end for end in ends if _rename(end, layout.renames) == wanted), None):
             first, second = (repr(one) if one else "none" for one in (prefix, name.removesuffix(found)))
             raise InputError(
@@ -371,20 +371,6 @@ def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source, has_cla
     out["norm.weight"], out["norm.bias"] = state.pop("norm.weight"), state.pop("norm.bias")
     if state:
         raise InputError(f"{path}: has {sorted(state)[:3]}, which MONAI's ViT cannot represent.")
-
-
-def depth(path: Any, names: Iterable[str]) -> int:
-    """
-    Number of blocks, by names such as ``blocks.11.norm1.weight``.
-
-    Raises:
-        InputError: if the index of a block is no whole number below the limit of tensors.
-    """
-    found = [name.split(".")[1] for name in names if name.startswith("blocks.")]
-    for index in found:
-        if not re.fullmatch("[0-9]{1,5}", index) or int(index) >= MAX_TENSORS:
-            raise InputError(f"{path}: the index of a block must be below {MAX_TENSORS}, got {index[:50]!r}.")
-    return 1 + max(map(int, found), default=-1)
 
 
 def _block_to_monai(

@@ -19,8 +19,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from monai_dvpt.networks.adapter import TunableNetwork, adapter_names
 from monai_dvpt.utils import InputError, check_finite, check_type
 
+from .choose import depth
 from .files import find_file, read_config, read_weights
-from .formats import Source, depth, recognise
+from .formats import Source, recognise
 from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, token_grid
 
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
@@ -101,9 +102,10 @@ def load_pretrained(
 
     Args:
         net: the network.
-        source: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file of tensors, ``.npz`` file, folder with
-            ``model.safetensors``, or Hugging Face repository ``owner/name`` or ``owner/name@revision``. A
-            ``config.json`` beside the file is read.
+        source: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file of tensors, ``.npz`` file, ``.index.json`` file of
+            several such files beside it, folder with ``model.safetensors`` or its index, or Hugging Face repository
+            ``owner/name`` or ``owner/name@revision``. A ``config.json`` beside the file is read. Of a teacher and a
+            student in one file the teacher is taken; other networks beside each other are refused.
         min_match: share of the backbone's values that the source must give, in (0, 1].
         inflate_axis: spatial axis of the volume that a 2D source has not; by default the last.
         layer_norm_eps: epsilon of the layer normalisations; by default that of the source's kind.
