@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from monai.transforms import OneOf, RandomizableTrait, RandomOrder, SomeOf
 from monai.utils import convert_to_tensor
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from monai_dvpt.networks.adapter import TunableNetwork, encoder_sha256, tensors_sha256
-from monai_dvpt.utils import InputError, as_bool, atomic_path, to_json
+from monai_dvpt.utils import InputError, as_bool, atomic_path, open_safetensors, read_safetensors, to_json
 
 __all__ = ["PrefixCacheDataset"]
 
@@ -165,9 +164,9 @@ class _Folder:
     def has(self, key: str) -> bool:
         """Whether there is an entry of the size that its own head says."""
         try:
-            with safe_open(self.path(key), "pt") as file:
+            with open_safetensors(self.path(key)) as file:
                 found = "prefix" in file.keys()
-        except (SafetensorError, OSError):
+        except InputError:
             return False
         self._touch(key)
         return found
@@ -178,8 +177,8 @@ class _Folder:
 
     def load(self, key: str) -> torch.Tensor:
         try:
-            prefix = load_file(self.path(key))["prefix"]
-        except (SafetensorError, OSError, KeyError) as error:
+            prefix = read_safetensors(self.path(key))["prefix"]
+        except (InputError, KeyError) as error:
             raise InputError(f"{self.path(key)}: cannot be read; start again, and it is computed anew.") from error
         self._touch(key)
         return prefix

@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_dvpt.networks.adapter import TunableNetwork, backbone_sha256
-from monai_dvpt.utils import InputError, atomic_path
+from monai_dvpt.utils import InputError, atomic_path, read_torch
 
 __all__ = ["ResumableCheckpoint"]
 
@@ -70,7 +70,7 @@ class ResumableCheckpoint:
             return
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:
-            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            checkpoint = read_torch(self.path)
             before = checkpoint["settings"]
             changed = {key for key in {*before, *self.settings} if before.get(key) != self.settings.get(key)}
             if changed:

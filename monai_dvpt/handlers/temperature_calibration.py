@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from monai_dvpt.handlers.adapter_saver import AdapterSaver
 from monai_dvpt.networks.adapter import TunableNetwork, adapter_metadata, save_adapter
 from monai_dvpt.transforms import GradeLogits
-from monai_dvpt.utils import InputError, atomic_path, to_json
+from monai_dvpt.utils import InputError, atomic_path, read_torch, to_json
 
 __all__ = ["TemperatureCalibration", "calibrated_temperature"]
 
@@ -72,7 +72,7 @@ class TemperatureCalibration:
     def calibrate(self, engine: Engine) -> None:
         folder = self.saver.output_dir
         network = copy.deepcopy(self.saver.network).eval()
-        network.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+        network.load_state_dict(read_torch(folder / "model.pt"))
         logits, label = self._predict(network)
         temperature = _fit(logits, label)
         before, after = (self._scores(logits, label, divisor) for divisor in (1.0, temperature))

@@ -7,7 +7,7 @@ import os
 
 from .errors import InputError
 
-__all__ = ["MAX_FRAMES", "MAX_HEADER", "MAX_ITEMS", "MAX_TENSORS", "check_bytes", "max_bytes"]
+__all__ = ["MAX_FRAMES", "MAX_HEADER_BYTES", "MAX_ITEMS", "MAX_NAME", "MAX_TENSORS", "check_bytes", "max_bytes"]
 
 VARIABLE = "MONAI_DVPT_MAX_BYTES"
 DEFAULT = 2 << 30
@@ -15,10 +15,12 @@ MAX_FRAMES = 20_000
 """Most frames of one DICOM file."""
 MAX_ITEMS = 200_000
 """Most items in all the sequences of one DICOM file."""
-MAX_HEADER = 4 << 20
-"""Most bytes of the header of an adapter file, which is JSON."""
 MAX_TENSORS = 20_000
 """Most tensors of one file of weights."""
+MAX_NAME = 512
+"""Most characters of the name of a tensor."""
+MAX_HEADER_BYTES = 16 << 20
+"""Most bytes of what describes the tensors of a file: its head, pickle or index, or a ``config.json``."""
 
 
 def max_bytes() -> int:

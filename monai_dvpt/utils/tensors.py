@@ -28,6 +28,11 @@ def check_type(what: str, tensor: torch.Tensor, dtype: torch.dtype | None = None
     if not dense or tensor.device.type != "cpu":
         kind = f"{tensor.layout}, {tensor.dtype}" if tensor.device.type == "cpu" else f"a {tensor.device.type} tensor"
         raise InputError(f"{what} must be a dense tensor with its values in the file, got {kind}.")
+    if tensor.numel() * tensor.element_size() > (stored := tensor.untyped_storage().nbytes()):
+        raise InputError(
+            f"{what} must be a dense tensor with all its values in the file, got an expanded one, "
+            f"{tensor.numel():,} values in {stored:,} bytes."
+        )
     allowed = FLOATS + INTEGERS if dtype is None else FLOATS if dtype.is_floating_point else INTEGERS
     if tensor.dtype not in allowed:
         names = ", ".join(str(one).removeprefix("torch.") for one in allowed)

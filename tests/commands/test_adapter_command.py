@@ -260,17 +260,17 @@ class TestRefused(unittest.TestCase):
 
     def test_missing(self):
         missing = self.folder / "none.safetensors"
-        self.check_refused(f"error: {missing}: cannot be read as an adapter: ", path=missing)
-        self.check_refused(f"error: {self.folder}: cannot be read as an adapter: ", path=self.folder)
+        self.check_refused(f"error: {missing}: must be an existing file, and a regular one.", path=missing)
+        self.check_refused(f"error: {self.folder}: must be an existing file, and a regular one.", path=self.folder)
 
     def test_pickled_object(self):
         torch.save(Path("anything"), self.path)
-        self.check_refused(f"error: {self.path}: cannot be read as an adapter")
+        self.check_refused(f"error: {self.path}: cannot be read as weights")
 
     @parameterized.expand([(0,), (4,), (200,), (-1,)])
     def test_truncated(self, size):
         self.path.write_bytes(self.path.read_bytes()[:size])
-        self.check_refused(f"error: {self.path}: cannot be read as an adapter")
+        self.check_refused(f"error: {self.path}: cannot be read as weights")
 
     def test_flipped_bit(self):
         data = bytearray(self.path.read_bytes())

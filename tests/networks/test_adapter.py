@@ -332,7 +332,7 @@ class TestRefused(unittest.TestCase):
     @parameterized.expand([(0,), (4,), (200,), (-1,), (-5000,)])
     def test_truncated(self, size):
         self.path.write_bytes(self.path.read_bytes()[:size])
-        self.check_refused("cannot be read as an adapter")
+        self.check_refused("cannot be read as weights")
 
     def test_flipped_byte_in_length_of_header(self):
         data = bytearray(self.path.read_bytes())
@@ -340,7 +340,7 @@ class TestRefused(unittest.TestCase):
             flipped = bytearray(data)
             flipped[position] ^= 0x40
             self.path.write_bytes(flipped)
-            self.check_refused("cannot be read as an adapter")
+            self.check_refused("cannot be read as weights")
 
     def test_flipped_byte_in_header(self):
         save_adapter(self.saved, self.path, parts=("dvpt",))
@@ -362,16 +362,16 @@ class TestRefused(unittest.TestCase):
 
     def test_torch_pickle(self):
         torch.save(self.net.state_dict(), self.path)
-        self.check_refused("cannot be read as an adapter")
+        self.check_refused("cannot be read as weights")
 
     def test_missing_file(self):
         self.path.unlink()
-        self.check_refused("cannot be read as an adapter")
+        self.check_refused("must be an existing file, and a regular one")
 
     def test_folder(self):
         self.path.unlink()
         self.path.mkdir()
-        self.check_refused("cannot be read as an adapter")
+        self.check_refused("must be an existing file, and a regular one")
 
 
 class TestInterruptedSave(unittest.TestCase):

@@ -104,7 +104,8 @@ class TestMetadata(unittest.TestCase):
         net, folder = small_network(case, 1, **arguments).eval(), self.path.parent
         backbone = {k: v for k, v in net.state_dict().items() if expected_part(net, k) == "backbone"}
         save_file(backbone, folder / "backbone.safetensors")
-        save_file({k: v + 1 for k, v in backbone.items()}, folder / "other.safetensors")
+        moved = {k: v + 1 if v.is_floating_point() else v for k, v in backbone.items()}
+        save_file(moved, folder / "other.safetensors")
         self.save(net, backbone_file="backbone.safetensors")
         for source in (None, folder / "backbone.safetensors"):
             merged = merge_full(self.path, source)

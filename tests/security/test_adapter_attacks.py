@@ -221,10 +221,10 @@ class TestRefused(unittest.TestCase):
     def test_no_regular_file(self):
         self.path.unlink()
         os.mkfifo(self.path)  # opening it would wait for ever
-        self.check_refused("it must be a regular file", info=True)
+        self.check_refused("must be an existing file, and a regular one", info=True)
         self.path.unlink()
         self.path.symlink_to("/dev/zero")
-        self.check_refused("it must be a regular file", info=True)
+        self.check_refused("must be an existing file, and a regular one", info=True)
 
 
 class TestSaved(unittest.TestCase):
@@ -250,8 +250,8 @@ class TestSaved(unittest.TestCase):
 
     def test_long_notes(self):
         net, path, _ = save_pair(temporary_folder(self))
-        with self.assertRaisesRegex(InputError, "metadata must have at most 1,048,576 bytes as JSON"):
-            save_adapter(net, path, notes={"log": "a" * 1_100_000})
+        with self.assertRaisesRegex(InputError, "metadata must have at most 4,194,304 bytes as JSON"):
+            save_adapter(net, path, notes={"log": "a" * 4_300_000})
 
 
 def sha256_of(tensors: dict[str, torch.Tensor]) -> str:

@@ -25,6 +25,8 @@ class TestType(unittest.TestCase):
             (torch.zeros(2, device="meta"), "a meta tensor"),
             (torch.eye(3).to_sparse(), "got torch.sparse_coo"),
             (CSR, "got torch.sparse_csr"),
+            (torch.zeros(1).expand(3), "got an expanded one, 3 values in 4 bytes"),
+            (torch.zeros(6).as_strided((4, 3), (1, 1)), "got an expanded one, 12 values in 24 bytes"),
             (QUANTISED, "got torch.strided, torch.qint8"),
         ]
     )

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from monai_dvpt.utils import (
-    MAX_HEADER,
+    MAX_HEADER_BYTES,
     MAX_TENSORS,
     InputError,
     atomic_path,
@@ -24,6 +23,7 @@ from monai_dvpt.utils import (
     check_finite,
     check_type,
     fingerprint,
+    open_safetensors,
     to_json,
 )
 
@@ -85,8 +85,8 @@ def write_adapter(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], 
     own = {"format_version": FORMAT_VERSION, **facts, "tensors_sha256": tensors_sha256(tensors)}
     metadata = json.loads(to_json(own))  # a tuple becomes a list, and a number as a key a text
     text = to_json({**metadata, "metadata_sha256": fingerprint(metadata)})
-    if len(text) > MAX_HEADER // 4:  # it is JSON inside JSON, beside what is said of every tensor
-        raise InputError(f"{path}: metadata must have at most {MAX_HEADER // 4:,} bytes as JSON, got {len(text):,}.")
+    if len(text) > (most := MAX_HEADER_BYTES // 4):  # it is JSON inside JSON, beside what is said of every tensor
+        raise InputError(f"{path}: metadata must have at most {most:,} bytes as JSON, got {len(text):,}.")
     with atomic_path(path) as temporary:
         save_file(dict(tensors), temporary, metadata={"monai_dvpt": text})
     return Path(path)
@@ -101,12 +101,11 @@ def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
             version; if the metadata are not those that were saved, which their SHA-256 tells; or if they name a
             backbone file elsewhere than beside the adapter.
     """
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get("monai_dvpt", "")
     try:
-        with _opened(path) as file:
-            metadata = json.loads((file.metadata() or {})["monai_dvpt"])
-    except InputError:
-        raise
-    except (KeyError, ValueError, RecursionError) as error:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: holds no adapter metadata, so it is not a monai_dvpt adapter.") from error
     if not isinstance(metadata, dict):
         raise InputError(f"{path}: adapter metadata must be a JSON object, got {metadata!r}.")
@@ -152,21 +151,10 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Any]:
-    """The file, if it is a regular one and not too large."""
-    if not Path(path).is_file():  # a pipe or a device would never end
-        raise InputError(f"{path}: cannot be read as an adapter: it must be a regular file.")
-    try:
+    """The file, if it is within the limits of an adapter."""
+    with open_safetensors(path) as file:
         check_bytes(f"{path}: an adapter", os.path.getsize(path))
-        with open(path, "rb") as start:
-            length = int.from_bytes(start.read(8), "little")
-        if MAX_HEADER < length < os.path.getsize(path):  # where it is longer than the file this is damaged
-            raise InputError(f"{path}: the header must have at most {MAX_HEADER:,} bytes, got {length:,}.")
-        with safe_open(path, "pt") as file:
-            if (count := len(file.keys())) > MAX_TENSORS:
-                raise InputError(f"{path}: must have at most {MAX_TENSORS:,} tensors, got {count:,}.")
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as an adapter: {error}") from error
+        yield file
 
 
 def check_intact(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -10,23 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.utils import optional_import
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, InputError, read_npz, read_safetensors, read_torch
 
 __all__ = ["find_file", "read_config", "read_weights"]
 
 # what is read of a config.json
 CONFIG_TYPES: dict[str, Any] = {"layer_norm_eps": (int, float), "hidden_act": str, "num_attention_heads": int}
+LARGE = 1_000_000
 MAX_DEPTH = 4  # of a network's weights inside a checkpoint
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-# under which checkpoints keep the network's weights, first choice first
-NESTED = ("state_dict", "model", "model_state_dict", "network", "net", "teacher", "module")
+INDEX = ".index.json"
+"""Ends the name of the file that says which tensor is in which of several files, its shards."""
+WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+State = dict[str, torch.Tensor]
 
 
 def find_file(source: str | os.PathLike) -> Path:
@@ -43,11 +44,17 @@ def find_file(source: str | os.PathLike) -> Path:
         if not found:
             raise InputError(f"{path}: a folder of pretrained weights must hold one of {WEIGHT_FILES}.")
         return found[0]
-    known = path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar")
+    known = path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar", ".json")
     match = REPOSITORY.fullmatch(str(source))
     if path.exists() or known or match is None or path.is_absolute() or str(source).startswith("."):
         if not path.is_file():
-            raise InputError(f"{path}: pretrained weights must be an existing file.")
+            raise InputError(f"{path}: pretrained weights must be an existing file, and a regular one.")
+        if (shard := SHARD.fullmatch(path.name)) and int(shard["count"]) > 1:
+            index = path.with_name(f"{shard['stem']}{shard['suffix']}{INDEX}")
+            raise InputError(
+                f"{path}: is shard {int(shard['number'])} of {int(shard['count'])} of a checkpoint; give its index, "
+                f"{index.name}, or the folder of all."
+            )
         return path
     return _download(match["id"], match["revision"])
 
@@ -67,11 +74,16 @@ def _download(repository: str, revision: str | None) -> Path:
             pass  # timm's repositories can do without
         for name in WEIGHT_FILES:
             try:
-                return Path(hub.hf_hub_download(repository, name, revision=revision))
+                path = Path(hub.hf_hub_download(repository, name, revision=revision))
             except hub.errors.LocalEntryNotFoundError:
                 raise
             except hub.errors.EntryNotFoundError:
                 continue
+            for shard in sorted(set(_read_index(path).values())) if name.endswith(INDEX) else ():
+                hub.hf_hub_download(repository, shard, revision=revision)
+            return path
+    except InputError:
+        raise
     except Exception as error:  # offline, refused, unknown: the ways are many, the advice is one
         raise InputError(f"{repository}: cannot be downloaded ({type(error).__name__}); {advice}") from error
     raise InputError(f"{repository}: a repository of pretrained weights must hold one of {WEIGHT_FILES}.")
@@ -80,52 +92,101 @@ def _download(repository: str, revision: str | None) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """The ``config.json`` beside a weight file, empty where there is none; of a CLIP model its vision part."""
     file = path.parent / "config.json"
-    if not file.is_file():
+    if not file.exists():
         return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{file}: must hold a JSON object, got {type(config).__name__}.")
+    config = _read_json(file)
     vision = config.get("vision_config")
     config = vision if isinstance(vision, dict) else config
     for name, kind in CONFIG_TYPES.items():
-        if name in config and not isinstance(config[name], kind):
-            raise InputError(f"{file}: {name} must be a {'text' if kind is str else 'number'}, got {config[name]!r}.")
+        if name in config and (not isinstance(config[name], kind) or isinstance(config[name], bool)):
+            value = repr(config[name])[:50]
+            raise InputError(f"{file}: {name} must be a {'text' if kind is str else 'number'}, got {value}.")
+        if name in config and kind is not str and not 0 < config[name] < LARGE:
+            raise InputError(f"{file}: {name} must be above 0 and below {LARGE:,}, got {repr(config[name])[:50]}.")
     return config
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise InputError(f"{file}: must be an existing file, and a regular one.")
+    try:
+        if (size := file.stat().st_size) > MAX_HEADER_BYTES:
+            raise InputError(f"{file}: must have at most {MAX_HEADER_BYTES:,} bytes, got {size:,}.")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as JSON: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: cannot be read as JSON: it is nested too deeply.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor of a sharded checkpoint."""
+    found = _read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"{path}: must hold a JSON object weight_map, of the file of each tensor.")
+    if len(found) > MAX_TENSORS:
+        raise InputError(f"{path}: must name at most {MAX_TENSORS:,} tensors, got {len(found):,}.")
+    for name in found.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin|pt|pth)", name):
+            raise InputError(f"{path}: weight_map must give names of files beside it, got {repr(name)[:50]}.")
+    return found
+
+
+def read_weights(path: Path) -> dict[str, State]:
     """
-    The named tensors of a ``.safetensors``, ``.npz`` or torch file; nothing else of it is unpickled.
+    The named tensors of a ``.safetensors``, ``.npz`` or torch file, or of the shards that an index names, by where they
+    stand: under "" those of the file itself, under "model", for example, those of that dictionary in it.
 
     Raises:
-        InputError: if the file cannot be read or holds no named tensors.
+        InputError: if a file cannot be read, holds no named tensors, exceeds a limit or is not what the index says.
     """
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        elif path.suffix == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                content = {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
-        else:
-            content = torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as weights: {error}") from error
-    except Exception as error:  # what is no pickle of tensors raises almost anything
-        raise InputError(f"{path}: cannot be read as weights: it must hold tensors only.") from error
-    tensors = _named_tensors(content)
-    if not tensors:
+    if path.name.endswith(INDEX):
+        return {"": _read_shards(path)}
+    if path.suffix == ".safetensors":
+        found = {"": read_safetensors(path)}
+    else:
+        found = _states(read_npz(path) if path.suffix == ".npz" else read_torch(path))
+    if not any(found.values()):
         raise InputError(f"{path}: cannot be read as weights: it must hold a dictionary of named tensors.")
+    for place in found:
+        if len(place) > MAX_NAME or not place.isprintable():
+            raise InputError(f"{path}: must have printable names of at most {MAX_NAME} characters, got {place[:50]!r}.")
+    return found
+
+
+def _read_shards(path: Path) -> State:
+    index = _read_index(path)
+    tensors: State = {}
+    for shard in sorted(set(index.values())):
+        file = path.with_name(shard)
+        found = read_weights(file).get("", {})
+        named = {name for name, place in index.items() if place == shard}
+        if wrong := sorted(named ^ found.keys()):
+            raise InputError(
+                f"{file}: must hold the tensors that {path.name} names, and no others; not so {wrong[:3]}."
+            )
+        tensors |= found
     return tensors
 
 
-def _named_tensors(content: Any, depth: int = 0) -> dict[str, torch.Tensor]:
-    if not isinstance(content, Mapping) or depth == MAX_DEPTH:
-        return {}
-    for key in NESTED:  # first, as a checkpoint may keep its step or score as tensors beside them
-        if nested := _named_tensors(content.get(key), depth + 1):
-            return nested
-    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+def _states(content: Any) -> dict[str, State]:
+    """The tensors of every dictionary inside others, each once, by the names of the dictionaries around it."""
+    found: dict[str, State] = {}
+    level, seen = {"": content}, set()
+    for _ in range(MAX_DEPTH):
+        inner: dict[str, Any] = {}
+        for place, item in level.items():
+            if not isinstance(item, Mapping) or id(item) in seen:
+                continue
+            seen.add(id(item))
+            named = {name: value for name, value in item.items() if isinstance(name, str)}
+            if tensors := {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}:
+                found[place] = tensors
+            inner |= {f"{place}.{name}".lstrip("."): value for name, value in named.items() if name not in tensors}
+        level = inner
+    return found

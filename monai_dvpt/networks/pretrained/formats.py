@@ -10,9 +10,14 @@ from typing import Any
 
 import torch
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, check_type
+
+from .choose import choose_network, depth, places
 
 __all__ = ["Source", "recognise"]
+
+
+State = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -132,48 +137,46 @@ _UNREPRESENTABLE = (
 )
 
 
-def recognise(
-    path: Any, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], tokens: int | None = None
-) -> Source:
+def recognise(path: Any, states: Mapping[str, State], config: Mapping[str, Any], tokens: int | None = None) -> Source:
     """
     Args:
         path: named in errors.
-        tensors: the named tensors of a file.
+        states: the named tensors of a file, by where they stand in it.
         config: its ``config.json`` as Hugging Face models have it, or nothing.
         tokens: number of tokens of the network's image, which decides where two grids are possible.
 
     Raises:
-        InputError: if the layout is unknown, or has something that no encoder of this package can represent.
+        InputError: if the layout is unknown, or has something that no encoder of this package can represent, or if
+            there are two networks and none is the teacher of the other.
     """
-    for signature, convert in (
-        ("swinViT.patch_embed.proj.weight", _monai_swin),
-        ("layers1.0.blocks.0.norm1.weight", _swin_ssl),
-        ("layers1.0.0.blocks.0.norm1.weight", _swin_ssl),
-        ("patch_embedding.position_embeddings", _monai_vit),
-    ):
-        prefix = _prefix(tensors, signature)
-        if prefix is not None:
-            return convert(prefix, tensors)
+    for signature, convert in _MONAI:
+        if found := places(states, signature):
+            prefix, tensors, others = choose_network(path, states, found)
+            return _with_others(convert(prefix, tensors), others)
+    layout = next((layout for layout in _FORMATS if places(states, layout.signature)), None)
+    if layout is not None:
+        prefix, tensors, others = choose_network(path, states, places(states, layout.signature))
+    else:
+        prefix, tensors, others = "", max(states.values(), key=len), []
     for what, pattern in _UNREPRESENTABLE:
-        if found := [name for name in tensors if re.search(pattern, name)]:
-            raise InputError(f"{path}: has {what} ({found[0]}), which MONAI's ViT cannot represent.")
-    for layout in _FORMATS:
-        prefix = _prefix(tensors, layout.signature)
-        if prefix is not None:
-            return _vit(path, layout, prefix, tensors, config, tokens)
+        if unknown := [name for name in tensors if re.search(pattern, name)]:
+            raise InputError(f"{path}: has {what} ({unknown[0]}), which MONAI's ViT cannot represent.")
+    if layout is not None:
+        return _with_others(_vit(path, layout, prefix, tensors, config, tokens), others)
     raise InputError(
         f"{path}: must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI) or of MONAI's "
         f"UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
     )
 
 
-def _prefix(tensors: Mapping[str, torch.Tensor], signature: str) -> str | None:
-    """What stands before ``signature`` in the shortest name that ends with it; None if there is none."""
-    found = [name for name in tensors if name == signature or name.endswith(("." + signature, "/" + signature))]
-    return min(found, key=len).removesuffix(signature) if found else None
+def _with_others(source: Source, others: list[str]) -> Source:
+    """``source``, which is the teacher if there are names of another network."""
+    source.unused += others
+    source.kind += ", the teacher of two networks" * bool(others)
+    return source
 
 
-def _monai_vit(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
+def _monai_vit(prefix: str, tensors: State) -> Source:
     source = Source("MONAI UNETR" if prefix.endswith("vit.") else "MONAI ViT", {}, is_monai=True)
     outer = prefix.removesuffix("vit.")
     for name, tensor in tensors.items():
@@ -193,7 +196,7 @@ def _monai_vit(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
     return source
 
 
-def _monai_swin(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
+def _monai_swin(prefix: str, tensors: State) -> Source:
     source = Source("MONAI SwinUNETR", {}, is_swin=True)
     for name, tensor in tensors.items():
         if name.startswith(prefix + "swinViT."):
@@ -205,7 +208,7 @@ def _monai_swin(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
     return source
 
 
-def _swin_ssl(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
+def _swin_ssl(prefix: str, tensors: State) -> Source:
     """The releases of self-supervised SwinUNETR weights: an encoder alone, with heads of the pretext tasks."""
     source = Source("MONAI SwinUNETR, self-supervised", {}, is_swin=True)
     for name, tensor in tensors.items():
@@ -218,11 +221,19 @@ def _swin_ssl(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Source:
     return source
 
 
+_MONAI: tuple[tuple[str, Callable[[str, State], Source]], ...] = (
+    ("swinViT.patch_embed.proj.weight", _monai_swin),
+    ("layers1.0.blocks.0.norm1.weight", _swin_ssl),
+    ("layers1.0.0.blocks.0.norm1.weight", _swin_ssl),
+    ("patch_embedding.position_embeddings", _monai_vit),
+)
+
+
 def _vit(
     path: Any,
     layout: _Format,
     prefix: str,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: State,
     config: Mapping[str, Any],
     tokens: int | None,
 ) -> Source:
@@ -244,19 +255,26 @@ def _vit(
     state: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         outer = re.fullmatch(rf"(?:.*\.)?{layout.head}\.(weight|bias|kernel)", name)
-        if outer and "decoder" not in name and not has_pre_logits:
+        if outer and not re.search("decoder|predictor", name) and not has_pre_logits:
             name, inner = prefix + "head." + outer[1], "head." + outer[1]
         else:
             inner = _rename(name.removeprefix(prefix), layout.renames)
         known = r"(cls_token|pos_embed|patch_embed\.proj|norm_pre|blocks\.\d+|norm|head)\b"
         if name.startswith(prefix) and re.match(known, inner) and not (has_pre_logits and inner.startswith("head.")):
-            state[inner] = tensor.float() if tensor.is_floating_point() else tensor
+            if inner in state:
+                raise InputError(f"{path}: has {inner} twice, the second time as {name}.")
+            check_type(f"{path}: {name}", tensor, torch.float32)
+            state[inner] = tensor.float()
         elif name.startswith(prefix) and _ENCODER.match(inner) and not _UNNEEDED.search(inner):
             raise InputError(f"{path}: has {name}, which MONAI's ViT cannot represent.")
         else:
             source.unused.append(name)
     if "pos_embed" not in state:
-        raise InputError(f"{path}: has no position embeddings (as with RoPE), which MONAI's ViT cannot represent.")
+        _check_one_prefix(path, layout, prefix, tensors, "pos_embed")
+        raise InputError(
+            f"{path}: has no position embeddings, so it is a part of a checkpoint, or of a kind that has others (as "
+            "RoPE), which MONAI's ViT cannot represent."
+        )
     try:
         if layout.kind == "Google ViT":
             source.num_heads = state["blocks.0.attn.query.kernel"].shape[1]
@@ -266,10 +284,24 @@ def _vit(
             }
         _to_monai(path, state, source, _has_class_position(state, layout, tokens))
     except KeyError as error:
+        _check_one_prefix(path, layout, prefix, tensors, error.args[0])
         raise InputError(f"{path}: must have {error.args[0]}, under its name in {layout.kind}.") from error
-    except (IndexError, RuntimeError) as error:
+    except (IndexError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"{path}: has tensors of shapes that no {layout.kind} has: {error}") from error
     return source
+
+
+def _check_one_prefix(path: Any, layout: _Format, prefix: str, tensors: State, wanted: str) -> None:
+    """Looks for a tensor that is missing under a prefix under any other one."""
+    for name in tensors:
+        parts = re.split(r"(?<=[./])", name)
+        ends = ["".join(parts[start:]) for start in range(max(0, len(parts) - 10), len(parts))]  # the longest has 7
+        if found := next((end for end in ends if _rename(end, layout.renames) == wanted), None):
+            first, second = (repr(one) if one else "none" for one in (prefix, name.removesuffix(found)))
+            raise InputError(
+                f"{path}: must have one prefix before all names of the network; {layout.signature} has {first}, "
+                f"{found} has {second}."
+            )
 
 
 def _has_class_position(state: Mapping[str, torch.Tensor], layout: _Format, tokens: int | None) -> bool:
@@ -334,8 +366,7 @@ def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source, has_cla
             how["cls_token"] = "with its position, normalised"
     if cls_token is not None:
         out["cls_token"] = cls_token.reshape(1, 1, width)
-    depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=0)
-    for layer in range(depth):
+    for layer in range(max(depth(path, state), 1)):
         _block_to_monai(f"blocks.{layer}.", state, out, how)
     out["norm.weight"], out["norm.bias"] = state.pop("norm.weight"), state.pop("norm.bias")
     if state:

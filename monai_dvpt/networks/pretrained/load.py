@@ -18,8 +18,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from monai_dvpt.networks.adapter import TunableNetwork, adapter_names
 from monai_dvpt.networks.adapter.wrapped import on_network
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, check_finite, check_type
 
+from .choose import depth
 from .files import find_file, read_config, read_weights
 from .formats import Source, recognise
 from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, token_grid
@@ -38,6 +39,8 @@ CAN_DO_WITHOUT = re.compile(r"cls_token$|" + NEVER_USED.pattern)
 KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
 PRE_NORM = "patch_embedding.dropout.0."
 POSITIONS = "patch_embedding.position_embeddings"
+MAX_PATCH = 512  # its resizing takes memory by the square of it
+INDICES = "relative_position_index"
 
 
 @dataclass
@@ -101,9 +104,10 @@ def load_pretrained(
 
     Args:
         net: the network.
-        source: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file of tensors, ``.npz`` file, folder with
-            ``model.safetensors``, or Hugging Face repository ``owner/name`` or ``owner/name@revision``. A
-            ``config.json`` beside the file is read.
+        source: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file of tensors, ``.npz`` file, ``.index.json`` file of
+            several such files beside it, folder with ``model.safetensors`` or its index, or Hugging Face repository
+            ``owner/name`` or ``owner/name@revision``. A ``config.json`` beside the file is read. Of a teacher and a
+            student in one file the teacher is taken; other networks beside each other are refused.
         min_match: share of the backbone's values that the source must give, in (0, 1].
         inflate_axis: spatial axis of the volume that a 2D source has not; by default the last.
         layer_norm_eps: epsilon of the layer normalisations; by default that of the source's kind.
@@ -133,7 +137,10 @@ def load_pretrained(
     found = recognise(path, read_weights(path), config, _plane_tokens(net, inflate_axis))
     _check_kind(path, net, found)
     report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
-    tensors = _fit_encoder(path, net, found, inflate_axis, report)
+    try:
+        tensors = _fit_encoder(path, net, found, inflate_axis, report)
+    except (IndexError, RuntimeError, ArithmeticError) as error:
+        raise InputError(f"{path}: has tensors of shapes that no {found.kind} has: {error}") from error
     tensors |= _fit_outside(net, found, report)
     _check(path, net, found, tensors, min_match)
     if found.is_swin:
@@ -203,7 +210,7 @@ def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
     facts: dict[str, Any] = {
         "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
         "mlp_dim": next(iter(first.shape), None) if first is not None else None,
-        "num_layers": 1 + max((int(k.split(".")[1]) for k in found.encoder if k.startswith("blocks.")), default=-1),
+        "num_layers": depth(path, found.encoder),
         "num_heads": found.num_heads,
     }
     own_facts = {**own, "num_layers": len(net.encoder().blocks)}
@@ -232,8 +239,13 @@ def _fit_encoder(
                 raise InputError(f"{path}: has {name} in its encoder, which the network's encoder has not.")
             report.unused.append(name)
             continue
+        check_type(f"{path}: {name}", tensor, encoder[name].dtype if name in encoder else torch.float32)
         how = [found.converted[name]] if name in found.converted else []
         if name in KERNELS:
+            if max(tensor.shape[2:]) > MAX_PATCH:
+                raise InputError(
+                    f"{path}: the patch must have sides of at most {MAX_PATCH}, got {_times(tensor.shape[2:])}."
+                )
             tensor = _fit_kernel(tensor, encoder[name], axis, how, report.interpolated, key)
         elif name == POSITIONS:
             vit: Any = net
@@ -344,8 +356,12 @@ def _check(path: Path, net: TunableNetwork, found: Source, tensors: dict[str, to
     ]
     if wrong:
         raise InputError(f"{path}: tensors of another shape than the network's: {', '.join(wrong[:5])}.")
-    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise InputError(f"{path}: weights must be finite, {bad[:5]} are not.")
+    for name, tensor in tensors.items():
+        dtype = own[name].dtype if name in own else torch.float32
+        check_type(f"{path}: {name}", tensor, dtype)
+        check_finite(f"{path}: {name}", tensor, dtype)
+        if name.endswith(INDICES) and not torch.equal(tensor, own[name].cpu()):
+            raise InputError(f"{path}: {name} must be that of the network's windows.")
     backbone = {k: v.numel() for k, v in net.tensors(["backbone"]) if not NEVER_USED.search(k)}
     if not found.pre_norm:  # the network will have none either
         backbone = {k: v for k, v in backbone.items() if not k.startswith(net.ENCODER + PRE_NORM)}

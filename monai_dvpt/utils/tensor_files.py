@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Reads files of tensors that anyone may have made: no code of theirs runs, and their tensors take no more memory than the
+file takes on disk; a compressed or sparse file, or one with expanded tensors, at most
+:func:`monai_dvpt.utils.max_bytes` where that is more.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import InputError
+from .limits import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, check_bytes
+
+__all__ = ["open_safetensors", "read_npz", "read_safetensors", "read_torch"]
+
+
+@contextmanager
+def open_safetensors(path: str | os.PathLike) -> Iterator[Any]:
+    """
+    A ``.safetensors`` file as :func:`safetensors.safe_open` gives it, once its head is known to be harmless.
+
+    Raises:
+        InputError: if the file cannot be read, inside the context too, or exceeds a limit.
+    """
+    size = _check_file(path)
+    with _readable(path):
+        with open(path, "rb") as file:
+            head = int.from_bytes(file.read(8), "little")
+        if head <= size:  # else the library says what it is
+            _check_header(path, head)
+        with safe_open(path, "pt") as tensors:
+            _check_names(path, tensors.keys())
+            yield tensors
+
+
+def read_safetensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """
+    The tensors of a ``.safetensors`` file by name.
+
+    Raises:
+        InputError: if the file cannot be read or exceeds a limit.
+    """
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """
+    The arrays of a ``.npz`` file by name.
+
+    Raises:
+        InputError: if the file cannot be read, holds more than numbers, or exceeds a limit.
+    """
+    _check_file(path)
+    with _readable(path):
+        _check_members(path, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            _check_names(path, arrays.files)
+            return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
+
+
+def read_torch(path: str | os.PathLike) -> Any:
+    """
+    What :func:`torch.save` wrote, tensors and plain values only; the tensors are mapped from the file, not copied.
+
+    Raises:
+        InputError: if the file cannot be read, holds more than that, or exceeds a limit.
+    """
+    size = _check_file(path)
+    with _readable(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of types that are refused here anyway
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"  # as torch tells
+        if is_zip:
+            # torch trusts the sizes that a pickle states, and reads beyond a record that it has to decompress
+            _check_members(path, (zipfile.ZIP_STORED,))
+        elif size:
+            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                _check_pickle(content)
+        content = torch.load(path, "cpu", weights_only=True, mmap=is_zip)
+        _check_tensors(path, list(_tensors(content, set())))
+    return content
+
+
+@contextmanager
+def _readable(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as weights: {error}") from error
+    except Exception as error:  # what is no file of tensors raises almost anything
+        raise InputError(f"{path}: cannot be read as weights: it must hold tensors only.") from error
+
+
+def _check_file(path: str | os.PathLike) -> int:
+    """The size of a regular file, which may have holes only where it is small."""
+    if not Path(path).is_file():  # to open a pipe or a device would wait for ever
+        raise InputError(f"{path}: must be an existing file, and a regular one.")
+    size = os.stat(path).st_size
+    _check_memory(path, size)
+    return size
+
+
+def _check_memory(path: str | os.PathLike, needed: int) -> None:
+    status = os.stat(path)
+    if needed > min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512):
+        check_bytes(f"{path}: its tensors", needed)
+
+
+def _check_header(path: str | os.PathLike, size: int) -> None:
+    if size > MAX_HEADER_BYTES:
+        raise InputError(
+            f"{path}: what describes its tensors must take at most {MAX_HEADER_BYTES:,} bytes, got {size:,}."
+        )
+
+
+def _check_names(path: str | os.PathLike, names: Iterable[str]) -> None:
+    names = list(names)
+    if len(names) > MAX_TENSORS:
+        raise InputError(f"{path}: must hold at most {MAX_TENSORS:,} tensors, got {len(names):,}.")
+    for name in names:
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise InputError(
+                f"{path}: names of tensors must be printable and have at most {MAX_NAME} characters, got one of "
+                f"{len(name):,}: {name[:50]!r}."
+            )
+
+
+def _check_members(path: str | os.PathLike, methods: tuple[int, ...]) -> None:
+    """Of a zip file; sizes that its directory lies about end the reading with an error."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(methods) == 1 and any(member.filename.endswith("constants.pkl") for member in members):
+            raise InputError(f"{path}: cannot be read as weights: it is a TorchScript program; save its tensors first.")
+        if len(members) > MAX_TENSORS + 100:  # torch keeps a few of its own
+            raise InputError(f"{path}: must hold at most {MAX_TENSORS:,} tensors, got {len(members):,} members.")
+        for member in members:
+            if member.compress_type not in methods:
+                how = "be stored as they are" if len(methods) == 1 else "be stored or deflated"
+                raise InputError(f"{path}: its members must {how}, got {member.filename[:50]!r} compressed otherwise.")
+        _check_memory(path, sum(member.file_size for member in members))
+        for member in members:
+            if member.filename.endswith("data.pkl"):
+                _check_header(path, member.file_size)
+                _check_pickle(archive.read(member))
+
+
+def _check_pickle(content: Any) -> None:
+    if content.find(b"bytearray") >= 0:  # torch would make one of any size
+        raise ValueError
+
+
+def _tensors(content: Any, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors in a nest of dictionaries, lists and tuples, each with its own name."""
+    todo = [("", content)]
+    while todo:
+        name, item = todo.pop()
+        if isinstance(item, torch.Tensor):
+            yield name, item
+        elif isinstance(item, (Mapping, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            pairs = item.items() if isinstance(item, Mapping) else ((name, value) for value in item)
+            todo += [(key if isinstance(key, str) else name, value) for key, value in pairs]
+
+
+def _check_tensors(path: str | os.PathLike, tensors: list[tuple[str, torch.Tensor]]) -> None:
+    _check_names(path, [name for name, _ in tensors])
+    views = {}
+    for _, tensor in tensors:
+        if tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested:
+            view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)  # tied weights have two names
+            views[view] = tensor.numel() * tensor.element_size()
+    _check_memory(path, sum(views.values()))
