@@ -20,7 +20,7 @@ from .tunable import PARTS, TunableNetwork
 __all__ = ["blank_network", "build_network", "checked_network", "network_class"]
 
 MAX_NUMBER = 65_536
-MAX_LAYERS = 256
+MAX_LAYERS = 64
 """Most transformer layers, of all or of one stage: each costs memory even where its tensors have no values."""
 MAX_ENTRIES = 8
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # nothing that MONAI's ConfigParser would run or resolve

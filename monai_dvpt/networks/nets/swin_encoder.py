@@ -48,7 +48,7 @@ class _CheckpointedBlock(SwinTransformerBlock):
     """MONAI's block with checkpoints, but not in a trace, where torch before 2.9 would leave calls of Python."""
 
     @property
-    def use_checkpoint(self) -> bool:
+    def use_checkpoint(self) -> bool:  # type: ignore[override]
         return not torch.jit.is_tracing()
 
 
