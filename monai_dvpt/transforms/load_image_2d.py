@@ -10,15 +10,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import optional_import
 from PIL import Image, ImageOps
+from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 
+from monai_dvpt.data.dicom.headers import read_header
+from monai_dvpt.data.dicom.pixels import decode, fill_padding
+from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
 from monai_dvpt.utils import InputError, reason
 
 lut_functions, is_pydicom_3 = optional_import("pydicom.pixels")
@@ -27,6 +30,11 @@ if not is_pydicom_3:
 
 __all__ = ["LoadImage2D", "LoadImage2Dd"]
 
+SIDES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+VOI_TAGS = (
+    *("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+)
 GREY_MODES = ("L", "I", "I;16", "I;16B")  # of 8, 32 and 16 bit, as Pillow calls them
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue, as in ITU-R BT.601
 MAX_STRETCH = 1.01  # of a pixel's sides
@@ -116,36 +124,40 @@ def _read_picture(path: str) -> np.ndarray:
 
 
 def _read_dicom(path: str) -> np.ndarray:
-    dataset = pydicom.dcmread(path)
-    kind = dataset.get("PhotometricInterpretation")
-    if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
-        raise InputError(f"{path}: must have one frame, got {frames}.")
-    if kind not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"{path}: PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {kind}.")
-    if "PixelData" in dataset and not dataset.PixelData:
-        raise InputError(f"{path}: PixelData must not be empty.")
-    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
-        _check_square(path, name, np.ravel(dataset.get(name) or 1).astype(float))
-    function = dataset.VOILUTFunction = dataset.get("VOILUTFunction") or "LINEAR"
-    width = float(np.ravel(dataset.get("WindowWidth") or 0)[0])  # of the first window
-    if width <= 0 or width < 1 and function.upper() == "LINEAR":
-        dataset.pop("WindowWidth", None)
-    stored = dataset.pixel_array
-    values = _displayed(stored, dataset)
-    if kind == "MONOCHROME1":
-        least = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
-        ends = np.array([[least, least + 2**dataset.BitsStored - 1]])
-        values = _displayed(ends, dataset).sum() - values
-    if (padding := dataset.get("PixelPaddingValue")) is not None:
-        limit = dataset.get("PixelPaddingRangeLimit")
-        low, high = sorted((padding, padding if limit is None else limit))
-        padded = (stored >= low) & (stored <= high)
-        if not padded.all():
-            values[padded] = values[~padded].min()
+    try:
+        header = read_header(path)
+    except InputError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if len(header.frames) != 1:
+        raise InputError(f"{path}: must have one frame, got {len(header.frames)}.")
+    if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(
+            f"{path}: PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {header.photometric or 'none'}."
+        )
+    dataset, stored, padded = decode(header, VOI_TAGS + SIDES)
+    try:
+        for name in SIDES:
+            _check_square(path, name, np.ravel(dataset.get(name) or 1).astype(float))
+        function = dataset.VOILUTFunction = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+        if function not in VOI_FUNCTIONS:
+            raise InputError(f"{path}: VOILUTFunction must be one of {sorted(VOI_FUNCTIONS)}, is another.")
+        width = float(np.ravel(dataset.get("WindowWidth") or 0)[0])  # of the first window
+        if width <= 0 or width < 1 and function == "LINEAR":
+            dataset.pop("WindowWidth", None)
+        values = _displayed(stored[0], dataset)
+        if header.photometric == "MONOCHROME1":
+            least = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
+            ends = np.array([[least, least + 2**dataset.BitsStored - 1]])
+            values = _displayed(ends, dataset).sum() - values
+    except InputError:
+        raise
+    except Exception as error:  # its message may quote the header
+        raise InputError(f"{path}: cannot be read: how it is to be shown makes a {type(error).__name__}.") from None
+    fill_padding(values, padded[0])
     return values[None]
 
 
-def _displayed(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+def _displayed(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Stored values after the modality and VOI look-up tables."""
     return lut_functions.apply_voi_lut(lut_functions.apply_modality_lut(stored, dataset), dataset).astype(np.float64)
 
