@@ -25,7 +25,7 @@ from monai_dvpt.utils.limits import MAX_FRAMES
 
 from .limited import LimitedFile
 from .privacy import identifiers_of, names_patient
-from .terms import IMAGE_TYPES, MODALITIES, PHOTOMETRIC, number_text, term
+from .terms import IMAGE_TYPES, MODALITIES, PHOTOMETRIC, number_text, term, uid_text
 
 __all__ = ["TIME_KEYS", "VARYING", "DicomFile", "Frame", "quiet_pydicom", "read_header"]
 
@@ -238,7 +238,7 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
                 _scalar(path, "RescaleSlope", slope),
                 _scalar(path, "RescaleIntercept", intercept),
                 str(stack or ""),
-                {key: _comparable(value) for key, value in times.items() if value is not None},
+                {key: _comparable(key, value) for key, value in times.items() if value is not None},
             )
         )
     return frames
@@ -256,13 +256,14 @@ def _find(levels: Sequence[Dataset], *names: str) -> Any:
     return None
 
 
-def _comparable(value: Any) -> Any:
-    """Numbers and texts as they can be compared, and shown: a text is digits, such as a time, or a defined term."""
+def _comparable(key: str, value: Any) -> Any:
+    """A number, a text or texts as they can be compared, and shown: numbers such as a time, or defined terms."""
     if isinstance(value, (int, float)):
         return round(float(value), 2)  # of what is in milliseconds, less is rounding
-    if isinstance(value, str) or not hasattr(value, "__len__"):
-        return str(value) if re.fullmatch(r"[-+\d.: ]*", str(value)) else term(str(value), IMAGE_TYPES)
-    return tuple(map(_comparable, map(str, value)))
+    texts = [str(each) for each in ([value] if isinstance(value, str) or not hasattr(value, "__len__") else value)]
+    if key == "ImageType" or not all(re.fullmatch(r"[-+\d.: ]*", text) for text in texts):
+        texts = [term(text, IMAGE_TYPES) for text in texts]
+    return tuple(texts) if len(texts) > 1 else texts[0]
 
 
 def _vector(path: Path, name: str, value: Any, count: int) -> tuple[float, ...] | None:
@@ -313,7 +314,9 @@ def _scalar(path: Path, name: str, value: Any) -> float | None:
 def _whole(path: Path, dataset: Dataset, name: str) -> int:
     number = _scalar(path, name, dataset.get(name))
     if number is None or number < 1 or number != int(number):
-        raise InputError(f"{path.name}: {name} must be a whole number of at least 1, got {number_text(dataset.get(name))}.")
+        raise InputError(
+            f"{path.name}: {name} must be a whole number of at least 1, got {number_text(dataset.get(name))}."
+        )
     return int(number)
 
 
@@ -360,8 +363,7 @@ def _pixel_problem(path: Path, file: LimitedFile, dataset: Dataset) -> str:
     if (deflated := syntax == DeflatedExplicitVRLittleEndian) is False and file.read(2) not in PIXEL_GROUP:
         return "has no pixel data"
     if syntax is not None and UID(syntax).type != "Transfer Syntax":
-        known = f" {syntax}" if re.fullmatch(r"[\d.]+", syntax) else ""
-        return f"has the transfer syntax{known}, which the standard does not define"
+        return f"has the transfer syntax {uid_text(syntax)}, which the standard does not define"
     if problem := _bits_problem(path, dataset):
         return problem
     if deflated or syntax is not None and syntax.is_compressed:

@@ -153,7 +153,10 @@ def _words(dataset: Dataset) -> np.ndarray:
         decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
         words = decoder.as_array(dataset, raw=True, correct_unused_bits=False)[0]
     else:
+        signed = dataset.get("PixelRepresentation")
         words = dataset.pixel_array
+        if signed is not None:
+            dataset.PixelRepresentation = signed  # pydicom 2 sets it to 0 for JPEG 2000 without a sign
     return words.astype(words.dtype.newbyteorder("="), copy=False)
 
 

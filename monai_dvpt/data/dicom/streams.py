@@ -35,8 +35,8 @@ def check_streams(dataset: Dataset, label: str) -> list[int | None]:
         label: of the file, for errors.
 
     Returns:
-        for each frame the bits of a value as JPEG 2000 or JPEG-LS have them, which say nothing of a sign that the
-        header would not say; None of others.
+        for each frame the bits of a value in its JPEG 2000 or JPEG-LS stream, the highest of which is the sign if the
+        header has signed values; None of others.
 
     Raises:
         InputError: if a frame is no stream of the transfer syntax, or is of another size than the header says, or
@@ -76,7 +76,9 @@ def _frames(dataset: Dataset, count: int) -> Iterator[bytes]:
             dataset.PixelData, number_of_frames=count, extended_offsets=offsets if all(offsets) else None
         )
         return
-    fragments = (part for part in encaps.decode_data_sequence(dataset.PixelData) if part[:2] in (b"\xff\x4f", b"\xff\xd8"))
+    fragments = (
+        part for part in encaps.decode_data_sequence(dataset.PixelData) if part[:2] in (b"\xff\x4f", b"\xff\xd8")
+    )
     yield from chain(encaps.generate_pixel_data_frame(dataset.PixelData, count), fragments)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from itertools import count
 from typing import Any
 
-__all__ = ["IMAGE_TYPES", "MODALITIES", "PHOTOMETRIC", "VOI_FUNCTIONS", "number_text", "term"]
+__all__ = ["IMAGE_TYPES", "MODALITIES", "PHOTOMETRIC", "VOI_FUNCTIONS", "number_text", "term", "uid_text"]
 
 MODALITIES = frozenset(
     "ANN AR ASMT AU BDUS BI BMD CR CT CTPROTOCOL DG DMS DOC DX EEG ECG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS "
@@ -44,8 +44,8 @@ IMAGE_TYPES = frozenset(
     *("RECON GATED TOMO", "SINGLE B", "BIPLANE A", "BIPLANE B"),
 }
 """
-Terms of ImageType and FrameType of CT, MR, PET, NM, X-ray (PS3.3 C.7.6.1.1.2, C.8.2.1, C.8.3.1, C.8.13, C.8.15, C.8.16),
-and MOSAIC, by which many slices in one picture are known.
+Terms of ImageType and FrameType of CT, MR, PET, NM and X-ray (PS3.3 C.7.6.1.1.2, C.8.2.1, C.8.3.1, C.8.13, C.8.15,
+C.8.16), and MOSAIC, by which many slices in one picture are known.
 """
 _numbers: defaultdict[str, int] = defaultdict(count(1).__next__)
 
@@ -60,11 +60,17 @@ def term(text: str, defined: Collection[str]) -> str:
         the text if it is one of them, or empty; else words that stand for it, others for each other text, and say
         nothing about it.
     """
-    return text if not text or text.upper() in defined else f"a value that the standard does not define ({_numbers[text]})"
+    known = not text or text.upper() in defined
+    return text if known else f"a value that the standard does not define ({_numbers[text]})"
+
+
+def uid_text(value: Any) -> str:
+    """A UID, or that it is none."""
+    return str(value) if re.fullmatch(r"[\d.]{1,64}", str(value or "")) else "what is no UID"
 
 
 def number_text(value: Any) -> str:
-    """The numbers of a value, at most six of 20 characters, as an error shows them; of what is none, that it is none."""
+    """The numbers of a value, at most six of 20 characters, as an error shows them, or that it is none."""
     single = isinstance(value, (str, bytes, int, float)) or value is None or not hasattr(value, "__iter__")
     return ", ".join(
         str(each)[:20] if each is None or re.fullmatch(r"[-+\d.eE ]*|nan|-?inf", str(each)) else "what is no number"
