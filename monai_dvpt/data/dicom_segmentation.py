@@ -58,10 +58,11 @@ def read_dicom_seg(
         InputError: if it is no such segmentation or cannot be decoded, is of another series, a frame lies elsewhere, or
             segments overlap.
     """
-    path, source = os.fspath(path), read_source(frames)
+    path = os.fspath(path)
     seg, pixels = _read(path)
     try:
         with quiet_pydicom():  # its warnings quote values
+            source = read_source(frames)
             names = _names(seg, path)
             _check_reference(seg, source, path)
             seg_frames = read_source([[path, number] for number in range(1, len(pixels) + 1)])

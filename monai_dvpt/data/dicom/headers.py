@@ -170,7 +170,7 @@ def read_header(path: str | os.PathLike) -> DicomFile:
     try:
         with quiet_pydicom(), LimitedFile(path, path.name) as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
-            if not _sop_class(dataset) and "SOPInstanceUID" not in dataset:
+            if not _sop_class(path, dataset) and "SOPInstanceUID" not in dataset:
                 raise InputError(f"{path.name}: must be a DICOM object, has no SOPClassUID.")
             return _describe(path, dataset, _pixel_problem(path, file, dataset))
     except InputError:
@@ -188,12 +188,12 @@ def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
         count = _whole(path, dataset, "NumberOfFrames") if dataset.get("NumberOfFrames") else 1
         if count > MAX_FRAMES:
             raise InputError(f"{path.name}: NumberOfFrames must be at most {MAX_FRAMES:,}, got {count:,}.")
-    elif not (name := UID(_sop_class(dataset)).name) or "Image Storage" in name:
+    elif not (name := UID(_sop_class(path, dataset)).name) or "Image Storage" in name:
         raise InputError(f"{path.name}: must have Rows and Columns, as an image, or say that it is something else.")
     identifiers, description = identifiers_of(dataset), _text(dataset, "SeriesDescription")
     return DicomFile(
         path=path,
-        sop_class=_sop_class(dataset),
+        sop_class=_sop_class(path, dataset),
         sop_uid=_uid(path, dataset, "SOPInstanceUID"),
         study_uid=_uid(path, dataset, "StudyInstanceUID"),
         series_uid=_uid(path, dataset, "SeriesInstanceUID"),
@@ -237,7 +237,7 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
                 _spacing(path, _vector(path, "PixelSpacing", spacing, 2)),
                 _scalar(path, "RescaleSlope", slope),
                 _scalar(path, "RescaleIntercept", intercept),
-                str(stack or ""),
+                _comparable("StackID", str(stack or "")),
                 {key: _comparable(key, value) for key, value in times.items() if value is not None},
             )
         )
@@ -339,10 +339,10 @@ def _bits_problem(path: Path, dataset: Dataset) -> str:
     return ""
 
 
-def _sop_class(dataset: Dataset) -> str:
+def _sop_class(path: Path, dataset: Dataset) -> str:
     """The SOP Class UID; a DICOMDIR, whatever its file is called, states it in its file meta information alone."""
     stored = _text(getattr(dataset, "file_meta", Dataset()), "MediaStorageSOPClassUID")
-    return stored if stored == MediaStorageDirectoryStorage else _text(dataset, "SOPClassUID")
+    return stored if stored == MediaStorageDirectoryStorage else _uid(path, dataset, "SOPClassUID")
 
 
 def _text(dataset: Dataset, name: str) -> str:

@@ -22,7 +22,7 @@ from .geometry import Grid
 from .headers import DicomFile, Frame, quiet_pydicom
 from .limited import LimitedFile
 from .streams import check_streams
-from .terms import number_text
+from .terms import PHOTOMETRIC, number_text
 from .volumes import DicomVolume
 
 apply_modality_lut, has_pixels = optional_import("pydicom.pixels", name="apply_modality_lut")
@@ -121,6 +121,9 @@ def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.n
     """
     if file.problem:
         raise InputError(f"{file.label}: cannot be read: {file.problem}.")
+    if file.photometric not in PHOTOMETRIC:  # a decoder would quote it
+        kind = file.photometric or "none"
+        raise InputError(f"{file.label}: PhotometricInterpretation must be one of the standard, is {kind}.")
     columns, rows = file.size or (0, 0)
     tags: Any = [Tag(keyword) for keyword in (*PIXEL_TAGS, *keywords)]
     try:
