@@ -58,7 +58,7 @@ def jpeg_2000(words: np.ndarray, signed: bool = False) -> bytes:
 def encode(dataset: pydicom.Dataset, syntax: str, data: bytes | list[bytes]) -> None:
     """Gives a data set its pixels, native or as the frames of compressed data."""
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
-    dataset.PixelData = data if isinstance(data, bytes) else encapsulate(data)
+    dataset.PixelData = data if isinstance(data, bytes) else encapsulate(data, fragments_per_frame=1)
     dataset["PixelData"].VR = "OW" if isinstance(data, bytes) else "OB"
     dataset["PixelData"].is_undefined_length = not isinstance(data, bytes)
     if int(pydicom.__version__.split(".")[0]) < 3:

@@ -23,7 +23,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirecto
 from monai_dvpt.utils import InputError
 from monai_dvpt.utils.limits import MAX_FRAMES
 
-from .limited import LimitedFile
+from .limited import LimitedFile, refusal
 from .privacy import identifiers_of, names_patient
 from .terms import IMAGE_TYPES, MODALITIES, PHOTOMETRIC, number_text, term, uid_text
 
@@ -173,12 +173,12 @@ def read_header(path: str | os.PathLike) -> DicomFile:
             if not _sop_class(path, dataset) and "SOPInstanceUID" not in dataset:
                 raise InputError(f"{path.name}: must be a DICOM object, has no SOPClassUID.")
             return _describe(path, dataset, _pixel_problem(path, file, dataset))
-    except InputError:
-        raise
-    except RecursionError:
-        raise InputError(f"{path.name}: cannot be read: sequences are nested too deeply.") from None
     except Exception as error:  # damaged files raise whatever their bytes lead to
-        raise InputError(f"{path.name}: cannot be read: {type(error).__name__}.") from error
+        if (refused := refusal(error)) is not None:
+            raise refused from None
+        deep = isinstance(error, RecursionError)
+        why = "sequences are nested too deeply" if deep else type(error).__name__
+        raise InputError(f"{path.name}: cannot be read: {why}.") from error
 
 
 def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:

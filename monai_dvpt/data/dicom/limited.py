@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import zlib
 from typing import Any
 
@@ -14,10 +15,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from monai_dvpt.utils import InputError
 from monai_dvpt.utils.limits import MAX_ITEMS, check_bytes, max_bytes
 
-__all__ = ["LimitedFile"]
+__all__ = ["LimitedFile", "refusal"]
 
-ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
-"""What each item of a sequence begins with, in both orders of bytes."""
+ITEM_TAGS = (re.compile(rb"\xfe\xff\x00\xe0"), re.compile(rb"\xff\xfe\xe0\x00"))
+"""What each item of a sequence begins with, in both orders of bytes; the count of bytes is slower in zeros."""
 SMALL = 1 << 16
 
 
@@ -58,7 +59,7 @@ class LimitedFile(io.BufferedReader):
         return data
 
     def _count(self, data: bytes) -> None:
-        self._items += sum(map(data.count, ITEM_TAGS))
+        self._items += sum(1 for tag in ITEM_TAGS for _ in tag.finditer(data))
         if self._items > MAX_ITEMS:
             raise InputError(f"{self.label}: sequences must have at most {MAX_ITEMS:,} items in all, have more.")
 
@@ -82,3 +83,10 @@ class LimitedFile(io.BufferedReader):
 def _skip_meta(file: Any) -> None:
     """Leaves the file behind its meta information, which is not deflated."""
     read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+
+
+def refusal(error: BaseException | None) -> InputError | None:
+    """The :class:`InputError` behind an error that pydicom made of it, or None."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error

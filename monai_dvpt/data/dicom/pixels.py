@@ -20,7 +20,7 @@ from monai_dvpt.utils.limits import check_bytes
 
 from .geometry import Grid
 from .headers import DicomFile, Frame, quiet_pydicom
-from .limited import LimitedFile
+from .limited import LimitedFile, refusal
 from .streams import check_streams
 from .terms import PHOTOMETRIC, number_text
 from .volumes import DicomVolume
@@ -141,11 +141,11 @@ def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.n
                 raise InputError(f"{file.label}: must have the pixels of {len(file.frames)} frames, has {len(words)}.")
             stored = _stored(words, dataset, bits)
             return dataset, stored, _padding(words, stored, dataset, file.label)
-    except InputError:
-        raise
     except MemoryError:
         raise InputError(f"{file.label}: cannot be decoded in the memory there is.") from None
     except Exception as error:  # every decoder has its own kinds of error
+        if (refused := refusal(error)) is not None:
+            raise refused from None
         raise InputError(f"{file.label}: pixel data cannot be decoded: {_why(error)}") from error
 
 
