@@ -49,8 +49,8 @@ class LoadImage2D(Transform):
     - PNG and JPEG: 8 bit grey, colour or palette, or 16 bit grey; turned as their EXIF data say; what is transparent
       is black. 16 bit colour, or grey with opacity, is refused.
     - DICOM: one grey frame, after its modality and VOI look-up tables, of which the first window counts;
-      MONOCHROME1 is inverted, and padding takes the darkest value. A window that is narrower than the standard allows
-      (0, or below 1 for the function LINEAR) is left out.
+      MONOCHROME1 is inverted, and padding takes the darkest value of the others. Bits above BitsStored count nowhere. A
+      window that is narrower than the standard allows (0, or below 1 for the function LINEAR) is left out.
     - NIfTI: two dimensions, or three of which one has the size 1. Its affine (RAS+) says where the first two indices
       (x, y), or the two of a slice, run. As in radiology, columns run to the patient's left, or to posterior in a
       sagittal plane, and rows to inferior, or to posterior in an axial plane. A file that does not state its
