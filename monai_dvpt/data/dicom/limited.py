@@ -17,8 +17,10 @@ from monai_dvpt.utils.limits import MAX_ITEMS, check_bytes, max_bytes
 
 __all__ = ["LimitedFile", "refusal"]
 
-ITEM_TAGS = (re.compile(rb"\xfe\xff\x00\xe0"), re.compile(rb"\xff\xfe\xe0\x00"))
-"""What each item of a sequence begins with, in both orders of bytes; the count of bytes is slower in zeros."""
+ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""What each item of a sequence begins with, in both orders of bytes."""
+PATTERNS = tuple(map(re.compile, ITEM_TAGS))
+"""``bytes.count`` is slower in zeros."""
 SMALL = 1 << 16
 
 
@@ -59,7 +61,10 @@ class LimitedFile(io.BufferedReader):
         return data
 
     def _count(self, data: bytes) -> None:
-        self._items += sum(1 for tag in ITEM_TAGS for _ in tag.finditer(data))
+        if len(data) > 8:
+            self._items += sum(1 for pattern in PATTERNS for _ in pattern.finditer(data))
+        elif data.startswith(ITEM_TAGS):  # most of what pydicom reads is the tag, VR and length of an element
+            self._items += 1
         if self._items > MAX_ITEMS:
             raise InputError(f"{self.label}: sequences must have at most {MAX_ITEMS:,} items in all, have more.")
 
