@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 
-from monai_dvpt.data.dicom.headers import read_header
+from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode, fill_padding
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
 from monai_dvpt.utils import InputError, reason
@@ -136,25 +136,31 @@ def _read_dicom(path: str) -> np.ndarray:
         )
     dataset, stored, padded = decode(header, VOI_TAGS + SIDES)
     try:
-        for name in SIDES:
-            _check_square(path, name, np.ravel(dataset.get(name) or 1).astype(float))
-        function = dataset.VOILUTFunction = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-        if function not in VOI_FUNCTIONS:
-            raise InputError(f"{path}: VOILUTFunction must be one of {sorted(VOI_FUNCTIONS)}, is another.")
-        width = float(np.ravel(dataset.get("WindowWidth") or 0)[0])  # of the first window
-        if width <= 0 or width < 1 and function == "LINEAR":
-            dataset.pop("WindowWidth", None)
-        values = _displayed(stored[0], dataset)
-        if header.photometric == "MONOCHROME1":
-            least = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
-            ends = np.array([[least, least + 2**dataset.BitsStored - 1]])
-            values = _displayed(ends, dataset).sum() - values
+        with quiet_pydicom():
+            values = _shown(path, stored[0], dataset)
     except InputError:
         raise
     except Exception as error:  # its message may quote the header
         raise InputError(f"{path}: cannot be read: how it is to be shown makes a {type(error).__name__}.") from None
-    fill_padding(values, padded[0])
+    fill_padding(f"{path}: an image", values, padded[0])
     return values[None]
+
+
+def _shown(path: str, stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    for name in SIDES:
+        _check_square(path, name, np.ravel(dataset.get(name) or 1).astype(float))
+    function = dataset.VOILUTFunction = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function not in VOI_FUNCTIONS:
+        raise InputError(f"{path}: VOILUTFunction must be one of {sorted(VOI_FUNCTIONS)}, is another.")
+    width = float(np.ravel(dataset.get("WindowWidth") or 0)[0])  # of the first window
+    if width <= 0 or width < 1 and function == "LINEAR":
+        dataset.pop("WindowWidth", None)
+    values = _displayed(stored, dataset)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        least = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
+        ends = np.array([[least, least + 2**dataset.BitsStored - 1]])
+        values = _displayed(ends, dataset).sum() - values
+    return values
 
 
 def _displayed(stored: np.ndarray, dataset: Dataset) -> np.ndarray:

@@ -77,15 +77,16 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
                 padded[index] = padding[frame.number - 1]
     except MemoryError:
         raise InputError("a volume cannot be read in the memory there is.") from None
-    nothing = fill_padding(values, padded, NOTHING.get(volume.slices[0][0].modality.upper(), 0.0))
+    nothing = fill_padding("a volume", values, padded, NOTHING.get(volume.slices[0][0].modality.upper(), 0.0))
     return values.transpose(2, 1, 0), int(padded.sum()), nothing
 
 
-def fill_padding(values: np.ndarray, padded: np.ndarray, at_most: float = math.inf) -> float:
+def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, at_most: float = math.inf) -> float:
     """
     The rule for padding (PS3.3 C.7.5.1.1.2), of volumes and of radiographs: it takes the least value of the others.
 
     Args:
+        what: subject of the error.
         values: changed in place.
         padded: where they are padding, of the same shape.
         at_most: what padding takes where the others are all above it.
@@ -97,7 +98,7 @@ def fill_padding(values: np.ndarray, padded: np.ndarray, at_most: float = math.i
         InputError: if all is padding.
     """
     if padded.all():
-        raise InputError("must have pixels that are not padding, by its PixelPaddingValue and PixelPaddingRangeLimit.")
+        raise InputError(f"{what} must have pixels that are no padding (PixelPaddingValue, PixelPaddingRangeLimit).")
     least = min(at_most, float(values.min(initial=math.inf, where=~padded)))
     values[padded] = least
     return least

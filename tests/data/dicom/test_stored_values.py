@@ -179,7 +179,7 @@ class TestPadding(unittest.TestCase):
         header = {"PixelPaddingValue": 7, limit[0]: limit[1]}
         paths = save_words(self.folder, words, EXPLICIT, words.astype("<u2").tobytes(), **header)
         for read in (lambda: LoadVolume()(str(self.folder)), lambda: LoadImage2D()(paths[0])):
-            with self.assertRaisesRegex(InputError, "must have pixels that are not padding"):
+            with self.assertRaisesRegex(InputError, "study.*: an? (volume|image) must have pixels that are no padding"):
                 read()
 
     def test_text_in_its_place(self):
