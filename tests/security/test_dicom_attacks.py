@@ -143,17 +143,19 @@ class TestDicomAttacks(unittest.TestCase):
         )
 
     def tables(self) -> Iterator[Attack]:
-        """Of a decoder, that grow with tiles and layers and not with pixels: these are small enough."""
-        single = jpeg_2000(WORDS)
-        layers = single.index(b"\xff\x52") + 6
-        many_layers = single[:layers] + b"\xff\xff" + single[layers + 2 :]
+        """Of a decoder, that grow with tiles, layers and precincts."""
+        single, none = jpeg_2000(WORDS), "a frame is no stream of"
+        at = single.index(b"\xff\x52")  # COD: length, style, order, layers (2), and 6 more
+        layers = single[: at + 6] + b"\xff\xff" + single[at + 8 :]
+        precincts = single[:at] + b"\xff\x52\0\x0d\1" + single[at + 5 : at + 14] + b"\0" + single[at + 14 :]
         yield (
             "tiles",
             "image",
             self.file(JPEG_2000, [single[:24] + struct.pack(">LL", 1, 1) + single[32:]]),
             "read|decoded",
         )
-        yield "layers", "image", self.file(JPEG_2000, [many_layers]), "read|decoded"
+        yield "layers", "image", self.file(JPEG_2000, [layers]), none
+        yield "precincts", "image", self.file(JPEG_2000, [precincts]), none
 
     def headers(self) -> Iterator[Attack]:
         giant, ways = {"Rows": 65_535, "Columns": 65_535}, "volume image"

@@ -26,6 +26,9 @@ FRAME_HEADERS = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
 ALONE = {0x01, *range(0xD0, 0xD8)}
 """Markers of JPEG without a segment."""
 START_OF_SCAN = 0xDA
+START_OF_TILE, START_OF_DATA, STYLE, STYLE_OF_COMPONENT, END_OF_STREAM = 0x90, 0x93, 0x52, 0x53, 0xD9
+"""Markers of JPEG 2000."""
+MAX_LAYERS = 256
 
 
 def check_streams(dataset: Dataset, label: str) -> list[int | None]:
@@ -103,7 +106,34 @@ def _codestream(data: bytes) -> tuple[int, int, int, int]:
     precisions, *steps = (data[42 + at : 42 + 3 * components : 3] for at in range(3))
     if len(steps[1]) != components or {*steps[0], *steps[1]} != {1}:
         raise ValueError  # is cut, or has components of fewer pixels
+    _check_packets(data, 1 if components < 257 else 2)
     return width - left, height - top, components, max(precisions) % 128 + 1
+
+
+def _check_packets(data: bytes, index: int) -> None:
+    """
+    Layers and precincts of all headers (ISO 15444-1, A.6.1, A.6.2), of which a decoder keeps tables that grow with the
+    number: at most ``MAX_LAYERS``, and of at least 16 x 16 pixels. ``index`` is the size of the number of a component.
+    """
+    at, end = 2, len(data)
+    while at + 1 < len(data) and data[at + 1] != END_OF_STREAM:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at] != 0xFF or length < 2 and marker != START_OF_DATA:
+            raise ValueError
+        if marker == START_OF_DATA:
+            at = end
+            continue
+        if marker == START_OF_TILE:
+            size = int.from_bytes(data[at + 6 : at + 10], "big")
+            end = max(at + size, at + 12) if size else len(data)
+        elif marker in (STYLE, STYLE_OF_COMPONENT):
+            first = at + (4 if marker == STYLE else 4 + index)
+            behind = first + (10 if marker == STYLE else 6)
+            precincts = data[behind : at + 2 + length] if data[first] & 1 else b""
+            layers = int.from_bytes(data[at + 6 : at + 8], "big") if marker == STYLE else 1
+            if layers > MAX_LAYERS or any(min(sides % 16, sides >> 4) < 4 for sides in precincts):
+                raise ValueError
+        at += 2 + length
 
 
 def _jpeg(data: bytes) -> tuple[int, int, int, int]:
