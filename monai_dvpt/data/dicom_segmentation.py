@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pydicom
 from monai.config import PathLike
-from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
 from monai_dvpt.data.dicom.geometry import TOLERANCE_MM
+from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
+from monai_dvpt.data.dicom.pixels import decode
+from monai_dvpt.data.dicom.terms import number_text, term, uid_text
 from monai_dvpt.data.dicom_writers import Source, read_source
 from monai_dvpt.utils import InputError
 
@@ -27,6 +28,11 @@ __all__ = ["read_dicom_seg"]
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes: Segmentation, Label Map Segmentation."""
+TYPES = ("BINARY", "FRACTIONAL", "LABELMAP")
+TAGS = (
+    *("SegmentationType", "SegmentSequence", "ReferencedSeriesSequence", "FrameOfReferenceUID"),
+    *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"),
+)
 
 
 def read_dicom_seg(
@@ -52,13 +58,19 @@ def read_dicom_seg(
         InputError: if it is no such segmentation or cannot be decoded, is of another series, a frame lies elsewhere, or
             segments overlap.
     """
-    path, source = os.fspath(path), read_source(frames)
-    with disable_value_validation():  # its warnings quote values
-        seg, pixels = _read(path)
-        names = _names(seg, path)
-        _check_reference(seg, source, path)
-        seg_frames = read_source([[path, number] for number in range(1, len(pixels) + 1)])
-        numbers = [_number_of(seg, index) for index in range(len(pixels))]
+    path = os.fspath(path)
+    seg, pixels = _read(path)
+    try:
+        with quiet_pydicom():  # its warnings quote values
+            source = read_source(frames)
+            names = _names(seg, path)
+            _check_reference(seg, source, path)
+            seg_frames = read_source([[path, number] for number in range(1, len(pixels) + 1)])
+            numbers = [_number_of(seg, index, path) for index in range(len(pixels))]
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise whatever their elements lead to
+        raise InputError(f"{path}: cannot be read as a segmentation: {type(error).__name__}.") from None
     label = np.zeros(tuple(shape), np.uint8 if max(names) < 256 else np.uint16)
     for index, frame in enumerate(pixels):
         if not frame.any():
@@ -74,10 +86,9 @@ def read_dicom_seg(
                 raise InputError(f"{path}: {outside.sum()} pixels of frame {index + 1} lie outside the image.")
             there = label[tuple(voxels)]
             if there.any():
-                other = names[int(there.max())]
                 raise InputError(
-                    f"{path}: a voxel must be of one segment, but {np.count_nonzero(there)} are of both '{other}' and "
-                    f"'{names[number]}' (frame {index + 1})."
+                    f"{path}: a voxel must be of one segment, but {np.count_nonzero(there)} are of both segment "
+                    f"{int(there.max())} and {number} (frame {index + 1})."
                 )
             label[tuple(voxels)] = number
     return label, names
@@ -86,19 +97,18 @@ def read_dicom_seg(
 def _read(path: str) -> tuple[Dataset, np.ndarray]:
     """The file and its frames, (frames, rows, columns)."""
     try:
-        seg = pydicom.dcmread(path)
-    except Exception as error:  # its message may quote the file
-        raise InputError(f"{path}: cannot be read as DICOM: {type(error).__name__}.") from None
-    kind = seg.get("SegmentationType")
-    if seg.get("SOPClassUID") not in STORAGE or kind not in ("BINARY", "LABELMAP"):
-        raise InputError(
-            f"{path}: must be a DICOM Segmentation of type BINARY or LABELMAP, is of modality {seg.get('Modality')}, "
-            f"type {kind}."
-        )
-    try:
-        return seg, seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
-    except Exception as error:
-        raise InputError(f"{path}: pixel data cannot be decoded: {type(error).__name__}.") from None
+        header = read_header(path)
+    except InputError as error:
+        raise InputError(f"{path}: cannot be read as DICOM: {error}") from None
+    kind = None
+    if header.sop_class in STORAGE:
+        seg, pixels, _ = decode(header, TAGS)
+        if (kind := str(seg.get("SegmentationType") or "")) in ("BINARY", "LABELMAP"):
+            return seg, pixels
+    raise InputError(
+        f"{path}: must be a DICOM Segmentation of type BINARY or LABELMAP, is of modality {header.modality or 'none'}, "
+        f"type {term(kind or '', TYPES) or 'none'}."
+    )
 
 
 def _names(seg: Dataset, path: str) -> dict[int, str]:
@@ -109,10 +119,9 @@ def _names(seg: Dataset, path: str) -> dict[int, str]:
         number = item.get("SegmentNumber")
         if number == 0 and seg.SegmentationType == "LABELMAP":
             continue  # background
-        if number is None or number < 1 or number in names or not name:
-            raise InputError(
-                f"{path}: segments must have a name, and numbers from 1 once each, got {number}: '{name}'."
-            )
+        if not isinstance(number, int) or not 1 <= number < 1 << 16 or number in names or not name:
+            got = number_text(number) + ("" if name else " without a name")
+            raise InputError(f"{path}: segments must have a name, and numbers from 1 once each, got {got}.")
         names[int(number)] = name
     if not names:
         raise InputError(f"{path}: describes no segment.")
@@ -120,16 +129,18 @@ def _names(seg: Dataset, path: str) -> dict[int, str]:
 
 
 def _check_reference(seg: Dataset, source: Source, path: str) -> None:
-    referred = [str(item.get("SeriesInstanceUID")) for item in seg.get("ReferencedSeriesSequence") or []]
+    referred = [uid_text(item.get("SeriesInstanceUID")) for item in seg.get("ReferencedSeriesSequence") or []]
     series = str(source.images[source.paths[0]].SeriesInstanceUID)
     if series not in referred:
-        raise InputError(f"{path}: must be of the series {series}, is of {', '.join(referred) or 'none'}.")
+        raise InputError(f"{path}: must be of the series {uid_text(series)}, is of {', '.join(referred) or 'none'}.")
     place, own = source.identity.get("FrameOfReferenceUID"), seg.get("FrameOfReferenceUID")
     if place and own and place != own:
-        raise InputError(f"{path}: must have the frame of reference of the series, {place}, has {own}.")
+        raise InputError(
+            f"{path}: must have the frame of reference of the series, {uid_text(place)}, has {uid_text(own)}."
+        )
 
 
-def _number_of(seg: Dataset, index: int) -> int | None:
+def _number_of(seg: Dataset, index: int, path: str) -> int | None:
     """Segment of a frame; None where each pixel has its own."""
     for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
         group = (seg.get(groups) or [])[at : at + 1]
@@ -138,7 +149,7 @@ def _number_of(seg: Dataset, index: int) -> int | None:
             return int(found[0].ReferencedSegmentNumber)
     if seg.SegmentationType == "LABELMAP":
         return None
-    raise InputError(f"{seg.filename}: frame {index + 1} does not say of which segment it is.")
+    raise InputError(f"{path}: frame {index + 1} does not say of which segment it is.")
 
 
 def _masks(frame: np.ndarray, number: int | None) -> Iterator[tuple[int, np.ndarray]]:

@@ -10,15 +10,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import optional_import
 from PIL import Image, ImageOps
+from pydicom.dataset import Dataset
 from pydicom.misc import is_dicom
 
+from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
+from monai_dvpt.data.dicom.pixels import decode, fill_padding
+from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
 from monai_dvpt.utils import InputError, reason
 
 lut_functions, is_pydicom_3 = optional_import("pydicom.pixels")
@@ -27,6 +30,11 @@ if not is_pydicom_3:
 
 __all__ = ["LoadImage2D", "LoadImage2Dd"]
 
+SIDES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+VOI_TAGS = (
+    *("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+)
 GREY_MODES = ("L", "I", "I;16", "I;16B")  # of 8, 32 and 16 bit, as Pillow calls them
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue, as in ITU-R BT.601
 MAX_STRETCH = 1.01  # of a pixel's sides
@@ -41,8 +49,8 @@ class LoadImage2D(Transform):
     - PNG and JPEG: 8 bit grey, colour or palette, or 16 bit grey; turned as their EXIF data say; what is transparent
       is black. 16 bit colour, or grey with opacity, is refused.
     - DICOM: one grey frame, after its modality and VOI look-up tables, of which the first window counts;
-      MONOCHROME1 is inverted, and padding takes the darkest value. A window that is narrower than the standard allows
-      (0, or below 1 for the function LINEAR) is left out.
+      MONOCHROME1 is inverted, and padding takes the darkest value of the others. Bits above BitsStored count nowhere. A
+      window that is narrower than the standard allows (0, or below 1 for the function LINEAR) is left out.
     - NIfTI: two dimensions, or three of which one has the size 1. Its affine (RAS+) says where the first two indices
       (x, y), or the two of a slice, run. As in radiology, columns run to the patient's left, or to posterior in a
       sagittal plane, and rows to inferior, or to posterior in an axial plane. A file that does not state its
@@ -116,36 +124,46 @@ def _read_picture(path: str) -> np.ndarray:
 
 
 def _read_dicom(path: str) -> np.ndarray:
-    dataset = pydicom.dcmread(path)
-    kind = dataset.get("PhotometricInterpretation")
-    if (frames := int(dataset.get("NumberOfFrames") or 1)) > 1:
-        raise InputError(f"{path}: must have one frame, got {frames}.")
-    if kind not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"{path}: PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {kind}.")
-    if "PixelData" in dataset and not dataset.PixelData:
-        raise InputError(f"{path}: PixelData must not be empty.")
-    for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
-        _check_square(path, name, np.ravel(dataset.get(name) or 1).astype(float))
-    function = dataset.VOILUTFunction = dataset.get("VOILUTFunction") or "LINEAR"
-    width = float(np.ravel(dataset.get("WindowWidth") or 0)[0])  # of the first window
-    if width <= 0 or width < 1 and function.upper() == "LINEAR":
-        dataset.pop("WindowWidth", None)
-    stored = dataset.pixel_array
-    values = _displayed(stored, dataset)
-    if kind == "MONOCHROME1":
-        least = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
-        ends = np.array([[least, least + 2**dataset.BitsStored - 1]])
-        values = _displayed(ends, dataset).sum() - values
-    if (padding := dataset.get("PixelPaddingValue")) is not None:
-        limit = dataset.get("PixelPaddingRangeLimit")
-        low, high = sorted((padding, padding if limit is None else limit))
-        padded = (stored >= low) & (stored <= high)
-        if not padded.all():
-            values[padded] = values[~padded].min()
+    try:
+        header = read_header(path)
+    except InputError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if len(header.frames) != 1:
+        raise InputError(f"{path}: must have one frame, got {len(header.frames)}.")
+    if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputError(
+            f"{path}: PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {header.photometric or 'none'}."
+        )
+    dataset, stored, padded = decode(header, VOI_TAGS + SIDES)
+    try:
+        with quiet_pydicom():
+            values = _shown(path, stored[0], dataset)
+    except InputError:
+        raise
+    except Exception as error:  # its message may quote the header
+        raise InputError(f"{path}: cannot be read: how it is to be shown makes a {type(error).__name__}.") from None
+    fill_padding(f"{path}: an image", values, padded[0])
     return values[None]
 
 
-def _displayed(stored: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+def _shown(path: str, stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+    for name in SIDES:
+        _check_square(path, name, np.ravel(dataset.get(name) or 1).astype(float))
+    function = dataset.VOILUTFunction = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function not in VOI_FUNCTIONS:
+        raise InputError(f"{path}: VOILUTFunction must be one of {sorted(VOI_FUNCTIONS)}, is another.")
+    width = float(np.ravel(dataset.get("WindowWidth") or 0)[0])  # of the first window
+    if width <= 0 or width < 1 and function == "LINEAR":
+        dataset.pop("WindowWidth", None)
+    values = _displayed(stored, dataset)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        least = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0
+        ends = np.array([[least, least + 2**dataset.BitsStored - 1]])
+        values = _displayed(ends, dataset).sum() - values
+    return values
+
+
+def _displayed(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Stored values after the modality and VOI look-up tables."""
     return lut_functions.apply_voi_lut(lut_functions.apply_modality_lut(stored, dataset), dataset).astype(np.float64)
 

@@ -6,24 +6,26 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom import config
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from monai_dvpt.utils import InputError
+from monai_dvpt.utils.limits import MAX_FRAMES
 
+from .limited import LimitedFile, refusal
 from .privacy import identifiers_of, names_patient
+from .terms import IMAGE_TYPES, MODALITIES, PHOTOMETRIC, number_text, term, uid_text
 
 __all__ = ["TIME_KEYS", "VARYING", "DicomFile", "Frame", "quiet_pydicom", "read_header"]
 
@@ -47,15 +49,13 @@ KEYWORDS = (
     *("PatientName", "PatientID", "PatientBirthDate", "AccessionNumber"),
     *("Modality", "SeriesDescription", "SeriesNumber", "LossyImageCompression"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("BitsAllocated", "BitsStored", "HighBit"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
     *(*(names[0] for names in TIME_KEYS.values()), *GROUPS),
 )
 TAGS: list[Any] = [Tag(keyword) for keyword in KEYWORDS]
 VARYING = ("TriggerTime", "AcquisitionNumber", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
 """Those of ``TIME_KEYS`` that may differ from slice to slice of one volume."""
-MAX_FRAMES = 100_000
-MAX_INFLATED = 1 << 30
 LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
 """Transfer syntaxes that lose something: JPEG baseline and extended, and near-lossless JPEG-LS."""
 PIXEL_GROUP = (b"\xe0\x7f", b"\x7f\xe0")
@@ -168,34 +168,17 @@ def read_header(path: str | os.PathLike) -> DicomFile:
     """
     path = Path(path)
     try:
-        with quiet_pydicom(), open(path, "rb") as file:
-            _check_inflated(path, file)
+        with quiet_pydicom(), LimitedFile(path, path.name) as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
-            if not _sop_class(dataset) and "SOPInstanceUID" not in dataset:
+            if not _sop_class(path, dataset) and "SOPInstanceUID" not in dataset:
                 raise InputError(f"{path.name}: must be a DICOM object, has no SOPClassUID.")
-            return _describe(path, dataset, _pixel_problem(file, dataset))
-    except InputError:
-        raise
-    except RecursionError:
-        raise InputError(f"{path.name}: cannot be read: sequences are nested too deeply.") from None
+            return _describe(path, dataset, _pixel_problem(path, file, dataset))
     except Exception as error:  # damaged files raise whatever their bytes lead to
-        raise InputError(f"{path.name}: cannot be read: {type(error).__name__}.") from error
-
-
-def _check_inflated(path: Path, file: BinaryIO) -> None:
-    """Refuses a deflated file that is far larger than it looks, before pydicom inflates it as a whole."""
-    start = file.read(1024)
-    file.seek(0)
-    if DeflatedExplicitVRLittleEndian.encode() not in start or start[128:132] != b"DICM":
-        return
-    file.seek(132)
-    read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)  # what is not deflated
-    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while not inflater.eof and size <= MAX_INFLATED and (chunk := inflater.unconsumed_tail or file.read(1 << 16)):
-        size += len(inflater.decompress(chunk, 1 << 20))
-    file.seek(0)
-    if size > MAX_INFLATED:
-        raise InputError(f"{path.name}: must have at most {MAX_INFLATED:,} bytes when it is inflated, has more.")
+        if (refused := refusal(error)) is not None:
+            raise refused from None
+        deep = isinstance(error, RecursionError)
+        why = "sequences are nested too deeply" if deep else type(error).__name__
+        raise InputError(f"{path.name}: cannot be read: {why}.") from error
 
 
 def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
@@ -204,27 +187,28 @@ def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
         size = (_whole(path, dataset, "Columns"), _whole(path, dataset, "Rows"))
         count = _whole(path, dataset, "NumberOfFrames") if dataset.get("NumberOfFrames") else 1
         if count > MAX_FRAMES:
-            raise InputError(f"{path.name}: NumberOfFrames must be at most {MAX_FRAMES}, got {count}.")
-    elif not (name := UID(_sop_class(dataset)).name) or "Image Storage" in name:
+            raise InputError(f"{path.name}: NumberOfFrames must be at most {MAX_FRAMES:,}, got {count:,}.")
+    elif not (name := UID(_sop_class(path, dataset)).name) or "Image Storage" in name:
         raise InputError(f"{path.name}: must have Rows and Columns, as an image, or say that it is something else.")
+    identifiers, description = identifiers_of(dataset), _text(dataset, "SeriesDescription")
     return DicomFile(
         path=path,
-        sop_class=_sop_class(dataset),
-        sop_uid=_text(dataset, "SOPInstanceUID"),
-        study_uid=_text(dataset, "StudyInstanceUID"),
-        series_uid=_text(dataset, "SeriesInstanceUID"),
-        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        sop_class=_sop_class(path, dataset),
+        sop_uid=_uid(path, dataset, "SOPInstanceUID"),
+        study_uid=_uid(path, dataset, "StudyInstanceUID"),
+        series_uid=_uid(path, dataset, "SeriesInstanceUID"),
+        frame_of_reference=_uid(path, dataset, "FrameOfReferenceUID"),
         patient=hash((_text(dataset, "PatientID"), _text(dataset, "PatientName"))),
-        modality=_text(dataset, "Modality"),
-        description=_text(dataset, "SeriesDescription"),
+        modality=term(_text(dataset, "Modality"), MODALITIES),
+        description="(names the patient)" if names_patient(description, identifiers) else description,
         series_number=int(_scalar(path, "SeriesNumber", dataset.get("SeriesNumber")) or 0),
         size=size,
-        photometric=_text(dataset, "PhotometricInterpretation"),
+        photometric=term(_text(dataset, "PhotometricInterpretation"), PHOTOMETRIC),
         samples=int(_scalar(path, "SamplesPerPixel", dataset.get("SamplesPerPixel")) or 1),
         problem=problem,
         frames=tuple(_frames(path, dataset, count)),
         lossy=_is_lossy(dataset),
-        identifiers=identifiers_of(dataset),
+        identifiers=identifiers,
     )
 
 
@@ -253,8 +237,8 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
                 _spacing(path, _vector(path, "PixelSpacing", spacing, 2)),
                 _scalar(path, "RescaleSlope", slope),
                 _scalar(path, "RescaleIntercept", intercept),
-                str(stack or ""),
-                {key: _comparable(value) for key, value in times.items() if value is not None},
+                _comparable("StackID", str(stack or "")),
+                {key: _comparable(key, value) for key, value in times.items() if value is not None},
             )
         )
     return frames
@@ -272,10 +256,14 @@ def _find(levels: Sequence[Dataset], *names: str) -> Any:
     return None
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(key: str, value: Any) -> Any:
+    """A number, a text or texts as they can be compared, and shown: numbers such as a time, or defined terms."""
     if isinstance(value, (int, float)):
         return round(float(value), 2)  # of what is in milliseconds, less is rounding
-    return str(value) if isinstance(value, str) or not hasattr(value, "__len__") else tuple(map(str, value))
+    texts = [str(each) for each in ([value] if isinstance(value, str) or not hasattr(value, "__len__") else value)]
+    if key == "ImageType" or not all(re.fullmatch(r"[-+\d.: ]*", text) for text in texts):
+        texts = [term(text, IMAGE_TYPES) for text in texts]
+    return tuple(texts) if len(texts) > 1 else texts[0]
 
 
 def _vector(path: Path, name: str, value: Any, count: int) -> tuple[float, ...] | None:
@@ -286,7 +274,7 @@ def _vector(path: Path, name: str, value: Any, count: int) -> tuple[float, ...] 
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise InputError(f"{path.name}: {name} must have {count} finite numbers, got {_short(value)}.")
+        raise InputError(f"{path.name}: {name} must have {count} finite numbers, got {number_text(value)}.")
     return numbers
 
 
@@ -297,7 +285,7 @@ def _directions(path: Path, numbers: tuple[float, ...] | None) -> tuple[tuple[fl
     lengths = np.linalg.norm(vectors, axis=1)
     if (abs(lengths - 1) > 0.01).any() or abs(vectors[0] @ vectors[1]) > 1e-3:
         raise InputError(
-            f"{path.name}: ImageOrientationPatient must be two perpendicular unit vectors, got {_short(numbers)}."
+            f"{path.name}: ImageOrientationPatient must be two perpendicular unit vectors, got {number_text(numbers)}."
         )
     return tuple(map(tuple, (vectors / lengths[:, None]).tolist()))
 
@@ -306,7 +294,7 @@ def _spacing(path: Path, numbers: tuple[float, ...] | None) -> tuple[float, floa
     if numbers is None:
         return None
     if min(numbers) <= 0:
-        raise InputError(f"{path.name}: PixelSpacing must be above 0, got {_short(numbers)}.")
+        raise InputError(f"{path.name}: PixelSpacing must be above 0, got {number_text(numbers)}.")
     return numbers[1], numbers[0]  # the standard has rows first
 
 
@@ -319,20 +307,17 @@ def _scalar(path: Path, name: str, value: Any) -> float | None:
         number = math.nan
     if not math.isfinite(number) or name == "RescaleSlope" and number == 0:
         rule = "a finite number other than 0" if name == "RescaleSlope" else "a finite number"
-        raise InputError(f"{path.name}: {name} must be {rule}, got {_short(value)}.")
+        raise InputError(f"{path.name}: {name} must be {rule}, got {number_text(value)}.")
     return number
 
 
 def _whole(path: Path, dataset: Dataset, name: str) -> int:
     number = _scalar(path, name, dataset.get(name))
     if number is None or number < 1 or number != int(number):
-        raise InputError(f"{path.name}: {name} must be a whole number of at least 1, got {_short(dataset.get(name))}.")
+        raise InputError(
+            f"{path.name}: {name} must be a whole number of at least 1, got {number_text(dataset.get(name))}."
+        )
     return int(number)
-
-
-def _short(value: Any) -> str:
-    numbers = [value] if isinstance(value, (str, int, float)) or value is None else list(value)
-    return ", ".join(str(number)[:20] for number in numbers[:6])
 
 
 def _is_lossy(dataset: Dataset) -> bool:
@@ -340,32 +325,51 @@ def _is_lossy(dataset: Dataset) -> bool:
     return _text(dataset, "LossyImageCompression") == "01" or syntax in LOSSY
 
 
-def _sop_class(dataset: Dataset) -> str:
+def _bits_problem(path: Path, dataset: Dataset) -> str:
+    """Why the bits of a pixel are none that the standard has; they are numbers from here on."""
+    names = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration")
+    numbers = [_scalar(path, name, dataset.get(name)) for name in names]
+    allocated, stored, high, signed, planar = numbers
+    if stored is not None and high is not None and high != stored - 1:
+        return f"must have a HighBit of one less than its BitsStored {stored:g}, has {high:g}"
+    if stored is not None and allocated is not None and not 1 <= stored <= allocated:
+        return f"must have a BitsStored of 1 to its BitsAllocated {allocated:g}, has {stored:g}"
+    if signed not in (None, 0, 1) or planar not in (None, 0, 1):
+        return "must have a PixelRepresentation and a PlanarConfiguration of 0 or 1"
+    return ""
+
+
+def _sop_class(path: Path, dataset: Dataset) -> str:
     """The SOP Class UID; a DICOMDIR, whatever its file is called, states it in its file meta information alone."""
     stored = _text(getattr(dataset, "file_meta", Dataset()), "MediaStorageSOPClassUID")
-    return stored if stored == MediaStorageDirectoryStorage else _text(dataset, "SOPClassUID")
+    return stored if stored == MediaStorageDirectoryStorage else _uid(path, dataset, "SOPClassUID")
 
 
 def _text(dataset: Dataset, name: str) -> str:
     return str(dataset.get(name) or "").strip()
 
 
-def _pixel_problem(file: Any, dataset: Dataset) -> str:
+def _uid(path: Path, dataset: Dataset, name: str) -> str:
+    text = _text(dataset, name)
+    if not re.fullmatch(r"[\d.]*", text):
+        raise InputError(f"{path.name}: {name} must be of digits and points, as a UID, and is not.")
+    return text
+
+
+def _pixel_problem(path: Path, file: LimitedFile, dataset: Dataset) -> str:
     """Why the pixels that should follow cannot be all there, or nothing; the file stands behind the header."""
-    meta = getattr(dataset, "file_meta", Dataset())
-    syntax = meta.get("TransferSyntaxUID")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        return ""  # is known only when all is inflated
+    syntax = getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID")
     start = file.tell()
-    if file.read(2) not in PIXEL_GROUP:
+    if (deflated := syntax == DeflatedExplicitVRLittleEndian) is False and file.read(2) not in PIXEL_GROUP:
         return "has no pixel data"
-    stored, high = dataset.get("BitsStored"), dataset.get("HighBit")
-    if stored is not None and high is not None and high != stored - 1:
-        return f"must have a HighBit of one less than its BitsStored {stored}, has {high}"
-    if syntax is not None and syntax.is_compressed:
-        return ""
+    if syntax is not None and UID(syntax).type != "Transfer Syntax":
+        return f"has the transfer syntax {uid_text(syntax)}, which the standard does not define"
+    if problem := _bits_problem(path, dataset):
+        return problem
+    if deflated or syntax is not None and syntax.is_compressed:
+        return ""  # is known only when all is decoded
     wanted = math.prod(int(dataset.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"))
     implicit = syntax is None or syntax.is_implicit_VR
-    there = os.fstat(file.fileno()).st_size - start - (8 if implicit else 12)  # tag, perhaps VR, and length
+    there = file.size - start - (8 if implicit else 12)  # tag, perhaps VR, and length
     wanted = wanted * int(dataset.get("BitsAllocated") or 8) // 8
     return f"is truncated: has {there:,} bytes of pixel data, needs {wanted:,}" if there < wanted else ""

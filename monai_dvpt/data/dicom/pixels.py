@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from monai.utils import optional_import
+from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from scipy.ndimage import shift
 
 from monai_dvpt.utils import InputError
+from monai_dvpt.utils.limits import check_bytes
 
 from .geometry import Grid
 from .headers import DicomFile, Frame, quiet_pydicom
+from .limited import LimitedFile, refusal
+from .streams import check_streams
+from .terms import PHOTOMETRIC, number_text
 from .volumes import DicomVolume
 
 apply_modality_lut, has_pixels = optional_import("pydicom.pixels", name="apply_modality_lut")
@@ -25,72 +31,137 @@ if not has_pixels:
 
 get_decoder, has_decoders = optional_import("pydicom.pixels", name="get_decoder")
 
-__all__ = ["MAX_BYTES", "read_values", "straighten"]
+__all__ = ["decode", "fill_padding", "read_values", "straighten"]
 
-MAX_BYTES = 8 << 30
-"""Largest volume that is read, in memory, as float32: 8 GiB."""
+PADDING = {
+    "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+"""What holds the pixels, and what says which values of it are padding."""
 PIXEL_TAGS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "ModalityLUTSequence"),
-    *("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", *PADDING, *sum(PADDING.values(), ())),
 )
-_TAGS: list[Any] = [Tag(keyword) for keyword in PIXEL_TAGS]
+NOTHING = {"CT": -1000.0}
+"""What a modality measures where there is nothing, in CT air; 0 in others."""
 
 
-def read_values(volume: DicomVolume) -> np.ndarray:
+def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
     """
     Args:
         volume: slices and where they lie.
 
     Returns:
         of shape (columns, rows, slices), float32: stored value x RescaleSlope + RescaleIntercept, each slice by its
-        own, or by its Modality LUT (PS3.3 C.11.1). MONOCHROME1 changes nothing: it says how values are shown.
+        own, or by its Modality LUT (PS3.3 C.11.1), MONOCHROME1 changes nothing: it says how values are shown; how many
+        of them were padding; and the value that stands where nothing was measured, as there. That is 0, in CT -1000,
+        or the least of the others where it is lower: a normalisation that leaves out 0, or clips, leaves it out.
 
     Raises:
-        InputError: if a file cannot be decoded, or its pixels are not what its header says.
+        InputError: if a file cannot be decoded, its pixels are not what its header says, or all are padding.
     """
-    _check_size(volume.size)
     columns, rows, count = volume.size
-    values = np.empty((count, rows, columns), np.float32)
+    check_bytes("a volume", 4 * math.prod(volume.size))
     wanted: dict[Path, list[tuple[int, Frame]]] = {}
     for index, (file, frame) in enumerate(volume.slices):
         wanted.setdefault(file.path, []).append((index, frame))
     files = {file.path: file for file, _ in volume.slices}
-    for path, frames in wanted.items():
-        dataset, stored = _decode(files[path])
-        for index, frame in frames:
-            values[index] = _rescale(stored[frame.number - 1], dataset, frame)
-    return values.transpose(2, 1, 0)
+    try:
+        values, padded = np.empty((count, rows, columns), np.float32), np.zeros((count, rows, columns), bool)
+        for path, frames in wanted.items():
+            dataset, stored, padding = decode(files[path])
+            for index, frame in frames:
+                values[index] = _rescale(stored[frame.number - 1], dataset, frame)
+                padded[index] = padding[frame.number - 1]
+    except MemoryError:
+        raise InputError("a volume cannot be read in the memory there is.") from None
+    nothing = fill_padding("a volume", values, padded, NOTHING.get(volume.slices[0][0].modality.upper(), 0.0))
+    return values.transpose(2, 1, 0), int(padded.sum()), nothing
 
 
-def _check_size(size: tuple[int, int, int]) -> None:
-    if (needed := 4 * math.prod(size)) > MAX_BYTES:
-        raise InputError(f"a volume must have at most {MAX_BYTES:,} bytes in memory, would have {needed:,}.")
+def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, at_most: float = math.inf) -> float:
+    """
+    The rule for padding (PS3.3 C.7.5.1.1.2), of volumes and of radiographs: it takes the least value of the others.
+
+    Args:
+        what: subject of the error.
+        values: changed in place.
+        padded: where they are padding, of the same shape.
+        at_most: what padding takes where the others are all above it.
+
+    Returns:
+        what padding takes.
+
+    Raises:
+        InputError: if all is padding.
+    """
+    if padded.all():
+        raise InputError(f"{what} must have pixels that are no padding (PixelPaddingValue, PixelPaddingRangeLimit).")
+    least = min(at_most, float(values.min(initial=math.inf, where=~padded)))
+    values[padded] = least
+    return least
 
 
-def _decode(file: DicomFile) -> tuple[pydicom.Dataset, np.ndarray]:
-    """The stored values of all frames, of shape (frames, rows, columns)."""
+def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.ndarray, np.ndarray]:
+    """
+    Decodes the pixels of a file within the limits. Bits above BitsStored, such as an overlay or a sign that was not
+    extended, are no part of a value, whoever decodes it and however many bits a compressed stream has (PS3.5 8.1.1).
+
+    Args:
+        file: its header, of :func:`monai_dvpt.data.dicom.headers.read_header`.
+        keywords: of what else is read of the header.
+
+    Returns:
+        the header, and of all frames stored values and which of them are padding, both of shape (frames, rows,
+        columns).
+
+    Raises:
+        InputError: if it cannot be decoded, or is not what the header says.
+    """
+    if file.problem:
+        raise InputError(f"{file.label}: cannot be read: {file.problem}.")
+    if file.photometric not in PHOTOMETRIC:  # a decoder would quote it
+        kind = file.photometric or "none"
+        raise InputError(f"{file.label}: PhotometricInterpretation must be one of the standard, is {kind}.")
     columns, rows = file.size or (0, 0)
+    tags: Any = [Tag(keyword) for keyword in (*PIXEL_TAGS, *keywords)]
     try:
         with quiet_pydicom():
-            dataset = pydicom.dcmread(file.path, force=True, specific_tags=_TAGS)
+            with LimitedFile(file.path, file.label) as opened:
+                dataset = pydicom.dcmread(opened, force=True, specific_tags=tags)
             if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its preamble
                 dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-            stored = _array(dataset).reshape(-1, rows, columns)
+            size = math.prod((rows, columns, len(file.frames), file.samples))
+            check_bytes(f"{file.label}: its pixels", size * int(dataset.get("BitsAllocated") or 8) // 8)
+            compressed = "PixelData" in dataset and dataset.file_meta.TransferSyntaxUID.is_compressed
+            bits = check_streams(dataset, file.label) if compressed else [None] * len(file.frames)
+            words = _words(dataset).reshape(-1, rows, columns)
+            if len(words) != len(file.frames):
+                raise InputError(f"{file.label}: must have the pixels of {len(file.frames)} frames, has {len(words)}.")
+            stored = _stored(words, dataset, bits)
+            return dataset, stored, _padding(words, stored, dataset, file.label)
     except MemoryError:
         raise InputError(f"{file.label}: cannot be decoded in the memory there is.") from None
     except Exception as error:  # every decoder has its own kinds of error
+        if (refused := refusal(error)) is not None:
+            raise refused from None
         raise InputError(f"{file.label}: pixel data cannot be decoded: {_why(error)}") from error
-    if len(stored) != len(file.frames):
-        raise InputError(f"{file.label}: must have the pixels of {len(file.frames)} frames, has {len(stored)}.")
-    return dataset, stored
 
 
-def _array(dataset: pydicom.Dataset) -> np.ndarray:
-    if not has_decoders:
-        return dataset.pixel_array
-    # what Dataset.pixel_array calls, without the book-keeping by which it would know the array again
-    return get_decoder(dataset.file_meta.TransferSyntaxUID).as_array(dataset, raw=True)[0]
+def _words(dataset: Dataset) -> np.ndarray:
+    """What the decoder gives, perhaps with bits above BitsStored."""
+    if has_decoders:
+        # what Dataset.pixel_array calls, without the book-keeping by which it would know the array again
+        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        words = decoder.as_array(dataset, raw=True, correct_unused_bits=False)[0]
+    else:
+        signed = dataset.get("PixelRepresentation")
+        words = dataset.pixel_array
+        if signed is not None:
+            dataset.PixelRepresentation = signed  # pydicom 2 sets it to 0 for JPEG 2000 without a sign
+    return words.astype(words.dtype.newbyteorder("="), copy=False)
 
 
 def _why(error: Exception) -> str:
@@ -98,7 +169,48 @@ def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def _rescale(stored: np.ndarray, dataset: pydicom.Dataset, frame: Frame) -> Any:
+def _stored(words: np.ndarray, dataset: Dataset, bits: Sequence[int | None]) -> np.ndarray:
+    """The values in the lowest BitsStored bits, or in fewer where the stream of a frame has fewer, with their sign."""
+    if words.dtype.kind == "f":
+        return words
+    of_frames = [min(int(dataset.BitsStored), each or 64) for each in bits]
+    return _lowest(words, np.reshape(of_frames, (-1, 1, 1)), bool(dataset.PixelRepresentation))
+
+
+def _lowest(words: np.ndarray, bits: Any, signed: bool) -> np.ndarray:
+    width = words.dtype.itemsize
+    above = np.maximum(8 * width - np.asarray(bits), 0).astype(f"u{width}")
+    lifted = words.view(f"u{width}") << above
+    return lifted.view(f"{'i' if signed else 'u'}{width}") >> above.astype(f"{'i' if signed else 'u'}{width}")
+
+
+def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset, label: str) -> np.ndarray:
+    """
+    Where stored values are padding. Its value and limit have the bits of a pixel, whichever sign their VR gives them.
+    Where they need more bits than BitsStored, as some scanners have it, they are looked for in all bits of the pixels.
+    """
+    keywords = next(names for holder, names in PADDING.items() if holder in dataset)
+    given = [dataset.get(keyword) for keyword in keywords]
+    value, limit = given[0], given[0] if given[1] in (None, "") else given[1]
+    if value in (None, ""):
+        return np.zeros(words.shape, bool)
+    if not all(isinstance(each, (int, float)) for each in (value, limit)):
+        raise InputError(f"{label}: {' and '.join(keywords)} must be numbers, got {number_text([value, limit])}.")
+    if words.dtype.kind == "f":
+        low, high = sorted((value, limit))
+        return (words >= low) & (words <= high)
+    width, signed = words.dtype.itemsize, bool(dataset.PixelRepresentation)
+    if not all(-(1 << 8 * width - 1) <= each < 1 << 8 * width for each in (value, limit)):
+        return np.zeros(words.shape, bool)  # no pixel can have it
+    ends = np.array([int(each) % (1 << 8 * width) for each in (value, limit)], f"u{width}")
+    bits = int(dataset.BitsStored)
+    lowest, whole = _lowest(ends, bits, signed), _lowest(ends, 8 * width, signed)
+    fits = bool(((lowest == whole) | (ends >> bits == 0)).all())
+    pixels, ends = (stored, lowest) if fits else (words.view(whole.dtype), whole)
+    return (pixels >= ends.min()) & (pixels <= ends.max())
+
+
+def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame) -> Any:
     if dataset.get("ModalityLUTSequence"):
         return apply_modality_lut(stored, dataset)
     slope = 1.0 if frame.slope is None else frame.slope
@@ -106,14 +218,15 @@ def _rescale(stored: np.ndarray, dataset: pydicom.Dataset, frame: Frame) -> Any:
     return stored if (slope, intercept) == (1.0, 0.0) else stored * np.float64(slope) + intercept
 
 
-def straighten(values: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def straighten(values: np.ndarray, grid: Grid, nothing: float) -> tuple[np.ndarray, np.ndarray]:
     """
     Puts the slices of a tilted gantry on a straight grid: each is moved within its plane to where it lies, with linear
-    interpolation; the planes stay. Where no slice reaches, the least value stands.
+    interpolation; the planes stay.
 
     Args:
         values: of shape (columns, rows, slices).
         grid: where they lie.
+        nothing: what stands where no slice reaches, see :func:`read_values`.
 
     Returns:
         the values, of shape (columns or more, rows or more, slices), and their affine (LPS, mm), 4x4.
@@ -122,12 +235,12 @@ def straighten(values: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.arange(count)[:, None] * grid.shift_pixels  # of each slice in columns and rows, (slices, 2)
     low, high = np.floor(offsets.min(axis=0)).astype(int), np.ceil(offsets.max(axis=0)).astype(int)
     size = np.array(values.shape[:2]) + high - low
-    _check_size((int(size[0]), int(size[1]), count))
-    straight = np.full((*size, count), values.min(), np.float32)
+    check_bytes("a volume", 4 * int(math.prod(map(int, size))) * count)
+    straight = np.full((*size, count), nothing, np.float32)
     for index, offset in enumerate(offsets - low):
-        padded = np.full(tuple(size), values.min(), np.float32)
+        padded = np.full(tuple(size), nothing, np.float32)
         padded[: values.shape[0], : values.shape[1]] = values[:, :, index]
-        straight[:, :, index] = shift(padded, offset, order=1, mode="grid-constant", cval=float(values.min()))
+        straight[:, :, index] = shift(padded, offset, order=1, mode="grid-constant", cval=nothing)
     affine = grid.affine_lps.copy()
     affine[:3, 3] += affine[:3, :2] @ low
     affine[:3, 2] -= affine[:3, :2] @ grid.shift_pixels

@@ -29,7 +29,8 @@ class DicomSeriesReader(ImageReader):
     Reads one volume of a folder, or of files, of DICOM images (PS3.3 A.3, A.4, A.36, A.38 and those like them), as
     ``LoadImage(reader=DicomSeriesReader())`` or from a config. Slices are ordered along their normal; every corner of
     every slice then lies within 0.1 mm of where its own header has it, or the series is refused. Each slice is rescaled
-    by its own header; MONOCHROME1 is not inverted, since rescaled values are quantities.
+    by its own header; MONOCHROME1 is not inverted, since rescaled values are quantities. Padding (PixelPaddingValue, to
+    PixelPaddingRangeLimit, of each slice's own header) becomes 0, in CT -1000, or the least other value if it is lower.
 
     Refused, naming the series or file, are: slices missing, repeated or unevenly spaced; several orientations,
     spacings, sizes, acquisitions or time points where none is chosen; a tilted gantry, unless it is resampled; files
@@ -101,8 +102,8 @@ class DicomSeriesReader(ImageReader):
         Returns:
             values of shape (columns, rows, slices), float32, and metadata that names no patient: "affine" and
             "original_affine" (RAS+, mm), "spatial_shape", "space", "modality", "tilt_degrees" as acquired,
-            "resampled" (whether it was put straight), "lossy" (whether pixels were compressed with loss), and
-            "dicom_frames", see :func:`frames_of`.
+            "resampled" (whether it was put straight), "lossy" (whether pixels were compressed with loss),
+            "padding_voxels" (how many of the slices' voxels were padding), and "dicom_frames", see :func:`frames_of`.
 
         Raises:
             InputError: if a rule of the class is broken.
@@ -111,9 +112,10 @@ class DicomSeriesReader(ImageReader):
         try:
             series = self.choose(find_series(source, self.merge_acquisitions))
             volume = self.volume_of(series)
-            values, affine = read_values(volume), volume.grid.affine_lps
+            values, padding, nothing = read_values(volume)
+            affine = volume.grid.affine_lps
             if resampled := volume.grid.tilt_degrees > 0:
-                values, affine = straighten(values, volume.grid)
+                values, affine = straighten(values, volume.grid, nothing)
         except InputError as error:
             raise InputError(f"{f'{len(img)} DICOM files' if len(img) > 1 else img[0]}: {error}") from error
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
@@ -127,6 +129,7 @@ class DicomSeriesReader(ImageReader):
             "tilt_degrees": volume.grid.tilt_degrees,
             "resampled": resampled,
             "lossy": series.lossy,
+            "padding_voxels": padding,
             "dicom_frames": json.dumps([[str(file.path), frame.number] for file, frame in volume.slices]),
         }
 

@@ -26,6 +26,7 @@ from pydicom.valuerep import validate_value
 
 import monai_dvpt
 from monai_dvpt.data.dicom.geometry import TOLERANCE_MM
+from monai_dvpt.data.dicom.limited import LimitedFile, refusal
 from monai_dvpt.utils import InputError, atomic_path
 
 from .codes import PRIVATE_SCHEME, long_string
@@ -153,9 +154,10 @@ def read_source(frames: Sequence[Sequence[Any]]) -> Source:
 
 def _read(path: str) -> Dataset:
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        with LimitedFile(path, path) as file:
+            return pydicom.dcmread(file, stop_before_pixels=True, force=True)
     except Exception as error:
-        raise InputError(f"{path}: cannot be read as DICOM: {type(error).__name__}.") from None
+        raise refusal(error) or InputError(f"{path}: cannot be read as DICOM: {type(error).__name__}.") from None
 
 
 def _reference(header: Dataset, path: str) -> Dataset:

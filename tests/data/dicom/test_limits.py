@@ -11,8 +11,9 @@ import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from utils_data import save_dicom, temporary_folder
 
-from monai_dvpt.data.dicom import DicomSeriesReader, find_series, headers, pixels
+from monai_dvpt.data.dicom import DicomSeriesReader, find_series, headers
 from monai_dvpt.utils import InputError
+from monai_dvpt.utils.limits import VARIABLE
 
 VOLUME = np.random.default_rng(0).integers(0, 4000, (9, 8, 6)).astype(np.uint16)
 TILT = np.array([[1, 0, 0], [0, 1, np.sin(0.2)], [0, 0, np.cos(0.2)]])
@@ -34,10 +35,10 @@ class TestLimits(unittest.TestCase):
             dataset.save_as(path)
             self.assertLess(path.stat().st_size, 3000)
         self.assertEqual([series.verdict for series in find_series(self.folder)], ["ok"])
-        with mock.patch.object(headers, "MAX_INFLATED", 3000):
+        with mock.patch.dict("os.environ", {VARIABLE: "3000"}):
             reasons = {series.reason for series in find_series(self.folder)}
         self.assertEqual(len(reasons), 6)
-        self.assertTrue(all("must have at most 3,000 bytes when it is inflated" in reason for reason in reasons))
+        self.assertTrue(all("what it inflates to must take at most 3,000 bytes" in reason for reason in reasons))
 
     def test_deflated_files_of_many_sizes(self):
         """Behind the stream a byte may stand that fills up to an even length."""
@@ -55,8 +56,9 @@ class TestLimits(unittest.TestCase):
         reader = DicomSeriesReader(tilt="resample")
         self.assertGreater(reader.get_data(reader.read(self.folder))[0].nbytes, size)
         for limit, needed in ((size - 1, f"{size:,}"), (size, r"[\d,]+")):  # as it is, and straightened
-            with mock.patch.object(pixels, "MAX_BYTES", limit):
-                with self.assertRaisesRegex(InputError, f"at most {limit:,} bytes in memory, would have {needed}"):
+            with mock.patch.dict("os.environ", {VARIABLE: str(limit)}):
+                what = f"a volume must take at most {limit:,} bytes of memory, would take {needed}"
+                with self.assertRaisesRegex(InputError, what):
                     reader.get_data(reader.read(self.folder))
 
     def test_lossy(self):
