@@ -2,23 +2,31 @@
 from .checks import as_bool, check_counts
 from .describe import describe
 from .errors import InputError, reason, report_input_errors, root_cause
-from .files import atomic_path, fingerprint, to_json
+from .files import atomic_path, fingerprint, remove_leftovers, to_json
 from .limits import MAX_FRAMES, MAX_ITEMS, MAX_TENSORS, check_bytes, max_bytes
+from .locks import FolderLock, folder_lock
 from .monai_label import served_model, training_folder
+from .typed import check_typed_paths, is_path_key, path_for_config
 
 __all__ = [
     "MAX_FRAMES",
     "MAX_ITEMS",
     "MAX_TENSORS",
+    "FolderLock",
     "InputError",
     "as_bool",
     "atomic_path",
     "check_bytes",
     "check_counts",
+    "check_typed_paths",
     "describe",
     "fingerprint",
+    "folder_lock",
+    "is_path_key",
     "max_bytes",
+    "path_for_config",
     "reason",
+    "remove_leftovers",
     "report_input_errors",
     "root_cause",
     "served_model",
