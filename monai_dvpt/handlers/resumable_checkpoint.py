@@ -27,10 +27,10 @@ class ResumableCheckpoint:
     """
     Saves the state of a run after every epoch, in one file that is replaced as a whole, and loads it when the run
     starts and the file exists: once, at the trainer's first start, and not over weights that were set since it was
-    made, as a server does in federated training. Every epoch draws from its own seed, so a resumed run sees what an uninterrupted one
-    would have seen. A run with other settings is refused the file, but for the number of epochs: a learning-rate
-    schedule then follows the new number from where it stands. A second run in the same folder is refused while one is
-    going on.
+    made, as a server does in federated training. Every epoch draws from its own seed, so a resumed run sees what an
+    uninterrupted one would have seen. A run with other settings is refused the file, but for the number of epochs: a
+    learning-rate schedule then follows the new number from where it stands. A second run in the same folder is refused
+    while one is going on.
 
     MONAI's ``CheckpointSaver`` writes in place (a kill while it writes costs the checkpoint) and leaves the random
     state out. Attach this handler last, so that what the others do after an epoch is in the file.

@@ -215,14 +215,13 @@ class TestResumableCheckpoint(unittest.TestCase):
             given.network.load_state_dict(weights)
             given.trainer.state.max_epochs = given.trainer.state.epoch + 1
             found: list[dict] = []
-            look = given.trainer.add_event_handler(
-                Events.ITERATION_STARTED(once=1) if given is not run else Events.EPOCH_STARTED,
-                lambda engine, found=found: found.append(
-                    {k: v.clone() for k, v in engine.network.state_dict().items()}
-                ),
-            )
+
+            def look(engine: Engine, found: list[dict] = found) -> None:
+                found.append({name: value.clone() for name, value in engine.network.state_dict().items()})
+
+            handler = given.trainer.add_event_handler(Events.EPOCH_STARTED, look)
             given.start()
-            look.remove()
+            handler.remove()
             torch.testing.assert_close(found[0], weights, rtol=0, atol=0)
 
     def test_second_run_in_the_folder_is_refused(self):

@@ -14,7 +14,7 @@ from utils_bundles import BUNDLES
 
 from monai_dvpt.metrics import DiceOfLabels, HausdorffDistanceMm
 
-# one row of eight voxels of 2 mm; class 1: 2 of 3 voxels found, Dice 2 * 2 / (3 + 2) = 0.8, one voxel away; class 2 nowhere
+# eight voxels of 2 mm; class 1: 2 of 3 are found, Dice 2 * 2 / (3 + 2) = 0.8, one voxel away; class 2 is nowhere
 LABEL, FOUND = [0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]
 CONFIGS = [
     (f"{bundle.name}_{name}", bundle / "configs" / f"{name}.yaml")
@@ -33,7 +33,7 @@ class TestDiceOfLabels(unittest.TestCase):
     def test_class_that_is_nowhere(self):
         metrics = {
             "dice": (DiceOfLabels(include_background=False, reduction="mean_batch"), [0.8, math.nan]),
-            "mean": (DiceOfLabels(include_background=False), 0.8),
+            "mean": (DiceOfLabels(include_background=False), [0.8]),
             "mm": (HausdorffDistanceMm(percentile=100, reduction="mean_batch"), [2.0, math.nan]),
         }
         for name, (metric, expected) in metrics.items():
