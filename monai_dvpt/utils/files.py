@@ -99,7 +99,7 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     Args:
         folder: searched without its subfolders; it need not exist.
     """
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(Path(folder)) as entries:
         for entry in entries:
             match = TEMPORARY.fullmatch(entry.name)
             if match is None:
