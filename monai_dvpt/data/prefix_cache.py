@@ -18,7 +18,15 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from monai_dvpt.networks.adapter import TunableNetwork, encoder_sha256, tensors_sha256
-from monai_dvpt.utils import InputError, as_bool, atomic_path, open_safetensors, read_safetensors, to_json
+from monai_dvpt.utils import (
+    InputError,
+    as_bool,
+    atomic_path,
+    open_safetensors,
+    read_safetensors,
+    remove_leftovers,
+    to_json,
+)
 
 __all__ = ["PrefixCacheDataset"]
 
@@ -186,6 +194,8 @@ class _Folder:
     def make_room(self, limit: int) -> None:
         """Removes what was used longest ago, as long as all takes more than ``limit`` bytes."""
         found = []
+        for folder in self.root.glob("*/"):
+            remove_leftovers(folder)
         for path in self.root.glob("*/*.safetensors"):
             with suppress(OSError):  # another run may remove it
                 if not path.name.startswith("."):  # it is being written

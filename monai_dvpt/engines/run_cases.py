@@ -20,7 +20,7 @@ from tqdm import tqdm
 from monai_dvpt import __version__
 from monai_dvpt.data.cases import SUMMARY
 from monai_dvpt.networks.adapter import tensors_sha256
-from monai_dvpt.utils import InputError, atomic_path, describe, fingerprint, reason, root_cause
+from monai_dvpt.utils import InputError, atomic_path, describe, fingerprint, reason, remove_leftovers, root_cause
 
 __all__ = ["run_cases"]
 
@@ -57,6 +57,7 @@ def run_cases(
         InputError: after the last case, if any failed; names each with its reason.
     """
     folder = Path(output_dir)
+    remove_leftovers(folder)
     before = _read(folder / SUMMARY)
     network = [tensors_sha256(evaluator.network.state_dict()), repr(evaluator.network)]
     parts = [dataset.transform, getattr(evaluator, "inferer", None), settings]

@@ -9,6 +9,7 @@ from .model_publisher import ModelPublisher
 from .prompt_attention_writer import PromptAttentionWriter
 from .resumable_checkpoint import ResumableCheckpoint
 from .temperature_calibration import TemperatureCalibration, calibrated_temperature
+from .tensorboard_log import TensorBoardLog
 from .training_report import TrainingReport, peak_memory_mib
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PromptAttentionWriter",
     "ResumableCheckpoint",
     "TemperatureCalibration",
+    "TensorBoardLog",
     "TrainingReport",
     "calibrated_temperature",
     "label_volumes_ml",

@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_dvpt.networks.adapter import TunableNetwork, backbone_sha256
-from monai_dvpt.utils import InputError, atomic_path, read_torch
+from monai_dvpt.utils import FolderLock, InputError, atomic_path, read_torch
 
 __all__ = ["ResumableCheckpoint"]
 
@@ -26,9 +26,11 @@ __all__ = ["ResumableCheckpoint"]
 class ResumableCheckpoint:
     """
     Saves the state of a run after every epoch, in one file that is replaced as a whole, and loads it when the run
-    starts and the file exists. Every epoch draws from its own seed, so a resumed run sees what an uninterrupted one
-    would have seen. A run with other settings is refused the file, but for the number of epochs: a learning-rate
-    schedule then follows the new number from where it stands.
+    starts and the file exists: once, at the trainer's first start, and not over weights that were set since it was
+    made, as a server does in federated training. Every epoch draws from its own seed, so a resumed run sees what an
+    uninterrupted one would have seen. A run with other settings is refused the file, but for the number of epochs: a
+    learning-rate schedule then follows the new number from where it stands. A second run in the same folder is refused
+    while one is going on.
 
     MONAI's ``CheckpointSaver`` writes in place (a kill while it writes costs the checkpoint) and leaves the random
     state out. Attach this handler last, so that what the others do after an epoch is in the file.
@@ -52,6 +54,8 @@ class ResumableCheckpoint:
         self.save_dict = dict(save_dict)
         self.seed = seed
         self.settings = {**(settings or {}), "seed": seed}
+        self.lock = FolderLock(self.path.parent)
+        self.started = False
 
     def attach(self, engine: Trainer) -> None:
         """
@@ -59,14 +63,34 @@ class ResumableCheckpoint:
             engine: the trainer.
         """
         self.save_dict["trainer"] = engine
-        engine.add_event_handler(Events.STARTED, self.load)
+        self.weights = self._weights()
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_STARTED, self.reseed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.COMPLETED, self.end)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
+
+    def start(self, engine: Engine) -> None:
+        if idist.get_rank() == 0:
+            self.lock.acquire()
+        if not self.started:
+            self.started = True
+            self.load(engine)
+
+    def end(self, engine: Engine) -> None:
+        self.lock.release()
+
+    def fail(self, engine: Engine, error: BaseException) -> None:
+        self.lock.release()
+        raise error  # ignite keeps an error to itself where somebody listens
 
     def load(self, engine: Engine) -> None:
         if isinstance(network := self.save_dict.get("network"), TunableNetwork):
             self.settings["backbone_sha256"] = backbone_sha256(network)
         if not self.path.is_file():
+            return
+        if self._weights() != self.weights:
+            engine.logger.info(f"Weights were set since the trainer was made, so {self.path} is not loaded.")
             return
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:
@@ -91,6 +115,12 @@ class ResumableCheckpoint:
                     group["lr"] = rate * scale(item.last_epoch)
         engine.state.max_epochs, engine.state.epoch_length = max_epochs, epoch_length
         engine.logger.info(f"Resuming after epoch {engine.state.epoch} from {self.path}.")
+
+    def _weights(self) -> list[tuple[int, int]]:
+        """Where the network's tensors are, and how often each was written to."""
+        network = self.save_dict.get("network")
+        tensors = network.state_dict().values() if isinstance(network, torch.nn.Module) else ()
+        return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
 
     def reseed(self, engine: Engine) -> None:
         entropy = [self.seed, engine.state.epoch, idist.get_rank()]

@@ -11,6 +11,8 @@ import torch
 from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
 
+from monai_dvpt.metrics.dice import nan_where_nothing
+
 __all__ = ["HausdorffDistanceMm"]
 
 
@@ -75,5 +77,5 @@ class HausdorffDistanceMm(HausdorffDistanceMetric):
             distance, count = super().aggregate(reduction)
         finally:
             self.get_not_nans = include
-        distance = torch.where(count > 0, distance, torch.full_like(distance, torch.nan))
+        distance = nan_where_nothing(distance, count)
         return (distance, count) if include else distance

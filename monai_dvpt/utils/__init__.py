@@ -2,11 +2,13 @@
 from .checks import as_bool, check_counts
 from .describe import describe
 from .errors import InputError, reason, report_input_errors, root_cause
-from .files import atomic_path, fingerprint, to_json
+from .files import atomic_path, fingerprint, remove_leftovers, to_json
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
+from .locks import FolderLock, folder_lock
 from .monai_label import served_model, training_folder
 from .tensor_files import open_safetensors, read_npz, read_safetensors, read_torch
 from .tensors import check_finite, check_type
+from .typed import check_typed_paths, is_path_key, path_for_config
 
 __all__ = [
     "MAX_FRAMES",
@@ -14,6 +16,7 @@ __all__ = [
     "MAX_ITEMS",
     "MAX_NAME",
     "MAX_TENSORS",
+    "FolderLock",
     "InputError",
     "as_bool",
     "atomic_path",
@@ -21,14 +24,19 @@ __all__ = [
     "check_counts",
     "check_finite",
     "check_type",
+    "check_typed_paths",
     "describe",
     "fingerprint",
+    "folder_lock",
+    "is_path_key",
     "max_bytes",
     "open_safetensors",
     "read_npz",
     "read_safetensors",
     "read_torch",
+    "path_for_config",
     "reason",
+    "remove_leftovers",
     "report_input_errors",
     "root_cause",
     "served_model",

@@ -30,13 +30,24 @@ def reason(error: BaseException) -> str:
 def report_input_errors() -> None:
     """
     From now on an uncaught error caused by an :class:`InputError` ends the process with its message alone, on
-    standard error, instead of a traceback through MONAI's config parser. Called by the bundles' ``initialize``.
+    standard error, instead of a traceback through MONAI's config parser; so does one of the file system, such as a
+    folder that is read-only, which names the file. Called by the bundles' ``initialize``, so it also checks that the
+    paths of the command line arrive as typed.
+
+    Raises:
+        InputError: if one does not.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(root_cause(error), InputError):
+        cause = root_cause(error)
+        if isinstance(cause, InputError):
             print(f"error: {reason(error)}", file=sys.stderr)
+        elif isinstance(cause, OSError) and cause.filename is not None:
+            print(f"error: {cause.filename}: {cause.strerror}", file=sys.stderr)
         else:
             sys.__excepthook__(kind, error, trace)
 
+    from .typed import check_typed_paths  # which needs InputError
+
     sys.excepthook = hook
+    check_typed_paths(sys.argv[1:])

@@ -7,9 +7,12 @@ import hashlib
 import json
 import math
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,12 @@ from safetensors import SafetensorError
 
 from .errors import InputError
 
-__all__ = ["atomic_path", "fingerprint", "to_json"]
+__all__ = ["atomic_path", "fingerprint", "remove_leftovers", "to_json"]
+
+SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z0-9]{1,11}$")  # what a writer decides by; the rest of a name may be a patient's
+TEMPORARY = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[a-z0-9_]{8}\.part(\..*)?", re.DOTALL)
+OLD_SECONDS = 24 * 3600  # after which a temporary file is left over, whoever wrote it
+_cleaned: set[tuple[int, str]] = set()
 
 
 def to_json(data: Any) -> str:
@@ -51,7 +59,8 @@ def fingerprint(data: Any, root: str | os.PathLike = "") -> str:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     A temporary path beside ``path`` to write to; on success it is flushed to disk and renamed to ``path``, on any
-    error it is removed and what stood at ``path`` before is untouched. It keeps the suffixes of ``path``.
+    error it is removed and what stood at ``path`` before is untouched. It has the suffix of ``path`` and nothing else
+    of its name. What killed processes have left in the folder is removed when a process first writes there.
 
     Raises:
         InputError: if the file cannot be written (no space left, no permission); names the file and the cause.
@@ -60,7 +69,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=f".part{''.join(path.suffixes)}")
+        if (first := (os.getpid(), str(path.parent.absolute()))) not in _cleaned:
+            _cleaned.add(first)
+            remove_leftovers(path.parent)
+        suffix = match.group() if (match := SUFFIX.search(path.name)) else ""
+        prefix = f".{_host()}-{os.getpid()}-"
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=f".part{suffix}")
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -77,3 +91,38 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         if isinstance(error, (OSError, SafetensorError)) or "inline_container" in str(error):
             raise InputError(f"{path}: cannot be written: {error}") from error
         raise
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """
+    Removes the temporary files of :func:`atomic_path` whose process is gone, and all that are older than a day: a
+    process of another computer cannot be seen.
+
+    Args:
+        folder: searched without its subfolders; it need not exist.
+    """
+    with suppress(OSError), os.scandir(Path(folder)) as entries:
+        for entry in entries:
+            match = TEMPORARY.fullmatch(entry.name)
+            if match is None:
+                continue
+            with suppress(OSError):  # somebody else's, or removed already
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD_SECONDS
+                if old or (match[1] == _host() and not _runs(int(match[2]))):
+                    os.unlink(entry.path)
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":  # where a signal of 0 ends a process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of somebody else
+        return True
+    return True

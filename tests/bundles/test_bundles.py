@@ -188,7 +188,8 @@ class TestBundleRuns(unittest.TestCase):
             "history.csv",
         ):
             self.assertTrue((out / name).is_file(), name)
-        self.assertTrue(list((out / "tensorboard").glob("events*")))
+        for curves in ("tensorboard", "tensorboard/validation"):
+            self.assertEqual(len(list((out / curves).glob("events*"))), 1)
         report = json.loads((out / "report.json").read_text())
         parameters = report["parameters"]
         self.assertEqual(parameters["backbone"]["trainable"], 0)
@@ -410,7 +411,7 @@ class TestBundleRuns(unittest.TestCase):
         self.assertEqual(run.returncode, 0, run.stderr[-3000:])
         report = json.loads((out / "report.json").read_text())
         self.assertEqual((report["epochs"], report["last"]["epoch"]), (1, 1))
-        self.assertEqual(len(list((out / "tensorboard").glob("events*"))), 2)  # loss and scores, of one rank
+        self.assertEqual(len(list((out / "tensorboard").rglob("events*"))), 2)  # loss and scores, of one rank
 
     def test_evaluate_reports_a_bad_label(self):
         bundle, data = SEGMENTATION[0], self.root / "bad_label"

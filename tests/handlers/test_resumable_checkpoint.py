@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import random
 import unittest
 from pathlib import Path
@@ -203,8 +204,44 @@ class TestResumableCheckpoint(unittest.TestCase):
             message = f"{self.path}: cannot be written: [Errno 28] No space left on device"
             self.assertEqual(str(caught.exception), message)
         self.assertEqual(self.path.read_bytes(), before)
-        self.assertEqual(list(self.root.iterdir()), [self.path])
+        self.assertEqual([path for path in self.root.iterdir() if path.name != ".lock"], [self.path])
         self.assert_equal(Run(self.path, 3).start(), Run(self.root / "whole.pt", 3).start())
+
+    def test_not_over_weights_that_were_set(self):
+        """Neither at a second start of one trainer, nor by a new trainer on the folder of an earlier one."""
+        run = Run(self.path, 1).start()
+        for given in (run, Run(self.path, 1)):
+            weights = {name: torch.full_like(value, 0.25) for name, value in run.network.state_dict().items()}
+            given.network.load_state_dict(weights)
+            given.trainer.state.max_epochs = given.trainer.state.epoch + 1
+            found: list[dict] = []
+
+            def look(engine: Engine, found: list[dict] = found) -> None:
+                found.append({name: value.clone() for name, value in engine.network.state_dict().items()})
+
+            handler = given.trainer.add_event_handler(Events.EPOCH_STARTED, look)
+            given.start()
+            handler.remove()
+            torch.testing.assert_close(found[0], weights, rtol=0, atol=0)
+
+    def test_second_run_in_the_folder_is_refused(self):
+        other = Run(self.path, 1)
+        self.silence(other)
+        refused = []
+
+        def start_other(engine: Engine) -> None:
+            with self.assertRaisesRegex(
+                InputError, rf"one run at a time.*: process {os.getpid()} on .*, started \d{{4}}-"
+            ):
+                other.start()
+            refused.append(engine.state.epoch)
+
+        run = Run(self.path, 2)
+        run.trainer.add_event_handler(Events.EPOCH_STARTED, start_other)
+        run.start()
+        self.assertEqual(refused, [1, 2])
+        self.assertEqual(other.losses, [])
+        Run(self.path, 3).start()
 
 
 if __name__ == "__main__":

@@ -207,7 +207,9 @@ class TestFreezing(unittest.TestCase):
 
     @parameterized.expand(CASES)
     def test_bfloat16_autocast_step(self, case):
-        net = freeze_backbone(small_network(case)).train()
+        # on the smallest grids torch's own 3D convolution now and then gives values that are not finite
+        larger = {"img_size": (32, 32, 48)} if case.startswith("unetr_3d") else {}
+        net = freeze_backbone(small_network(case, **larger)).train()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = net(small_image(net))
             loss = output.float().square().mean()

@@ -16,7 +16,7 @@ import yaml
 
 from monai_dvpt.baselines import METHODS
 from monai_dvpt.benchmark.machine import machine_facts
-from monai_dvpt.utils import InputError, atomic_path, fingerprint, to_json
+from monai_dvpt.utils import InputError, atomic_path, fingerprint, folder_lock, is_path_key, path_for_config, to_json
 
 from .job import GIVEN, Task, read_cases
 from .plan import HEAD_RATES, make_splits, parse_method
@@ -118,18 +118,19 @@ def _run(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in ("folds", "tuning_fraction", "equal_steps", "threads")},
         **{f"--set {key}": value for key, value in settings.items()},
     }
-    _keep_plan(arguments.output, plan)
-    results = Results(arguments.output / "runs.csv")
-    trials, finals = run_study(
-        *(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results)
-    )
-    facts = ", ".join(f"{key} {value}" for key, value in machine_facts().items() if key != "torch_threads")
-    notes = [
-        f"`{_command(arguments)}`",
-        "",
-        f"{workers} runs at a time, threads of each: {arguments.threads}. {facts}.",
-    ]
-    print(write_report(finals, trials, reference, arguments.output, notes).read_text(encoding="utf-8"))
+    with folder_lock(arguments.output):
+        _keep_plan(arguments.output, plan)
+        results = Results(arguments.output / "runs.csv")
+        trials, finals = run_study(
+            *(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results)
+        )
+        facts = ", ".join(f"{key} {value}" for key, value in machine_facts().items() if key != "torch_threads")
+        notes = [
+            f"`{_command(arguments)}`",
+            "",
+            f"{workers} runs at a time, threads of each: {arguments.threads}. {facts}.",
+        ]
+        print(write_report(finals, trials, reference, arguments.output, notes).read_text(encoding="utf-8"))
 
 
 def _check(arguments: argparse.Namespace, has_reference: bool) -> None:
@@ -161,6 +162,8 @@ def _setting(text: str, bundle: Path) -> tuple[str, Any]:
     known = yaml.safe_load((bundle / "configs" / "train.yaml").read_text()).keys() - set(GIVEN)
     if key.split("#")[0] not in known:
         raise InputError(f"--set must have a key of train.yaml that the study does not set itself, got {key}.")
+    if is_path_key(key) and value not in ("", "null"):
+        return key, path_for_config(value)
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:

@@ -18,7 +18,7 @@ from monai.utils import set_determinism
 
 from monai_dvpt.handlers import peak_memory_mib
 from monai_dvpt.networks.adapter import count_parameters
-from monai_dvpt.utils import InputError, reason
+from monai_dvpt.utils import InputError, path_for_config, reason
 
 from .plan import Job, Split, parse_method
 
@@ -59,7 +59,7 @@ class Task:
             meta_file=str(configs / "metadata.json"),
             logging_file=False,
             workflow_type="train",
-            **{"bundle_root": self.bundle, **self.settings, **overrides},
+            **{"bundle_root": path_for_config(self.bundle), **self.settings, **overrides},
         )
 
 

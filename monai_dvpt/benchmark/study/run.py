@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields
@@ -148,15 +149,22 @@ def _pool(workers: int, log: Path) -> ProcessPoolExecutor:
     if "forkserver" in methods:
         context.set_forkserver_preload([run_job.__module__])
     one_job: dict[str, Any] = {"max_tasks_per_child": 1} if sys.version_info >= (3, 11) else {}
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_print_to, initargs=(log,), **one_job)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(log,), **one_job)
 
 
-def _print_to(log: Path) -> None:
-    """What this process prints goes to the end of a file."""
+def _start(log: Path) -> None:
+    """What this process prints goes to the end of a file; and it ends with its parent, however that ends."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _number(value: Any) -> Any:

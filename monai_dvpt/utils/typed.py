@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths on a command line that must arrive as they were typed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from fire.parser import DefaultParseValue
+
+from .errors import InputError
+
+__all__ = ["check_typed_paths", "is_path_key", "path_for_config"]
+
+PATH_KEYS = ("bundle_root", "datalist", "prefix_cache", "published_model")
+PATH_ENDINGS = ("_dir", "_path")
+
+
+def is_path_key(key: str) -> bool:
+    """Whether a key of a bundle's config is a path."""
+    return key in PATH_KEYS or key.endswith(PATH_ENDINGS)
+
+
+def path_for_config(path: str) -> str:
+    """
+    A path as MONAI's config parser must get it, so that it arrives as it is: the parser takes ``#`` for a separator,
+    and a first ``$``, ``@`` or ``%`` for an expression, a reference or a file.
+    """
+    if "#" not in path and not path.startswith(("$", "@", "%")):
+        return path
+    text = "".join(f"\\x{ord(char):02x}" if char in '#@%$"' else ascii(char)[1:-1] for char in path)
+    return f'$"{text}"'
+
+
+def check_typed_paths(arguments: Sequence[str]) -> None:
+    """
+    Compares the paths of a command line of MONAI's bundles with what becomes of them: a number, or a list, where they
+    look like one, and what stands before ``#`` alone.
+
+    Args:
+        arguments: of the command line, such as ``--output_dir out``.
+
+    Raises:
+        InputError: if a path would not arrive as typed; says what to type.
+    """
+    for index, argument in enumerate(arguments):
+        name, equals, typed = argument.lstrip("-").partition("=")
+        key = name.replace("-", "_")
+        if not argument.startswith("--") or not is_path_key(key):
+            continue
+        if not equals:
+            if index + 1 == len(arguments):
+                continue
+            typed = arguments[index + 1]
+        value = DefaultParseValue(typed)
+        if value is None or _arrives(typed, value):
+            continue
+        wanted = typed if "#" in typed or os.path.isabs(typed) else f"./{typed}"
+        raise InputError(
+            f"--{name} {typed}: must arrive as typed, but MONAI's command line makes something else of it; type "
+            f"--{name} {shlex.quote(path_for_config(wanted))}"
+        )
+
+
+def _arrives(typed: str, value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    if typed.startswith(("$", "@", "%")):  # an expression, unless there is a file of that name
+        return not os.path.lexists(typed)
+    return "#" not in value and value in (typed, _unquoted(typed))
+
+
+def _unquoted(typed: str) -> Any:
+    """What a Python literal in quotation marks means."""
+    try:
+        return ast.literal_eval(typed) if typed[:1] in ("'", '"') else None
+    except (SyntaxError, ValueError):
+        return None
