@@ -8,7 +8,7 @@ from .locks import FolderLock, folder_lock
 from .monai_label import served_model, training_folder
 from .tensor_files import open_safetensors, read_npz, read_safetensors, read_torch
 from .tensors import check_finite, check_type
-from .typed import check_typed_paths, is_path_key, path_for_config
+from .typed import check_typed_paths, is_path_key, path_for_config, setting_for_config
 
 __all__ = [
     "MAX_FRAMES",
@@ -40,6 +40,7 @@ __all__ = [
     "report_input_errors",
     "root_cause",
     "served_model",
+    "setting_for_config",
     "to_json",
     "training_folder",
 ]

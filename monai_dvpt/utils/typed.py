@@ -9,11 +9,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from fire.parser import DefaultParseValue
 
 from .errors import InputError
 
-__all__ = ["check_typed_paths", "is_path_key", "path_for_config"]
+__all__ = ["check_typed_paths", "is_path_key", "path_for_config", "setting_for_config"]
 
 PATH_KEYS = ("bundle_root", "datalist", "prefix_cache", "published_model")
 PATH_ENDINGS = ("_dir", "_path")
@@ -33,6 +34,25 @@ def path_for_config(path: str) -> str:
         return path
     text = "".join(f"\\x{ord(char):02x}" if char in '#@%$"' else ascii(char)[1:-1] for char in path)
     return f'$"{text}"'
+
+
+def setting_for_config(key: str, text: str) -> Any:
+    """
+    A value that is given as text, as MONAI's config parser must get it: a path arrives as it is, all else is YAML.
+
+    Args:
+        key: key of a bundle's config.
+        text: its value.
+
+    Raises:
+        InputError: if it is not valid YAML.
+    """
+    if is_path_key(key) and text not in ("", "null"):
+        return path_for_config(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{key} must have a value in YAML, got {text}.") from error
 
 
 def check_typed_paths(arguments: Sequence[str]) -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from monai_dvpt.data.dicom_writers import segment_codes
 from monai_dvpt.networks.adapter import TunableNetwork
-from monai_dvpt.utils import InputError, reason, root_cause
+from monai_dvpt.utils import InputError, reason, root_cause, setting_for_config
 
 from .labels import ModelLabels
 from .versions import AdapterVersions
@@ -57,7 +56,8 @@ def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) ->
 
 def _settings(name: str, conf: Mapping[str, str]) -> dict[str, Any]:
     prefix = f"{name}#"
-    return {key.removeprefix(prefix): yaml.safe_load(value) for key, value in conf.items() if key.startswith(prefix)}
+    keys = [key.removeprefix(prefix) for key in conf if key.startswith(prefix)]
+    return {key: setting_for_config(key, conf[prefix + key]) for key in keys}
 
 
 class ServedBundle:

@@ -20,7 +20,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from monai_dvpt.handlers import AdapterSaver
 from monai_dvpt.networks.adapter import freeze_backbone, load_adapter, save_adapter
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, path_for_config
 
 from .bundles import ServedBundle
 from .cases import Case, labelled_cases, split_cases
@@ -151,8 +151,8 @@ class AdapterTrainTask(TrainTask):
         """The bundle's training, from an adapter and on these cases."""
         epochs, config = int(request["max_epochs"]), self.bundle.root / "configs"
         settings: dict[str, Any] = {
-            "output_dir": as_typed(run),
-            "adapter_path": as_typed(first),
+            "output_dir": path_for_config(str(run)),
+            "adapter_path": path_for_config(str(first)),
             "published_model": None,
             "trainable": TRAINED,
             "max_epochs": epochs,
@@ -203,19 +203,6 @@ class AdapterTrainTask(TrainTask):
             if (run / file).is_file():
                 (run / file).replace(self.versions.folder / f"{name}_{file}")
         shutil.rmtree(run)
-
-
-def as_typed(path: Path) -> str:
-    """
-    What MONAI's config parser makes a path of: it would read "#" in it as ``::``.
-
-    Examples::
-
-        >>> as_typed(Path("a"))
-        "$bytes.fromhex('61').decode()"
-
-    """
-    return f"$bytes.fromhex('{os.fsencode(path).hex()}').decode()"
 
 
 def _chosen(value: Any) -> str:

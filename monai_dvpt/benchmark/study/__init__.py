@@ -16,7 +16,7 @@ import yaml
 
 from monai_dvpt.baselines import METHODS
 from monai_dvpt.benchmark.machine import machine_facts
-from monai_dvpt.utils import InputError, atomic_path, fingerprint, folder_lock, is_path_key, path_for_config, to_json
+from monai_dvpt.utils import InputError, atomic_path, fingerprint, folder_lock, setting_for_config, to_json
 
 from .job import GIVEN, Task, read_cases
 from .plan import HEAD_RATES, make_splits, parse_method
@@ -162,12 +162,7 @@ def _setting(text: str, bundle: Path) -> tuple[str, Any]:
     known = yaml.safe_load((bundle / "configs" / "train.yaml").read_text()).keys() - set(GIVEN)
     if key.split("#")[0] not in known:
         raise InputError(f"--set must have a key of train.yaml that the study does not set itself, got {key}.")
-    if is_path_key(key) and value not in ("", "null"):
-        return key, path_for_config(value)
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set must have a value in YAML, got {text}.") from error
+    return key, setting_for_config(key, value)
 
 
 def _keep_plan(output: Path, plan: dict[str, Any]) -> None:
