@@ -32,8 +32,8 @@ def write_site(root: Path, seed: int) -> Path:
         label[8:20, 30:40, 8 : 18 + index] = 2
         image = (100 + 60.0 * label + generator.normal(0, 5, label.shape)).astype(np.float32)
         paths = {key: root / f"{key}{index}.nii.gz" for key in ("image", "label")}
-        save_nifti(paths["image"], image)
-        save_nifti(paths["label"], label)
+        save_nifti(paths["image"], image, np.eye(4))
+        save_nifti(paths["label"], label, np.eye(4))
         cases.append({key: path.name for key, path in paths.items()})
     (root / "datalist.json").write_text(json.dumps({"training": cases[:2], "validation": cases[2:]}))
     return root

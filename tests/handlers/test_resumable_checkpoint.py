@@ -225,22 +225,22 @@ class TestResumableCheckpoint(unittest.TestCase):
             torch.testing.assert_close(found[0], weights, rtol=0, atol=0)
 
     def test_second_run_in_the_folder_is_refused(self):
-        other = Run(self.path, 1)
-        self.silence(other)
         refused = []
 
         def start_other(engine: Engine) -> None:
+            other = Run(self.path, 1)
+            self.silence(other)
             with self.assertRaisesRegex(
                 InputError, rf"one run at a time.*: process {os.getpid()} on .*, started \d{{4}}-"
             ):
                 other.start()
+            self.assertEqual(other.losses, [])
             refused.append(engine.state.epoch)
 
         run = Run(self.path, 2)
         run.trainer.add_event_handler(Events.EPOCH_STARTED, start_other)
         run.start()
         self.assertEqual(refused, [1, 2])
-        self.assertEqual(other.losses, [])
         Run(self.path, 3).start()
 
 
