@@ -24,8 +24,8 @@ __all__ = ["outlines", "write_rtstruct"]
 
 SERIES_NUMBER = 9003
 OUTLINE_AT = 0.51
-"""Where outlines lie between a pixel inside (1) and one outside (0): 1/100 of a pixel towards the inside, so that readers
-that round to whole pixels, and those that ask whether centres lie inside, find the same pixels."""
+"""Where outlines lie between a pixel inside (1) and one outside (0): 1/100 of a pixel inward, so that readers that round
+to whole pixels find the same pixels as those that ask whether centres lie inside."""
 
 
 def write_rtstruct(
@@ -99,8 +99,8 @@ def write_rtstruct(
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
     """
-    Closed polygons between the pixels of a mask and those around it (``OUTLINE_AT``), one for each of its parts. A hole
-    is joined to the outline around it by a channel of no width, the keyhole technique of DICOM PS3.3 C.8.8.6.3.
+    Closed polygons between the pixels of a mask and those around it (``OUTLINE_AT``), one for each of its parts. A
+    hole is joined to the outline around it by a channel of no width, the keyhole technique of DICOM PS3.3 C.8.8.6.3.
 
     Args:
         mask: of shape (rows, columns).
