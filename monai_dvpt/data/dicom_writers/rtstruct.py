@@ -24,8 +24,8 @@ __all__ = ["outlines", "write_rtstruct"]
 
 SERIES_NUMBER = 9003
 OUTLINE_AT = 0.51
-"""Where outlines lie between a pixel inside (1) and one outside (0): 1/100 of a pixel inward, so that readers that round
-to whole pixels find the same pixels as those that ask whether centres lie inside."""
+"""Where outlines lie between a pixel inside (1) and one outside (0): 1/100 of a pixel inward, so that readers that
+round to whole pixels find the same pixels as those that ask whether centres lie inside."""
 
 
 def write_rtstruct(
