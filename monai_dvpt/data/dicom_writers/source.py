@@ -74,7 +74,8 @@ class Source:
         paths: file of each frame.
         numbers: number of each frame in its file, from 1.
         images: header of each file without anything on patient and study, by path in the order of first use.
-        identity: what the standard requires on patient and study, for the result alone: never to be shown or logged.
+        identity: what the standard requires on patient and study, for the result alone: never to be shown or logged;
+            and FrameOfReferenceUID as it is stated, without what ``images`` has filled in.
         geometry: position, orientation and spacing of each frame by their keywords, or less where it has less.
     """
 
@@ -178,9 +179,10 @@ def _reference(header: Dataset, path: str) -> Dataset:
 
 
 def _identity(header: Dataset) -> Dataset:
-    """What the standard requires of patient and study; comments, history and whatever else is optional stay behind."""
+    """What the standard requires of patient and study, and the frame of reference, empty where it is not stated.
+    Comments, history and whatever else is optional stay behind."""
     identity = Dataset()
-    for keyword in TYPE_2:
+    for keyword in (*TYPE_2, "FrameOfReferenceUID"):
         try:
             identity[keyword] = header[keyword]
         except Exception:  # absent, or damaged: a message would quote the value
