@@ -39,8 +39,9 @@ def write_rtstruct(
     series_description: str = "Contours",
 ) -> Path:
     """
-    Writes the outlines of a label map on every frame as closed planar contours. ROI numbers are label values; a label
-    without any voxel keeps its ROI.
+    Writes the outlines of a label map on every frame as closed planar contours, 1/100 of a pixel inward from halfway
+    between pixels, so that readers that round to whole pixels find the same ones. ROI numbers are label values; a
+    label without any voxel keeps its ROI.
 
     Args:
         path: the file.
