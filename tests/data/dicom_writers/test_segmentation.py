@@ -172,11 +172,8 @@ class TestWriteDicomSeg(unittest.TestCase):
         self.assertEqual((algorithm.AlgorithmName, algorithm.AlgorithmVersion), MODEL)
         self.assertEqual(liver.tracking_id, "Test model: liver")
         spine, other = seg.get_segment_description(2), seg.get_segment_description(3)
-        if hasattr(highdicom.color.CIELabColor, "from_rgb"):  # highdicom 0.22 cannot make a colour from RGB
-            lab = highdicom.color.CIELabColor.from_dicom_value(spine.RecommendedDisplayCIELabValue)
-            np.testing.assert_allclose(lab.to_rgb(), [10, 200, 30], atol=1)
-        else:
-            self.assertNotIn("RecommendedDisplayCIELabValue", spine)
+        lab = highdicom.color.CIELabColor.from_dicom_value(spine.RecommendedDisplayCIELabValue)
+        np.testing.assert_allclose(lab.to_rgb(), [10, 200, 30], atol=1)
         self.assertEqual(other.segmented_property_type.scheme_designator, "99MONAIDVPT")
         self.assertEqual(len({item.TrackingUID for item in seg.SegmentSequence}), 3)
 
