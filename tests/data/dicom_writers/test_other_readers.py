@@ -18,7 +18,7 @@ from utils_dicom_writers import ANONYMOUS, MODEL, SEGMENTS, THORAX, Series
 
 from monai_dvpt.data.dicom_writers import write_rtstruct
 
-DicomReaderWriter, installed = optional_import("DicomRTTool.ReaderWriter", name="DicomReaderWriter")
+installed = optional_import("DicomRTTool")[1]
 
 
 def identified(folder: Path, name: str) -> Series:
@@ -35,6 +35,8 @@ def identified(folder: Path, name: str) -> Series:
 @unittest.skipUnless(installed, "needs DicomRTTool.")
 class TestDicomRTTool(unittest.TestCase):
     def check(self, folder: Path, series: Series, labels: np.ndarray) -> None:
+        from DicomRTTool.ReaderWriter import DicomReaderWriter
+
         write_rtstruct(folder / "contours.dcm", labels, series.affine_ras, series.frames, SEGMENTS, *MODEL)
         names = [SEGMENTS[value]["name"] for value in (1, 2, 3)]
         reader = DicomReaderWriter(Contour_Names=names, arg_max=False, require_all_contours=False, verbose=False)
