@@ -20,6 +20,7 @@ extras = {
     "dicom": ["highdicom>=0.22"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "test": [
+        "DicomRTTool>=6",
         "dcm2niix",
         "dcmqi",
         "highdicom>=0.22",

@@ -23,6 +23,9 @@ from .source import Source, document, place_on_frames, read_source, require_high
 __all__ = ["outlines", "write_rtstruct"]
 
 SERIES_NUMBER = 9003
+OUTLINE_AT = 0.51
+"""Where outlines lie between a pixel inside (1) and one outside (0): 1/100 of a pixel inward, so that readers that
+round to whole pixels find the same pixels as those that ask whether centres lie inside."""
 
 
 def write_rtstruct(
@@ -36,8 +39,9 @@ def write_rtstruct(
     series_description: str = "Contours",
 ) -> Path:
     """
-    Writes the outlines of a label map on every frame as closed planar contours. ROI numbers are label values; a label
-    without any voxel keeps its ROI.
+    Writes the outlines of a label map on every frame as closed planar contours, 1/100 of a pixel inward from halfway
+    between pixels, so that readers that round to whole pixels find the same ones. ROI numbers are label values; a
+    label without any voxel keeps its ROI.
 
     Args:
         path: the file.
@@ -96,8 +100,8 @@ def write_rtstruct(
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
     """
-    Closed polygons halfway between the pixels of a mask and those around it, one for each of its parts. A hole is
-    joined to the outline around it by a channel of no width, the keyhole technique of DICOM PS3.3 C.8.8.6.3.
+    Closed polygons between the pixels of a mask and those around it (``OUTLINE_AT``), one for each of its parts. A
+    hole is joined to the outline around it by a channel of no width, the keyhole technique of DICOM PS3.3 C.8.8.6.3.
 
     Args:
         mask: of shape (rows, columns).
@@ -108,7 +112,7 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
     if not mask.any():
         return []
     padded = np.pad(mask.astype(float), 1)  # parts at the border are closed too
-    filled = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, 2)
+    filled = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(OUTLINE_AT, 2)
     found = []
     for points, starts in zip(*filled, strict=True):
         rings = [_corner_points(points[a : b - 1] - 1) for a, b in zip(starts[:-1], starts[1:], strict=True)]

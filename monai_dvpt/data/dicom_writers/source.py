@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 import pydicom
 from monai.utils import OptionalImportError, optional_import
-from pydicom.config import RAISE, disable_value_validation
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
-from pydicom.valuerep import validate_value
 
 import monai_dvpt
 from monai_dvpt.data.dicom.geometry import TOLERANCE_MM
@@ -76,7 +75,8 @@ class Source:
         paths: file of each frame.
         numbers: number of each frame in its file, from 1.
         images: header of each file without anything on patient and study, by path in the order of first use.
-        identity: all that is said on patient and study, for the result alone: never to be shown or logged.
+        identity: what the standard requires on patient and study, for the result alone: never to be shown or logged;
+            and FrameOfReferenceUID as it is stated, without what ``images`` has filled in.
         geometry: position, orientation and spacing of each frame by their keywords, or less where it has less.
     """
 
@@ -181,23 +181,13 @@ def _reference(header: Dataset, path: str) -> Dataset:
 
 
 def _identity(header: Dataset) -> Dataset:
-    """What the header says on patient and study. Optional values that break the standard would make the result invalid
-    and are left out."""
+    """What the standard requires of patient and study, and the frame of reference, empty where it is not stated.
+    Comments, history and whatever else is optional stay behind."""
     identity = Dataset()
-    for tag in header.keys():
-        if tag.group > 0x0040 or tag.is_private:  # neither patient nor study
-            continue
+    for keyword in (*TYPE_2, "FrameOfReferenceUID"):
         try:
-            element = header[tag]
-            for item in element.value if element.VR == "SQ" else ():
-                item.decode()
-            if isinstance(element.value, str) and element.keyword not in TYPE_2:
-                validate_value(element.VR, element.value, RAISE)
-        except Exception:  # its message would quote the value
-            continue
-        identity[tag] = element
-    for keyword in TYPE_2:
-        if keyword not in identity:
+            identity[keyword] = header[keyword]
+        except Exception:  # absent, or damaged: a message would quote the value
             setattr(identity, keyword, "")
     return identity
 

@@ -23,6 +23,7 @@ from skimage.color import lab2rgb
 from utils_data import PATIENT, dice, save_dicom, shared_data, temporary_folder
 from utils_dicom import dcmqi_segments, validator_errors
 from utils_dicom_writers import (
+    ANONYMOUS,
     ENHANCED,
     LIVER,
     MODEL,
@@ -45,6 +46,21 @@ from monai_dvpt.data.dicom_writers import (
     write_rtstruct,
 )
 from monai_dvpt.utils import InputError
+
+TEXTS = (
+    *("PatientComments", "AdditionalPatientHistory", "Occupation", "MedicalAlerts", "Allergies", "EthnicGroup"),
+    *("OtherPatientNames", "PatientBirthName", "PatientMotherBirthName", "ResponsiblePerson", "PatientAddress"),
+    *("OtherPatientIDs", "IssuerOfPatientID", "AdmissionID", "ServiceEpisodeID", "ServiceEpisodeDescription"),
+    *("AdmittingDiagnosesDescription", "VisitComments", "CurrentPatientLocation", "PatientState", "StudyComments"),
+    *("StudyDescription", "NameOfPhysiciansReadingStudy", "PhysiciansOfRecord", "MilitaryRank", "BranchOfService"),
+    *("PatientReligiousPreference", "PatientInstitutionResidence", "RegionOfResidence", "CountryOfResidence"),
+    *("ResponsibleOrganization", "SpecialNeeds", "InstitutionName", "ReasonForStudy", "RequestedProcedureDescription"),
+)
+PLANTED = {
+    **dict.fromkeys(TEXTS, "PLANTED"),
+    **{"PatientAge": "044Y", "PatientWeight": "70", "PatientSize": "1.8", "PregnancyStatus": 4, "SmokingStatus": "NO"},
+    **{"PatientBirthTime": "101112", "PatientSexNeutered": "ALTERED", "LastMenstrualDate": "20200101"},
+}
 
 
 def read_labels(path: Path, series: Series, given: bool = False) -> np.ndarray:
@@ -87,7 +103,7 @@ class TestWriteDicomSeg(unittest.TestCase):
         after = [hashlib.sha256(Path(path).read_bytes()).digest() for path, _ in series.frames]
         self.assertEqual(before, after)
 
-    @parameterized.expand([(LIVER,), (THORAX,), (ENHANCED,)])
+    @parameterized.expand([(LIVER,), (THORAX,), (ENHANCED,), (ANONYMOUS,)])
     def test_dcmqi_reads_the_same(self, name):
         series = Series(name)
         labels = series.labels()
@@ -313,6 +329,26 @@ class TestPatients(unittest.TestCase):
             self.assertEqual((written.PatientName, written.PatientID), (name, number))
             self.assertEqual(written.PatientBirthDate, "7 May secret")
         self.assertNotIn("PatientAge", written)
+
+    def test_optional_elements_of_patient_study_and_visit_stay_behind(self):
+        source = self.change(**PLANTED)
+        labels, frames, folder = source.labels(), source.frames, self.folder
+        common = (source.affine_ras, frames, SEGMENTS, *MODEL)
+        probability = np.zeros((3, *source.shape), np.float32)
+        paths = [
+            write_dicom_seg(folder / "a.dcm", labels, *common),
+            write_dicom_seg_probability(folder / "b.dcm", probability, *common),
+            write_dicom_sr(folder / "c.dcm", frames, *MODEL, volumes_ml={"liver": 1.0}, segments=SEGMENTS),
+            write_rtstruct(folder / "d.dcm", labels, *common),
+            write_overlay(folder / "e.dcm", labels * 2.0, labels, *common),
+            write_picture(folder / "f.dcm", np.zeros((2, 2, 3), np.uint8), frames, *MODEL),
+        ]
+        for path in paths:
+            written = pydicom.dcmread(path)
+            self.assertEqual([keyword for keyword in PLANTED if keyword in written], [], path.name)
+            self.assertNotIn(b"PLANTED", path.read_bytes(), path.name)
+            self.assertEqual(written.PatientName, source.headers[0].PatientName)
+            self.assertEqual(validator_errors(path), [], path.name)
 
 
 class TestProbability(unittest.TestCase):
