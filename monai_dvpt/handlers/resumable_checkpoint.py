@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from monai.engines import Trainer
+from monai.optimizers import WarmupCosineSchedule
 from monai.utils import set_determinism
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -27,10 +28,11 @@ class ResumableCheckpoint:
     """
     Saves the state of a run after every epoch, in one file that is replaced as a whole, and loads it when the run
     starts and the file exists: once, at the trainer's first start, and not over weights that were set since it was
-    made, as a server does in federated training. Every epoch draws from its own seed, so a resumed run sees what an
-    uninterrupted one would have seen. A run with other settings is refused the file, but for the number of epochs: a
-    learning-rate schedule then follows the new number from where it stands. A second run in the same folder is refused
-    while one is going on.
+    made, as a server does in federated training. A run that does not go on from the file restarts a
+    ``WarmupCosineSchedule`` that has come to its end, where the learning rate would be 0. Every epoch draws from its
+    own seed, so a resumed run sees what an uninterrupted one would have seen. A run with other settings is refused the
+    file, but for the number of epochs: a learning-rate schedule then follows the new number from where it stands. A
+    second run in the same folder is refused while one is going on.
 
     MONAI's ``CheckpointSaver`` writes in place (a kill while it writes costs the checkpoint) and leaves the random
     state out. Attach this handler last, so that what the others do after an epoch is in the file.
@@ -73,9 +75,9 @@ class ResumableCheckpoint:
     def start(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
             self.lock.acquire()
-        if not self.started:
-            self.started = True
-            self.load(engine)
+        first, self.started = not self.started, True
+        if not first or not self.load(engine):
+            self._restart_schedules()
 
     def end(self, engine: Engine) -> None:
         self.lock.release()
@@ -84,14 +86,15 @@ class ResumableCheckpoint:
         self.lock.release()
         raise error  # ignite keeps an error to itself where somebody listens
 
-    def load(self, engine: Engine) -> None:
+    def load(self, engine: Engine) -> bool:
+        """Whether the run goes on where the file left it."""
         if isinstance(network := self.save_dict.get("network"), TunableNetwork):
             self.settings["backbone_sha256"] = backbone_sha256(network)
         if not self.path.is_file():
-            return
+            return False
         if self._weights() != self.weights:
             engine.logger.info(f"Weights were set since the trainer was made, so {self.path} is not loaded.")
-            return
+            return False
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         try:
             checkpoint = read_torch(self.path)
@@ -111,10 +114,17 @@ class ResumableCheckpoint:
             ) from error
         for item in self.save_dict.values():
             if isinstance(item, LambdaLR):
-                for group, rate, scale in zip(item.optimizer.param_groups, item.base_lrs, item.lr_lambdas, strict=True):
-                    group["lr"] = rate * scale(item.last_epoch)
+                _set_rates(item)
         engine.state.max_epochs, engine.state.epoch_length = max_epochs, epoch_length
         engine.logger.info(f"Resuming after epoch {engine.state.epoch} from {self.path}.")
+        return True
+
+    def _restart_schedules(self) -> None:
+        """Those that have come to their end; where an epoch is all there is, behind the warm-up."""
+        for item in self.save_dict.values():
+            if isinstance(item, WarmupCosineSchedule) and item.last_epoch >= item.t_total:
+                item.last_epoch = 0 if item.t_total > item.warmup_steps else int(item.warmup_steps)
+                _set_rates(item)
 
     def _weights(self) -> list[tuple[int, int]]:
         """Where the network's tensors are, and how often each was written to."""
@@ -133,3 +143,9 @@ class ResumableCheckpoint:
             with atomic_path(self.path) as path:
                 states = {name: item.state_dict() for name, item in self.save_dict.items()}
                 torch.save({**states, "settings": self.settings}, path)
+
+
+def _set_rates(schedule: LambdaLR) -> None:
+    """Gives the optimizer the learning rates of the epoch at which the schedule stands."""
+    for group, rate, scale in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * scale(schedule.last_epoch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundles as sites of MONAI's own federated client."""
+"""The hippocampus bundles as clients of federated training, with MONAI's own client: two sites, three rounds."""
 
 from __future__ import annotations
 
@@ -8,92 +8,99 @@ import unittest
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigWorkflow
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.exchange_object import ExchangeObject
 from parameterized import parameterized
-from utils_bundles import REPOSITORY
-from utils_data import save_nifti, temporary_folder
+from utils_bundles import BUNDLES
+from utils_data import shared_data, temporary_folder
 
-BUNDLES = [(f"hippocampus_mri_dvpt_{name}",) for name in ("unetr_segmentation", "vit_classification")]
+HIPPOCAMPUS = [(bundle.name, bundle) for bundle in BUNDLES if bundle.name.startswith("hippocampus_")]
+CASES = [["001", "004"], ["006", "007"]]  # training and validation case of each site
 ROUNDS = 3
+Weights = dict[str, torch.Tensor]
 
 
-def write_site(root: Path, seed: int) -> Path:
-    """Two cases to train on and one to validate on, each with a box of both labels."""
-    generator = np.random.default_rng(seed)
-    cases = []
-    for index in range(3):
-        label = np.zeros((36, 50, 36), np.uint8)
-        label[8:20, 10:30, 8 : 18 + index] = 1
-        label[8:20, 30:40, 8 : 18 + index] = 2
-        image = (100 + 60.0 * label + generator.normal(0, 5, label.shape)).astype(np.float32)
-        paths = {key: root / f"{key}{index}.nii.gz" for key in ("image", "label")}
-        save_nifti(paths["image"], image, np.eye(4))
-        save_nifti(paths["label"], label, np.eye(4))
-        cases.append({key: path.name for key, path in paths.items()})
-    (root / "datalist.json").write_text(json.dumps({"training": cases[:2], "validation": cases[2:]}))
-    return root
+class Site:
+    """A client, and its weights and learning rates when the first batch of every round arrives."""
+
+    def __init__(self, bundle: Path, root: Path, cases: list[str]) -> None:
+        names = [f"hippocampus_{case}.nii.gz" for case in cases]
+        items = [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names]
+        root.mkdir(exist_ok=True)
+        (root / "datalist.json").write_text(json.dumps({"training": items[:1], "validation": items[1:]}))
+        self.client = MonaiAlgo(
+            bundle_root=str(bundle),
+            send_weight_diff=False,
+            config_train_filename="configs/train.yaml",
+            config_evaluate_filename=None,
+            train_kwargs={
+                "dataset_dir": str(shared_data("msd_hippocampus")),
+                "datalist": str(root / "datalist.json"),
+                "output_dir": str(root / "out"),
+                "amp": False,
+                "val_interval": ROUNDS + 1,
+            },
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Executing")
+            warnings.filterwarnings("ignore", category=UserWarning, module="monai.fl")
+            self.client.initialize()
+        self.trainer = self.client.trainer
+        self.starts: list[Weights] = []
+        self.rates: list[list[float]] = []
+        self.begun = -1
+
+        def at_first_batch(engine: Engine) -> None:
+            if self.begun != len(self.starts):
+                self.starts.append({key: value.clone() for key, value in engine.network.state_dict().items()})
+                self.rates.append([group["lr"] for group in engine.optimizer.param_groups])
+                self.begun = len(self.starts)
+
+        self.trainer.add_event_handler(Events.ITERATION_STARTED, at_first_batch)
+
+    def weights(self) -> Weights:
+        return {key: torch.as_tensor(value).clone() for key, value in self.client.get_weights().weights.items()}
+
+    def train(self, weights: Weights) -> Weights:
+        self.begun = -1
+        self.client.train(ExchangeObject(weights={key: value.numpy().copy() for key, value in weights.items()}))
+        return self.weights()
 
 
-class Watch:
-    """Weights when the first batch of a round is taken, and the learning rates of all batches."""
-
-    def __init__(self, trainer: Engine) -> None:
-        self.rates: list[float] = []
-        self.first: dict[str, torch.Tensor] | None = None
-        trainer.add_event_handler(Events.ITERATION_STARTED, self.look)
-
-    def look(self, engine: Engine) -> None:
-        self.rates += [group["lr"] for group in engine.optimizer.param_groups]
-        if self.first is None:
-            self.first = copy(engine.network)
-
-
-def copy(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+def average(states: list[Weights]) -> Weights:
+    return {key: torch.stack([state[key].double() for state in states]).mean(0).float() for key in states[0]}
 
 
 class TestFederated(unittest.TestCase):
-    def site(self, bundle: str, data: Path, output: Path) -> MonaiAlgo:
-        root = REPOSITORY / "bundles" / bundle
-        train = ConfigWorkflow(
-            config_file=str(root / "configs" / "train.yaml"),
-            meta_file=str(root / "configs" / "metadata.json"),
-            logging_file=False,
-            workflow_type="train",
-            **{"bundle_root": str(root), "dataset_dir": str(data), "datalist": "auto", "output_dir": str(output)},
-        )
-        algo = MonaiAlgo(str(root), config_evaluate_filename=None, train_workflow=train, send_weight_diff=False)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="executing the bundle config")
-            algo.initialize()
-        return algo
+    def assert_equal(self, found: Weights, expected: Weights) -> None:
+        self.assertEqual(set(found), set(expected))
+        for key, value in found.items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=0, msg=key)
 
-    @parameterized.expand(BUNDLES)
-    def test_every_round_starts_from_the_servers_weights(self, bundle):
+    @parameterized.expand(HIPPOCAMPUS)
+    def test_every_round_starts_from_the_servers_weights(self, _, bundle):
         root = temporary_folder(self)
-        folders = [write_site(root / f"data{index}", index) for index in range(2)]
-        sites = [self.site(bundle, data, root / f"output{index}") for index, data in enumerate(folders)]
-        server = copy(sites[0].trainer.network)
-        for round_ in range(ROUNDS):
-            if round_ == 2:  # a site that was started anew finds its own checkpoint
-                sites[1] = self.site(bundle, folders[1], root / "output1")
-            returned = []
+        sites = [Site(bundle, root / str(index), cases) for index, cases in enumerate(CASES)]
+        server = sites[0].weights()
+        for number in range(ROUNDS):
+            trained = [site.train(server) for site in sites]
             for site in sites:
-                watch = Watch(site.trainer)
-                site.train(ExchangeObject(weights=server))
-                torch.testing.assert_close(watch.first, server, rtol=0, atol=0)
-                self.assertTrue(watch.rates and min(watch.rates) > 0, watch.rates)
-                returned.append({name: tensor.clone() for name, tensor in site.get_weights().weights.items()})
-                self.assertTrue(any(not torch.equal(returned[-1][name], server[name]) for name in server))
-            server = {
-                name: torch.stack([weights[name].double() for weights in returned]).mean(0).to(tensor.dtype)
-                for name, tensor in server.items()
-            }
+                self.assertEqual(len(site.starts), number + 1)
+                self.assert_equal(site.starts[number], server)
+                self.assertGreater(min(site.rates[number]), 0)
+            changed = [key for key, value in trained[0].items() if not torch.equal(value, trained[1][key])]
+            self.assertTrue(changed)  # the sites disagree, so that the average is the weights of neither
+            server = average(trained)
+
+        # a client that is started again finds a checkpoint, and must not take it for what the server sends: the
+        # weights that it begins with itself included
+        again = Site(bundle, root / "0", CASES[0])
+        first = again.weights()
+        again.train(first)
+        self.assert_equal(again.starts[0], first)
+        self.assertGreater(min(again.rates[0]), 0)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,9 @@ def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> Tunab
     dims = blank.arguments["spatial_dims"]
     if axis not in range(-dims, dims):
         raise InputError(f"{path}: inflate_axis must be in [{-dims}, {dims}), got {axis!r}.")
-    files = [Path(backbone)] if Path(backbone).is_file() else Path(backbone).glob("*")
+    file = Path(backbone)
+    sharded = file.suffix == ".json"  # an index, beside what it names
+    files = [file] if file.is_file() and not sharded else (file.parent if sharded else file).glob("*")
     stored = sum(file.stat().st_size for file in files if file.is_file())
     # but for the embedding of patches, which is interpolated, all that is trained of an encoder must be in the file
     needed = sum(p.numel() for name, p in blank.encoder().named_parameters() if _comes_from_file(blank, name))

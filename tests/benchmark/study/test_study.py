@@ -156,7 +156,7 @@ class TestStudy(unittest.TestCase):
                 "--set must have a key of train.yaml that the study does not set itself, got epochs.",
             ),
             (("--set", "seed=3"), "--set must have a key of train.yaml that the study does not set itself, got seed."),
-            (("--set", "outputs=["), "--set must have a value in YAML, got outputs=[."),
+            (("--set", "outputs=["), "outputs must have a value in YAML, got [."),
             (("--fractions", "0.5"), "--fractions must have 1, which the others are compared with, got [0.5]."),
         ):
             status, _, err = self.study(self.folder / "bad", *arguments)
