@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text at the start of NRRD and MetaImage files; ITK makes up a geometry that it does not find there."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+from monai_dvpt.data.kinds import check_regular
+from monai_dvpt.utils import InputError
+from monai_dvpt.utils.limits import check_bytes
+
+__all__ = ["check_metaimage", "check_nrrd"]
+
+MAX_BYTES = 1 << 20
+"""Most bytes of a header."""
+SPACES = (
+    *("right-anterior-superior", "ras", "left-anterior-superior", "las"),
+    *("left-posterior-superior", "lps"),
+)
+"""Those of which ITK knows the directions."""
+ALIASES = {"rotation": "transformmatrix", "orientation": "transformmatrix", "position": "offset", "origin": "offset"}
+
+
+def check_nrrd(path: str | os.PathLike) -> None:
+    """
+    Raises:
+        InputError: if the header does not say where the image lies (``space``, ``space directions``, ``space origin``,
+            in mm), or what it says would take too much memory.
+    """
+    fields = {}
+    for line in _lines(path):
+        if not line.strip():
+            break
+        key, colon, value = line.partition(":")
+        if colon and not line.startswith("#") and not value.startswith("="):
+            fields[key.strip().lower()] = value.strip()
+    _check_size(path, "sizes", fields.get("sizes", ""))
+    if (space := fields.get("space", "").lower()) not in SPACES:
+        raise InputError(f"{path}: must say where it lies: space must be one of {', '.join(SPACES)}, is not.")
+    axes = re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))
+    if len(axes) != 3 or not all(any(_numbers(axis, 3)) for axis in axes):
+        raise InputError(f"{path}: must say where it lies: space directions must be three finite vectors.")
+    if not _numbers(fields.get("space origin", "").strip("()"), 3):
+        raise InputError(f"{path}: must say where it lies: space origin must be three finite numbers.")
+    if units := set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", ""}:
+        raise InputError(f"{path}: unit of length must be mm, got {sorted(units)[0][:20]!r}.")
+    _check_data_file(path, fields.get("data file", fields.get("datafile")))
+
+
+def check_metaimage(path: str | os.PathLike) -> None:
+    """
+    Raises:
+        InputError: if the header does not say where the image lies (``ElementSpacing``, ``TransformMatrix``,
+            ``Offset``), or what it says would take too much memory.
+    """
+    fields = {}
+    for line in _lines(path):
+        key, equals, value = line.partition("=")
+        key = key.strip().lower()
+        if equals:
+            fields[ALIASES.get(key, key)] = value.strip()
+        if key == "elementdatafile":
+            break
+    channels = fields.get("elementnumberofchannels", "1")
+    dimensions = _check_size(path, "DimSize", f"{fields.get('dimsize', '')} {channels}") - 1
+    sizes = {"ElementSpacing": dimensions, "TransformMatrix": dimensions**2, "Offset": dimensions}
+    for name, count in sizes.items():
+        numbers = _numbers(fields.get(name.lower(), ""), count)
+        if not numbers or name == "ElementSpacing" and min(numbers) <= 0:
+            above = ", above 0" if name == "ElementSpacing" else ""
+            raise InputError(f"{path}: must say where it lies: {name} must be {count} finite numbers{above}.")
+    name = fields.get("elementdatafile", "")
+    _check_data_file(path, None if name.lower() == "local" else name)
+
+
+def _lines(path: str | os.PathLike) -> list[str]:
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES).decode("latin-1").split("\n")
+
+
+def _numbers(text: str, count: int) -> list[float]:
+    """As many finite numbers as that; none if the text is anything else."""
+    try:
+        numbers = [float(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        return []
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else []
+
+
+def _check_size(path: str | os.PathLike, name: str, text: str) -> int:
+    words = text.split()
+    if not words or len(words) > 16 or not all(word.isascii() and word.isdigit() and len(word) < 20 for word in words):
+        raise InputError(f"{path}: {name} must be whole numbers.")
+    check_bytes(f"{path}: values", 4 * math.prod(map(int, words)))
+    return len(words)
+
+
+def _check_data_file(path: str | os.PathLike, name: str | None) -> None:
+    """The values stand in the file itself (None), or in one regular file of that name."""
+    if name is not None:
+        if not name or name.startswith("LIST") or "%" in name:
+            raise InputError(f"{path}: must have its values in one file.")
+        check_regular(Path(path).parent / name)
