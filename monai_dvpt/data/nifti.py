@@ -21,10 +21,10 @@ __all__ = ["Nifti", "as_float32", "pair_header", "read_nifti"]
 BLOCK_BYTES = 16 << 20
 UNITS = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
 HEADERS = {
-    (True, True): nib.Nifti2Header,
-    (True, False): nib.Nifti2PairHeader,
-    (False, True): nib.Nifti1Header,
-    (False, False): nib.Nifti1PairHeader,
+    (True, True): nib.nifti2.Nifti2Header,
+    (True, False): nib.nifti2.Nifti2PairHeader,
+    (False, True): nib.nifti1.Nifti1Header,
+    (False, False): nib.nifti1.Nifti1PairHeader,
 }
 """By whether it is NIfTI-2, and whether header and values are one file."""
 
@@ -123,7 +123,7 @@ def _stream(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if compressed else open(path, "rb")
 
 
-def _header(path: Path, single: bool) -> nib.Nifti1Header:
+def _header(path: Path, single: bool) -> nib.nifti1.Nifti1Header:
     """The header as it stands in the file: with checks, nibabel would repair it."""
     with _stream(path) as stream:
         start = stream.read(NIFTI_2)
@@ -133,7 +133,7 @@ def _header(path: Path, single: bool) -> nib.Nifti1Header:
     return kind(start[: kind.template_dtype.itemsize], order, check=False)
 
 
-def _affine(path: str | os.PathLike, header: nib.Nifti1Header) -> np.ndarray:
+def _affine(path: str | os.PathLike, header: nib.nifti1.Nifti1Header) -> np.ndarray:
     dimensions = int(header["dim"][0])
     if not 1 <= dimensions <= 7 or (header["dim"][1 : dimensions + 1] < 1).any():
         sizes = header["dim"].tolist()
@@ -152,7 +152,7 @@ def _affine(path: str | os.PathLike, header: nib.Nifti1Header) -> np.ndarray:
         raise InputError(f"{path}: qform must be a rotation: {error}") from error
 
 
-def _scale(path: str | os.PathLike, header: nib.Nifti1Header) -> tuple[float, float]:
+def _scale(path: str | os.PathLike, header: nib.nifti1.Nifti1Header) -> tuple[float, float]:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):  # the standard's way to say that there is none
         return 1, 0
@@ -161,7 +161,7 @@ def _scale(path: str | os.PathLike, header: nib.Nifti1Header) -> tuple[float, fl
     return slope, intercept
 
 
-def _values(path: str | os.PathLike, image: Path, header: nib.Nifti1Header, exact: bool) -> np.ndarray:
+def _values(path: str | os.PathLike, image: Path, header: nib.nifti1.Nifti1Header, exact: bool) -> np.ndarray:
     shape = [int(size) for size in header["dim"][1 : int(header["dim"][0]) + 1]]
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()

@@ -38,7 +38,7 @@ def check_nrrd(path: str | os.PathLike) -> None:
         if colon and not line.startswith("#") and not value.startswith("="):
             fields[key.strip().lower()] = value.strip()
     _check_size(path, "sizes", fields.get("sizes", ""))
-    if (space := fields.get("space", "").lower()) not in SPACES:
+    if fields.get("space", "").lower() not in SPACES:
         raise InputError(f"{path}: must say where it lies: space must be one of {', '.join(SPACES)}, is not.")
     axes = re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))
     if len(axes) != 3 or not all(any(_numbers(axis, 3)) for axis in axes):

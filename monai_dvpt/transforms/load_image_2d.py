@@ -59,8 +59,9 @@ class LoadImage2D(Transform):
       orientation (``sform_code`` and ``qform_code`` 0), or is turned by more than 37 degrees, is refused.
 
     The content of a file says what it is, not its name. Refused as well, naming the file, are an image that cannot be
-    read, has several frames or slices, has values that are complex, or not finite as float32, is constant, or of which DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the
-    path is kept as metadata, of DICOM also as "dicom_frames" (see :func:`monai_dvpt.data.dicom.frames_of`).
+    read, has several frames or slices, has values that are complex, or not finite as float32, is constant, or of which
+    DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the path is kept as metadata, of DICOM also as
+    "dicom_frames" (see :func:`monai_dvpt.data.dicom.frames_of`).
 
     Args:
         channels: 1 for grey, of a coloured image its luminance; 3 for red, green and blue, in a grey image all equal.
