@@ -54,7 +54,7 @@ def as_float32(path: str | os.PathLike, values: np.ndarray, exact: bool = False)
             be another.
     """
     if values.dtype.kind not in "biuf":
-        kind = "complex" if values.dtype.kind == "c" else "RGB" if values.dtype.names else str(values.dtype)
+        kind = "complex" if values.dtype.kind == "c" else "RGB" if values.dtype.names else "another type"
         raise InputError(f"{path}: values must be real numbers, one for each voxel, got {kind}.")
     with np.errstate(over="ignore", invalid="ignore"):
         cast_values = values.astype(np.float32)
@@ -62,7 +62,7 @@ def as_float32(path: str | os.PathLike, values: np.ndarray, exact: bool = False)
     if lost.any() and (lost := lost & np.isfinite(values)).any():
         raise InputError(f"{path}: values must be finite as float32, got {values[lost].flat[0]:g}.")
     if exact and not np.can_cast(values.dtype, np.float32):
-        changed = (cast_values != values) & ~np.isnan(cast_values)
+        changed = (cast_values != values) & (cast_values == np.rint(cast_values))  # a fraction that stays one is seen
         if values.dtype.kind in "iu":  # compared as float64, in which 2**53 + 1 is 2**53
             changed |= np.abs(values.astype(np.float64)) > 2**24
         if changed.any():
@@ -167,7 +167,7 @@ def _values(path: str | os.PathLike, image: Path, header: nib.nifti1.Nifti1Heade
         shape.pop()
     try:
         dtype = header.get_data_dtype()
-    except nib.spatialimages.HeaderDataError as error:
+    except (KeyError, nib.spatialimages.HeaderDataError) as error:
         raise InputError(f"{path}: datatype must be one of the standard, got {int(header['datatype'])}.") from error
     as_float32(path, np.zeros(0, dtype))
     slope, intercept = _scale(path, header)
