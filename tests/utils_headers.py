@@ -107,5 +107,6 @@ def nrrd(data: bytes, **fields: str | None) -> bytes:
 
 def metaimage(data: bytes, **fields: str | None) -> bytes:
     """As :func:`nrrd`."""
-    merged = {key: fields.get(key, value) for key, value in META.items()}
+    merged = {**META, **fields}
+    merged["ElementDataFile"] = merged.pop("ElementDataFile")  # the last
     return "".join(f"{key} = {value}\n" for key, value in merged.items() if value is not None).encode() + data

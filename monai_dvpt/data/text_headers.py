@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import zlib
 from pathlib import Path
 
 from monai_dvpt.data.kinds import check_regular
@@ -16,12 +17,20 @@ __all__ = ["check_metaimage", "check_nrrd"]
 
 MAX_BYTES = 1 << 20
 """Most bytes of a header."""
+BLOCK_BYTES = 1 << 20
 SPACES = (
     *("right-anterior-superior", "ras", "left-anterior-superior", "las"),
     *("left-posterior-superior", "lps"),
 )
 """Those of which ITK knows the directions."""
 ALIASES = {"rotation": "transformmatrix", "orientation": "transformmatrix", "position": "offset", "origin": "offset"}
+BYTES = {
+    **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
+    **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
+    **dict.fromkeys(("MET_INT", "MET_UINT", "MET_LONG", "MET_ULONG", "MET_FLOAT"), 4),
+    **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
+}
+"""Of one value of a MetaImage."""
 
 
 def check_nrrd(path: str | os.PathLike) -> None:
@@ -54,10 +63,12 @@ def check_metaimage(path: str | os.PathLike) -> None:
     """
     Raises:
         InputError: if the header does not say where the image lies (``ElementSpacing``, ``TransformMatrix``,
-            ``Offset``), or what it says would take too much memory.
+            ``Offset``), what it says would take too much memory, or compressed values are not whole: ITK would fill
+            them up with what is in memory.
     """
-    fields = {}
+    fields, start = {}, 0
     for line in _lines(path):
+        start += len(line) + 1
         key, equals, value = line.partition("=")
         key = key.strip().lower()
         if equals:
@@ -65,15 +76,44 @@ def check_metaimage(path: str | os.PathLike) -> None:
         if key == "elementdatafile":
             break
     channels = fields.get("elementnumberofchannels", "1")
-    dimensions = _check_size(path, "DimSize", f"{fields.get('dimsize', '')} {channels}") - 1
-    sizes = {"ElementSpacing": dimensions, "TransformMatrix": dimensions**2, "Offset": dimensions}
-    for name, count in sizes.items():
+    sizes = f"{fields.get('dimsize', '')} {channels}"
+    dimensions = _check_size(path, "DimSize", sizes) - 1
+    if fields.get("ndims") != str(dimensions):  # ITK takes memory for as many as it says
+        raise InputError(f"{path}: NDims must be the number of sizes in DimSize, {dimensions}, is not.")
+    if (kind := fields.get("elementtype", "")) not in BYTES:
+        raise InputError(f"{path}: ElementType must be one of {', '.join(BYTES)}, is not.")
+    if fields.get("binarydata", "true").lower() != "true":
+        raise InputError(f"{path}: BinaryData must be True, is not.")
+    for name, count in (("ElementSpacing", dimensions), ("TransformMatrix", dimensions**2), ("Offset", dimensions)):
         numbers = _numbers(fields.get(name.lower(), ""), count)
         if not numbers or name == "ElementSpacing" and min(numbers) <= 0:
             above = ", above 0" if name == "ElementSpacing" else ""
             raise InputError(f"{path}: must say where it lies: {name} must be {count} finite numbers{above}.")
     name = fields.get("elementdatafile", "")
-    _check_data_file(path, None if name.lower() == "local" else name)
+    local = name.lower() == "local"
+    _check_data_file(path, None if local else name)
+    if fields.get("compresseddata", "false").lower() == "true":
+        data, offset = (Path(path), start) if local else (Path(path).parent / name, 0)
+        size = BYTES[kind] * math.prod(map(int, sizes.split()))
+        _check_deflated(path, data, offset, fields.get("compresseddatasize", ""), size)
+
+
+def _check_deflated(path: str | os.PathLike, data: Path, offset: int, stored: str, size: int) -> None:
+    if not re.fullmatch("[0-9]{1,18}", stored) or int(stored) > data.stat().st_size - offset:
+        raise InputError(f"{path}: CompressedDataSize must be the bytes of the compressed values, is not.")
+    stream, got, left = zlib.decompressobj(47), 0, int(stored)
+    try:
+        with open(data, "rb") as file:
+            file.seek(offset)
+            while left and not stream.eof and got <= size and (block := file.read(min(left, BLOCK_BYTES))):
+                left -= len(block)
+                while block and got <= size:
+                    got += len(stream.decompress(block, BLOCK_BYTES))
+                    block = stream.unconsumed_tail
+    except zlib.error as error:
+        raise InputError(f"{path}: cannot be read: is truncated or damaged: {error}") from error
+    if got != size or not stream.eof:
+        raise InputError(f"{path}: cannot be read: is truncated or damaged: must inflate to {size:,} bytes, does not.")
 
 
 def _lines(path: str | os.PathLike) -> list[str]:

@@ -54,6 +54,7 @@ class TestNiftiAttacks(unittest.TestCase):
             "cut": (gzip.compress(nifti_1(bytes(48), SHAPE), 0)[:-12], TRUNCATED, TRUNCATED),
             "NRRD": (nrrd(b"", sizes="20000 20000 20000"), LARGE, "is no PNG"),
             "MetaImage": (metaimage(b"", DimSize="20000 20000 20000"), LARGE, "is no PNG"),
+            "dimensions": (metaimage(bytes(48), NDims="100000"), "NDims must be the number of sizes", "is no PNG"),
             "digits": (metaimage(b"", DimSize=f"{'9' * 5000} 1 1"), "must be whole numbers", "is no PNG"),
         }
         for name, (content, *_) in attacks.items():

@@ -5,6 +5,7 @@ import gzip
 import os
 import struct
 import unittest
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,11 @@ LABELS = [0, 1, 2, 1] * 6
 def voxel(*sides: float, qfac: float = 1, codes: tuple[int, int] = (0, 1)) -> dict[str, bytes]:
     """A file with that voxel size."""
     return {"a.nii": nifti_1(WORDS, SHAPE, pixdim=(qfac, *sides, 1, 1, 1, 1), codes=codes)}
+
+
+def deflated(data: bytes, size: int | None = None) -> bytes:
+    """A MetaImage of compressed values that says that they take ``size`` bytes, by default the truth."""
+    return metaimage(data, CompressedData="True", CompressedDataSize=str(len(data) if size is None else size))
 
 
 class TestLoadVolumeByContent(unittest.TestCase):
@@ -74,6 +80,7 @@ class TestLoadVolumeByContent(unittest.TestCase):
                                          space_origin="(9,-7,5)")}),
             ("MetaImage", {"a.mha": metaimage(WORDS)}),
             ("MetaImage of another name", {"a.nii": metaimage(WORDS)}),
+            ("MetaImage, compressed", {"a.mha": deflated(zlib.compress(WORDS))}),
             ("MetaImage, two files", {"a.mhd": metaimage(b"", ElementDataFile="a.raw"), "a.raw": WORDS}),
         ]
     )  # fmt: skip
@@ -192,6 +199,21 @@ class TestLoadVolumeByContent(unittest.TestCase):
         wrong_sum = content[:-8] + bytes([content[-8] ^ 1]) + content[-7:]
         for bad in (content[:-30], content[:-4], wrong_sum):
             self.refused(self.save({"a.nii.gz": bad}), "cannot be read: is truncated or damaged: ")
+
+    @parameterized.expand(
+        [
+            ("longer", deflated(zlib.compress(WORDS + b"12")), "must inflate to 48 bytes, does not"),
+            ("shorter", deflated(zlib.compress(WORDS[:-2])), "must inflate to 48 bytes, does not"),
+            ("cut", deflated(zlib.compress(WORDS)[:-9]), "must inflate to 48 bytes, does not"),
+            ("wrong sum", deflated(zlib.compress(WORDS)[:-1] + b"?"), "is truncated or damaged: Error -3"),
+            ("noise", deflated(bytes(range(50))), "is truncated or damaged: Error -3"),
+            ("size", deflated(zlib.compress(WORDS), 10**12), "CompressedDataSize must be"),
+            ("no size", metaimage(zlib.compress(WORDS), CompressedData="True"), "CompressedDataSize must be"),
+        ]
+    )
+    def test_damaged_metaimage(self, _, content, message):
+        """ITK gives whatever stands in memory as its values."""
+        self.refused(self.save({"a.mha": content}), message)
 
     def test_pipes_are_not_opened(self):
         os.mkfifo(self.root / "a.nii")
