@@ -24,6 +24,8 @@ SPACES = (
 )
 """Those of which ITK knows the directions."""
 ALIASES = {"rotation": "transformmatrix", "orientation": "transformmatrix", "position": "offset", "origin": "offset"}
+TRUE = ("T", "t", "1")
+"""How a word begins that is true to ITK."""
 BYTES = {
     **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
     **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
@@ -71,8 +73,10 @@ def check_metaimage(path: str | os.PathLike) -> None:
         start += len(line) + 1
         key, equals, value = line.partition("=")
         key = key.strip().lower()
+        if equals and (field := ALIASES.get(key, key)) in fields:  # readers differ in which of them counts
+            raise InputError(f"{path}: must state each field once, states one twice.")
         if equals:
-            fields[ALIASES.get(key, key)] = value.strip()
+            fields[field] = value.strip()
         if key == "elementdatafile":
             break
     channels = fields.get("elementnumberofchannels", "1")
@@ -82,7 +86,7 @@ def check_metaimage(path: str | os.PathLike) -> None:
         raise InputError(f"{path}: NDims must be the number of sizes in DimSize, {dimensions}, is not.")
     if (kind := fields.get("elementtype", "")) not in BYTES:
         raise InputError(f"{path}: ElementType must be one of {', '.join(BYTES)}, is not.")
-    if fields.get("binarydata", "true").lower() != "true":
+    if fields.get("binarydata", "True")[:1] not in TRUE:
         raise InputError(f"{path}: BinaryData must be True, is not.")
     for name, count in (("ElementSpacing", dimensions), ("TransformMatrix", dimensions**2), ("Offset", dimensions)):
         numbers = _numbers(fields.get(name.lower(), ""), count)
@@ -92,7 +96,7 @@ def check_metaimage(path: str | os.PathLike) -> None:
     name = fields.get("elementdatafile", "")
     local = name.lower() == "local"
     _check_data_file(path, None if local else name)
-    if fields.get("compresseddata", "false").lower() == "true":
+    if fields.get("compresseddata", "")[:1] in TRUE:
         data, offset = (Path(path), start) if local else (Path(path).parent / name, 0)
         size = BYTES[kind] * math.prod(map(int, sizes.split()))
         _check_deflated(path, data, offset, fields.get("compresseddatasize", ""), size)

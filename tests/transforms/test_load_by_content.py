@@ -208,6 +208,9 @@ class TestLoadVolumeByContent(unittest.TestCase):
             ("wrong sum", deflated(zlib.compress(WORDS)[:-1] + b"?"), "is truncated or damaged: Error -3"),
             ("noise", deflated(bytes(range(50))), "is truncated or damaged: Error -3"),
             ("size", deflated(zlib.compress(WORDS), 10**12), "CompressedDataSize must be"),
+            ("1 for True", metaimage(WORDS, CompressedData="1"), "CompressedDataSize must be"),
+            ("twice", metaimage(WORDS, Position="0 0 0"), "must state each field once"),
+            ("text", metaimage(WORDS, BinaryData="False"), "BinaryData must be True"),
             ("no size", metaimage(zlib.compress(WORDS), CompressedData="True"), "CompressedDataSize must be"),
         ]
     )
