@@ -54,7 +54,7 @@ def file_kind(path: str | os.PathLike) -> str:
     except OSError:
         return ""
     for order in ("little", "big"):
-        size = int.from_bytes(start[:4], order)  # type: ignore[arg-type]
+        size = int.from_bytes(start[:4], order)
         if size == NIFTI_1 and len(start) >= NIFTI_1:
             return MAGIC.get(start[344:348], "analyze")
         if size == NIFTI_2 and start[4:8] in MAGIC_2:

@@ -8,7 +8,6 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -17,12 +16,15 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import optional_import
 from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
-from pydicom.misc import is_dicom
 
+from monai_dvpt.data.dicom.files import looks_like_dicom
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode, fill_padding
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
+from monai_dvpt.data.kinds import check_regular, file_kind
+from monai_dvpt.data.nifti import as_float32, pair_header, read_nifti
 from monai_dvpt.utils import InputError, reason
+from monai_dvpt.utils.limits import check_bytes
 
 lut_functions, is_pydicom_3 = optional_import("pydicom.pixels")
 if not is_pydicom_3:
@@ -56,9 +58,10 @@ class LoadImage2D(Transform):
       sagittal plane, and rows to inferior, or to posterior in an axial plane. A file that does not state its
       orientation (``sform_code`` and ``qform_code`` 0), or is turned by more than 37 degrees, is refused.
 
-    Refused as well, naming the file, are an image that cannot be read, has several frames or slices, has values that
-    are not finite, is constant, or of which DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the
-    path is kept as metadata, of DICOM also as "dicom_frames" (see :func:`monai_dvpt.data.dicom.frames_of`).
+    The content of a file says what it is, not its name. Refused as well, naming the file, are an image that cannot be
+    read, has several frames or slices, has values that are complex, or not finite as float32, is constant, or of which
+    DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the path is kept as metadata, of DICOM also as
+    "dicom_frames" (see :func:`monai_dvpt.data.dicom.frames_of`).
 
     Args:
         channels: 1 for grey, of a coloured image its luminance; 3 for red, green and blue, in a grey image all equal.
@@ -83,12 +86,12 @@ class LoadImage2D(Transform):
         Raises:
             InputError: if a rule above is broken.
         """
-        if not Path(path).is_file():
-            raise InputError(f"{path}: must be an existing file.")
-        if str(path).endswith((".nii", ".nii.gz")):
-            read = _read_nifti
-        else:
-            read = _read_dicom if Path(path).suffix.lower() == ".dcm" or is_dicom(path) else _read_picture
+        check_regular(path)
+        read = READERS.get("nifti pair" if pair_header(path) else file_kind(path))
+        if read is None and looks_like_dicom(Path(path)):  # it has no preamble
+            read = _read_dicom
+        if read is None:
+            raise InputError(f"{path}: cannot be read: is no PNG, JPEG, DICOM or NIfTI file.")
         try:
             array = read(path)  # (1 or 3, rows, columns)
         except InputError:
@@ -97,7 +100,8 @@ class LoadImage2D(Transform):
             raise InputError(f"{path}: cannot be read: {reason(error)}") from error
         if self.channels == 1 and len(array) == 3:
             array = np.tensordot(LUMINANCE, array, axes=1)[None]
-        array = np.broadcast_to(array, (self.channels, *array.shape[1:])).astype(np.float32)
+        array = np.broadcast_to(array, (self.channels, *array.shape[1:]))
+        array = as_float32(path, array)
         if bad := int((~np.isfinite(array)).sum()):
             raise InputError(f"{path}: values must be finite, got {bad} that are NaN or infinite.")
         if array.min() == array.max():
@@ -115,6 +119,7 @@ def _read_picture(path: str) -> np.ndarray:
     with Image.open(path, formats=("PNG", "JPEG")) as file:
         if (frames := getattr(file, "n_frames", 1)) > 1:
             raise InputError(f"{path}: must have one frame, got {frames}.")
+        check_bytes(f"{path}: values", 4 * 3 * file.width * file.height)
         image = ImageOps.exif_transpose(file)
     if image.mode in GREY_MODES:
         array, transparent = np.asarray(image)[None], image.info.get("transparency")
@@ -174,17 +179,14 @@ def _check_square(path: str, name: str, sides: np.ndarray) -> None:
 
 
 def _read_nifti(path: str) -> np.ndarray:
-    image: Any = nib.load(path)
-    array = np.asarray(image.dataobj, dtype=np.float32)
+    array, affine, _ = read_nifti(path)
     sides = (*array.shape, 1, 1)
-    if array.ndim > 3 and array.shape[3:] != (1,) * (array.ndim - 3) or sides[:3].count(1) != 1:
+    if array.ndim > 3 or sides[:3].count(1) != 1:
         raise InputError(f"{path}: must have two dimensions, or three with one slice, got size {array.shape}.")
-    if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
-        raise InputError(f"{path}: must say how it lies, by an sform_code or a qform_code above 0; both are 0.")
     first, second = (axis for axis, side in enumerate(sides[:3]) if side != 1)
-    spacing = np.linalg.norm(image.affine[:3, [first, second]], axis=0)
+    spacing = np.linalg.norm(affine[:3, [first, second]], axis=0)
     _check_square(path, "the spacing", spacing)
-    directions = image.affine[:3, [first, second]] / spacing
+    directions = affine[:3, [first, second]] / spacing
     nearest = np.abs(directions).argmax(axis=0)  # 0 right, 1 anterior, 2 superior
     towards = directions[nearest, [0, 1]]
     if not (np.abs(towards) >= MIN_COSINE).all() or nearest[0] == nearest[1]:
@@ -195,6 +197,14 @@ def _read_nifti(path: str) -> np.ndarray:
     picture = array.reshape([side for side in sides[:3] if side != 1])  # (x, y)
     picture = np.flip(picture, tuple(axis for axis in (0, 1) if towards[axis] > 0))
     return (picture.T if nearest[0] < nearest[1] else picture)[None]
+
+
+READERS = {
+    **dict.fromkeys(("nifti", "nifti pair", "analyze"), _read_nifti),
+    **dict.fromkeys(("png", "jpeg"), _read_picture),
+    "dicom": _read_dicom,
+}
+"""By what :func:`monai_dvpt.data.kinds.file_kind` says."""
 
 
 class LoadImage2Dd(MapTransform):

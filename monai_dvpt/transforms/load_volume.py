@@ -8,17 +8,21 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader
+from monai.data import ImageReader, ITKReader, MetaTensor
 from monai.transforms import EnsureChannelFirst, MapTransform, Transform
-from monai.utils import ensure_tuple_rep
+from monai.utils import ensure_tuple_rep, optional_import
 
 from monai_dvpt.data.dicom import DicomSeriesReader
 from monai_dvpt.data.dicom.files import looks_like_dicom
+from monai_dvpt.data.kinds import check_regular, file_kind
+from monai_dvpt.data.nifti import as_float32, pair_header, read_nifti
+from monai_dvpt.data.text_headers import check_metaimage, check_nrrd
 from monai_dvpt.utils import InputError, reason
+
+itk, _ = optional_import("itk")
 
 __all__ = ["LoadVolume", "LoadVolumed"]
 
@@ -28,15 +32,15 @@ MAX_COSINE = 1e-3
 
 class LoadVolume(Transform):
     """
-    Loads one 3D volume (NIfTI file or DICOM series) as a channel-first tensor, and refuses, naming the file:
-    what cannot be read, has other than three dimensions or more than one channel, or an affine that is sheared, has
-    no inverse or is not stated; values that are not finite; an image that is constant; a label map whose values are
-    not whole numbers in ``[0, num_classes)``.
+    Loads one 3D volume (NIfTI, NRRD or MetaImage file, or DICOM series) as a channel-first tensor, and refuses, naming
+    the file: what cannot be read, has other than three dimensions or more than one channel, or an affine that is
+    sheared, has no inverse or is not stated; a voxel size of 0; complex values or colours; values that are not finite
+    as float32; an image that is constant; a label map whose values are not whole numbers in ``[0, num_classes)``.
 
     Args:
         num_classes: None for an image; for a label map, the number of classes with background.
-        reader: MONAI reader; by default nibabel for NIfTI files, ``dicom_reader`` for folders, lists of files and DICOM
-            files, and ITK for other formats.
+        reader: MONAI reader; by default the content of a file decides, not its name: NIfTI-1 and NIfTI-2 (of a pair
+            either file), NRRD, MetaImage; ``dicom_reader`` for folders, lists of files and DICOM files.
         dicom_reader: by default one that takes the one volume there is.
     """
 
@@ -71,21 +75,9 @@ class LoadVolume(Transform):
         self._check_values(name, volume)
         return volume
 
-    def _reader(self, path: Any) -> ImageReader:
-        if self.reader is not None:
-            return self.reader
-        if not isinstance(path, (str, os.PathLike)) or Path(path).is_dir() or looks_like_dicom(Path(path)):
-            return self.dicom_reader
-        return NibabelReader() if str(path).endswith((".nii", ".nii.gz")) else ITKReader()
-
     def _read(self, path: Any) -> MetaTensor:
-        nifti = self.reader is None and str(path).endswith((".nii", ".nii.gz"))
-        reader = self._reader(path)
         try:
-            data, meta = reader.get_data(reader.read(path))
-            loaded = MetaTensor(np.asarray(data, dtype=np.float32), meta=meta)
-            channel_first = np.asarray(EnsureChannelFirst()(loaded))
-            affine = _nifti_affine(path) if nifti else loaded.affine.numpy()
+            channel_first, affine, meta = self._content(path)
         except InputError:
             raise
         except Exception as error:  # every reader has its own kinds of error
@@ -95,6 +87,32 @@ class LoadVolume(Transform):
         kept = {key: meta[key] for key in ("dicom_frames", "padding_voxels", "resampled") if key in meta}
         meta = {"filename_or_obj": name, "original_affine": affine, "space": "RAS", **kept}
         return MetaTensor(channel_first, affine=torch.as_tensor(affine), meta=meta)
+
+    def _content(self, path: Any) -> tuple[np.ndarray, np.ndarray, Mapping]:
+        """Channel-first values, affine and metadata; the reader is chosen by what a file holds."""
+        exact = self.num_classes is not None
+        reader, kind = self.reader, ""
+        if reader is None and isinstance(path, (str, os.PathLike)) and not Path(path).is_dir():
+            check_regular(path)
+            kind = "nifti pair" if pair_header(path) else file_kind(path)
+            if kind in ("nifti", "nifti pair", "analyze"):
+                nifti = read_nifti(path, exact)
+                if nifti.unit not in ("mm", "unknown"):
+                    raise InputError(f"{path}: unit of length must be mm, got {nifti.unit}.")
+                values = nifti.values
+                return np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None], nifti.affine, {}
+            if kind == "nrrd":
+                check_nrrd(path)
+                reader = ITKReader(imageio=itk.NrrdImageIO.New())
+            elif kind == "metaimage":
+                check_metaimage(path)
+                reader = ITKReader(imageio=itk.MetaImageIO.New())
+            elif not looks_like_dicom(Path(path)):
+                raise InputError(f"{path}: cannot be read: is no NIfTI, NRRD, MetaImage or DICOM file.")
+        reader = reader or self.dicom_reader
+        data, meta = reader.get_data(reader.read(path))
+        loaded = MetaTensor(as_float32(path, np.asarray(data), exact), meta=meta)
+        return np.asarray(EnsureChannelFirst()(loaded)), loaded.affine.numpy(), meta
 
     def _check_values(self, path: str, volume: MetaTensor) -> None:
         if not torch.isfinite(volume).all():
@@ -108,16 +126,6 @@ class LoadVolume(Transform):
             if not whole or low < 0 or high >= self.num_classes:
                 values = f"{low:g} to {high:g}" + ("" if whole else ", with fractions")
                 raise InputError(f"{path}: labels must be whole numbers in [0, {self.num_classes}), got {values}.")
-
-
-def _nifti_affine(path: str) -> np.ndarray:
-    """The affine as nibabel has it; MONAI silently takes the qform where the sform disagrees with the voxel size."""
-    image: Any = nib.load(path)
-    if int(image.header["sform_code"]) <= 0 and int(image.header["qform_code"]) <= 0:
-        raise InputError(f"{path}: must say where it lies, by an sform_code or a qform_code above 0; both are 0.")
-    if (unit := image.header.get_xyzt_units()[0]) not in ("mm", "unknown"):
-        raise InputError(f"{path}: unit of length must be mm, got {unit}.")
-    return image.affine
 
 
 def _check_geometry(path: str, volume: MetaTensor) -> None:
