@@ -110,7 +110,9 @@ class TestLoadDatalist(unittest.TestCase):
         self.touch("a")
         self.touch("b", folders=("imagesTr",))
         self.write({"training": [entry("a"), entry("b")]})
-        with self.assertRaisesRegex(InputError, r"datalist.json: names files that do not exist: \S+labelsTr/b.nii.gz"):
+        with self.assertRaisesRegex(
+            InputError, r"datalist.json: names files that do not exist or are no files: \S+labelsTr/b.nii.gz"
+        ):
             load_datalist(self.root)
 
     @parameterized.expand(

@@ -131,7 +131,9 @@ class TestFindCases(unittest.TestCase):
     def test_folder_without_images(self, _, name):
         if name:
             save_nifti(self.root / "labelsTr" / "a.nii", VOLUME) if "/" in name else (self.root / name).touch()
-        with self.assertRaisesRegex(InputError, "scans: dataset_dir must hold NIfTI or DICOM files, found none"):
+        with self.assertRaisesRegex(
+            InputError, "scans: dataset_dir must hold NIfTI, NRRD, MetaImage or DICOM files, found none"
+        ):
             find_cases(self.root)
 
     def test_missing_path(self):
@@ -155,10 +157,12 @@ class TestFindCases(unittest.TestCase):
 
     def test_pictures_are_asked_for(self):
         (self.root / "a.png").touch()
-        with self.assertRaisesRegex(InputError, "must hold NIfTI or DICOM files"):
+        with self.assertRaisesRegex(InputError, "must hold NIfTI, NRRD, MetaImage or DICOM files"):
             find_cases(self.root)
         (self.root / "a.png").unlink()
-        with self.assertRaisesRegex(InputError, "must hold NIfTI, PNG, JPEG or DICOM files, found none"):
+        with self.assertRaisesRegex(
+            InputError, "must hold NIfTI, NRRD, MetaImage, PNG, JPEG or DICOM files, found none"
+        ):
             find_cases(self.root, pictures=True)
 
     def test_real_folders(self):
