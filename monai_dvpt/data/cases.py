@@ -150,7 +150,9 @@ def _pictures(found: Sequence[DicomSeries]) -> list[_Entry]:
     for series in found:
         for path in series.files if series.is_image or not series.headers else ():
             private = names_patient(str(path), series.identifiers)
-            case = {"image": str(path), **({"private": True} if private else {})}
+            case: dict[str, Any] = {"image": str(path), **({"private": True} if private else {})}
+            if not is_regular(path):  # never to be opened
+                case["refused"] = series.reason
             entries.append(_Entry(path, case, _hash(str(path)), private))
     return entries
 

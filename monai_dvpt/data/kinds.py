@@ -104,20 +104,20 @@ def image_problem(path: Path, pictures: bool = False) -> str | None:
     if name.endswith((".img", ".img.gz")) and kind not in VOLUMES and _beside(path, ".hdr") is not None:
         return None
     if kind == "nifti pair" and nifti_image_of(path) is None:
-        return f"{path}: is the header of a NIfTI pair, and must have its values beside it, in a .img file."
+        return f"{path}: cannot be read: is the header of a NIfTI pair, and must have its values beside it, in a .img file."
     if kind in VOLUMES or pictures and kind in PICTURES:
         return ""
     if kind == "dicom":
         return None
     if kind == "analyze":
-        return f"{path}: is of Analyze 7.5, which does not say how an image lies; convert it to NIfTI."
+        return f"{path}: cannot be read: is of Analyze 7.5, which does not say how an image lies; convert it to NIfTI."
     suffix = next((end for end in VOLUME_SUFFIXES + PICTURE_SUFFIXES * pictures if name.endswith(end)), None)
     if suffix is None:
         return None
     if not is_regular(path):
-        return f"{path}: must be a regular file that can be read."
-    wanted = "NIfTI, NRRD, MetaImage or DICOM" + ", PNG or JPEG" * pictures
-    return f"{path}: is named {suffix}, and must hold an image that can be read ({wanted}), does not."
+        return f"{path}: cannot be read: must be a regular file."
+    wanted = f"NIfTI, NRRD, MetaImage{', PNG, JPEG' if pictures else ''} or DICOM"
+    return f"{path}: cannot be read: is named {suffix}, and must hold {wanted}, does not."
 
 
 def image_stem(name: str) -> str:
