@@ -64,7 +64,7 @@ def file_kind(path: str | os.PathLike) -> str:
         return ""
     dicom = start[128:132] == b"DICM"
     for order in ("little", "big"):
-        size = int.from_bytes(start[:4], order)  # type: ignore[arg-type]
+        size = int.from_bytes(start[:4], order)
         if size == NIFTI_1 and len(start) >= NIFTI_1:
             return MAGIC.get(start[344:348], "dicom" if dicom else "analyze")
         if size == NIFTI_2 and start[4:8] in MAGIC_2:
@@ -104,7 +104,7 @@ def image_problem(path: Path, pictures: bool = False) -> str | None:
     if name.endswith((".img", ".img.gz")) and kind not in VOLUMES and _beside(path, ".hdr") is not None:
         return None
     if kind == "nifti pair" and nifti_image_of(path) is None:
-        return f"{path}: cannot be read: is the header of a NIfTI pair, and must have its values beside it, in a .img file."
+        return f"{path}: cannot be read: is the header of a NIfTI pair, must have its values beside it (.img)."
     if kind in VOLUMES or pictures and kind in PICTURES:
         return ""
     if kind == "dicom":

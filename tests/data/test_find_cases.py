@@ -200,7 +200,7 @@ class TestFindCases(unittest.TestCase):
         self.assertEqual(len(reasons), 10)
         self.assertRegex(
             reasons["analyze.hdr"],
-            "analyze.hdr: cannot be read: is of Analyze 7.5, which does not say how an image lies",
+            "cannot be read: is of Analyze 7.5, which does not say",
         )
         self.assertRegex(reasons["lost.hdr"], "must have its values beside it")
         self.assertRegex(reasons["pipe.nii.gz"], "must be a regular file")

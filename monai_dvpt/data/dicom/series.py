@@ -155,9 +155,10 @@ def find_series(
         groups.values(), key=lambda group: (group[0].study_uid, group[0].series_number, group[0].series_uid)
     ):
         series = _judge(group, merge_acquisitions)
-        why = next((why_in[file.path.parent] for file in group if file.path.parent in why_in), None)
-        if why is not None and series.verdict in VOLUMES:
-            series = replace(series, verdict="refused", reason=f"a file beside it may belong to it: {why}", volumes={})
+        beside = next((why_in[file.path.parent] for file in group if file.path.parent in why_in), "")
+        if beside and series.verdict in VOLUMES:
+            why = f"a file beside it may belong to it: {beside}"
+            series = replace(series, verdict="refused", reason=why, volumes={})
         found.append(series)
     single = {series.series_uid for series in found if series.verdict == "single"} - {""}
     for index, series in enumerate(found):
