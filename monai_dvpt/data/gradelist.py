@@ -16,7 +16,7 @@ from typing import Any
 from monai_dvpt.utils import InputError
 
 from .cases import unique_names
-from .kinds import file_ids
+from .kinds import file_ids, is_regular
 
 __all__ = ["load_gradelist", "select_part"]
 
@@ -195,7 +195,7 @@ def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: S
 
 def _path(file: Path, root: Path, entry: Mapping[str, Any]) -> Path:
     path = Path(os.path.abspath(root / entry["image"]))
-    if not entry["image"] or not path.is_file():
+    if not entry["image"] or not is_regular(path):
         raise InputError(f"{file}: every image must be an existing file, got {entry['image']!r} in {root}.")
     return path
 

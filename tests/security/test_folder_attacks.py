@@ -14,10 +14,14 @@ import numpy as np
 import pydicom
 from parameterized import parameterized
 from utils_attack import attack
+from utils_commands import call
 from utils_data import save_dicom, save_nifti, temporary_folder
 
+from monai_dvpt.__main__ import main
 from monai_dvpt.data import find_cases, find_series
 from monai_dvpt.data.dicom import series as series_module
+from monai_dvpt.transforms import LoadVolume
+from monai_dvpt.utils import fingerprint
 
 VOLUME = np.arange(4 * 5 * 3, dtype=np.uint16).reshape(4, 5, 3)
 
@@ -93,6 +97,24 @@ class TestFolderAttacks(unittest.TestCase):
             self.assertNotIn("refused", deep)
         else:
             self.assertIn("File name too long", deep["refused"])
+
+    def test_dicom_in_folders_that_are_not_utf8(self):
+        """Such names come from old discs and from other systems; nothing that is made of them may fail."""
+        slices = save_dicom(self.root / "scan", VOLUME, np.eye(3), (0, 0, 0), (1, 1, 1))
+        (slices / "copy.dcm").write_bytes(next(slices.iterdir()).read_bytes())
+        for path in list(slices.iterdir()):
+            path.rename(os.fsdecode(os.fsencode(path) + b"\xe9.dcm"))
+        folder = Path(os.fsdecode(os.fsencode(self.root) + b"/caf\xe9"))
+        slices.rename(folder)
+        (case,) = find_cases(self.root)
+        self.assertEqual(case["name"], "caf_")
+        self.assertEqual(tuple(LoadVolume()(case["image"]).shape), (1, 4, 5, 3))
+        self.assertEqual(len(find_cases(self.root, pictures=True)), 4)
+        for options in ([], ["--json"]):
+            status, out, _ = call(main, "dicom", "list", self.root, *options)
+            self.assertEqual(status, 0)
+            self.assertIn("caf\\udce9", out.encode("utf-8").decode())
+        self.assertEqual(len(fingerprint(case)), 64)
 
     @parameterized.expand([("one patient", False), ("many patients", True)])
     def test_effort_is_linear_in_unreadable_files(self, _, many):
