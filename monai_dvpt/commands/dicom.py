@@ -16,6 +16,8 @@ from .run import printable
 __all__ = ["add_parser"]
 
 HEADINGS = ("verdict", "modality", "size", "spacing, mm", "orientation", "times", "stacks", "files", "description")
+MAX_NAMED = 10
+"""Files that are set aside and named in the table; in JSON all are."""
 
 
 def add_parser(commands: Any) -> None:
@@ -65,6 +67,10 @@ def _table(found: Sequence[DicomSeries]) -> Iterator[str]:
             yield f"study {study or 'without a UID'}"
         yield line.format(*cells).rstrip()
         yield f"    series {series.series_uid or 'without a UID'}{f': {series.reason}' if series.reason else ''}"
+        if series.set_aside:
+            named = "; ".join(" ".join(each) for each in series.set_aside[:MAX_NAMED])
+            more = f"; and {len(series.set_aside) - MAX_NAMED} more" if len(series.set_aside) > MAX_NAMED else ""
+            yield f"    {len(series.set_aside)} of {len(series.files)} files are set aside: {named}{more}"
 
 
 def _cells(series: DicomSeries) -> tuple[str, ...]:

@@ -14,15 +14,17 @@ from typing import Any
 from monai_dvpt.utils import InputError
 
 from .dicom import DicomSeries, DicomSeriesReader, find_series
-from .dicom.files import looks_like_dicom, walk_files
+from .dicom.files import looks_like_dicom
 from .dicom.privacy import names_patient
 from .dicom.series import VOLUMES
+from .folders import walk_files
+from .kinds import image_problem, image_stem, is_regular
 
 __all__ = ["find_cases", "unique_names"]
 
 
-NIFTI = (".nii", ".nii.gz")
-PICTURES = (".png", ".jpg", ".jpeg")
+MAX_NAME = 180
+"""Bytes of a name; file systems take 255, and results add a suffix."""
 SUMMARY = "summary.csv"
 """In a folder of results, see :func:`monai_dvpt.engines.run_cases`."""
 
@@ -34,9 +36,9 @@ def find_cases(
     dicom_reader: DicomSeriesReader | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Lists the images at a path, at any depth: every NIfTI file, and of every DICOM study the one series that the reader
-    chooses. Hidden files and folders, and folders whose name begins with "labels" (as the Decathlon names its masks),
-    are passed over.
+    Lists the images at a path, at any depth: every file of NIfTI (a pair by its header), NRRD or MetaImage, told by
+    what is in it and not by its name, and of every DICOM study the one series that the reader chooses. Hidden files and
+    folders, and folders whose name begins with "labels" (as the Decathlon names its masks), are passed over.
 
     Args:
         dataset_dir: a folder, or one file.
@@ -50,7 +52,8 @@ def find_cases(
         them, in order of the paths. The name is made of the path below ``dataset_dir``, with a part of the hash of the
         Study Instance UID where several studies lie in one folder; where it would name the patient, it is "study" and
         that part of the hash (of a picture: of its path). A case of which any path would name the patient is "private".
-        A study of which nothing can be read has the reason as "refused".
+        A study of which nothing can be read, an image in another format, and a file that only has the name of an image,
+        have the reason as "refused".
 
     Raises:
         InputError: if the path does not exist, holds no input, or is that of the results.
@@ -62,10 +65,11 @@ def find_cases(
         raise InputError(f"{root}: output_dir must be another folder than dataset_dir.")
     entries, dicom = [], []
     for path in [root] if root.is_file() else walk_files(root, lambda folder: _is_left_out(folder, exclude)):
-        if path.name.endswith(NIFTI) or pictures and path.name.lower().endswith(PICTURES):
-            entries.append(_Entry(path, {"image": str(path)}))
-        elif looks_like_dicom(path):
+        problem = image_problem(path, pictures)
+        if problem != "" and looks_like_dicom(path):
             dicom.append(path)
+        elif problem is not None:
+            entries.append(_Entry(path, {"image": str(path), **({"refused": problem} if problem else {})}))
     if root.is_file() and not entries:
         dicom = [root]
     if dicom:
@@ -73,7 +77,7 @@ def find_cases(
         reader = dicom_reader or DicomSeriesReader()
         entries += _pictures(series) if pictures else _studies(series, reader, root if root.is_file() else None)
     if not entries:
-        kinds = "NIfTI, PNG, JPEG or DICOM files" if pictures else "NIfTI or DICOM files"
+        kinds = f"NIfTI, NRRD, MetaImage{', PNG, JPEG' if pictures else ''} or DICOM files"
         raise InputError(f"{root}: dataset_dir must hold {kinds}, found none.")
     entries.sort(key=lambda entry: (entry.path, entry.suffix))
     names = unique_names(root.parent if root.is_file() else root, [entry.path for entry in entries])
@@ -90,13 +94,14 @@ def find_cases(
 def unique_names(root: Path, paths: Sequence[Path]) -> list[str]:
     """
     A name of its own for each path, made of its way below ``root``, in order of the paths; of a path elsewhere it is
-    made of the last part.
+    made of the last part. What cannot be printed is "_"; a name that is too long for a file ends in a hash.
     """
     names: dict[str, None] = {}
     for path in paths:
         inside = path.relative_to(root).parts if path.is_relative_to(root) else path.parts[-1:]
         parts = inside or (root.resolve().name,)
-        name = base = "_".join([*parts[:-1], parts[-1] if path.is_dir() else _stem(parts[-1])])
+        base = "_".join([*parts[:-1], parts[-1] if os.path.isdir(path) else image_stem(parts[-1])])
+        base = name = _printable(base)
         count = 1
         while name in names:  # scan.nii beside scan.nii.gz
             count += 1
@@ -125,11 +130,16 @@ class _Entry:
 
 def _is_left_out(folder: Path, exclude: str | os.PathLike | None) -> bool:
     """Whether a folder holds labels or results."""
-    if folder.name.startswith("labels") or exclude is not None and folder.resolve() == Path(exclude).resolve():
-        return True
     try:
-        with open(folder / SUMMARY, encoding="utf-8") as file:
-            return file.readline().startswith("name,status,reason,")
+        if folder.name.startswith("labels") or exclude is not None and os.path.samefile(folder, exclude):
+            return True
+    except OSError:  # one of them cannot be reached
+        pass
+    try:
+        if not is_regular(folder / SUMMARY):
+            return False
+        with open(folder / SUMMARY, "rb") as file:
+            return file.read(19) == b"name,status,reason,"
     except OSError:
         return False
 
@@ -140,7 +150,9 @@ def _pictures(found: Sequence[DicomSeries]) -> list[_Entry]:
     for series in found:
         for path in series.files if series.is_image or not series.headers else ():
             private = names_patient(str(path), series.identifiers)
-            case = {"image": str(path), **({"private": True} if private else {})}
+            case: dict[str, Any] = {"image": str(path), **({"private": True} if private else {})}
+            if not is_regular(path):  # never to be opened
+                case["refused"] = series.reason
             entries.append(_Entry(path, case, _hash(str(path)), private))
     return entries
 
@@ -171,9 +183,12 @@ def _studies(found: Sequence[DicomSeries], reader: DicomSeriesReader, file: Path
 
 
 def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
-def _stem(name: str) -> str:
-    name = name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm") or name
-    return Path(name).stem if name.lower().endswith(PICTURES) else name
+def _printable(name: str) -> str:
+    """A name that a file may have, in UTF-8."""
+    shown = "".join(letter if letter.isprintable() else "_" for letter in name)
+    if len(shown.encode()) <= MAX_NAME:
+        return shown
+    return f"{shown.encode()[: MAX_NAME - 13].decode(errors='ignore')}_{_hash(name)}"

@@ -14,9 +14,9 @@ from monai.apps import DecathlonDataset
 
 from monai_dvpt.utils import InputError, fingerprint
 
-__all__ = ["describe_cases", "load_datalist"]
+from .kinds import file_ids, image_problem, is_regular
 
-NIFTI = (".nii", ".nii.gz")
+__all__ = ["describe_cases", "load_datalist"]
 
 
 def describe_cases(
@@ -53,7 +53,7 @@ def load_datalist(
         dataset_dir: folder that the paths of the list are relative to.
         datalist: JSON file with the lists "training" and, optionally, "validation" of ``{"image": …, "label": …}``;
             "auto" takes ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
-            either, ``imagesTr`` and ``labelsTr`` are paired by file name.
+            either, the images of ``imagesTr`` and ``labelsTr`` are paired by file name.
         validation_fraction: share of the training cases, drawn with a fixed seed, that validates where the list has
             no validation part; in (0, 1).
         msd_task: Decathlon task, such as "Task04_Hippocampus". If ``dataset_dir`` has that name and does not exist,
@@ -64,7 +64,7 @@ def load_datalist(
 
     Raises:
         InputError: if a folder or file is missing, a download fails, a list is empty or not readable, an image has no
-            label or a label no image, or a case is listed for both parts; names the files.
+            label or a label no image, or a case is listed for both parts, under whatever links; names the files.
         ValueError: if ``validation_fraction`` is outside (0, 1).
     """
     if not 0 < validation_fraction < 1:
@@ -89,8 +89,10 @@ def load_datalist(
     cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
     if not cases["training"]:
         raise InputError(f"{file or root}: holds no training cases.")
-    trained_on = {path for case in cases["training"] for path in case.values()}
-    shared = sorted(trained_on & {path for case in cases["validation"] for path in case.values()})
+    validated_on = {path for case in cases["validation"] for path in case.values()}
+    trained_on = {path for case in cases["training"] for path in case.values()} if validated_on else ()
+    ids = {each for path in trained_on for each in file_ids(path)}
+    shared = sorted(path for path in validated_on if not ids.isdisjoint(file_ids(path)))
     if shared:
         raise InputError(f"{file or root}: a case must not both train and validate; listed twice: {_some(shared)}.")
     if not cases["validation"]:
@@ -119,7 +121,8 @@ def _pair_by_name(root: Path) -> list[dict[str, str]]:
     for folder in ("imagesTr", "labelsTr"):
         if not (root / folder).is_dir():
             raise InputError(f"{root}: must hold datalist.json, dataset.json, or the folders imagesTr and labelsTr.")
-        names[folder] = {p.name for p in (root / folder).iterdir() if p.name.endswith(NIFTI) and p.name[0] != "."}
+        paths = (path for path in (root / folder).iterdir() if path.name[0] != ".")
+        names[folder] = {path.name for path in paths if image_problem(path) is not None}
     for kind, other in (("imagesTr", "labelsTr"), ("labelsTr", "imagesTr")):
         alone = sorted(names[kind] - names[other])
         if alone:
@@ -134,11 +137,11 @@ def _checked(entries: list, root: Path, source: Path) -> list[dict[str, str]]:
             if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
                 raise InputError(f'{source}: every case must name an "image" and a "label"; case {index} is {entry!r}.')
         case = {key: os.path.abspath(root / entry[key]) for key in ("image", "label")}
-        missing += [path for path in case.values() if not os.path.exists(path)]
+        missing += [path for path in case.values() if not is_regular(path) and not os.path.isdir(path)]
         cases.append(case)
     if missing:
         hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"
-        raise InputError(f"{source}: names files that do not exist: {_some(missing)}{hint}.")
+        raise InputError(f"{source}: names files that do not exist or are no files: {_some(missing)}{hint}.")
     return cases
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from monai_dvpt.utils import InputError
 
 from .cases import unique_names
+from .kinds import file_ids, is_regular
 
 __all__ = ["load_gradelist", "select_part"]
 
@@ -194,7 +195,7 @@ def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: S
 
 def _path(file: Path, root: Path, entry: Mapping[str, Any]) -> Path:
     path = Path(os.path.abspath(root / entry["image"]))
-    if not entry["image"] or not path.is_file():
+    if not entry["image"] or not is_regular(path):
         raise InputError(f"{file}: every image must be an existing file, got {entry['image']!r} in {root}.")
     return path
 
@@ -246,16 +247,14 @@ def _patient(entry: Mapping[str, Any], path: Path, pattern: re.Pattern[str]) -> 
 
 
 def _check(file: Path, cases: Mapping[str, list[dict[str, Any]]]) -> None:
-    seen: dict[str, str] = {}
+    seen: dict[tuple[int, int], str] = {}
     part_of: dict[str, str] = {}
     for part, section in cases.items():
         for case in section:
-            target = os.path.realpath(case["image"])
-            if target in seen:
-                raise InputError(
-                    f"{file}: every image must be listed once, got {case['image']} in {seen[target]} and {part}."
-                )
-            seen[target] = part
+            ids = file_ids(case["image"])
+            if other := next((seen[each] for each in ids if each in seen), None):
+                raise InputError(f"{file}: every image must be listed once, got {case['image']} in {other} and {part}.")
+            seen |= dict.fromkeys(ids, part)
             if part_of.setdefault(case["group"], part) != part:
                 raise InputError(
                     f"{file}: all images of a patient must be in one part, got {case['group']} in "

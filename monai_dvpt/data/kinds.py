@@ -10,13 +10,22 @@ from pathlib import Path
 
 from monai_dvpt.utils import InputError
 
-__all__ = ["check_regular", "file_kind", "is_regular"]
+from .folders import walk_files
+
+__all__ = ["check_regular", "file_ids", "file_kind", "image_problem", "image_stem", "is_regular", "nifti_image_of"]
 
 START = 1024
 """Bytes that are looked at; a header of NIfTI-2 has 540."""
 NIFTI_1, NIFTI_2 = 348, 540
 MAGIC = {b"n+1\0": "nifti", b"ni1\0": "nifti pair"}
 MAGIC_2 = {b"n+2\0": "nifti", b"ni2\0": "nifti pair"}
+VOLUMES = ("nifti", "nifti pair", "nrrd", "metaimage")
+PICTURES = ("png", "jpeg")
+"""Kinds that are read."""
+PAIRS = (".hdr", ".hdr.gz", ".img", ".img.gz")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", *PAIRS, ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+"""Names that say that a file is an image, whatever is in it."""
 
 
 def is_regular(path: str | os.PathLike) -> bool:
@@ -53,13 +62,14 @@ def file_kind(path: str | os.PathLike) -> str:
             start = _inflated(file.read(START))
     except OSError:
         return ""
+    dicom = start[128:132] == b"DICM"
     for order in ("little", "big"):
         size = int.from_bytes(start[:4], order)
         if size == NIFTI_1 and len(start) >= NIFTI_1:
-            return MAGIC.get(start[344:348], "analyze")
+            return MAGIC.get(start[344:348], "dicom" if dicom else "analyze")
         if size == NIFTI_2 and start[4:8] in MAGIC_2:
             return MAGIC_2[start[4:8]]
-    if start[128:132] == b"DICM":
+    if dicom:
         return "dicom"
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
@@ -80,8 +90,66 @@ def _inflated(start: bytes) -> bytes:
         return b""
 
 
+def image_problem(path: Path, pictures: bool = False) -> str | None:
+    """
+    Args:
+        path: any file.
+        pictures: whether PNG and JPEG files are images.
+
+    Returns:
+        "" of an image in a format that is read; of one that is not, or of a file that only has the name of an image,
+        the reason; None of anything else, the values of a pair and DICOM files among them.
+    """
+    name, kind = path.name.lower(), file_kind(path)
+    if name.endswith((".img", ".img.gz")) and kind not in VOLUMES and _beside(path, ".hdr") is not None:
+        return None
+    if kind == "nifti pair" and nifti_image_of(path) is None:
+        return f"{path}: cannot be read: is the header of a NIfTI pair, must have its values beside it (.img)."
+    if kind in VOLUMES or pictures and kind in PICTURES:
+        return ""
+    if kind == "dicom":
+        return None
+    if kind == "analyze":
+        return f"{path}: cannot be read: is of Analyze 7.5, which does not say how an image lies; convert it to NIfTI."
+    suffix = next((end for end in VOLUME_SUFFIXES + PICTURE_SUFFIXES * pictures if name.endswith(end)), None)
+    if suffix is None:
+        return None
+    if not is_regular(path):
+        return f"{path}: cannot be read: must be a regular file."
+    wanted = f"NIfTI, NRRD, MetaImage{', PNG, JPEG' if pictures else ''} or DICOM"
+    return f"{path}: cannot be read: is named {suffix}, and must hold {wanted}, does not."
+
+
+def image_stem(name: str) -> str:
+    """The name of an image's file without its suffix, in upper or lower case, or all of it if nothing else is left."""
+    lower = name.lower()
+    suffix = next((end for end in (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES, ".gz", ".dcm") if lower.endswith(end)), "")
+    return name[: len(name) - len(suffix)] or name
+
+
+def file_ids(path: str | os.PathLike) -> set[tuple[int, int]]:
+    """
+    What a scan is made of, by device and inode: two paths whose sets meet lead to the same data, through whatever
+    links, symbolic or hard.
+
+    Args:
+        path: an existing file, or a folder of which all files count; of the header of a pair its values count too.
+    """
+    path = Path(path)
+    paths = [path, *(walk_files(path) if path.is_dir() else [])]
+    paths += filter(None, [nifti_image_of(path)])
+    states = [os.stat(each) for each in paths if os.path.exists(each)]
+    return {(state.st_dev, state.st_ino) for state in states}
+
+
 def nifti_image_of(header: Path) -> Path | None:
     """The file with the values of a pair, beside its header: ``.img`` or ``.img.gz``, in upper or lower case."""
-    stem = header.name[: header.name.lower().rfind(".hdr")]
-    names = [path for path in header.parent.iterdir() if path.name.startswith(stem)]
-    return next((path for path in names if path.name[len(stem) :].lower() in (".img", ".img.gz")), None)
+    return _beside(header, ".img") if header.name.lower().endswith((".hdr", ".hdr.gz")) else None
+
+
+def _beside(part: Path, suffix: str) -> Path | None:
+    """The other part of a pair."""
+    stem = image_stem(part.name)
+    spellings = (suffix, suffix.upper(), suffix.title())
+    names = (stem + spelling + end for end in ("", ".gz", ".GZ", ".Gz") for spelling in spellings)
+    return next((path for name in names if os.path.exists(path := part.with_name(name))), None)

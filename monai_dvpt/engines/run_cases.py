@@ -112,6 +112,7 @@ def _run_case(evaluator: Evaluator, dataset: Dataset, index: int) -> str:
         why, expected = reason(error), isinstance(root_cause(error), InputError)
         if case.get("private"):
             why, expected = _without_paths(why, case), True
+        why = why.encode(errors="backslashreplace").decode()  # of names of files that are not UTF-8
         logger.error(f"{case['name']}: failed: {why}", exc_info=not expected)
         return why
 
@@ -134,13 +135,13 @@ def _read(summary: Path) -> dict[str, Row]:
     if not summary.is_file():
         return {}
     csv.field_size_limit(1 << 30)  # reasons may be long
-    with open(summary, newline="", encoding="utf-8") as file:
+    with open(summary, newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         return {row["name"]: row for row in reader} if tuple(reader.fieldnames or ()) == COLUMNS else {}
 
 
 def _write(summary: Path, rows: list[Row]) -> None:
-    with atomic_path(summary) as path, open(path, "w", newline="", encoding="utf-8") as file:
+    with atomic_path(summary) as path, open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -110,7 +110,7 @@ class TestLoadDatalist(unittest.TestCase):
         self.touch("a")
         self.touch("b", folders=("imagesTr",))
         self.write({"training": [entry("a"), entry("b")]})
-        with self.assertRaisesRegex(InputError, r"datalist.json: names files that do not exist: \S+labelsTr/b.nii.gz"):
+        with self.assertRaisesRegex(InputError, r"do not exist or are no files: \S+labelsTr/b.nii.gz"):
             load_datalist(self.root)
 
     @parameterized.expand(
@@ -180,6 +180,31 @@ class TestLoadDatalist(unittest.TestCase):
             training, validation = ({case[key] for case in cases[part]} for part in ("training", "validation"))
             self.assertEqual((len(training), len(validation)), (160, 40))
             self.assertFalse(training & validation)
+
+    @parameterized.expand([("symbolic",), ("hard",), ("folder",), ("files of a folder",)])
+    def test_one_scan_under_two_names(self, kind):
+        """A link is the scan that it leads to, so a model must not be validated on it."""
+        self.touch("a", "b")
+        images = self.root / "imagesTr"
+        if kind == "symbolic":
+            (images / "c.nii.gz").symlink_to("a.nii.gz")
+        elif kind == "hard":
+            os.link(images / "a.nii.gz", images / "c.nii.gz")
+        else:
+            (images / "a").mkdir()
+            (images / "a" / "1.dcm").write_bytes(b"a slice")
+        if kind == "folder":
+            (images / "c").symlink_to("a")
+        elif kind == "files of a folder":
+            (images / "c").mkdir()
+            (images / "c" / "2.dcm").symlink_to("../a/1.dcm")
+        suffix = "" if "folder" in kind else ".nii.gz"
+        training, validation = (
+            {"image": f"imagesTr/{name}{suffix}", "label": f"labelsTr/{label}.nii.gz"} for name, label in ("aa", "cb")
+        )
+        self.write({"training": [training], "validation": [validation]})
+        with self.assertRaisesRegex(InputError, "must not both train and validate; listed twice: .*imagesTr/c"):
+            load_datalist(self.root)
 
 
 class TestDescribeCases(unittest.TestCase):

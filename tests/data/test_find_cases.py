@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unittest
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 from parameterized import parameterized
@@ -131,7 +133,7 @@ class TestFindCases(unittest.TestCase):
     def test_folder_without_images(self, _, name):
         if name:
             save_nifti(self.root / "labelsTr" / "a.nii", VOLUME) if "/" in name else (self.root / name).touch()
-        with self.assertRaisesRegex(InputError, "scans: dataset_dir must hold NIfTI or DICOM files, found none"):
+        with self.assertRaisesRegex(InputError, "scans: dataset_dir must hold NIfTI, NRRD, MetaImage or DICOM"):
             find_cases(self.root)
 
     def test_missing_path(self):
@@ -155,11 +157,61 @@ class TestFindCases(unittest.TestCase):
 
     def test_pictures_are_asked_for(self):
         (self.root / "a.png").touch()
-        with self.assertRaisesRegex(InputError, "must hold NIfTI or DICOM files"):
+        with self.assertRaisesRegex(InputError, "must hold NIfTI, NRRD, MetaImage or DICOM files"):
             find_cases(self.root)
         (self.root / "a.png").unlink()
-        with self.assertRaisesRegex(InputError, "must hold NIfTI, PNG, JPEG or DICOM files, found none"):
+        with self.assertRaisesRegex(InputError, "must hold NIfTI, NRRD, MetaImage, PNG, JPEG or DICOM files"):
             find_cases(self.root, pictures=True)
+
+    def test_images_are_told_by_what_is_in_them(self):
+        """One volume in every spelling and format: none is passed over."""
+        nifti, packed = (save_nifti(self.root / f"a{end}", VOLUME) for end in (".nii", ".nii.gz"))
+        for name in ("b.NII", "c.Nii", "d.volume", "e.dcm"):
+            (self.root / name).write_bytes(nifti.read_bytes())
+        for name in ("f.NII.GZ", "g.Nii.Gz"):
+            (self.root / name).write_bytes(packed.read_bytes())
+        nib.save(nib.Nifti1Pair(VOLUME.astype(np.int16), np.eye(4)), self.root / "h.hdr")
+        data = VOLUME.tobytes(order="F")
+        (self.root / "i.NRRD").write_bytes(
+            b"NRRD0004\ntype: uint16\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nendian: little\n\n" + data
+        )
+        (self.root / "j.mhd").write_text("ObjectType = Image\nNDims = 3\nElementDataFile = j.raw\n")
+        (self.root / "j.raw").write_bytes(data)
+        (self.root / "k.mha").write_bytes(b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n" + data)
+        for name in ("l.txt", "l.json", "l.csv", "l.png", "l.PDF"):
+            (self.root / name).write_text("no volume")
+        cases = find_cases(self.root)
+        self.assertFalse([case for case in cases if "refused" in case])
+        names = {Path(case["image"]).name: case["name"] for case in cases}
+        spelled = ["b.NII", "c.Nii", "f.NII.GZ", "g.Nii.Gz", "h.hdr", "i.NRRD", "j.mhd", "k.mha"]
+        expected = {"a.nii": "a", "a.nii.gz": "a_2", "d.volume": "d.volume", "e.dcm": "e"}
+        self.assertEqual(names, {**expected, **{name: name[0] for name in spelled}})
+
+    def test_images_that_cannot_be_read_have_a_reason(self):
+        analyze = nib.AnalyzeImage(VOLUME.astype(np.int16), np.eye(4))
+        nib.save(analyze, self.root / "analyze.hdr")
+        nib.save(nib.Nifti1Pair(VOLUME.astype(np.int16), np.eye(4)), self.root / "lost.hdr")
+        (self.root / "lost.img").unlink()
+        for name in ("empty.nii", "text.NII.GZ", "x.mgz", "x.tif", "x.nrrd", "x.img", "y.MHA"):
+            (self.root / name).write_text("no volume\n" if "text" in name else "")
+        os.mkfifo(self.root / "pipe.nii.gz")
+        cases = find_cases(self.root)
+        reasons = {Path(case["image"]).name: case.get("refused", "") for case in cases}
+        self.assertEqual(len(reasons), 10)
+        self.assertRegex(
+            reasons["analyze.hdr"],
+            "cannot be read: is of Analyze 7.5, which does not say",
+        )
+        self.assertRegex(reasons["lost.hdr"], "must have its values beside it")
+        self.assertRegex(reasons["pipe.nii.gz"], "must be a regular file")
+        for name, text in reasons.items():
+            self.assertIn(name, text)
+            if name not in ("analyze.hdr", "lost.hdr", "pipe.nii.gz"):
+                self.assertIn("must hold NIfTI, NRRD, MetaImage or DICOM, does not", text)
+        (self.root / "p.png").touch()
+        pictures = {Path(case["image"]).name: case for case in find_cases(self.root, pictures=True)}
+        self.assertEqual(pictures.keys() - reasons.keys(), {"p.png"})
+        self.assertIn("PNG, JPEG or DICOM", pictures["p.png"]["refused"])
 
     def test_real_folders(self):
         images = sorted((shared_data("msd_hippocampus") / "imagesTr").iterdir())

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unittest
 from pathlib import Path
 
@@ -221,6 +222,15 @@ class TestLoadGradelist(unittest.TestCase):
             self.load(self.csv(*lines))
         with self.assertRaisesRegex(InputError, "listed once, got .*a.png in training and test"):
             self.load(self.csv("image,left,right,split", "a.png,0,0,training", "a.png,0,0,test"))
+
+    def test_one_image_under_two_names(self):
+        os.link(self.root / "a.png", self.root / "hard.png")
+        for link in ("link.png", "hard.png"):
+            for part in ("training", "validation"):
+                content = {"training": [{"image": "a.png", "label": [0, 1]}]}
+                content.setdefault(part, []).append({"image": link, "label": [0, 1]})
+                with self.assertRaisesRegex(InputError, f"every image must be listed once, got .*{link} in training"):
+                    self.load(self.json(content))
 
     def test_missing_files(self):
         with self.assertRaisesRegex(InputError, "nowhere: dataset_dir must be an existing folder"):

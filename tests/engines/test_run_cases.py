@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import os
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -110,6 +111,23 @@ class TestRunCases(unittest.TestCase):
                 self.assertIn(reason, message)
         self.assert_written(*good)
         self.assertFalse(self.evaluator.logger.disabled)
+
+    def test_names_that_are_not_utf8(self):
+        """Each is a case as any other, and the summary is UTF-8."""
+        self.save("good")
+        folder = os.fsencode(self.root / "in")
+        for name, content in ((b"caf\xe9", (self.root / "in" / "good.nii.gz").read_bytes()), (b"\xff", b"no volume")):
+            with open(os.path.join(folder, name + b".nii.gz"), "wb") as file:
+                file.write(content)
+        with self.assertRaisesRegex(InputError, "1 of 3 inputs failed: _: "):
+            self.run_all()
+        self.assertEqual([row[:2] for row in self.summary()], [("caf_", "done"), ("good", "done"), ("_", "failed")])
+        (self.output / "summary.csv").read_bytes().decode("utf-8")
+        for path in self.output.iterdir():
+            path.name.encode("utf-8")
+        with self.assertRaisesRegex(InputError, "1 of 3 inputs failed"):
+            self.run_all()
+        self.assertEqual(self.evaluator.state.done_before, ["caf_", "good"])
 
     def test_network_that_fails(self):
         """An error that is no InputError is named with its kind."""

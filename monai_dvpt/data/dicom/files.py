@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["looks_like_dicom", "walk_files"]
+from monai_dvpt.data.kinds import is_regular
+
+__all__ = ["looks_like_dicom"]
 
 SUFFIXES = ("", ".dcm", ".ima")
 
@@ -21,11 +22,13 @@ def looks_like_dicom(path: Path) -> bool:
         return False
     suffix = path.suffix.lower()
     dicom_name = suffix in SUFFIXES or suffix[1:].isdigit()  # of many files the name is a UID
+    if os.path.exists(path) and not is_regular(path) and not os.path.isdir(path):  # a pipe or device is never opened
+        return dicom_name
     try:
         with open(path, "rb") as file:
             start = file.read(132)
     except IsADirectoryError:
-        return False
+        return os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK)
     except OSError:  # no permission, or a link to nowhere
         return dicom_name
     if start[128:] == b"DICM" or suffix in SUFFIXES[1:]:
@@ -34,27 +37,3 @@ def looks_like_dicom(path: Path) -> bool:
         return dicom_name
     group, element = start[:2], start[2:4]  # of a file without preamble
     return len(start) == 132 and group in (b"\2\0", b"\10\0") and element[1] == 0
-
-
-def walk_files(root: Path, leave_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
-    """
-    Files at any depth, in the order of their paths, through links to folders too; hidden ones are passed over. A folder
-    that cannot be opened is among them.
-
-    Args:
-        root: the folder.
-        leave_out: whether to pass over a folder.
-    """
-    seen = {os.path.realpath(root)}
-    closed: list[Path] = []
-    for folder, subfolders, names in os.walk(
-        root, followlinks=True, onerror=lambda error: closed.append(Path(error.filename))
-    ):
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in list(subfolders):
-            real = os.path.realpath(os.path.join(folder, name))
-            if real in seen or leave_out(Path(folder, name)):
-                subfolders.remove(name)
-            seen.add(real)
-    yield from closed

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+from monai_dvpt.data.kinds import is_regular
 from monai_dvpt.utils import InputError
 from monai_dvpt.utils.limits import MAX_FRAMES
 
@@ -168,6 +169,8 @@ def read_header(path: str | os.PathLike) -> DicomFile:
     """
     path = Path(path)
     try:
+        if os.path.exists(path) and not is_regular(path):
+            raise InputError(f"{path.name}: must be a regular file that can be opened.")
         with quiet_pydicom(), LimitedFile(path, path.name) as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
             if not _sop_class(path, dataset) and "SOPInstanceUID" not in dataset:
@@ -178,6 +181,8 @@ def read_header(path: str | os.PathLike) -> DicomFile:
             raise refused from None
         deep = isinstance(error, RecursionError)
         why = "sequences are nested too deeply" if deep else type(error).__name__
+        if isinstance(error, OSError) and error.errno:
+            why += f", {os.strerror(error.errno)}"
         raise InputError(f"{path.name}: cannot be read: {why}.") from error
 
 

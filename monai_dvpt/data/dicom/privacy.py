@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 from pydicom.dataset import Dataset
 
@@ -60,7 +61,23 @@ def names_patient(text: str, identifiers: Iterable[tuple[str, bool]]) -> bool:
     folded = _fold(text)
     words, joined = set(re.findall(r"[^\W_]+", folded)), re.sub(r"[\W_]+", "", folded)
     parts = {re.sub(r"[\W_]+", "", part) for part in re.split(r"[/\\]", folded)}
-    return any(word in words or word in parts or inside and word in joined for word, inside in identifiers)
+    whole, inside = _lookup(frozenset(identifiers))
+    if not whole.isdisjoint(words) or not whole.isdisjoint(parts):
+        return True
+    if len(whole) <= len(joined):
+        return any(word in joined for lengths in inside.values() for word in lengths)
+    pieces = ((joined[at : at + size], size) for size in inside for at in range(len(joined) - size + 1))
+    return any(piece in inside[size] for piece, size in pieces)  # of many patients, whose number must not matter
+
+
+@lru_cache(maxsize=16)
+def _lookup(identifiers: frozenset[tuple[str, bool]]) -> tuple[frozenset[str], dict[int, set[str]]]:
+    """All words, and by their length those that count inside of others."""
+    inside: dict[int, set[str]] = {}
+    for word, counts in identifiers:
+        if counts:
+            inside.setdefault(len(word), set()).add(word)
+    return frozenset(word for word, _ in identifiers), inside
 
 
 def _fold(text: str) -> str:

@@ -103,7 +103,8 @@ class DicomSeriesReader(ImageReader):
             values of shape (columns, rows, slices), float32, and metadata that names no patient: "affine" and
             "original_affine" (RAS+, mm), "spatial_shape", "space", "modality", "tilt_degrees" as acquired,
             "resampled" (whether it was put straight), "lossy" (whether pixels were compressed with loss),
-            "padding_voxels" (how many of the slices' voxels were padding), and "dicom_frames", see :func:`frames_of`.
+            "padding_voxels" (how many of the slices' voxels were padding), "set_aside" (JSON: files of the series that
+            are in no volume, such as localizers, each with the reason), and "dicom_frames", see :func:`frames_of`.
 
         Raises:
             InputError: if a rule of the class is broken.
@@ -130,6 +131,7 @@ class DicomSeriesReader(ImageReader):
             "resampled": resampled,
             "lossy": series.lossy,
             "padding_voxels": padding,
+            "set_aside": json.dumps(series.facts()["set_aside"]),
             "dicom_frames": json.dumps([[str(file.path), frame.number] for file, frame in volume.slices]),
         }
 

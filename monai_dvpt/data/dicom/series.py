@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ import numpy as np
 from pydicom import uid as uids
 from tqdm import tqdm
 
+from monai_dvpt.data.folders import walk_files
 from monai_dvpt.utils import InputError
 
-from .files import looks_like_dicom, walk_files
+from .files import looks_like_dicom
 from .geometry import GridError
 from .headers import DicomFile, Frame, read_header
 from .privacy import names_patient
@@ -55,6 +56,8 @@ class DicomSeries:
         headers: of the files that can be read, in no order.
         files: paths, in no order.
         volumes: what can be read, by stack and time point, each from 1.
+        set_aside: of files, or frames of them, that are in no volume, though others of the series are: a name that
+            names no patient, and the reason.
     """
 
     series_uid: str
@@ -73,6 +76,7 @@ class DicomSeries:
     headers: tuple[DicomFile, ...] = field(repr=False)
     files: tuple[Path, ...] = field(repr=False)
     volumes: dict[tuple[int, int], DicomVolume] = field(repr=False, hash=False)
+    set_aside: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_image(self) -> bool:
@@ -90,11 +94,12 @@ class DicomSeries:
         return any(file.lossy for file in self.headers)
 
     def facts(self) -> dict[str, Any]:
-        """What can be told of the series without naming a patient or a file, as for JSON."""
+        """What can be told of the series without naming a patient, as for JSON."""
         names = ("modality", "description", "size", "spacing_mm", "orientation", "num_slices", "time_points", "stacks")
         facts = {name: getattr(self, name) for name in ("series_uid", "study_uid", *names)}
         facts |= {"tilt_degrees": self.tilt_degrees, "lossy": self.lossy}
-        return {**facts, "verdict": self.verdict, "reason": self.reason}
+        set_aside = [{"file": name, "reason": reason} for name, reason in self.set_aside]
+        return {**facts, "verdict": self.verdict, "reason": self.reason, "set_aside": set_aside}
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.size))
@@ -130,10 +135,15 @@ def find_series(
         except InputError as error:
             broken[path] = str(error)
     broken |= _homeless(files)
-    for path in broken:
-        neighbours = (file for file in files if file.path.parent == path.parent)
-        if any(names_patient(path.name, file.identifiers) for file in neighbours):
-            broken[path] = broken[path].replace(path.name, "one of its files")
+    patients: dict[Path, set[tuple[str, bool]]] = {path.parent: set() for path in broken}
+    for file in files:
+        patients.get(file.path.parent, set()).update(file.identifiers)
+    named = {folder: frozenset(identifiers) for folder, identifiers in patients.items()}
+    why_in: dict[Path, str] = {}
+    for path, why in broken.items():
+        if names_patient(path.name, named[path.parent]):
+            broken[path] = why.replace(path.name, "one of its files")
+        why_in.setdefault(path.parent, broken[path])
     groups: dict[Any, list[DicomFile]] = {}
     for file in (file for file in files if file.path not in broken):
         if file.sop_class != uids.MediaStorageDirectoryStorage:
@@ -145,10 +155,10 @@ def find_series(
         groups.values(), key=lambda group: (group[0].study_uid, group[0].series_number, group[0].series_uid)
     ):
         series = _judge(group, merge_acquisitions)
-        beside = {file.path.parent for file in group} & {path.parent for path in broken}
+        beside = next((why_in[file.path.parent] for file in group if file.path.parent in why_in), "")
         if beside and series.verdict in VOLUMES:
-            why = next(text for path, text in broken.items() if path.parent in beside)
-            series = replace(series, verdict="refused", reason=f"a file beside it may belong to it: {why}", volumes={})
+            why = f"a file beside it may belong to it: {beside}"
+            series = replace(series, verdict="refused", reason=why, volumes={})
         found.append(series)
     single = {series.series_uid for series in found if series.verdict == "single"} - {""}
     for index, series in enumerate(found):
@@ -213,10 +223,11 @@ def _judge(group: list[DicomFile], merge_acquisitions: bool) -> DicomSeries:
     if not (judged := _series(group, paths, "no volume", "holds no image")).is_image:
         return judged
     try:
-        group = _without_copies(group)
+        group, copies = _without_copies(group)
         slices = [(file, frame) for file in group for frame in file.frames]
         if all(_is_localizer(frame) for _, frame in slices):
-            return _series(group, paths, "localizer", "is a localizer")
+            return _series(group, paths, "localizer", "is a localizer", set_aside=copies)
+        set_aside = (*copies, *_localizers(group))
         slices = [(file, frame) for file, frame in slices if not _is_localizer(frame)]
         captured = "Secondary Capture" in uids.UID(group[0].sop_class).name
         if all(frame.position_lps is None for _, frame in slices) and (captured or group[0].modality not in SECTIONAL):
@@ -227,8 +238,9 @@ def _judge(group: list[DicomFile], merge_acquisitions: bool) -> DicomSeries:
         stacks = find_stacks(slices, merge_acquisitions)
         if len(stacks) == 1 and len(places_of(slices)) == 1:
             count = "one slice" if len(slices) == 1 else f"{len(slices)} slices at one place"
-            return _series(group, paths, "single", f"has {count}, and no distance to a next")
-        return _sort_out(group, paths, stacks)
+            why = f"has {count}, and no distance to a next"
+            return _series(group, paths, "single", why, set_aside=set_aside)
+        return replace(_sort_out(group, paths, stacks), set_aside=set_aside)
     except GridError as error:
         return _series(group, paths, "refused", str(error))
 
@@ -262,14 +274,27 @@ def _sort_out(group: list[DicomFile], paths: tuple[Path, ...], stacks: Mapping[s
     return _series(group, paths, "ok", "", **facts)
 
 
-def _without_copies(group: list[DicomFile]) -> list[DicomFile]:
-    """Files that are equal, byte for byte, count once."""
+def _without_copies(group: list[DicomFile]) -> tuple[list[DicomFile], tuple[tuple[str, str], ...]]:
+    """Files that are equal, byte for byte, count once; the others are set aside."""
     kept: dict[str, DicomFile] = {}
+    copies = []
     for file in group:
         other = kept.setdefault(file.sop_uid or str(file.path), file)
-        if other is not file and other.path.read_bytes() != file.path.read_bytes():
+        if other is file:
+            continue
+        if other.path.read_bytes() != file.path.read_bytes():
             raise GridError(f"{other.label} and {file.label} have one SOPInstanceUID, and differ")
-    return list(kept.values())
+        copies.append((file.label, f"is a copy of {other.label}"))
+    return list(kept.values()), tuple(copies)
+
+
+def _localizers(group: list[DicomFile]) -> Iterator[tuple[str, str]]:
+    """Files of which frames are localizers, among others that are not."""
+    for file in group:
+        numbers = [str(frame.number) for frame in file.frames if _is_localizer(frame)]
+        if numbers:
+            whole = len(numbers) == len(file.frames)
+            yield file.label, "is a localizer" if whole else f"has frames that are localizers: {', '.join(numbers)}"
 
 
 def _image_type(frame: Frame) -> tuple[str, ...]:
