@@ -89,10 +89,7 @@ def load_datalist(
     cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
     if not cases["training"]:
         raise InputError(f"{file or root}: holds no training cases.")
-    validated_on = {path for case in cases["validation"] for path in case.values()}
-    trained_on = {path for case in cases["training"] for path in case.values()} if validated_on else ()
-    ids = {each for path in trained_on for each in file_ids(path)}
-    shared = sorted(path for path in validated_on if not ids.isdisjoint(file_ids(path)))
+    shared = _shared(cases["training"], cases["validation"])
     if shared:
         raise InputError(f"{file or root}: a case must not both train and validate; listed twice: {_some(shared)}.")
     if not cases["validation"]:
@@ -101,7 +98,20 @@ def load_datalist(
         shuffled = random.Random(0).sample(cases["training"], len(cases["training"]))
         count = min(max(1, round(validation_fraction * len(shuffled))), len(shuffled) - 1)
         cases = {"training": shuffled[count:], "validation": shuffled[:count]}
+        if shared := _shared(cases["training"], cases["validation"]):
+            raise InputError(
+                f"{file or root}: where validation cases are drawn, every file must be there once; listed or linked "
+                f"twice: {_some(shared)}."
+            )
     return cases
+
+
+def _shared(training: list[dict[str, str]], validation: list[dict[str, str]]) -> list[str]:
+    """Files of the validation cases that are files of training cases too, through whatever links."""
+    validated_on = {path for case in validation for path in case.values()}
+    trained_on = {path for case in training for path in case.values()} if validated_on else ()
+    ids = {each for path in trained_on for each in file_ids(path)}
+    return sorted(path for path in validated_on if not ids.isdisjoint(file_ids(path)))
 
 
 def _read(file: Path) -> dict:

@@ -52,6 +52,22 @@ class TestLoadDatalist(unittest.TestCase):
         with self.assertRaisesRegex(InputError, r"must not both train and validate; listed twice: .*b\.nii\.gz"):
             load_datalist(self.root)
 
+    def test_links_where_validation_cases_are_drawn(self):
+        """Two names of one scan never end in both parts."""
+        self.touch("a", "b", "c")
+        (self.root / "imagesTr" / "d.nii.gz").symlink_to("a.nii.gz")
+        self.touch("d", folders=("labelsTr",))
+        outcomes = set()
+        for fraction in (0.2, 0.4, 0.5, 0.7):
+            try:
+                parts = load_datalist(self.root, validation_fraction=fraction)
+                outcomes.add("together")
+                self.assertIn({"a", "d"} & {*names(parts["training"])}, (set(), {"a", "d"}))
+            except InputError as error:
+                outcomes.add("refused")
+                self.assertRegex(str(error), r"every file must be there once; listed or linked twice: .*nii\.gz")
+        self.assertEqual(outcomes, {"together", "refused"})
+
     @parameterized.expand([(0,), (1,), (-0.1,)])
     def test_bad_validation_fraction(self, fraction):
         with self.assertRaisesRegex(ValueError, f"validation_fraction must be in \\(0, 1\\), got {fraction}"):

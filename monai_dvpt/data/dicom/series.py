@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -282,7 +283,7 @@ def _without_copies(group: list[DicomFile]) -> tuple[list[DicomFile], tuple[tupl
         other = kept.setdefault(file.sop_uid or str(file.path), file)
         if other is file:
             continue
-        if other.path.read_bytes() != file.path.read_bytes():
+        if not filecmp.cmp(other.path, file.path, shallow=False):
             raise GridError(f"{other.label} and {file.label} have one SOPInstanceUID, and differ")
         copies.append((file.label, f"is a copy of {other.label}"))
     return list(kept.values()), tuple(copies)
