@@ -12,7 +12,7 @@ from utils_server import require_monai_label
 
 
 class TestExamples(unittest.TestCase):
-    @parameterized.expand([("labels", False), ("scoring", True), ("train", True)])
+    @parameterized.expand([("labels", False), ("scoring", True)])
     def test_module(self, name, needs_monai_label):
         if needs_monai_label:
             require_monai_label()
