@@ -18,12 +18,12 @@ from .dicom.files import looks_like_dicom
 from .dicom.privacy import names_patient
 from .dicom.series import VOLUMES
 from .folders import walk_files
-from .kinds import image_problem, image_stem, is_regular
+from .kinds import image_problem, image_stem, is_regular, pair_header
 
 __all__ = ["find_cases", "unique_names"]
 
 
-MAX_NAME = 180
+MAX_NAME_BYTES = 180
 """Bytes of a name; file systems take 255, and results add a suffix."""
 SUMMARY = "summary.csv"
 """In a folder of results, see :func:`monai_dvpt.engines.run_cases`."""
@@ -63,6 +63,8 @@ def find_cases(
         raise InputError(f"{root}: dataset_dir must be an existing file or folder.")
     if exclude is not None and root.resolve() == Path(exclude).resolve():
         raise InputError(f"{root}: output_dir must be another folder than dataset_dir.")
+    if root.is_file():
+        root = pair_header(root) or root
     entries, dicom = [], []
     for path in [root] if root.is_file() else walk_files(root, lambda folder: _is_left_out(folder, exclude)):
         problem = image_problem(path, pictures)
@@ -189,6 +191,6 @@ def _hash(text: str) -> str:
 def _printable(name: str) -> str:
     """A name that a file may have, in UTF-8."""
     shown = "".join(letter if letter.isprintable() else "_" for letter in name)
-    if len(shown.encode()) <= MAX_NAME:
+    if len(shown.encode()) <= MAX_NAME_BYTES:
         return shown
-    return f"{shown.encode()[: MAX_NAME - 13].decode(errors='ignore')}_{_hash(name)}"
+    return f"{shown.encode()[: MAX_NAME_BYTES - 13].decode(errors='ignore')}_{_hash(name)}"

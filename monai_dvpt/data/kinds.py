@@ -12,7 +12,17 @@ from monai_dvpt.utils import InputError
 
 from .folders import walk_files
 
-__all__ = ["check_regular", "file_ids", "file_kind", "image_problem", "image_stem", "is_regular", "nifti_image_of"]
+__all__ = [
+    "check_regular",
+    "file_ids",
+    "file_kind",
+    "image_kind",
+    "image_problem",
+    "image_stem",
+    "is_regular",
+    "nifti_image_of",
+    "pair_header",
+]
 
 START = 1024
 """Bytes that are looked at; a header of NIfTI-2 has 540."""
@@ -65,7 +75,8 @@ def file_kind(path: str | os.PathLike) -> str:
     dicom = start[128:132] == b"DICM"
     for order in ("little", "big"):
         size = int.from_bytes(start[:4], order)
-        if size == NIFTI_1 and len(start) >= NIFTI_1:
+        plausible = 1 <= int.from_bytes(start[40:42], order) <= 7  # number of dimensions
+        if size == NIFTI_1 and len(start) >= NIFTI_1 and (plausible or start[344:348] in MAGIC):
             return MAGIC.get(start[344:348], "dicom" if dicom else "analyze")
         if size == NIFTI_2 and start[4:8] in MAGIC_2:
             return MAGIC_2[start[4:8]]
@@ -101,7 +112,7 @@ def image_problem(path: Path, pictures: bool = False) -> str | None:
         the reason; None of anything else, the values of a pair and DICOM files among them.
     """
     name, kind = path.name.lower(), file_kind(path)
-    if name.endswith((".img", ".img.gz")) and kind not in VOLUMES and _beside(path, ".hdr") is not None:
+    if pair_header(path) is not None:
         return None
     if kind == "nifti pair" and nifti_image_of(path) is None:
         return f"{path}: cannot be read: is the header of a NIfTI pair, must have its values beside it (.img)."
@@ -130,7 +141,7 @@ def image_stem(name: str) -> str:
 def file_ids(path: str | os.PathLike) -> set[tuple[int, int]]:
     """
     What a scan is made of, by device and inode: two paths whose sets meet lead to the same data, through whatever
-    links, symbolic or hard.
+    links, symbolic or hard. The data file that a header of NRRD or MetaImage names does not count.
 
     Args:
         path: an existing file, or a folder of which all files count; of the header of a pair its values count too.
@@ -140,6 +151,20 @@ def file_ids(path: str | os.PathLike) -> set[tuple[int, int]]:
     paths += filter(None, [nifti_image_of(path)])
     states = [os.stat(each) for each in paths if os.path.exists(each)]
     return {(state.st_dev, state.st_ino) for state in states}
+
+
+def image_kind(path: str | os.PathLike) -> str:
+    """As :func:`file_kind`, by which the values of a pair are "nifti pair", too."""
+    return "nifti pair" if pair_header(path) else file_kind(path)
+
+
+def pair_header(path: str | os.PathLike) -> Path | None:
+    """The header beside a file with the values of a pair (``.img``, ``.img.gz``); None of any other file."""
+    path = Path(path)
+    if not path.name.lower().endswith((".img", ".img.gz")) or file_kind(path) in VOLUMES:
+        return None
+    header = _beside(path, ".hdr")
+    return header if header is not None and file_kind(header) in ("nifti pair", "analyze") else None
 
 
 def nifti_image_of(header: Path) -> Path | None:

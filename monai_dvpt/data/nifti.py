@@ -12,11 +12,11 @@ from typing import BinaryIO, NamedTuple, cast
 import nibabel as nib
 import numpy as np
 
-from monai_dvpt.data.kinds import NIFTI_2, check_regular, file_kind, nifti_image_of
+from monai_dvpt.data.kinds import NIFTI_2, check_regular, file_kind, nifti_image_of, pair_header
 from monai_dvpt.utils import InputError
 from monai_dvpt.utils.limits import check_bytes
 
-__all__ = ["Nifti", "as_float32", "pair_header", "read_nifti"]
+__all__ = ["Nifti", "as_float32", "read_nifti"]
 
 BLOCK_BYTES = 16 << 20
 UNITS = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
@@ -69,17 +69,6 @@ def as_float32(path: str | os.PathLike, values: np.ndarray, exact: bool = False)
             value = values[changed].flat[0].item()
             raise InputError(f"{path}: labels must be whole numbers up to 2**24, got {value!r}.")
     return cast_values
-
-
-def pair_header(path: str | os.PathLike) -> Path | None:
-    """The header beside a file with the values of a pair (``.img``, ``.img.gz``); None of any other file."""
-    path = Path(path)
-    stem = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
-    if not stem.lower().endswith(".img") or not path.is_file():
-        return None
-    names = {stem[: -len(".img")] + suffix for suffix in (".hdr", ".HDR", ".Hdr", ".hdr.gz")}
-    beside = [path.with_name(name) for name in sorted(names)]
-    return next((header for header in beside if file_kind(header) in ("nifti pair", "analyze")), None)
 
 
 def read_nifti(path: str | os.PathLike, exact: bool = False) -> Nifti:
@@ -146,9 +135,11 @@ def _affine(path: str | os.PathLike, header: nib.nifti1.Nifti1Header) -> np.ndar
         raise InputError(f"{path}: voxel size must be finite and above 0, got pixdim {sides.tolist()}.")
     if not sform and float(header["pixdim"][0]) not in (-1, 0, 1):  # readers differ in what they make of others
         raise InputError(f"{path}: pixdim[0] must be 1, -1 or 0, got {float(header['pixdim'][0]):g}.")
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1  # as the standard has it
     try:
         return header.get_best_affine()
-    except ValueError as error:  # of a quaternion
+    except (ValueError, nib.spatialimages.HeaderDataError) as error:  # of a quaternion
         raise InputError(f"{path}: qform must be a rotation: {error}") from error
 
 
@@ -185,9 +176,10 @@ def _values(path: str | os.PathLike, image: Path, header: nib.nifti1.Nifti1Heade
         step = BLOCK_BYTES // dtype.itemsize
         for first in range(0, count, step):
             wanted = min(step, count - first)
-            block = np.frombuffer(data, dtype) if len(data := stream.read(wanted * dtype.itemsize)) else np.empty(0)
-            if len(block) < wanted:
-                raise EOFError(f"has {first + len(block):,} of {count:,} values")
+            data = stream.read(wanted * dtype.itemsize)
+            if len(data) < wanted * dtype.itemsize:
+                raise EOFError(f"has {first + len(data) // dtype.itemsize:,} of {count:,} values")
+            block = np.frombuffer(data, dtype)
             if (slope, intercept) != (1, 0):
                 block = block.astype(np.float64) * slope + intercept
             values[first : first + wanted] = as_float32(path, block, exact and (slope, intercept) == (1, 0))

@@ -21,8 +21,8 @@ from monai_dvpt.data.dicom.files import looks_like_dicom
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode, fill_padding
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
-from monai_dvpt.data.kinds import check_regular, file_kind
-from monai_dvpt.data.nifti import as_float32, pair_header, read_nifti
+from monai_dvpt.data.kinds import check_regular, image_kind
+from monai_dvpt.data.nifti import as_float32, read_nifti
 from monai_dvpt.utils import InputError, reason
 from monai_dvpt.utils.limits import check_bytes
 
@@ -87,7 +87,7 @@ class LoadImage2D(Transform):
             InputError: if a rule above is broken.
         """
         check_regular(path)
-        read = READERS.get("nifti pair" if pair_header(path) else file_kind(path))
+        read = READERS.get(image_kind(path))
         if read is None and looks_like_dicom(Path(path)):  # it has no preamble
             read = _read_dicom
         if read is None:

@@ -17,8 +17,8 @@ from monai.utils import ensure_tuple_rep, optional_import
 
 from monai_dvpt.data.dicom import DicomSeriesReader
 from monai_dvpt.data.dicom.files import looks_like_dicom
-from monai_dvpt.data.kinds import check_regular, file_kind
-from monai_dvpt.data.nifti import as_float32, pair_header, read_nifti
+from monai_dvpt.data.kinds import check_regular, image_kind
+from monai_dvpt.data.nifti import as_float32, read_nifti
 from monai_dvpt.data.text_headers import check_metaimage, check_nrrd
 from monai_dvpt.utils import InputError, reason
 
@@ -94,7 +94,7 @@ class LoadVolume(Transform):
         reader, kind = self.reader, ""
         if reader is None and isinstance(path, (str, os.PathLike)) and not Path(path).is_dir():
             check_regular(path)
-            kind = "nifti pair" if pair_header(path) else file_kind(path)
+            kind = image_kind(path)
             if kind in ("nifti", "nifti pair", "analyze"):
                 nifti = read_nifti(path, exact)
                 if nifti.unit not in ("mm", "unknown"):

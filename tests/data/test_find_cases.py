@@ -186,6 +186,8 @@ class TestFindCases(unittest.TestCase):
         spelled = ["b.NII", "c.Nii", "f.NII.GZ", "g.Nii.Gz", "h.hdr", "i.NRRD", "j.mhd", "k.mha"]
         expected = {"a.nii": "a", "a.nii.gz": "a_2", "d.volume": "d.volume", "e.dcm": "e"}
         self.assertEqual(names, {**expected, **{name: name[0] for name in spelled}})
+        for part in ("h.hdr", "h.img"):  # of a pair either file is the image
+            self.assertEqual(find_cases(self.root / part), [{"image": str(self.root / "h.hdr"), "name": "h"}])
 
     def test_images_that_cannot_be_read_have_a_reason(self):
         analyze = nib.AnalyzeImage(VOLUME.astype(np.int16), np.eye(4))

@@ -135,12 +135,6 @@ class TestDicomAttacks(unittest.TestCase):
         yield "RLE, too short", ways, self.file(RLE, [packed], **large), short
         yield "RLE, too long", ways, self.file(RLE, [long]), short
         yield "more frames than the header says", ways, self.file(JPEG_2000, [single] * 3), "frame"
-        yield (
-            "fewer frames",
-            "volume",
-            self.file(JPEG_2000, [single], NumberOfFrames=200),
-            "one SOPInst|2 kinds|frames|,",
-        )
 
     def tables(self) -> Iterator[Attack]:
         """Of a decoder, that grow with tiles, layers and precincts."""
@@ -214,6 +208,8 @@ class TestDicomAttacks(unittest.TestCase):
         yield "SEG of frames", way, self.file(NumberOfFrames=100_000, **seg), "NumberOfFrames must be at most 20,000"
         yield "SEG of pixels", way, giant, "is truncated"
         yield "SEG of a stream", way, self.file(JPEG_2000, [giant_jpeg_2000()], **seg), "Columns, Rows and Samples"
+        fewer = self.file(JPEG_2000, [jpeg_2000(WORDS)], NumberOfFrames=200, **seg)
+        yield "SEG of fewer frames", way, fewer, "must have the pixels of 200 frames, has 1"
         yield "SEG of names", way, self.file(SegmentSequence=[numbered("DOE^JOHN")], **seg), "got what is no number"
 
 

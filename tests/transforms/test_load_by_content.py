@@ -74,6 +74,7 @@ class TestLoadVolumeByContent(unittest.TestCase):
                 "compressed pair",
                 {"a.img.gz": gzip.compress(WORDS), "a.hdr": nifti_1(b"", SHAPE, magic=b"ni1\0", offset=0)},
             ),
+            ("qform whose qfac is 0", {"a.nii": nifti_1(WORDS, SHAPE, pixdim=(0, 2, 3, 4, 1, 1, 1, 1), codes=(1, 0))}),
             ("NRRD", {"a.nrrd": nrrd(WORDS)}),
             ("NRRD of another name", {"a.NII": nrrd(WORDS)}),
             ("NRRD, RAS", {"a.nrrd": nrrd(WORDS, space="RAS", space_directions="(-2,0,0) (0,3,0) (0,0,4)",
@@ -84,12 +85,13 @@ class TestLoadVolumeByContent(unittest.TestCase):
             ("MetaImage, two files", {"a.mhd": metaimage(b"", ElementDataFile="a.raw"), "a.raw": WORDS}),
         ]
     )  # fmt: skip
-    def test_content_decides(self, _, files):
+    def test_content_decides(self, name, files):
         volume = LoadVolume()(str(self.save(files)))
         expected = np.reshape(NUMBERS, (4, 3, 2)).T
         self.assertEqual((tuple(volume.shape), volume.dtype), ((1, *SHAPE), torch.float32))
         np.testing.assert_array_equal(volume.numpy()[0], expected)
-        np.testing.assert_allclose(volume.affine.numpy(), AFFINE_RAS, atol=1e-6)
+        expected = np.diag([2, 3, 4, 1]) if name.startswith("qform") else AFFINE_RAS  # without a turn or a shift
+        np.testing.assert_allclose(volume.affine.numpy(), expected, atol=1e-6)
 
     def test_picture_is_known_by_content_too(self):
         picture = np.arange(20, dtype=np.uint8).reshape(4, 5)
@@ -193,6 +195,11 @@ class TestLoadVolumeByContent(unittest.TestCase):
         self.refused(
             self.save({"a.nii": nifti_1(WORDS, SHAPE, scale=scale)}), "slope and intercept must be finite, got "
         )
+
+    def test_values_that_are_cut(self):
+        for missing, there in ((1, 23), (2, 23), (3, 22)):  # of 24 of two bytes
+            path = self.save({"a.nii": nifti_1(WORDS[:-missing], SHAPE)})
+            self.refused(path, f"is truncated or damaged: has {there} of 24 values")
 
     def test_damaged_compressed_file(self):
         content = gzip.compress(nifti_1(bytes(2000) + WORDS, SHAPE, offset=2352), 0)

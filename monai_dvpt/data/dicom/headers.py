@@ -26,7 +26,7 @@ from monai_dvpt.utils.limits import MAX_FRAMES
 
 from .limited import LimitedFile, refusal
 from .privacy import identifiers_of, names_patient
-from .terms import IMAGE_TYPES, MODALITIES, PHOTOMETRIC, number_text, term, uid_text
+from .terms import MODALITIES, PHOTOMETRIC, number_text, term, uid_text
 
 __all__ = ["TIME_KEYS", "VARYING", "DicomFile", "Frame", "quiet_pydicom", "read_header"]
 
@@ -85,8 +85,8 @@ class Frame:
     spacing_mm: tuple[float, float] | None
     slope: float | None
     intercept: float | None
-    stack: str
-    times: dict[str, Any] = field(hash=False)
+    stack: str = field(repr=False)
+    times: dict[str, Any] = field(hash=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
                 _spacing(path, _vector(path, "PixelSpacing", spacing, 2)),
                 _scalar(path, "RescaleSlope", slope),
                 _scalar(path, "RescaleIntercept", intercept),
-                _comparable("StackID", str(stack or "")),
-                {key: _comparable(key, value) for key, value in times.items() if value is not None},
+                str(stack or ""),
+                {key: _comparable(value) for key, value in times.items() if value is not None},
             )
         )
     return frames
@@ -261,14 +261,11 @@ def _find(levels: Sequence[Dataset], *names: str) -> Any:
     return None
 
 
-def _comparable(key: str, value: Any) -> Any:
-    """A number, a text or texts as they can be compared, and shown: numbers such as a time, or defined terms."""
+def _comparable(value: Any) -> Any:
+    """A number, a text or texts as they can be compared; raw, never to be shown as they are."""
     if isinstance(value, (int, float)):
         return round(float(value), 2)  # of what is in milliseconds, less is rounding
-    texts = [str(each) for each in ([value] if isinstance(value, str) or not hasattr(value, "__len__") else value)]
-    if key == "ImageType" or not all(re.fullmatch(r"[-+\d.: ]*", text) for text in texts):
-        texts = [term(text, IMAGE_TYPES) for text in texts]
-    return tuple(texts) if len(texts) > 1 else texts[0]
+    return str(value) if isinstance(value, str) or not hasattr(value, "__len__") else tuple(map(str, value))
 
 
 def _vector(path: Path, name: str, value: Any, count: int) -> tuple[float, ...] | None:

@@ -44,8 +44,8 @@ PIXEL_TAGS = (
     *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "ModalityLUTSequence"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", *PADDING, *sum(PADDING.values(), ())),
 )
-NOTHING = {"CT": -1000.0}
-"""What a modality measures where there is nothing, in CT air; 0 in others."""
+AIR = -1000.0
+"""What CT measures where there is nothing; others measure 0."""
 
 
 def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
@@ -56,8 +56,8 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
     Returns:
         of shape (columns, rows, slices), float32: stored value x RescaleSlope + RescaleIntercept, each slice by its
         own, or by its Modality LUT (PS3.3 C.11.1), MONOCHROME1 changes nothing: it says how values are shown; how many
-        of them were padding; and the value that stands where nothing was measured, as there. That is 0, in CT -1000,
-        or the least of the others where it is lower: a normalisation that leaves out 0, or clips, leaves it out.
+        of them were padding; and the value that stands where nothing was measured, as there. That is 0, in CT -1000 or
+        the least of the others where it is lower: a normalisation that leaves out 0, or clips, leaves it out.
 
     Raises:
         InputError: if a file cannot be decoded, its pixels are not what its header says, or all are padding.
@@ -73,35 +73,34 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
         for path, frames in wanted.items():
             dataset, stored, padding = decode(files[path])
             for index, frame in frames:
-                values[index] = _rescale(stored[frame.number - 1], dataset, frame)
+                values[index] = _rescale(stored[frame.number - 1], dataset, frame, files[path].label)
                 padded[index] = padding[frame.number - 1]
     except MemoryError:
         raise InputError("a volume cannot be read in the memory there is.") from None
-    nothing = fill_padding("a volume", values, padded, NOTHING.get(volume.slices[0][0].modality.upper(), 0.0))
+    nothing = 0.0
+    if volume.slices[0][0].modality.upper() == "CT":
+        nothing = min(AIR, float(values.min(initial=math.inf, where=~padded)))
+    fill_padding("a volume", values, padded, nothing)
     return values.transpose(2, 1, 0), int(padded.sum()), nothing
 
 
-def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, at_most: float = math.inf) -> float:
+def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, nothing: float | None = None) -> None:
     """
-    The rule for padding (PS3.3 C.7.5.1.1.2), of volumes and of radiographs: it takes the least value of the others.
+    The rule for padding (PS3.3 C.7.5.1.1.2), of volumes and of radiographs: no value of it is taken for a measured one.
 
     Args:
         what: subject of the error.
         values: changed in place.
         padded: where they are padding, of the same shape.
-        at_most: what padding takes where the others are all above it.
-
-    Returns:
-        what padding takes.
+        nothing: what padding becomes; by default the least of the others.
 
     Raises:
         InputError: if all is padding.
     """
     if padded.all():
         raise InputError(f"{what} must have pixels that are no padding (PixelPaddingValue, PixelPaddingRangeLimit).")
-    least = min(at_most, float(values.min(initial=math.inf, where=~padded)))
-    values[padded] = least
-    return least
+    if padded.any():
+        values[padded] = values[~padded].min() if nothing is None else nothing
 
 
 def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.ndarray, np.ndarray]:
@@ -210,9 +209,13 @@ def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset, label: str
     return (pixels >= ends.min()) & (pixels <= ends.max())
 
 
-def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame) -> Any:
-    if dataset.get("ModalityLUTSequence"):
-        return apply_modality_lut(stored, dataset)
+def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame, label: str) -> Any:
+    try:
+        with quiet_pydicom():
+            if dataset.get("ModalityLUTSequence"):
+                return apply_modality_lut(stored, dataset)
+    except Exception as error:  # its message may quote the header
+        raise InputError(f"{label}: its Modality LUT makes a {type(error).__name__}.") from None
     slope = 1.0 if frame.slope is None else frame.slope
     intercept = frame.intercept or 0.0
     return stored if (slope, intercept) == (1.0, 0.0) else stored * np.float64(slope) + intercept

@@ -103,6 +103,8 @@ class DicomSeries:
         return {**facts, "verdict": self.verdict, "reason": self.reason, "set_aside": set_aside}
 
     def __str__(self) -> str:
+        if not self.headers:
+            return self.reason
         size = "x".join(map(str, self.size))
         why = f": {self.reason}" if self.reason else ""
         return f"{self.modality or '?'} '{self.description}' {size}, UID {self.series_uid or '?'} ({self.verdict}{why})"

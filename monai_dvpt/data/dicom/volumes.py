@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,6 +13,7 @@ import numpy as np
 
 from .geometry import TOLERANCE_MM, Grid, GridError, corners_lps, in_plane, lay_out, order_along_normal
 from .headers import TIME_KEYS, VARYING, DicomFile, Frame
+from .terms import IMAGE_TYPES, term
 
 __all__ = ["DicomVolume", "Slice", "find_stacks", "orientation_of", "places_of", "volumes_of"]
 
@@ -82,7 +84,7 @@ def _told_apart(members: list[Slice], merge_acquisitions: bool) -> dict[str, lis
             continue
         if len(parts) > 1:
             return {
-                f", {key} {_shown(value)}{more}": few
+                f", {key} {_shown(key, value)}{more}": few
                 for value, part in sorted(parts.items(), key=lambda entry: _rank(entry[0]))
                 for more, few in _told_apart(part, merge_acquisitions).items()
             }
@@ -94,10 +96,13 @@ def _rank(value: Any) -> tuple[str, Any]:
     return type(value).__name__, "" if value is None else value
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "/".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _shown(key: str, value: Any) -> str:
+    """Numbers, such as a time, and defined terms; others could name a patient."""
+    if value is None or isinstance(value, float):
+        return "none" if value is None else f"{value:g}"
+    texts = value if isinstance(value, tuple) else (value,)
+    number = key != "ImageType" and all(re.fullmatch(r"[-+\d.: ]*", text) for text in texts)
+    return "/".join(text if number else term(text, IMAGE_TYPES) for text in texts)
 
 
 def places_of(slices: Sequence[Slice]) -> list[list[int]]:

@@ -13,7 +13,7 @@ from pydicom.uid import generate_uid
 from utils_data import PATIENT, save_dicom, temporary_folder
 from utils_words import change
 
-from monai_dvpt.data import find_series
+from monai_dvpt.data import DicomSeriesReader, find_series
 from monai_dvpt.data.dicom_segmentation import read_dicom_seg
 from monai_dvpt.transforms import LoadImage2D, LoadVolume
 from monai_dvpt.utils import InputError, reason
@@ -87,6 +87,33 @@ class TestHeaderText(unittest.TestCase):
             frame.FrameContentSequence, frame.PlanePositionSequence = [item], [item]
             self.put(path, keyword, [frame if "Frame" in keyword else item], "SQ")
         self.check()
+
+    def test_look_up_table(self):
+        item = pydicom.Dataset()
+        with pydicom.config.disable_value_validation():
+            item.add_new("LUTDescriptor", "LO", ["3", "1", SECRET])
+        item.add_new("LUTData", "LO", SECRET)
+        for path in self.paths:
+            self.put(path, "ModalityLUTSequence", [item], "SQ")
+        self.check()
+        with self.assertRaisesRegex(InputError, "its Modality LUT makes a "):
+            LoadVolume()(str(self.folder))
+
+    def test_what_was_read_before_decides_nothing(self):
+        """Image types of a vendor are sorted as they are, whichever was met first; they are only not shown."""
+        other = save_dicom(self.folder.parent / "other", np.ones((6, 8, 2), np.uint16), np.eye(3), (0, 0, 0), (1, 1, 2))
+        for path in other.iterdir():
+            change(path, ImageType=["ORIGINAL", "PRIMARY", "WV"])
+        find_series(other)
+        for number, path in enumerate(self.paths):
+            change(path, ImageType=["ORIGINAL", "PRIMARY", "WV"])
+            again = pydicom.dcmread(path)
+            again.ImageType, again.SOPInstanceUID = ["ORIGINAL", "PRIMARY", "FV"], generate_uid()
+            again.file_meta.MediaStorageSOPInstanceUID = again.SOPInstanceUID
+            again.PixelData = bytes([7, 0, 7 + number, 0] * 24)
+            again.save_as(self.folder / f"fv{number}.dcm")
+        volume = LoadVolume(dicom_reader=DicomSeriesReader(time_point=1))(str(self.folder))  # "FV" comes before "WV"
+        self.assertEqual({*volume.unique().tolist()}, {7, 8})
 
     def test_value_of_several(self):
         for number, path in enumerate(self.paths):

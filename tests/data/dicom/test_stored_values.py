@@ -96,7 +96,7 @@ BITS[0, :3], BITS[4, 6] = [-2000, -2000, -1990], -900
 
 
 class TestPadding(unittest.TestCase):
-    """It takes the least other value, in a volume 0 or, in CT, -1000 if they are lower."""
+    """It takes the least other value, in a volume 0, in CT -1000 or the least other value if it is lower."""
 
     def setUp(self):
         self.folder = temporary_folder(self) / "study"
@@ -110,7 +110,7 @@ class TestPadding(unittest.TestCase):
         np.testing.assert_array_equal(image, np.where(padded, least, values))
         reader = DicomSeriesReader()
         volume, meta = reader.get_data(reader.read(self.folder))
-        expected = np.where(padded, min(nothing, least), values)
+        expected = np.where(padded, min(nothing, least) if header.get("Modality") == "CT" else nothing, values)
         np.testing.assert_array_equal(volume, np.stack([expected.T] * 2, axis=-1))
         self.assertEqual(meta["padding_voxels"], 2 * padded.sum())
 
@@ -169,7 +169,7 @@ class TestPadding(unittest.TestCase):
             change(path, edit, FloatPixelPaddingValue=-1999.75)
         reader = DicomSeriesReader()
         volume, meta = reader.get_data(reader.read(self.folder))
-        expected = np.where(BITS == -2000, -1989.75, values)
+        expected = np.where(BITS == -2000, 0, values)
         np.testing.assert_array_equal(volume, np.stack([expected.T] * 2, axis=-1))
         self.assertEqual(meta["padding_voxels"], 4)
 

@@ -157,7 +157,7 @@ class TestHostileRequests(unittest.TestCase):
         path = {"train": f"/train/{MODEL}", "infer": f"/infer/{MODEL}?image=first", "batch": f"/batch/infer/{MODEL}"}
         path |= {"activelearning": "/activelearning/entropy", "scoring": "/scoring/entropy"}
         given = {"data": {"params": json.dumps(params)}} if kind == "infer" else {"json": params}
-        self.refused("", "POST", path[kind], **given)
+        self.refused(next(iter(params)).split("#")[0], "POST", path[kind], **given)
 
     @parameterized.expand(
         [
@@ -179,7 +179,7 @@ class TestHostileRequests(unittest.TestCase):
                 10**400,
             )
         ]
-        + [("val_split", value) for value in (-0.1, 1, 1e300, "nan", None, True) if value is not None]
+        + [("val_split", value) for value in (-0.1, 1, 1e300, "nan", True)]
         + [("seed", value) for value in (-1, 2**32, 0.5, "0x10")]
     )
     def test_numbers_have_bounds(self, name, value):
@@ -298,7 +298,7 @@ class TestHostileRequests(unittest.TestCase):
         for tag in ("../../stolen", "a/b", ".", "x" * 65):
             self.refused("tag", "PUT", f"/datastore/label?image=first&tag={quote(tag, safe='')}", files=good)
         for params in ('{"label_info": 5}', "{", "[]", '{"path": "/"}', '{"label_info": [{"name": "\\ud800"}]}'):
-            self.refused("", "PUT", "/datastore/label?image=first", files=good, data={"params": params})
+            self.refused("params", "PUT", "/datastore/label?image=first", files=good, data={"params": params})
 
     def test_an_image_is_not_replaced(self):
         files = {"file": ("first.nii.gz", self.image.read_bytes())}
