@@ -19,6 +19,7 @@ from monai.utils import set_determinism
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_dvpt.networks.adapter import TunableNetwork, backbone_sha256
+from monai_dvpt.networks.adapter.wrapped import unwrap
 from monai_dvpt.utils import FolderLock, InputError, atomic_path, read_torch
 
 __all__ = ["ResumableCheckpoint"]
@@ -88,8 +89,9 @@ class ResumableCheckpoint:
 
     def load(self, engine: Engine) -> bool:
         """Whether the run goes on where the file left it."""
-        if isinstance(network := self.save_dict.get("network"), TunableNetwork):
-            self.settings["backbone_sha256"] = backbone_sha256(network)
+        network = self.save_dict.get("network")
+        if isinstance(network, torch.nn.Module) and isinstance(inner := unwrap(network), TunableNetwork):
+            self.settings["backbone_sha256"] = backbone_sha256(inner)
         if not self.path.is_file():
             return False
         if self._weights() != self.weights:

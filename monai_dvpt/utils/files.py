@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from .errors import InputError
 __all__ = ["atomic_path", "fingerprint", "remove_leftovers", "to_json"]
 
 SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z0-9]{1,11}$")  # what a writer decides by; the rest of a name may be a patient's
-TEMPORARY = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[a-z0-9_]{8}\.part(\..*)?", re.DOTALL)
+TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[a-z0-9_]{8}\.part(\..*)?", re.DOTALL)
 OLD_SECONDS = 24 * 3600  # after which a temporary file is left over, whoever wrote it
+UMASK = os.umask(0)  # can only be read by setting it, which threads must not do at once
+os.umask(UMASK)
 _cleaned: set[tuple[int, str]] = set()
 
 
@@ -80,9 +83,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp allows the owner alone
+        temporary.chmod(0o666 & ~UMASK)  # mkstemp allows the owner alone
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:
@@ -112,8 +113,13 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
                     os.unlink(entry.path)
 
 
+@cache
 def _host() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    """Of this computer and, in a container, of its processes, whose numbers others do not see."""
+    name = platform.node()
+    with suppress(OSError):  # of Linux
+        name += Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def _runs(process: int) -> bool:

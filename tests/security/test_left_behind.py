@@ -102,9 +102,9 @@ class TestLeftovers(unittest.TestCase):
 
     def test_by_age_and_by_name_alone(self):
         folder, day_ago = temporary_folder(self), time.time() - 25 * 3600
-        other_host, before = ".00000000-1-abcdefgh.part.dcm", ".abcdefgh.part.DOE.dcm"  # before: of earlier versions
-        others = [".profile", "a.part", ".part", "b.part.csv", ".abc.part.csv"]
-        for name in (other_host, before, *others):
+        other_host = ".00000000-1-abcdefgh.part.dcm"
+        others = [".profile", "a.part", ".part", "b.part.csv", ".abc.part.csv", ".download.part"]
+        for name in (other_host, *others):
             (folder / name).touch()
         remove_leftovers(folder)
         self.assertEqual(len(list(folder.iterdir())), 7)
@@ -119,7 +119,7 @@ class TestLeftovers(unittest.TestCase):
         data = [{"image": torch.rand(1, 16, 24, 32)}]
         PrefixCacheDataset(data, net, root, progress=False)
         (encoder,) = root.iterdir()
-        left = encoder / ".abcdefgh.part.safetensors"
+        left = encoder / ".00000000-1-abcdefgh.part.safetensors"
         left.touch()
         os.utime(left, (0, 0))
         PrefixCacheDataset(data, net, root, progress=False)

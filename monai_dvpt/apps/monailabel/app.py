@@ -42,7 +42,7 @@ from .gate import check_origins
 from .infer import AdapterInferTask
 from .labels import ModelLabels
 from .request_settings import shown
-from .routes import UUID, made_for_request, served
+from .routes import UUID, made_for_request, served, session_facts
 from .scoring import DiceScoring, EntropyScoring
 from .studies import StudiesDatastore
 from .train import AdapterTrainTask
@@ -150,7 +150,7 @@ class DVPTApp(MONAILabelApp):
         for folder in Path(sessions.store_path).glob("*") if sessions is not None else ():
             if not UUID.fullmatch(folder.name):
                 continue
-            facts = sessions.get_session(folder.name, update_ts=False, fetch_cache=False)
+            facts = session_facts(sessions, folder.name)
             if facts is None and not folder.exists():
                 continue
             last, most = (facts.last_access_ts, facts.expiry) if facts else (folder.stat().st_mtime, UNFINISHED)

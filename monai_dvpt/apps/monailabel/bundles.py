@@ -16,7 +16,7 @@ from monai.transforms import Compose
 
 from monai_dvpt.data.dicom_writers import segment_codes
 from monai_dvpt.networks.adapter import TunableNetwork
-from monai_dvpt.utils import InputError, reason, root_cause, setting_for_config
+from monai_dvpt.utils import InputError, path_for_config, reason, root_cause, setting_for_config
 
 from .labels import ModelLabels
 from .versions import AdapterVersions
@@ -132,7 +132,7 @@ class ServedBundle:
     def _config(self) -> ConfigParser:
         config = ConfigParser()
         config.read_config(self.root / "configs" / "inference.yaml")
-        config["bundle_root"] = str(self.root)
+        config["bundle_root"] = path_for_config(str(self.root))
         for key, value in self.settings.items():
             config[key] = value
         config.get_parsed_content("imports")

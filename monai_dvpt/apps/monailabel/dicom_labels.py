@@ -102,7 +102,8 @@ def choose_model(
 def read_label_file(path: PathLike, shape: Sequence[int], affine_ras: np.ndarray) -> np.ndarray:
     """
     Args:
-        path: label map of one layer in a format of ITK, or the bytes of its voxels in the order of the image (.bin).
+        path: label map of one layer, NIfTI or NRRD as its name says, or the bytes of its voxels in the order of the
+            image (.bin).
         shape: of the image.
         affine_ras: of the image.
 
@@ -118,13 +119,19 @@ def read_label_file(path: PathLike, shape: Sequence[int], affine_ras: np.ndarray
         if data.size != np.prod(shape):
             raise InputError(f"{path}: must have a byte for each of the {np.prod(shape)} voxels, has {data.size}.")
         return data.reshape(shape, order="F")
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(path)
+    reader.SetImageIO("NrrdImageIO" if path.lower().endswith(".nrrd") else "NiftiImageIO")
     try:
-        image = SimpleITK.ReadImage(path)
+        reader.ReadImageInformation()  # before memory is taken for what the header says
+        size, layers = reader.GetSize(), reader.GetNumberOfComponents()
+        if reader.GetDimension() != 3 or layers != 1 or size != shape:
+            raise InputError(
+                f"{path}: must have the size of the image, {shape}, and one layer, has {size} and {layers}."
+            )
+        image = reader.Execute()
     except RuntimeError as error:
         raise InputError(f"{path}: cannot be read as a label map: {' '.join(str(error).split())[-200:]}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or image.GetSize() != shape:
-        size, layers = image.GetSize(), image.GetNumberOfComponentsPerPixel()
-        raise InputError(f"{path}: must have the size of the image, {shape}, and one layer, has {size} and {layers}.")
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()

@@ -50,10 +50,12 @@ class Gate:
     Args:
         app: what comes next.
         origins: of other web pages that may ask.
+        infer: how the path of a request begins that may bring a file and is no PUT.
     """
 
-    def __init__(self, app: Any, origins: Iterable[str] = ()) -> None:
+    def __init__(self, app: Any, origins: Iterable[str] = (), infer: str = "/infer/") -> None:
         self.app = app
+        self.infer = infer
         self.origins = set(origins)
         self.names = {"localhost", socket.gethostname().lower(), *(_name(urlsplit(o).netloc) for o in self.origins)}
 
@@ -62,7 +64,9 @@ class Gate:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        limit = max_bytes() if headers.get("content-type", "").startswith("multipart/") else MAX_JSON
+        brings_files = scope["method"] == "PUT" or scope["path"].startswith(self.infer)
+        has_files = headers.get("content-type", "").startswith("multipart/")
+        limit = max_bytes() if brings_files and has_files else MAX_JSON
         refusal = self._refusal(headers, limit)
         if refusal:
             await JSONResponse({"detail": refusal[1]}, refusal[0])(scope, receive, send)
@@ -86,7 +90,7 @@ class Gate:
                 403,
                 "the request must name this server: an IP address, localhost, or a name given with --conf origins.",
             )
-        if origin and origin not in self.origins and urlsplit(origin).netloc != host:
+        if origin and origin not in self.origins and origin.partition("://")[2] != host:
             return 403, "a web page must be of this server, or its origin be given with --conf origins."
         length = headers.get("content-length", "0")
         return (413, _too_large(limit)) if length.isascii() and length.isdigit() and int(length[:20]) > limit else None

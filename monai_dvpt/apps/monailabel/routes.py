@@ -58,7 +58,7 @@ from .uploads import PICTURES, VOLUMES, check_image, check_label, check_type
 if TYPE_CHECKING:
     from .app import DVPTApp
 
-__all__ = ["UUID", "made_for_request", "served"]
+__all__ = ["UUID", "made_for_request", "served", "session_facts"]
 
 logger = logging.getLogger(__name__)
 for name in ("endpoints", "datastore", "utils.sessions"):  # they log requests and names of files as they come
@@ -101,7 +101,7 @@ def served(app: DVPTApp, server: FastAPI, origins: list[str]) -> FastAPI:
         what answers in place of the server.
     """
     shared = {"allow_credentials": True, "allow_methods": ["*"], "allow_headers": ["*"]}
-    layers = [Middleware(Gate, origins=origins)]
+    layers = [Middleware(Gate, origins=origins, infer=f"{settings.MONAI_LABEL_API_STR}/infer/")]
     if origins:
         layers.append(Middleware(CORSMiddleware, allow_origins=origins, **shared))
     api = FastAPI(title=server.title, docs_url=None, redoc_url="/docs", middleware=layers)
@@ -123,7 +123,7 @@ def served(app: DVPTApp, server: FastAPI, origins: list[str]) -> FastAPI:
 def _routes(app: DVPTApp) -> list[tuple[str, str, Any, Check | None]]:
     """Methods, path, endpoint of MONAI Label and check of each."""
     found: list[tuple[str, str, Any, Check | None]] = [
-        ("GET", "/info/", info.api_app_info, None),
+        ("GET", "/info/", info.api_app_info, _listed),
         ("GET", "/model/info/{model}", model.api_model_info, None),
         ("GET", "/model/{model}", model.api_download_model, None),
         ("POST", "/infer/{model}", infer.api_run_inference, _infer),
@@ -138,7 +138,7 @@ def _routes(app: DVPTApp) -> list[tuple[str, str, Any, Check | None]]:
         ("GET", "/scoring/", scoring.api_status, None),
         ("POST", "/scoring/{method}", scoring.api_run_method, _score),
         ("DELETE", "/scoring/", scoring.api_stop, None),
-        ("GET", "/datastore/", datastore.api_datastore, None),
+        ("GET", "/datastore/", datastore.api_datastore, _listed),
         ("PUT", "/datastore/", datastore.api_add_image, _add_image),
         ("PUT", "/datastore/image", datastore.api_add_image, _add_image),
         ("HEAD", "/datastore/image", datastore.api_check_image, _image),
@@ -278,10 +278,20 @@ def _infer(app: DVPTApp, values: Values) -> None:
         values["session_id"] = ""
     elif values["session_id"]:
         _session(app, values)
-        if app.sessions().get_session(values["session_id"]) is None:
-            raise HTTPException(404, detail="the session of session_id is over, or was none.")
     else:
         app.check_image(values["image"])
+
+
+def session_facts(sessions: Any, session_id: str) -> Any:
+    """What MONAI Label knows of a session; None if it is none, or a killed server has left it half written."""
+    try:
+        return sessions.get_session(session_id, update_ts=False, fetch_cache=False)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _listed(app: DVPTApp, values: Values) -> None:
+    """There is nothing to check; but the PACS is asked, so that it may take long."""
 
 
 def _batch(app: DVPTApp, values: Values) -> None:
@@ -358,6 +368,8 @@ def _session(app: DVPTApp, values: Values) -> None:
         raise HTTPException(404, detail="sessions are switched off.")
     if not UUID.fullmatch(values["session_id"]):
         raise InputError(f"session_id must be a UUID, got {shown(values['session_id'])}.")
+    if session_facts(app.sessions(), values["session_id"]) is None:
+        raise HTTPException(404, detail="the session of session_id is over, or was none.")
 
 
 def _logs(app: DVPTApp, values: Values) -> None:
@@ -376,7 +388,7 @@ def _dicomweb(app: DVPTApp, values: Values) -> None:
         raise InputError(f"path must be one of DICOMweb, got {shown(values['path'])}.")
 
 
-LONG = (_infer, _batch, _train, _train_all, _score, _image, _dicomweb)
+LONG = (_infer, _batch, _train, _train_all, _next, _score, _listed, _image, _label, _dicomweb)
 """Checks of the requests that may take long."""
 UPLOADS = (_add_image, _save_label, _add_session)
 """Checks of those that bring a file that is kept."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -20,7 +21,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from monai_dvpt.handlers import AdapterSaver
 from monai_dvpt.networks.adapter import freeze_backbone, load_adapter, save_adapter
-from monai_dvpt.utils import InputError, path_for_config
+from monai_dvpt.utils import InputError, path_for_config, to_json
 
 from .bundles import ServedBundle
 from .cases import Case, labelled_cases, split_cases
@@ -139,7 +140,7 @@ class AdapterTrainTask(TrainTask):
         in_use = self.versions.active
         told = f"{name}: {facts['metric']} {score:.4f}, {used}: {before:.4f} on the {scored_on} cases"
         logger.info(f"{told}; {in_use} is in use now")
-        return {"version": name, "in_use": in_use, **facts}
+        return json.loads(to_json({"version": name, "in_use": in_use, **facts}))  # NaN is no JSON
 
     @property
     def _labels(self) -> list[str]:
@@ -165,7 +166,7 @@ class AdapterTrainTask(TrainTask):
             meta_file=str(config / "metadata.json"),
             logging_file=False,
             workflow_type="train",
-            bundle_root=str(self.bundle.root),
+            bundle_root=path_for_config(str(self.bundle.root)),
             **settings,
         )
         parser = workflow.parser

@@ -32,6 +32,7 @@ from utils_app_attacks import (
     odd_requests,
 )
 from utils_data import entered, save_nifti, temporary_folder
+from utils_headers import nifti_1
 from utils_server import serve
 
 if find_spec("monailabel") is None:
@@ -85,11 +86,11 @@ class TestHostileRequests(unittest.TestCase):
         self.assertIn(reason, answer.json()["detail"])
         self.assertEqual(self.state(), self.before)
 
-    def status_of_body(self, kind: str, size: int, declared: bool) -> int:
-        """Of a training whose body is told to have a size, but does not come, or comes untold."""
+    def status_of_body(self, kind: str, size: int, declared: bool, path: str = f"/train/{MODEL}") -> int:
+        """Of a request whose body is told to have a size, but does not come, or comes untold."""
         url = urlsplit(self.server.url)
         with contextlib.closing(http.client.HTTPConnection(url.hostname, url.port, timeout=60)) as connection:
-            connection.putrequest("POST", f"/train/{MODEL}")
+            connection.putrequest("POST", path)
             connection.putheader("Content-Type", kind)
             connection.putheader(*(("Content-Length", str(size)) if declared else ("Transfer-Encoding", "chunked")))
             connection.endheaders()
@@ -240,6 +241,7 @@ class TestHostileRequests(unittest.TestCase):
         port = urlsplit(own).port
         for origin in (
             "https://evil.example",
+            "http://[",
             "null",
             "http://127.0.0.1:1",
             f"http://localhost:{port}",
@@ -262,9 +264,17 @@ class TestHostileRequests(unittest.TestCase):
             self.assertEqual((answer.status_code, answer.headers["access-control-allow-origin"]), (200, VIEWER))
 
     def test_uploads_have_limits(self):
-        for kind, size in (("application/json", 1 << 20), ("multipart/form-data; boundary=x", MAX_BYTES)):
-            self.assertEqual(self.status_of_body(kind, size + 1, declared=True), 413, kind)
+        form, train = "multipart/form-data; boundary=x", f"/train/{MODEL}"
+        for kind, path, size in (
+            ("application/json", train, 1 << 20),
+            (form, train, 1 << 20),  # brings no file, whatever it says
+            (form, f"/infer/{MODEL}", MAX_BYTES),
+        ):
+            self.assertEqual(self.status_of_body(kind, size + 1, declared=True, path=path), 413, kind)
         self.assertEqual(self.status_of_body("application/json", (1 << 20) + 1, declared=False), 413)
+        stated = nifti_1(b"", (1000, 1000, 1500))  # 1.5 billion values in no file
+        for content, why in ((stated, "must have the size of the image"), (b"II*\0" + bytes(500), "cannot be read")):
+            self.refused(why, "PUT", "/datastore/label?image=first", files={"label": ("a.nii", content)})
         bomb = gzip.compress(bytes(64 << 20))
         self.assertLess(len(bomb), 100_000)
         for method, path, field in (
