@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import unittest
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from monai_dvpt.apps.monailabel.cases import split_cases
 from monai_dvpt.apps.monailabel.gate import check_origins
 from monai_dvpt.apps.monailabel.train import AdapterTrainTask
 
+HIPPOCAMPUS = "hippocampus_mri_dvpt_unetr_segmentation"
 CT = "ct_dvpt_swin_unetr_segmentation"
 
 
@@ -59,6 +61,17 @@ class TestSplitCases(unittest.TestCase):
 
 
 class TestTrainingOfABundle(unittest.TestCase):
+    def test_bundle_in_a_folder_with_a_number_sign(self):
+        """Which MONAI's config parser takes for a separator."""
+        root = temporary_folder(self) / "bundles #1" / HIPPOCAMPUS
+        shutil.copytree(REPOSITORY / "bundles" / HIPPOCAMPUS, root, ignore=shutil.ignore_patterns("output", "data"))
+        bundle = ServedBundle(root, {})
+        self.assertEqual(bundle.adapter_path, root / "models" / "adapter.safetensors")
+        task = AdapterTrainTask(bundle, AdapterVersions("versions", "shipped"))
+        workflow = task._workflow(task.config(), Path("a #1"), Path("run #1"), [{"image": "/a", "label": "/l"}], [])
+        read = [workflow.parser.get_parsed_content(key) for key in ("bundle_root", "output_dir", "adapter_path")]
+        self.assertEqual(read, [str(root), "run #1", "a #1"])
+
     def test_labels_of_organs_have_the_values_of_the_model(self):
         """The bundle's own label files have other values, which its training maps to those of the model."""
         settings = {"spacing_mm": [3.0, 3.0, 3.0], "backbone_path": "weights.pt", "prompt_maps": True}
