@@ -158,7 +158,9 @@ class TestHostileRequests(unittest.TestCase):
         path = {"train": f"/train/{MODEL}", "infer": f"/infer/{MODEL}?image=first", "batch": f"/batch/infer/{MODEL}"}
         path |= {"activelearning": "/activelearning/entropy", "scoring": "/scoring/entropy"}
         given = {"data": {"params": json.dumps(params)}} if kind == "infer" else {"json": params}
-        self.refused(next(iter(params)).split("#")[0], "POST", path[kind], **given)
+        # the reason names the setting, or what must be a dictionary of them
+        word = "valid dictionary" if not isinstance(params, dict) else next(iter(params)).split("#")[0]
+        self.refused({"label_tag": "tag of a label", "label_info": "name"}.get(word, word), "POST", path[kind], **given)
 
     @parameterized.expand(
         [
@@ -307,8 +309,14 @@ class TestHostileRequests(unittest.TestCase):
         good = {"label": ("a.nii.gz", self.label.read_bytes())}
         for tag in ("../../stolen", "a/b", ".", "x" * 65):
             self.refused("tag", "PUT", f"/datastore/label?image=first&tag={quote(tag, safe='')}", files=good)
-        for params in ('{"label_info": 5}', "{", "[]", '{"path": "/"}', '{"label_info": [{"name": "\\ud800"}]}'):
-            self.refused("params", "PUT", "/datastore/label?image=first", files=good, data={"params": params})
+        for params, word in (
+            ('{"label_info": 5}', "label_info"),
+            ("{", "params"),
+            ("[]", "params"),
+            ('{"path": "/"}', "path"),
+            ('{"label_info": [{"name": "\\ud800"}]}', "name"),
+        ):
+            self.refused(word, "PUT", "/datastore/label?image=first", files=good, data={"params": params})
 
     def test_an_image_is_not_replaced(self):
         files = {"file": ("first.nii.gz", self.image.read_bytes())}
