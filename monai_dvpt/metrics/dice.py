@@ -8,36 +8,36 @@ from typing import Any
 import torch
 from monai.metrics import DiceMetric
 
-__all__ = ["DiceOfLabels", "nan_where_nothing"]
+__all__ = ["DiceOfLabels", "NanOfNothing"]
 
 
-class DiceOfLabels(DiceMetric):
+class NanOfNothing:
     """
-    :class:`monai.metrics.DiceMetric` whose reduced score is NaN where no case has the class (MONAI: 0, as if all of it
-    had been missed). Arguments are MONAI's; a case whose label map lacks a class is left out of the class's mean.
+    Put before a metric of MONAI that leaves NaN out of its means: where nothing is left, the mean is NaN. MONAI has 0
+    there, which for a Dice score means that all was missed.
     """
+
+    get_not_nans: bool
 
     def aggregate(self, reduction: Any = None) -> Any:
         """
+        Args:
+            reduction: as MONAI's, by default that of the metric.
+
         Returns:
-            the reduced scores, each in [0, 1] or NaN.
+            the reduced values, and with ``get_not_nans`` of how many values each is the mean.
         """
         include, self.get_not_nans = self.get_not_nans, True
         try:
-            score, count = super().aggregate(reduction)
+            value, count = super().aggregate(reduction)  # type: ignore[misc]
         finally:
             self.get_not_nans = include
-        score = nan_where_nothing(score, count)
-        return (score, count) if include else score
+        value = torch.where(count > 0, value, torch.full_like(value, torch.nan))
+        return (value, count) if include else value
 
 
-def nan_where_nothing(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+class DiceOfLabels(NanOfNothing, DiceMetric):
     """
-    Args:
-        values: reduced values of a metric.
-        count: how many values that are not NaN each stands for, of the same shape.
-
-    Returns:
-        ``values``, with NaN where there was none; MONAI has 0 there.
+    :class:`monai.metrics.DiceMetric` whose reduced score is NaN where no case has the class. Arguments are MONAI's; a
+    case whose label map lacks a class is left out of the class's mean.
     """
-    return torch.where(count > 0, values, torch.full_like(values, torch.nan))

@@ -11,12 +11,12 @@ import torch
 from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
 
-from monai_dvpt.metrics.dice import nan_where_nothing
+from .dice import NanOfNothing
 
 __all__ = ["HausdorffDistanceMm"]
 
 
-class HausdorffDistanceMm(HausdorffDistanceMetric):
+class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
     """
     :class:`monai.metrics.HausdorffDistanceMetric` with the voxel spacing taken from each label map, so that it can be
     used through :class:`monai.handlers.IgniteMetricHandler`, which passes none. Arguments are MONAI's. Where one of
@@ -66,16 +66,3 @@ class HausdorffDistanceMm(HausdorffDistanceMetric):
         both_empty = ~(filled[0] | filled[1]).to(distance.device)
         diagonal = sides_mm.norm(dim=1, keepdim=True).to(distance).expand_as(distance)
         return torch.where(one_empty, diagonal, distance.masked_fill(both_empty, torch.nan))
-
-    def aggregate(self, reduction: Any = None) -> Any:
-        """
-        Returns:
-            the reduced distances in millimetres.
-        """
-        include, self.get_not_nans = self.get_not_nans, True
-        try:
-            distance, count = super().aggregate(reduction)
-        finally:
-            self.get_not_nans = include
-        distance = nan_where_nothing(distance, count)
-        return (distance, count) if include else distance

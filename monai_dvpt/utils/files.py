@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,8 +27,7 @@ __all__ = ["atomic_path", "fingerprint", "remove_leftovers", "to_json"]
 SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z0-9]{1,11}$")  # what a writer decides by; the rest of a name may be a patient's
 TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[a-z0-9_]{8}\.part(\..*)?", re.DOTALL)
 OLD_SECONDS = 24 * 3600  # after which a temporary file is left over, whoever wrote it
-UMASK = os.umask(0)  # can only be read by setting it, which threads must not do at once
-os.umask(UMASK)
+_umask = threading.Lock()
 _cleaned: set[tuple[int, str]] = set()
 
 
@@ -83,7 +83,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~UMASK)  # mkstemp allows the owner alone
+        with _umask:  # can only be read by setting it, which threads must not do at once
+            os.umask(umask := os.umask(0))
+        temporary.chmod(0o666 & ~umask)  # mkstemp allows the owner alone
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:
