@@ -35,30 +35,38 @@ BYTES = {
 """Of one value of a MetaImage."""
 
 
-def check_nrrd(path: str | os.PathLike) -> None:
+def check_nrrd(path: str | os.PathLike, alone: bool = False) -> None:
     """
+    Args:
+        path: the file.
+        alone: whether it must hold its values itself, since it came from elsewhere and could name any file.
+
     Raises:
         InputError: if the header does not say where the image lies (``space``, ``space directions``, ``space origin``,
-            in mm), or what it says would take too much memory.
+            in mm), states a field twice, or what it says would take too much memory.
     """
-    fields = {}
+    fields: dict[str, str] = {}
     for line in _lines(path):
         if not line.strip():
             break
         key, colon, value = line.partition(":")
         if colon and not line.startswith("#") and not value.startswith("="):
-            fields[key.strip().lower()] = value.strip()
+            if (field := "".join(key.lower().split())) in fields:  # readers differ in which of them counts
+                raise InputError(f"{path}: must state each field once, states one twice.")
+            fields[field] = value.strip()
     _check_size(path, "sizes", fields.get("sizes", ""))
+    if alone and "datafile" in fields:
+        raise InputError(f"{path}: must hold its values, got an NRRD header that names another file.")
     if fields.get("space", "").lower() not in SPACES:
         raise InputError(f"{path}: must say where it lies: space must be one of {', '.join(SPACES)}, is not.")
-    axes = re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))
+    axes = re.findall(r"\(([^)]*)\)", fields.get("spacedirections", ""))
     if len(axes) != 3 or not all(any(_numbers(axis, 3)) for axis in axes):
         raise InputError(f"{path}: must say where it lies: space directions must be three finite vectors.")
-    if not _numbers(fields.get("space origin", "").strip("()"), 3):
+    if not _numbers(fields.get("spaceorigin", "").strip("()"), 3):
         raise InputError(f"{path}: must say where it lies: space origin must be three finite numbers.")
-    if units := set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", ""}:
+    if units := set(re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))) - {"mm", ""}:
         raise InputError(f"{path}: unit of length must be mm, got {sorted(units)[0][:20]!r}.")
-    _check_data_file(path, fields.get("data file", fields.get("datafile")))
+    _check_data_file(path, fields.get("datafile"))
 
 
 def check_metaimage(path: str | os.PathLike) -> None:

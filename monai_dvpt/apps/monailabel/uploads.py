@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gzip
-import math
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from fastapi import UploadFile
 
+from monai_dvpt.data.text_headers import check_nrrd
 from monai_dvpt.transforms import LoadImage2D, LoadVolume
 from monai_dvpt.utils import InputError, check_bytes, reason
 
@@ -22,8 +22,6 @@ __all__ = ["check_image", "check_label", "check_type"]
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd")
 PICTURES = (".png", ".jpg", ".jpeg")
-MAX_HEADER = 1 << 20
-"""Bytes of the header of an NRRD file."""
 
 
 def check_type(upload: UploadFile, kind: str, types: Iterable[str]) -> str:
@@ -46,11 +44,12 @@ def check_type(upload: UploadFile, kind: str, types: Iterable[str]) -> str:
     found = next((ending for ending in known if name.endswith(ending)), None)
     if found is None:
         raise InputError(f"{kind} must be a file of the type {', '.join(known)}.")
+    upload.filename = f"{kind}{'.jpg' if found == '.jpeg' else found}"
     if found == ".nrrd":
-        _check_nrrd(upload, kind)
+        with _copy_of(upload) as path, _told_of(kind, path):
+            check_nrrd(path, alone=True)
     if found == ".nii.gz":
         _check_inflated(upload, kind)
-    upload.filename = f"{kind}{'.jpg' if found == '.jpeg' else found}"
     return found
 
 
@@ -67,14 +66,15 @@ def check_image(upload: UploadFile, dimensions: Iterable[int]) -> None:
     wanted = sorted(set(dimensions), reverse=True)
     check_type(upload, "image", [*VOLUMES, *(PICTURES if 2 in wanted else ())])
     with _copy_of(upload) as path:
-        why = ""
+        refusals = []
         for dimension in wanted:
             try:
-                loaders[dimension](str(path))
+                with _told_of("image", path):
+                    loaders[dimension](str(path))
                 return
             except InputError as error:
-                why = why or reason(error).replace(str(path), "the image that was sent")
-        raise InputError(why)
+                refusals.append(error)
+        raise refusals[0]
 
 
 def check_label(upload: UploadFile, beside_pacs: bool) -> None:
@@ -102,6 +102,15 @@ def _copy_of(upload: UploadFile) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def _told_of(kind: str, path: Path) -> Iterator[None]:
+    """Refusals name what was sent, not where it lay."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(reason(error).replace(str(path), f"the {kind} that was sent")) from None
+
+
 def _check_inflated(upload: UploadFile, kind: str) -> None:
     had = 0
     try:
@@ -112,20 +121,3 @@ def _check_inflated(upload: UploadFile, kind: str) -> None:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{kind} must be a gzip file, cannot be inflated: {reason(error)}") from error
     upload.file.seek(0)
-
-
-def _check_nrrd(upload: UploadFile, kind: str) -> None:
-    """The header of an NRRD file may name another file of the server as that of its values."""
-    start = upload.file.read(MAX_HEADER)
-    upload.file.seek(0)
-    header, end, _ = start.replace(b"\r\n", b"\n").partition(b"\n\n")
-    if not start.startswith(b"NRRD000") or not end:
-        raise InputError(f"{kind} must begin with the header of an NRRD file, of at most {MAX_HEADER:,} bytes.")
-    lines = (line.partition(b":") for line in header.splitlines()[1:] if not line.startswith(b"#"))
-    fields = {key.strip().lower().replace(b" ", b""): value.split() for key, _, value in lines}
-    if b"datafile" in fields:
-        raise InputError(f"{kind} must hold its values, got an NRRD header that names another file.")
-    sizes = fields.get(b"sizes", [])
-    if not sizes or not all(size.isdigit() and len(size) < 10 for size in sizes):
-        raise InputError(f"{kind} must state its sizes as whole numbers.")
-    check_bytes(kind, 4 * math.prod(map(int, sizes)))
