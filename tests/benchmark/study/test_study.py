@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import unittest
 from pathlib import Path
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from monai_dvpt.benchmark.__main__ import main
 from monai_dvpt.benchmark.study.job import Task, run_job
 from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.networks.nets import DVPTViT
+from monai_dvpt.utils import folder_lock
 
 BUNDLE = Path(__file__).parents[3] / "bundles" / "xray_dvpt_vit_classification"
 NETWORK = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 3, "num_heads": 2}
@@ -112,6 +114,13 @@ class TestStudy(unittest.TestCase):
         status, out, err = self.study(output, *methods, "--seeds", "0", "1")
         self.assertEqual(status, 0, err)
         self.assertIn("| linear | 100% | 28 | 2 |", out)
+
+    def test_second_study_in_a_folder_is_refused(self):
+        with folder_lock(self.folder / "locked"):
+            status, _, err = self.study(self.folder / "locked", "--methods", "full", "--seeds", "0")
+        self.assertEqual(status, 1)
+        self.assertRegex(err, rf"one run at a time, and another one writes there: process {os.getpid()} on ")
+        self.assertFalse((self.folder / "locked" / "plan.json").exists())
 
     def test_another_plan_is_refused(self):
         output = self.folder / "plans"
