@@ -12,8 +12,9 @@ from typing import Any
 from safetensors.torch import save_file
 from utils_networks import randomise
 
-from monai_dvpt.networks.adapter import TunableNetwork, save_adapter
+from monai_dvpt.networks.adapter import save_adapter
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTViT
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.networks.pretrained import load_pretrained
 
 VIT = {"in_channels": 2, "img_size": (32, 48), "hidden_size": 24, "mlp_dim": 20, "num_layers": 5, "num_heads": 6}

@@ -13,8 +13,8 @@ import torch
 import torch.nn as nn
 from safetensors.torch import save_file
 
-from monai_dvpt.networks.adapter import PARTS, TunableNetwork
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.parts import PARTS, TunableNetwork
 
 UNETR_SIZES = {"in_channels": 2, "out_channels": 3, "feature_size": 4, "hidden_size": 24, "mlp_dim": 20, "num_heads": 6}
 DVPT_SIZES = {"bottleneck_size": 5, "num_prompts": 7}

@@ -14,8 +14,8 @@ from monai.handlers import MeanDice, ValidationHandler, from_engine
 from monai.losses import DiceCELoss
 from monai.transforms import AsDiscreted, Compose
 
-from monai_dvpt.networks.adapter import freeze_backbone, parameter_groups
 from monai_dvpt.networks.nets import DVPTUNETR
+from monai_dvpt.networks.parts import freeze_backbone, parameter_groups
 
 LABELS = ["background", "anterior", "posterior"]
 SIZE = (16, 24, 32)

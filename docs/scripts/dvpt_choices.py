@@ -20,12 +20,12 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
-from monai_dvpt.baselines import METHODS, Method
 from monai_dvpt.baselines.bottleneck import dvpt
+
 from monai_dvpt.benchmark.__main__ import main
-from monai_dvpt.networks.adapter import TunableNetwork
 from monai_dvpt.networks.blocks import DVPTBlock
+from monai_dvpt.networks.methods import METHODS, Method
+from monai_dvpt.networks.parts import TunableNetwork
 
 
 class Choice(DVPTBlock):

@@ -23,7 +23,8 @@ from monai.transforms import Compose, SpatialCrop
 from tqdm import tqdm
 
 from monai_dvpt.metrics import kappa_interval
-from monai_dvpt.networks.adapter import freeze_backbone, load_adapter, share_backbone
+from monai_dvpt.networks.adapter import load_adapter, share_backbone
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.transforms import LoadVolume, VolumeGrade
 
 BUNDLES = Path(__file__).parents[2] / "bundles"

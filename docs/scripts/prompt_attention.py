@@ -29,8 +29,8 @@ from monai.utils import set_determinism
 from PIL import Image
 from tqdm import tqdm
 
-from monai_dvpt.networks.adapter import freeze_backbone, parameter_groups
 from monai_dvpt.networks.nets import DVPTUNETR
+from monai_dvpt.networks.parts import freeze_backbone, parameter_groups
 from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.visualize import plot_prompt_attention, prompt_attention_maps
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from monai_dvpt.networks.adapter import PARTS, TunableNetwork, count_parameters, load_adapter, save_adapter, set_adapter
+from monai_dvpt.networks.adapter import load_adapter, save_adapter, set_adapter
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.parts import PARTS, TunableNetwork, count_parameters
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
 from .machine import machine_facts

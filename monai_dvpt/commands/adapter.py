@@ -16,17 +16,11 @@ import torch
 import yaml
 
 from monai_dvpt.networks import nets
-from monai_dvpt.networks.adapter import (
-    PARTS,
-    TunableNetwork,
-    adapter_metadata,
-    backbone_sha256,
-    load_adapter,
-    merge_full,
-)
+from monai_dvpt.networks.adapter import adapter_metadata, backbone_sha256, load_adapter, merge_full
 from monai_dvpt.networks.adapter.built import checked_network, network_class
 from monai_dvpt.networks.adapter.file import find_backbone, load_backbone
 from monai_dvpt.networks.adapter.stored import check_intact, fitting_tensors, read_kinds, read_tensors
+from monai_dvpt.networks.parts import PARTS, TunableNetwork
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
 from .run import printable

@@ -15,8 +15,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 
-from monai_dvpt.networks.adapter import TunableNetwork, count_parameters, save_adapter
-from monai_dvpt.networks.adapter.wrapped import unwrap
+from monai_dvpt.networks.adapter import save_adapter
+from monai_dvpt.networks.parts import TunableNetwork, count_parameters
+from monai_dvpt.networks.wrapped import unwrap
 from monai_dvpt.utils import atomic_path
 
 __all__ = ["AdapterSaver"]

@@ -18,8 +18,9 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.utils import set_determinism
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_dvpt.networks.adapter import TunableNetwork, backbone_sha256
-from monai_dvpt.networks.adapter.wrapped import unwrap
+from monai_dvpt.networks.adapter import backbone_sha256
+from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.networks.wrapped import unwrap
 from monai_dvpt.utils import FolderLock, InputError, atomic_path, read_torch
 
 __all__ = ["ResumableCheckpoint"]

@@ -19,7 +19,8 @@ from monai.metrics import calibration_binning
 from scipy.optimize import minimize_scalar
 
 from monai_dvpt.handlers.adapter_saver import AdapterSaver
-from monai_dvpt.networks.adapter import TunableNetwork, adapter_metadata, save_adapter
+from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.transforms import GradeLogits
 from monai_dvpt.utils import InputError, atomic_path, read_torch, to_json
 

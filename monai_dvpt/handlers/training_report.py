@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Trainer
 
 from monai_dvpt.handlers.adapter_saver import AdapterSaver
-from monai_dvpt.networks.adapter import count_parameters
+from monai_dvpt.networks.parts import count_parameters
 from monai_dvpt.utils import atomic_path, to_json
 
 __all__ = ["TrainingReport"]

@@ -8,9 +8,8 @@ import unittest
 import torch
 from parameterized import parameterized
 
-from monai_dvpt.baselines import tune
-from monai_dvpt.networks.adapter import count_parameters
 from monai_dvpt.networks.nets import DVPTViT
+from monai_dvpt.networks.parts import count_parameters, tune
 
 LAYERS = 12
 CLASSES = 100

@@ -16,7 +16,8 @@ from monai.networks.blocks import MLPBlock
 from parameterized import parameterized
 from utils_networks import small_image, small_network
 
-from monai_dvpt.baselines import merge, tune
+from monai_dvpt.networks.adapter import merge
+from monai_dvpt.networks.parts import tune
 
 try:
     with warnings.catch_warnings():

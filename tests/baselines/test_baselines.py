@@ -14,15 +14,10 @@ from parameterized import parameterized
 from utils_data import temporary_folder
 from utils_networks import expected_part, new_network, randomise, small_image, small_network, to_be_trained
 
-from monai_dvpt.baselines import METHODS, merge, tune
-from monai_dvpt.networks.adapter import (
-    add_adapter,
-    count_parameters,
-    load_adapter,
-    parameter_groups,
-    save_adapter,
-)
+from monai_dvpt.networks.adapter import add_adapter, load_adapter, merge, save_adapter
+from monai_dvpt.networks.methods import METHODS
 from monai_dvpt.networks.nets import DVPTViT
+from monai_dvpt.networks.parts import count_parameters, parameter_groups, tune
 
 VITS = ("vit_cls_2d", "vit_mean_3d", "vit_encoder_2d")
 SWINS = ("swin_unetr_2d", "swin_unetr_2d_none", "swin_classifier_2d")

@@ -11,7 +11,8 @@ from monai.bundle import ConfigParser
 from utils_bundles import workflow
 from utils_data import ROOT, shared_data, temporary_folder
 
-from monai_dvpt.networks.adapter import adapter_metadata, freeze_backbone, load_adapter, share_backbone
+from monai_dvpt.networks.adapter import adapter_metadata, load_adapter, share_backbone
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY
 
 GRADING = ROOT / "bundles" / "hippocampus_mri_dvpt_vit_classification"

@@ -25,8 +25,9 @@ from utils_limits import file_size_limit
 from utils_networks import seal
 
 from monai_dvpt.__main__ import main
-from monai_dvpt.networks.adapter import adapter_metadata, backbone_sha256, count_parameters, save_adapter
+from monai_dvpt.networks.adapter import adapter_metadata, backbone_sha256, save_adapter
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTViT
+from monai_dvpt.networks.parts import count_parameters
 
 SHIPPED = ROOT / "bundles/hippocampus_mri_dvpt_unetr_segmentation/models/adapter.safetensors"
 CHECKED = ["format", "tensors", "network", "backbone"]

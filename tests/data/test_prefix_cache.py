@@ -19,7 +19,7 @@ from utils_networks import randomise, small_network
 from monai_dvpt.data import PrefixCacheDataset
 from monai_dvpt.data.prefix_cache import _image_sha256
 from monai_dvpt.engines import PreparePrefix
-from monai_dvpt.networks.adapter import freeze_backbone
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.utils import InputError
 
 COUNT = 5

@@ -19,8 +19,9 @@ from utils_training import Script
 from monai_dvpt.handlers import AdapterSaver, ResumableCheckpoint, TemperatureCalibration, calibrated_temperature
 from monai_dvpt.handlers import temperature_calibration as module
 from monai_dvpt.losses import OrdinalCrossEntropy
-from monai_dvpt.networks.adapter import adapter_metadata, freeze_backbone, load_adapter, parameter_groups, save_adapter
+from monai_dvpt.networks.adapter import adapter_metadata, load_adapter, save_adapter
 from monai_dvpt.networks.nets import DVPTViT
+from monai_dvpt.networks.parts import freeze_backbone, parameter_groups
 from monai_dvpt.utils import InputError
 
 OUTPUTS, GRADES = 2, 3

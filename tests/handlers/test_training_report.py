@@ -11,7 +11,7 @@ from utils_data import temporary_folder
 from utils_training import LABELS, make_evaluator, make_trainer, tiny_network
 
 from monai_dvpt.handlers import AdapterSaver, TrainingReport, peak_memory_mib
-from monai_dvpt.networks.adapter import count_parameters
+from monai_dvpt.networks.parts import count_parameters
 
 
 class TestTrainingReport(unittest.TestCase):

@@ -29,17 +29,9 @@ from utils_networks import (
     with_backbone_of,
 )
 
-from monai_dvpt.networks.adapter import (
-    PARTS,
-    adapter_metadata,
-    backbone_sha256,
-    count_parameters,
-    freeze_backbone,
-    load_adapter,
-    parameter_groups,
-    save_adapter,
-)
+from monai_dvpt.networks.adapter import adapter_metadata, backbone_sha256, load_adapter, save_adapter
 from monai_dvpt.networks.nets import DVPTUNETR
+from monai_dvpt.networks.parts import PARTS, count_parameters, freeze_backbone, parameter_groups
 from monai_dvpt.utils import InputError
 
 TRAIN = [(("dvpt",),), (("head",),), (("dvpt", "decoder", "head"),), (("backbone", "decoder", "head"),), (PARTS,)]
@@ -68,7 +60,7 @@ class TestFreezing(unittest.TestCase):
         ]
     )
     def test_says_when_more_than_5_percent_are_trained(self, case, train, words, arguments=None):
-        net, logger = small_network(case, **(arguments or {})), "monai_dvpt.networks.adapter.tunable"
+        net, logger = small_network(case, **(arguments or {})), "monai_dvpt.networks.parts"
         if words is None:
             with self.assertNoLogs(logger):
                 freeze_backbone(net, train)

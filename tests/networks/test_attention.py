@@ -16,8 +16,8 @@ from parameterized import parameterized
 from torch.autograd.graph import saved_tensors_hooks
 from utils_networks import randomise, small_image, small_network
 
-from monai_dvpt.networks.adapter import freeze_backbone
 from monai_dvpt.networks.blocks import FusedSABlock, FusedWindowAttention, attention, fuse_attention, group_windows
+from monai_dvpt.networks.parts import freeze_backbone
 
 ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
 GRADIENT_ROUNDING = {"rtol": 1e-4, "atol": 1e-7}

@@ -28,11 +28,11 @@ from monai_dvpt.networks.adapter import (
     add_adapter,
     delete_adapter,
     disable_adapter,
-    freeze_backbone,
     load_adapter,
     save_adapter,
     set_adapter,
 )
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.utils import InputError
 
 BATCH_NORM = ("batch", {"affine": True})

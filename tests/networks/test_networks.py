@@ -33,9 +33,10 @@ from utils_networks import (
     with_backbone_of,
 )
 
-from monai_dvpt.networks.adapter import backbone_sha256, freeze_backbone, load_adapter, save_adapter
+from monai_dvpt.networks.adapter import backbone_sha256, load_adapter, save_adapter
 from monai_dvpt.networks.blocks import dvpt
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.utils import InputError
 
 CASES = [(name,) for name in NETWORKS]

@@ -17,10 +17,10 @@ from monai_dvpt.networks.adapter import (
     add_adapter,
     disable_adapter,
     encoder_sha256,
-    freeze_backbone,
     predict_adapters,
     set_adapter,
 )
+from monai_dvpt.networks.parts import freeze_backbone
 
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
 FEW = ("vit_cls_2d", "unetr_2d", "swin_unetr_2d", "swin_unetr_3d_v2")

@@ -11,13 +11,13 @@ from utils_networks import expected_part, small_image, small_network
 from monai_dvpt.networks.adapter import (
     add_adapter,
     backbone_sha256,
-    freeze_backbone,
     load_adapter,
     round_backbone,
     save_adapter,
     set_adapter,
     share_backbone,
 )
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.networks.pretrained import load_pretrained
 
 CASES = [("vit_cls_2d",), ("unetr_2d",), ("swin_unetr_2d",), ("swin_unetr_2d_none",)]

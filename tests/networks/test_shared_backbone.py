@@ -9,14 +9,9 @@ import torch
 from utils_data import temporary_folder
 from utils_networks import randomise
 
-from monai_dvpt.networks.adapter import (
-    backbone_sha256,
-    freeze_backbone,
-    load_adapter,
-    save_adapter,
-    share_backbone,
-)
+from monai_dvpt.networks.adapter import backbone_sha256, load_adapter, save_adapter, share_backbone
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTViT
+from monai_dvpt.networks.parts import freeze_backbone
 
 SIZES = {"in_channels": 2, "img_size": (16, 24, 32), "patch_size": 8, "hidden_size": 24, "mlp_dim": 20, "num_heads": 6}
 GRADE = {**SIZES, "spatial_dims": 3, "qkv_bias": False, "class_token": False, "pooling": "mean", "num_classes": 4}

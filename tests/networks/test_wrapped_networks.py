@@ -18,19 +18,17 @@ from monai_dvpt.networks.adapter import (
     adapter_names,
     add_adapter,
     backbone_sha256,
-    count_parameters,
     delete_adapter,
     disable_adapter,
     encoder_sha256,
-    freeze_backbone,
     load_adapter,
-    parameter_groups,
     predict_adapters,
     round_backbone,
     save_adapter,
     set_adapter,
     share_backbone,
 )
+from monai_dvpt.networks.parts import count_parameters, freeze_backbone, parameter_groups
 from monai_dvpt.networks.pretrained import load_pretrained
 
 WRAPPERS = [

@@ -21,7 +21,7 @@ from utils_data import AFFINE_RAS
 from utils_networks import NETWORKS, changed, copy_of_state, new_network, small_image, small_network
 
 from monai_dvpt.inferers import AutocastInferer
-from monai_dvpt.networks.adapter import freeze_backbone
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.visualize import PromptAttention, plot_prompt_attention, prompt_attention_maps
 
 CASES = [(name,) for name in NETWORKS]

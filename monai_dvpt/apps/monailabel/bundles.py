@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from monai_dvpt.data.dicom_writers import segment_codes
-from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import InputError, path_for_config, reason, root_cause, setting_for_config
 
 from .labels import ModelLabels

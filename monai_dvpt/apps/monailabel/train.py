@@ -20,7 +20,8 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import device_list, name_to_device
 
 from monai_dvpt.handlers import AdapterSaver
-from monai_dvpt.networks.adapter import freeze_backbone, load_adapter, save_adapter
+from monai_dvpt.networks.adapter import load_adapter, save_adapter
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.utils import InputError, path_for_config, to_json
 
 from .bundles import ServedBundle

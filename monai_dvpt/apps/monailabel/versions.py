@@ -14,7 +14,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from monai_dvpt.networks.adapter import TunableNetwork, adapter_metadata, load_adapter, save_adapter
+from monai_dvpt.networks.adapter import adapter_metadata, load_adapter, save_adapter
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
 __all__ = ["SHIPPED", "AdapterVersions"]

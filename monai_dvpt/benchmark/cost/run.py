@@ -16,7 +16,8 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from monai_dvpt.networks.adapter import TunableNetwork, save_adapter
+from monai_dvpt.networks.adapter import save_adapter
+from monai_dvpt.networks.parts import TunableNetwork
 
 from .measure import Trial, count_flops, interleave, peak_bytes, saved_bytes
 from .variants import REFERENCE, VARIANTS, Network, build_variant

@@ -16,9 +16,9 @@ from monai.networks.nets import UNETR, SwinUNETR, ViT
 from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import optional_import
 
-from monai_dvpt.baselines import METHODS, tune
-from monai_dvpt.networks.adapter import TunableNetwork, freeze_backbone
+from monai_dvpt.networks.methods import METHODS
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.parts import TunableNetwork, freeze_backbone, tune
 
 __all__ = ["NETWORKS", "REFERENCE", "VARIANTS", "Network", "Variant", "build_variant"]
 

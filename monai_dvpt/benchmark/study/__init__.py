@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import yaml
 
-from monai_dvpt.baselines import METHODS
 from monai_dvpt.benchmark.machine import machine_facts
+from monai_dvpt.networks.methods import METHODS
 from monai_dvpt.utils import InputError, atomic_path, fingerprint, folder_lock, setting_for_config, to_json
 
 from .job import GIVEN, Task, read_cases

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_dvpt.handlers import peak_memory_mib
-from monai_dvpt.networks.adapter import count_parameters
+from monai_dvpt.networks.parts import count_parameters
 from monai_dvpt.utils import InputError, path_for_config, reason
 
 from .plan import Job, Split, parse_method

@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy.stats import qmc
 
-from monai_dvpt.baselines import METHODS
+from monai_dvpt.networks.methods import METHODS
 from monai_dvpt.utils import InputError
 
 __all__ = ["HEAD_RATES", "RATES", "Job", "Method", "Split", "final_jobs", "make_splits", "parse_method", "trial_jobs"]
@@ -35,7 +35,7 @@ class Method:
     A tuning method of a study.
 
     Attributes:
-        name: one of :data:`monai_dvpt.baselines.METHODS`.
+        name: one of :data:`monai_dvpt.networks.methods.METHODS`.
         options: its options.
     """
 

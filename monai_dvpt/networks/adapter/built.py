@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import re
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from monai_dvpt.networks import nets
+from monai_dvpt.networks.methods import METHODS, Method, as_method
+from monai_dvpt.networks.parts import TunableNetwork, adapter_parts
 from monai_dvpt.utils import InputError, check_bytes, reason
 
 from .stored import adapter_metadata, check_fit, read_kinds
-from .tunable import PARTS, TunableNetwork
 
-__all__ = ["blank_network", "build_network", "checked_network", "network_class"]
+__all__ = ["blank_network", "build_network", "checked_network", "network_class", "stored_method"]
 
 MAX_NUMBER = 65_536
 MAX_LAYERS = 64
@@ -80,15 +83,17 @@ def network_class(path: str | os.PathLike, metadata: Mapping[str, Any]) -> type[
     Raises:
         InputError: if it is none of this package.
     """
-    from monai_dvpt.networks import nets  # they are built on this package
-
     if (name := metadata.get("network")) not in nets.__all__:
         raise InputError(f"{path}: network must be one of {nets.__all__}, got {name!r}.")
     return getattr(nets, name)
 
 
 def blank_network(
-    path: str | os.PathLike, kind: type[TunableNetwork], arguments: Mapping[str, Any], changes: Mapping[str, Any]
+    path: str | os.PathLike,
+    kind: type[TunableNetwork],
+    method: Method,
+    arguments: Mapping[str, Any],
+    changes: Mapping[str, Any],
 ) -> TunableNetwork:
     """
     A network on the meta device: its tensors have shapes and types, but neither memory nor values.
@@ -96,28 +101,50 @@ def blank_network(
     Args:
         path: the adapter file.
         kind: the network's class.
+        method: its method.
         arguments: those of its constructor.
         changes: those of them that come from the file, and are checked.
 
     Raises:
         InputError: if an argument is unknown, missing, or outside what is stated for its type.
     """
-    parameters = dict(list(inspect.signature(kind.__init__).parameters.items())[1:])
+    stated = list(inspect.signature(kind.__init__).parameters.items())
+    parameters = {name: stated for name, stated in stated[1:] if name not in ("method", "options")}
     given = {**arguments, **changes}
     unknown, missing = sorted(given.keys() - parameters.keys()), sorted(parameters.keys() - given.keys())
     if unknown or missing:
         raise InputError(f"{path}: arguments do not fit {kind.__name__}: unknown {unknown[:5]}, missing {missing[:5]}.")
     for key, value in changes.items():
-        words, fits = RULES.get(parameters[key].annotation, ("of a known type", lambda value: False))
-        if not fits(value):
-            raise InputError(f"{path}: arguments must have {key} as {words}, got {_short(value)}.")
+        _check_value(f"{path}: arguments", key, value, parameters[key].annotation)
         if key in LAYERS and not (_is_whole(value, MAX_LAYERS) or _are_whole(value, MAX_LAYERS)):
             raise InputError(f"{path}: arguments must have {key} of at most {MAX_LAYERS}, got {_short(value)}.")
     try:
         with torch.device("meta"), _WithoutValues():
-            return kind(**given)
+            return kind(**given, method=method)
     except Exception as error:  # the arguments may be anything of their types, and so is what MONAI raises on them
         raise InputError(f"{path}: arguments do not fit {kind.__name__}: {reason(error)}") from error
+
+
+def stored_method(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Method:
+    """
+    The method of an adapter.
+
+    Raises:
+        InputError: if it or one of its options is unknown, or an option is outside what is stated for its type.
+    """
+    entry = metadata["method"]
+    if entry.get("name") not in METHODS:
+        raise InputError(f"{path}: method must be one of {list(METHODS)}, got {_short(entry.get('name'))}.")
+    kind, options = METHODS[entry["name"]], entry.get("options")
+    known = {field.name: field.type for field in dataclasses.fields(kind)}
+    if not isinstance(options, dict) or options.keys() != known.keys():
+        raise InputError(f"{path}: method must have the options {sorted(known)}, got {_short(options)}.")
+    for key, value in options.items():
+        _check_value(f"{path}: method", key, value, str(known[key]))
+    try:
+        return as_method(kind.name, **options)
+    except ValueError as error:
+        raise InputError(f"{path}: method does not fit: {error}") from error
 
 
 def checked_network(path: str | os.PathLike, metadata: Mapping[str, Any]) -> TunableNetwork:
@@ -132,9 +159,9 @@ def checked_network(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Tun
     Raises:
         InputError: see :func:`build_network`.
     """
-    net = blank_network(path, network_class(path, metadata), {}, metadata["arguments"])
+    net = blank_network(path, network_class(path, metadata), stored_method(path, metadata), {}, metadata["arguments"])
     parts = metadata["parts"]
-    own = [part for part in PARTS[1:] if any(True for _ in net.tensors([part]))]
+    own = adapter_parts(net)
     if not parts or parts != [part for part in own if part in parts]:
         raise InputError(f"{path}: parts must be of {own}, in this order, got {parts}.")
     check_fit(path, metadata, read_kinds(path), dict(net.tensors(parts)))
@@ -158,9 +185,16 @@ def build_network(path: str | os.PathLike) -> TunableNetwork:
     check_bytes(f"{path}: the network that it names", sum(tensor.nbytes for tensor in blank.state_dict().values()))
     try:
         with torch.random.fork_rng(devices=[]):  # loading a file moves nobody's random numbers
-            return type(blank)(**metadata["arguments"])
+            return type(blank)(**metadata["arguments"], method=blank.method)
     except Exception as error:  # such as too little memory
         raise InputError(f"{path}: {type(blank).__name__} cannot be built: {reason(error)}") from error
+
+
+def _check_value(what: str, key: str, value: Any, annotation: str) -> None:
+    kind = annotation.removesuffix(" | None")
+    words, fits = RULES.get(kind, ("of a known type", lambda value: False))
+    if not fits(value) and not (value is None and kind != annotation):
+        raise InputError(f"{what} must have {key} as {words}, got {_short(value)}.")
 
 
 def _short(value: Any) -> str:

@@ -14,15 +14,17 @@ import monai
 import torch
 
 from monai_dvpt import __version__
+from monai_dvpt.networks.methods import Linear
+from monai_dvpt.networks.parts import PARTS, TunableNetwork, adapter_parts
+from monai_dvpt.networks.pretrained import load_pretrained
+from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_type, to_json
 
-from .built import blank_network, build_network, checked_network
+from .built import blank_network, build_network, checked_network, stored_method
 from .named import adopt_adapter
 from .stored import adapter_metadata, fitting_tensors, tensors_sha256, write_adapter
-from .tunable import PARTS, TunableNetwork
-from .wrapped import on_network
 
-__all__ = ["backbone_sha256", "find_backbone", "load_adapter", "load_backbone", "merge_full", "save_adapter"]
+__all__ = ["backbone_sha256", "find_backbone", "load_adapter", "load_backbone", "merge", "merge_full", "save_adapter"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def save_adapter(
     """
     Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
 
-    The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, parts, labels, SHA-256 of
+    The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, method and its options, parts, labels, SHA-256 of
     the backbone and of the stored tensors, the file that the backbone was loaded from and along which axis it was
     inflated, versions of the libraries, ``notes``, and a SHA-256 of all that. The file appears whole or not at all.
 
@@ -60,7 +62,7 @@ def save_adapter(
         net: the network; one that ``torch.compile`` or a data-parallel module wraps is unwrapped, here and wherever a
             function takes a network.
         path: file to write, by convention ``.safetensors``.
-        parts: parts to store, by default all but the backbone; ``("dvpt",)`` alone is the smallest.
+        parts: parts to store, by default all but the backbone; ``("method",)`` alone is the smallest.
         dtype: type to store, such as ``torch.float16`` for half the size; by default as in the network.
         labels: names of the classes, background first; a network for other labels is then refused the file.
         notes: further JSON-serialisable facts, such as a score.
@@ -70,10 +72,10 @@ def save_adapter(
         InputError: if a tensor to store is not finite, sparse, quantised, complex or without values, or the file cannot
             be written.
     """
-    own = _adapter_parts(net)
+    own = adapter_parts(net)
     parts = own if parts is None else parts
-    trained = {net.part_of(name) for name, parameter in net.named_parameters() if parameter.requires_grad}
-    if "backbone" in trained:
+    trained = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+    if any(net.part_of(name) == "backbone" for name in trained):
         logger.warning(f"{path}: the backbone is not frozen, and an adapter does not hold what is trained of it.")
     if set(parts) - set(own) or not parts:
         raise ValueError(f"parts must name parts of {own}, got {list(parts)}.")
@@ -85,6 +87,7 @@ def save_adapter(
     facts = {
         "network": type(net).__name__,
         "arguments": net.arguments,
+        "method": {"name": net.method.name, "options": net.method.options},
         "backbone_sha256": backbone_sha256(net),
         "backbone_file": net.backbone_file,
         "inflate_axis": net.inflate_axis,
@@ -136,17 +139,19 @@ def load_adapter(
         if metadata.get(key) != value:
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {metadata.get(key)}.")
     free = net.TRAINING_ARGUMENTS | (frozenset() if name is None else net.adapter_arguments())
-    if parts is not None and set(parts) <= {"dvpt"}:
-        free |= net.ADAPTER_ARGUMENTS - TunableNetwork.ADAPTER_ARGUMENTS  # those of decoder and head
+    if parts is not None and set(parts) <= {"method"}:
+        free |= net.ADAPTER_ARGUMENTS
     theirs = metadata["arguments"]
     for key, value in _as_json(net.arguments).items():
         if key not in free and not _same_sides(theirs.get(key), value):
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
-    target = net
+    target, method = net, stored_method(path, metadata)
+    if name is None and method != net.method:
+        raise InputError(f"{path}: method must be that of the network, {net.method}, got {method}.")
     if name is not None:
         changes = {key: theirs[key] for key in net.adapter_arguments() if key in theirs}
-        target = blank_network(path, type(net), net.arguments, changes)
-    expected = _adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
+        target = blank_network(path, type(net), method, net.arguments, changes)
+    expected = adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
     if metadata.get("parts") != expected:
         raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
     if labels is not None and metadata.get("labels") != list(labels):
@@ -160,6 +165,29 @@ def load_adapter(
         for key, tensor in targets.items():
             tensor.copy_(tensors[key])
     return net
+
+
+@on_network
+def merge(net: TunableNetwork) -> TunableNetwork:
+    """
+    Folds what the method learned into the weights of MONAI's own modules, in place: the network is again one without
+    additions, with equal outputs. SSF shifts also what has no bias: query, key and value then get one, which
+    ``net.arguments`` says, and so do Swin's patch mergings, for which MONAI has no argument.
+
+    Args:
+        net: network tuned by a method that changes weights alone.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if the method cannot be merged.
+    """
+    net.encoder().merge()
+    net.encoder().attach(Linear())
+    attentions = [module.qkv for module in net.encoder().modules() if hasattr(module, "qkv")]
+    net.arguments = {**net.arguments, "qkv_bias": any(module.bias is not None for module in attentions)}
+    return net.train(net.training)
 
 
 def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = None) -> TunableNetwork:
@@ -196,8 +224,6 @@ def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> Tunab
         InputError: see :func:`build_network`; or if the backbone cannot be read, does not fit, or has fewer bytes than
             the network's encoder has numbers.
     """
-    from monai_dvpt.networks.pretrained import load_pretrained  # it builds on this package
-
     metadata = adapter_metadata(path)
     blank = checked_network(path, metadata)
     axis: Any = metadata.get("inflate_axis")
@@ -235,11 +261,6 @@ def find_backbone(
         return Path(backbone)
     name = metadata.get("backbone_file") or ""  # a folder is no file
     return next((f / name for f in (Path(path).parent, SHIPPED_WEIGHTS) if (f / name).is_file()), None)
-
-
-def _adapter_parts(net: TunableNetwork) -> list[str]:
-    found = {net.part_of(name) for name in net.state_dict()}
-    return [part for part in PARTS if part in found - {"backbone"}]
 
 
 def _comes_from_file(net: TunableNetwork, name: str) -> bool:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several adapters, each with DVPT blocks, decoder and head of its own, on one frozen backbone."""
+"""Several adapters, each with a method, decoder and head of its own, on one frozen backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from .tunable import TunableNetwork
-from .wrapped import on_network, unwrap
+from monai_dvpt.networks.encoders import Attached
+from monai_dvpt.networks.methods import Method, as_method
+from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.networks.wrapped import on_network, unwrap
 
 __all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", "predict_adapters", "set_adapter"]
 
@@ -21,7 +23,8 @@ __all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", 
 class _Inactive:
     """What of a network belongs to an adapter that is not in use."""
 
-    modules: dict[str, nn.Module]  # by their names in the network
+    method: Attached
+    modules: dict[str, nn.Module]  # of decoder and head, by their names in the network
     arguments: dict[str, Any]
 
 
@@ -32,15 +35,18 @@ def adapter_names(net: TunableNetwork) -> list[str]:
 
 
 @on_network
-def add_adapter(net: TunableNetwork, name: str, **arguments: Any) -> TunableNetwork:
+def add_adapter(
+    net: TunableNetwork, name: str, method: str | Mapping[str, Any] | Method | None = None, **arguments: Any
+) -> TunableNetwork:
     """
     Adds a new, untrained adapter on the same backbone and makes it the active one.
 
     Args:
         net: the network.
         name: name of the adapter, not in use yet.
-        arguments: those of the network's constructor that are to be other than now, of ``net.adapter_arguments()``: its
-            DVPT settings, number of classes, and the decoder where it is trained.
+        method: its tuning method; by default that of the active adapter, with the same options.
+        arguments: options of the method, and those of the network's constructor that are to be other than now, of
+            ``net.adapter_arguments()``: its number of classes, and the decoder where it is trained.
 
     Returns:
         ``net``.
@@ -50,9 +56,11 @@ def add_adapter(net: TunableNetwork, name: str, **arguments: Any) -> TunableNetw
     """
     if not name or name in adapter_names(net):
         raise ValueError(f"name must be a new one, not of {adapter_names(net)} and not empty, got {name!r}.")
-    if fixed := sorted(arguments.keys() - net.adapter_arguments()):
+    own = {key: arguments.pop(key) for key in net.adapter_arguments() & arguments.keys()}
+    if fixed := sorted(arguments.keys() & net.arguments.keys()):
         raise ValueError(f"arguments of an adapter must be of {sorted(net.adapter_arguments())}, got {fixed}.")
-    return adopt_adapter(net, name, type(net)(**{**net.arguments, **arguments}), like=net)
+    chosen = as_method(net.method if method is None else method, **arguments)
+    return adopt_adapter(net, name, type(net)(**{**net.arguments, **own}, method=chosen), like=net)
 
 
 def adopt_adapter(
@@ -71,7 +79,7 @@ def adopt_adapter(
         trained = {like.part_of(key) for key, parameter in like.named_parameters() if parameter.requires_grad}
         for key, parameter in donor.named_parameters():
             parameter.requires_grad_(donor.part_of(key) in trained)
-    net.inactive_adapters[name] = _Inactive(_adapter_modules(donor), donor.arguments)
+    net.inactive_adapters[name] = _inactive(donor)
     if name == net.adapter_name:
         net.adapter_name = ""  # what is active now is not kept
     return set_adapter(net, name)
@@ -97,19 +105,18 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
         return net
     _check_known(net, name)
     chosen = net.inactive_adapters.pop(name)
+    own = _inactive(net)
     if net.adapter_name:
-        net.inactive_adapters[net.adapter_name] = _Inactive(_adapter_modules(net), net.arguments)
-    # an adapter not in use stayed behind when the network was moved or converted; no normalisation is ever rounded
-    like = next(module.weight for module in net.encoder().modules() if isinstance(module, nn.LayerNorm))
-    for key in _adapter_modules(net).keys() - chosen.modules.keys():
+        net.inactive_adapters[net.adapter_name] = own
+    for key in own.modules.keys() - chosen.modules.keys():
         owner, _, attribute = key.rpartition(".")
         delattr(net.get_submodule(owner), attribute)
     for key, module in chosen.modules.items():
         owner, _, attribute = key.rpartition(".")
-        setattr(net.get_submodule(owner), attribute, module.to(like))
+        setattr(net.get_submodule(owner), attribute, module.to(net.encoder().like()))  # it may have stayed behind
+    net.encoder().attach(chosen.method.method, chosen.method.tensors)
     net.arguments = {**net.arguments, **{key: chosen.arguments[key] for key in net.ADAPTER_ARGUMENTS}}
     net.adapter_name = name
-    net.use_dvpt(net.dvpt, net.arguments["side_path"])
     return net.train(net.training)
 
 
@@ -140,8 +147,8 @@ def predict_adapters(
     net: TunableNetwork, image: torch.Tensor, names: Sequence[str] | None = None
 ) -> dict[str, torch.Tensor]:
     """
-    The answers of several adapters to one image. The frozen layers before their DVPT blocks run once for all of them,
-    then each adapter goes on from there.
+    The answers of several adapters to one image. The frozen layers before their methods run once for all of them,
+    then each adapter goes on from there; where a method changes the embedding, every adapter runs all layers.
 
     Args:
         net: the network, its encoder frozen.
@@ -158,12 +165,12 @@ def predict_adapters(
     if not chosen:
         return {}
     try:
-        layers = {layer for name in chosen for layer in set_adapter(net, name).prefix_layers}
-        states = net.frozen_states(image, sorted(layers))
+        layers = {layer for name in chosen for layer in set_adapter(net, name).encoder().prefix_layers}
+        states = net.encoder().frozen_states(image, sorted(layers)) if min(layers) >= -1 else None
         answers = {}
         for name in chosen:
             set_adapter(net, name)
-            answers[name] = net(image, net.pack_prefix(states))
+            answers[name] = net(image, None if states is None else net.encoder().pack_prefix(*states))
     finally:
         set_adapter(net, active)
     return answers
@@ -172,17 +179,20 @@ def predict_adapters(
 @contextmanager
 def disable_adapter(net: TunableNetwork) -> Iterator[TunableNetwork]:
     """
-    Within the context DVPT is off: the encoder is the pretrained one, followed by the decoder and head as they are.
+    Within the context there is no method: the encoder is the pretrained one, followed by the decoder and head as they
+    are. The very tensors of the method come back afterwards.
 
     Args:
         net: the network.
     """
-    inner = unwrap(net)
-    enabled, inner.dvpt_enabled = inner.dvpt_enabled, False
-    try:
+    with unwrap(net).encoder().without_method():
         yield net
-    finally:
-        inner.dvpt_enabled = enabled
+
+
+def _inactive(net: TunableNetwork) -> _Inactive:
+    """What of a network belongs to its adapter, taken out."""
+    modules = _adapter_modules(net)
+    return _Inactive(net.encoder().detach(), modules, net.arguments)
 
 
 def _check_known(net: TunableNetwork, name: str) -> None:
@@ -191,13 +201,13 @@ def _check_known(net: TunableNetwork, name: str) -> None:
 
 
 def _adapter_modules(net: TunableNetwork) -> dict[str, nn.Module]:
-    """By their names, the largest modules whose tensors are all outside the backbone."""
+    """By their names, the largest modules whose tensors are all of decoder and head."""
     # names of the modules that hold, at any depth, tensors of the backbone and tensors of the adapter
     backbone: set[str] = set()
     adapter: set[str] = {net.HEAD.removesuffix(".")}  # also where a network without a head has an empty one
     for name in net.state_dict():
         steps = name.split(".")
-        owners = backbone if net.part_of(name) == "backbone" else adapter
+        owners = adapter if net.part_of(name) in ("decoder", "head") else backbone
         owners.update(".".join(steps[:depth]) for depth in range(1, len(steps)))
     found: dict[str, nn.Module] = {}
 

@@ -7,9 +7,10 @@ import torch
 import torch.nn as nn
 from torch.nn.modules.conv import _ConvNd
 
+from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.networks.wrapped import on_network
+
 from .file import backbone_sha256
-from .tunable import TunableNetwork
-from .wrapped import on_network
 
 __all__ = ["round_backbone"]
 

@@ -6,18 +6,15 @@ from __future__ import annotations
 import hashlib
 
 import torch
-import torch.nn as nn
 
+from monai_dvpt.networks.encoders import set_tensor
+from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.networks.wrapped import on_network, unwrap
 from monai_dvpt.utils import to_json
 
 from .stored import tensors_sha256
-from .tunable import TunableNetwork
-from .wrapped import on_network, unwrap
 
 __all__ = ["encoder_sha256", "share_backbone"]
-
-# what an encoder computes, beyond its tensors
-ARITHMETIC = ("layer_norm_eps", "activation", "pre_norm", "num_heads", "window_size", "downsample")
 
 
 @on_network
@@ -26,8 +23,8 @@ def encoder_sha256(net: TunableNetwork) -> str:
     SHA-256, in hexadecimal, of what the encoder alone computes: of its tensors, those of the backbone, and of what
     they do not say. It is the same in every network around the same encoder.
     """
-    settings = {key: net.arguments[key] for key in ARITHMETIC if key in net.arguments}
-    return hashlib.sha256((tensors_sha256(_encoder_tensors(net)) + to_json(settings)).encode()).hexdigest()
+    arithmetic = to_json(net.encoder().arithmetic)
+    return hashlib.sha256((tensors_sha256(_encoder_tensors(net)) + arithmetic).encode()).hexdigest()
 
 
 @on_network
@@ -60,17 +57,13 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
         if own[name].shape != given[name].shape:
             shapes = tuple(own[name].shape), tuple(given[name].shape)
             raise ValueError(f"net and source must have encoders of the same shapes, {name} has {shapes}.")
-    for key in ARITHMETIC:
-        values = [each.arguments.get(key) for each in (net, source)]
-        if None not in values and values[0] != values[1]:
+    arithmetic = [each.encoder().arithmetic for each in (net, source)]
+    for key in arithmetic[0].keys() & arithmetic[1].keys():
+        if (values := [each[key] for each in arithmetic])[0] != values[1]:
             raise ValueError(f"net and source must have the same {key}, got {values}.")
-    for name, tensor in given.items():
-        path, _, attribute = name.rpartition(".")
-        owner = net.encoder().get_submodule(path)
-        if isinstance(tensor, nn.Parameter):
-            setattr(owner, attribute, tensor)
-        else:
-            owner._buffers[attribute] = tensor
+    with net.encoder().without_method():
+        for name, tensor in given.items():
+            set_tensor(net.encoder(), name, tensor)
     net.backbone_file, net.inflate_axis = source.backbone_file, source.inflate_axis
     return net.train(net.training)
 

@@ -37,7 +37,7 @@ __all__ = [
     "write_adapter",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KINDS = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
@@ -56,6 +56,7 @@ def _are_names(value: Any) -> bool:
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "backbone_file": ("the name of a file beside the adapter", lambda value: value is None or _is_plain_name(value)),
     "arguments": ("a JSON object", lambda value: isinstance(value, dict)),
+    "method": ("a JSON object", lambda value: isinstance(value, dict)),
     "parts": ("a list of names", _are_names),
     "labels": ("a list of names or null", lambda value: value is None or _are_names(value)),
     "versions": ("a JSON object", lambda value: isinstance(value, dict)),

@@ -3,24 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
 from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import ensure_tuple_rep
 
+from monai_dvpt.networks.encoders import SwinEncoder, check_swin_sizes
+from monai_dvpt.networks.methods import Method
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import check_counts
-
-from .swin_encoder import DVPTSwinEncoder, check_swin_sizes
 
 __all__ = ["DVPTSwinClassifier"]
 
 
-class DVPTSwinClassifier(DVPTSwinEncoder):
+class DVPTSwinClassifier(TunableNetwork):
     """
-    The Swin transformer of MONAI's SwinUNETR, under the same names and so with the same pretrained weights, with DVPT
-    blocks after its layers and a linear head on the mean of its last, normalised features.
+    The Swin transformer of MONAI's SwinUNETR, under the same names and so with the same pretrained weights, tuned by a
+    method, DVPT unless another one is named, with a linear head on the mean of its last, normalised features.
 
     Args:
         in_channels: number of channels of the image.
@@ -40,13 +42,8 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
         spatial_dims: 2 or 3.
         downsample: "merging" or "mergingv2".
         use_v2: whether every stage starts with a residual convolution block.
-        use_flash_attention: without effect; attention is fused unless its position biases are trained.
-        bottleneck_size: width ``R`` of a DVPT block, in ``[1, feature_size)``.
-        num_prompts: prompts of a DVPT block.
-        share_every: consecutive layers of one stage served by one DVPT block.
-        start_layer: first of all layers that is followed by a DVPT block.
-        side_path: whether DVPT only reads the frozen layers, which then need no backward pass but for the merging of
-            tokens between stages; what it adds reaches the head beside them. A variant of the method.
+        method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
+        options: those of the method, such as ``num_prompts``.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule.
@@ -59,8 +56,11 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
 
     """
 
+    ENCODER = "swinViT."
     HEAD = "classification_head."
-    ADAPTER_ARGUMENTS = DVPTSwinEncoder.ADAPTER_ARGUMENTS | {"num_classes"}
+    ADAPTER_ARGUMENTS = frozenset({"num_classes"})
+
+    TRAINING_ARGUMENTS = frozenset({"drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint"})
 
     def __init__(
         self,
@@ -81,12 +81,8 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
         spatial_dims: int = 3,
         downsample: str = "merging",
         use_v2: bool = False,
-        use_flash_attention: bool = False,
-        bottleneck_size: int = 16,
-        num_prompts: int = 10,
-        share_every: int = 2,
-        start_layer: int = 0,
-        side_path: bool = False,
+        method: str | Mapping[str, Any] | Method = "dvpt",
+        **options: Any,
     ) -> None:
         super().__init__()
         check_swin_sizes(spatial_dims, in_channels, patch_size, depths, num_heads, window_size, feature_size)
@@ -105,14 +101,13 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=dropout_path_rate,
             patch_norm=patch_norm,
-            use_checkpoint=use_checkpoint,
             spatial_dims=spatial_dims,
             downsample=downsample,
             use_v2=use_v2,
-            use_flash_attention=use_flash_attention,
         )
         self.classification_head = nn.Linear(16 * feature_size, num_classes) if num_classes else nn.Identity()
-        self.add_dvpt(depths, feature_size, bottleneck_size, num_prompts, share_every, start_layer, side_path)
+        SwinEncoder.of(self.swinViT, depths, num_heads, downsample, use_checkpoint)
+        self.start(method, options)
 
     def forward(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -128,5 +123,5 @@ class DVPTSwinClassifier(DVPTSwinEncoder):
             raise ValueError(
                 f"input must have {self.spatial_dims} sides that are multiples of {self.patch_size**5}, got {sides}."
             )
-        features = self.swinViT.proj_out(self.encode(x, prefix)[4], normalize=True)  # (B, 16 C, *grid)
+        features = self.swinViT.proj_out(self.swinViT.encode(x, prefix)[4], normalize=True)  # (B, 16 C, *grid)
         return self.classification_head(features.flatten(2).mean(dim=2))

@@ -3,31 +3,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.networks.nets import SwinUNETR
 
-from monai_dvpt.networks.adapter import check_decoder_tuning
+from monai_dvpt.networks.encoders import SwinEncoder, check_swin_sizes
+from monai_dvpt.networks.methods import Method
+from monai_dvpt.networks.parts import TunableNetwork, check_decoder_tuning
 from monai_dvpt.utils import check_counts
-
-from .swin_encoder import DVPTSwinEncoder, check_swin_sizes
 
 __all__ = ["DVPTSwinUNETR"]
 
 
-class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
+class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
     """
-    MONAI's SwinUNETR, based on "Hatamizadeh et al., Swin UNETR <https://arxiv.org/abs/2201.01266>", with DVPT blocks
-    (see :class:`monai_dvpt.networks.blocks.DVPTBlock`) after the layers of its Swin transformer, shared inside a stage
-    only. Parameter names are MONAI's own; the DVPT blocks live once in the list ``dvpt``. With
-    ``dvpt_enabled = False`` the output is that of MONAI's SwinUNETR.
+    MONAI's SwinUNETR, based on "Hatamizadeh et al., Swin UNETR <https://arxiv.org/abs/2201.01266>", whose transformer
+    ``swinViT`` is tuned by a method, DVPT unless another one is named. Parameter names are MONAI's own. Without the
+    method (see :func:`monai_dvpt.networks.adapter.disable_adapter`) the output is that of MONAI's SwinUNETR.
 
     Most of SwinUNETR is its decoder: of the 62.2 million parameters at ``feature_size=48`` the encoder has 8.1.
     ``decoder_tuning`` keeps a pretrained decoder frozen. MONAI's Hyena layers are not offered.
 
     Args:
-        in_channels: see :class:`monai.networks.nets.SwinUNETR`, as for all arguments up to ``use_flash_attention``.
+        in_channels: see :class:`monai.networks.nets.SwinUNETR`, as for all arguments up to ``use_v2``.
         out_channels: number of classes, background included.
         patch_size: side of a token; each side of an input is a multiple of its fifth power.
         depths: number of layers of each of the four stages.
@@ -46,15 +46,10 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
         spatial_dims: 2 or 3.
         downsample: "merging" or "mergingv2".
         use_v2: whether every stage starts with a residual convolution block, as in SwinUNETR-V2.
-        use_flash_attention: without effect; attention is fused unless its position biases are trained.
         decoder_tuning: what of the decoder can be trained: "all"; "norm", its normalisation layers; or "none". The rest
             of a pretrained decoder then belongs to the frozen backbone.
-        bottleneck_size: width ``R`` of a DVPT block, in ``[1, feature_size)``.
-        num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
-        share_every: consecutive layers of one stage served by one DVPT block.
-        start_layer: first of all layers that is followed by a DVPT block.
-        side_path: whether DVPT only reads the frozen layers, which then need no backward pass but for the merging of
-            tokens between stages; what it adds reaches the decoder beside them. A variant of the method.
+        method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
+        options: those of the method, such as ``num_prompts``.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -67,9 +62,12 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
 
     """
 
+    ENCODER = "swinViT."
     HEAD = "out."
     DECODER_ARGUMENTS = frozenset({"norm_name"})
-    ADAPTER_ARGUMENTS = DVPTSwinEncoder.ADAPTER_ARGUMENTS | DECODER_ARGUMENTS | {"out_channels"}
+    ADAPTER_ARGUMENTS = DECODER_ARGUMENTS | {"out_channels"}
+
+    TRAINING_ARGUMENTS = frozenset({"drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint"})
 
     def __init__(
         self,
@@ -92,13 +90,9 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
         spatial_dims: int = 3,
         downsample: str = "merging",
         use_v2: bool = False,
-        use_flash_attention: bool = False,
         decoder_tuning: str = "all",
-        bottleneck_size: int = 16,
-        num_prompts: int = 10,
-        share_every: int = 2,
-        start_layer: int = 0,
-        side_path: bool = False,
+        method: str | Mapping[str, Any] | Method = "dvpt",
+        **options: Any,
     ) -> None:
         check_swin_sizes(spatial_dims, in_channels, patch_size, depths, num_heads, window_size, feature_size)
         check_counts(out_channels=out_channels)
@@ -120,14 +114,13 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
             dropout_path_rate=dropout_path_rate,
             normalize=normalize,
             patch_norm=patch_norm,
-            use_checkpoint=use_checkpoint,
             spatial_dims=spatial_dims,
             downsample=downsample,
             use_v2=use_v2,
-            use_flash_attention=use_flash_attention,
         )
         check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder1])
-        self.add_dvpt(depths, feature_size, bottleneck_size, num_prompts, share_every, start_layer, side_path)
+        SwinEncoder.of(self.swinViT, depths, num_heads, downsample, use_checkpoint)
+        self.start(method, options)
 
     def forward(self, x_in: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -139,7 +132,7 @@ class DVPTSwinUNETR(DVPTSwinEncoder, SwinUNETR):
             logits of shape ``(B, out_channels, *spatial)``.
         """
         self._check_input_size(x_in.shape[2:])
-        features = [self.swinViT.proj_out(x, self.normalize) for x in self.encode(x_in, prefix)]
+        features = self.swinViT(x_in, self.normalize, prefix)
         x = self.decoder5(self.encoder10(features[4]), features[3])
         x = self.decoder4(x, self.encoder4(features[2]))
         x = self.decoder3(x, self.encoder3(features[1]))

@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UNETR whose frozen transformer is adapted by DVPT blocks."""
+"""UNETR whose frozen transformer is tuned by a method."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from monai.networks.blocks import PatchEmbeddingBlock, UnetrPrUpBlock, UnetrUpBlock
 from monai.networks.nets import UNETR
 from monai.utils import ensure_tuple_rep
-from torch.utils.checkpoint import checkpoint
 
-from monai_dvpt.networks.adapter import check_decoder_tuning
-from monai_dvpt.networks.blocks import DVPTList, fuse_attention
+from monai_dvpt.networks.encoders import ViTEncoder, check_vit_sizes
+from monai_dvpt.networks.methods import Method
+from monai_dvpt.networks.parts import TunableNetwork, check_decoder_tuning
 from monai_dvpt.utils import check_counts
-
-from .vit_encoder import DVPTViTEncoder, check_vit_sizes
 
 __all__ = ["DVPTUNETR"]
 
 PATCH_SIZES = (8, 16)
+SKIPS = (3, 6, 9)  # layers whose tokens the decoder sees, as in UNETR
 
 
-class DVPTUNETR(DVPTViTEncoder, UNETR):
+class DVPTUNETR(TunableNetwork, UNETR):
     """
-    MONAI's UNETR, based on "Hatamizadeh et al., UNETR <https://arxiv.org/abs/2103.10504>", with DVPT blocks
-    (see :class:`monai_dvpt.networks.blocks.DVPTBlock`) after its transformer layers. Parameter names are MONAI's own;
-    the DVPT blocks live once in the list ``dvpt``. With ``dvpt_enabled = False`` the output is that of MONAI's UNETR.
+    MONAI's UNETR, based on "Hatamizadeh et al., UNETR <https://arxiv.org/abs/2103.10504>", whose transformer ``vit`` is
+    tuned by a method, DVPT unless another one is named. Parameter names are MONAI's own. Without the method (see
+    :func:`monai_dvpt.networks.adapter.disable_adapter`) the output is that of MONAI's UNETR.
 
     ``patch_size=8`` is a departure from UNETR, for structures of a few centimetres: eight times as many tokens (3D),
     and a decoder whose deepest level keeps the token grid, so that three up-samplings instead of four reach the image.
@@ -54,12 +54,8 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
         activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu", of the transformer.
         pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
         use_checkpoint: whether transformer layers compute their activations again in the backward pass.
-        bottleneck_size: width ``R`` of a DVPT block, in ``[1, hidden_size)``.
-        num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
-        share_every: consecutive transformer layers served by one DVPT block.
-        start_layer: first of the 12 transformer layers that is followed by a DVPT block.
-        side_path: whether DVPT only reads the frozen layers, which then need no backward pass; what it adds reaches the
-            decoder beside them. A variant of the method.
+        method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
+        options: those of the method, such as ``num_prompts``.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -74,9 +70,8 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
 
     ENCODER = "vit."
     HEAD = "out."
-    SKIP_LAYERS = (3, 6, 9)
     DECODER_ARGUMENTS = frozenset({"feature_size", "norm_name", "conv_block", "res_block"})
-    ADAPTER_ARGUMENTS = DVPTViTEncoder.ADAPTER_ARGUMENTS | DECODER_ARGUMENTS | {"out_channels"}
+    ADAPTER_ARGUMENTS = DECODER_ARGUMENTS | {"out_channels"}
 
     def __init__(
         self,
@@ -101,11 +96,8 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
         activation: str = "gelu",
         pre_norm: bool = False,
         use_checkpoint: bool = False,
-        bottleneck_size: int = 32,
-        num_prompts: int = 10,
-        share_every: int = 3,
-        start_layer: int = 0,
-        side_path: bool = False,
+        method: str | Mapping[str, Any] | Method = "dvpt",
+        **options: Any,
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
@@ -134,7 +126,6 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
             qkv_bias=qkv_bias,
             save_attn=save_attn,
         )
-        self.img_size = list(sides)
         if patch_size == 8:
             self.patch_size = ensure_tuple_rep(8, spatial_dims)
             self.vit.patch_embedding = PatchEmbeddingBlock(
@@ -149,12 +140,10 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
             )
             self._drop_deepest_level(feature_size, norm_name, conv_block, res_block, spatial_dims)
         check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder2])
-        self.use_checkpoint = use_checkpoint
-        fuse_attention(self.vit)
-        self.set_arithmetic(layer_norm_eps, activation, pre_norm)
-        dvpt = DVPTList([hidden_size] * self.num_layers, bottleneck_size, num_prompts, share_every, start_layer)
-        self.use_dvpt(dvpt, side_path)
-        self.dvpt_enabled = True
+        patches = [patch_size] * spatial_dims
+        arithmetic = (layer_norm_eps, activation, pre_norm)
+        ViTEncoder.of(self.vit, sides, patches, num_heads, *arithmetic, use_checkpoint, SKIPS)
+        self.start(method, options)
 
     def _drop_deepest_level(
         self, feature_size: int, norm_name: tuple | str, conv_block: bool, res_block: bool, spatial_dims: int
@@ -188,37 +177,6 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
             res_block=res_block,
         )
 
-    def encode(
-        self, image: torch.Tensor, prefix: torch.Tensor | None = None, num_layers: int | None = None
-    ) -> dict[int, torch.Tensor]:
-        """
-        Args:
-            image: of shape ``(B, in_channels, *img_size)``.
-            prefix: what :meth:`forward_prefix` gave for it; the frozen layers it stands for are then left out.
-            num_layers: number of layers to run, by default all.
-
-        Returns:
-            the adapted tokens, of shape (B, N, C), after every layer that was not left out.
-        """
-        if list(image.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
-        frozen = self.unpack_prefix(prefix, image.shape[0])
-        x = self.vit.patch_embedding(image) if prefix is None else prefix[:, 0]  # (B, N, C)
-        first = 0 if prefix is None else self.prefix_layers[-1] + 1
-        stop = self.num_layers if num_layers is None else num_layers
-        side = torch.zeros([1], device=x.device, dtype=x.dtype)
-        states: dict[int, torch.Tensor] = {}
-        for layer, block in enumerate(self.vit.blocks):
-            if layer in frozen or first <= layer < stop:
-                if layer in frozen:
-                    x = frozen[layer]
-                elif not torch.jit.is_scripting() and not torch.jit.is_tracing() and self.use_checkpoint:
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
-                x, side, states[layer] = self.adapt(x, side, layer)
-        return states
-
     def forward(self, x_in: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:
@@ -228,7 +186,7 @@ class DVPTUNETR(DVPTViTEncoder, UNETR):
         Returns:
             logits of shape ``(B, out_channels, *img_size)``.
         """
-        states = self.encode(x_in, prefix)
+        states = self.vit.encode(x_in, prefix)
         x = self.decoder5(self.proj_feat(self.vit.norm(states[11])), self.encoder4(self.proj_feat(states[9])))
         x = self.decoder4(x, self.encoder3(self.proj_feat(states[6])))
         x = self.decoder3(x, self.encoder2(self.proj_feat(states[3])))

@@ -3,30 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn as nn
-from monai.networks.nets import ViT
 from monai.utils import ensure_tuple_rep
-from torch.utils.checkpoint import checkpoint
 
-from monai_dvpt.networks.blocks import DVPTList, fuse_attention
+from monai_dvpt.networks.encoders import ViTEncoder, check_vit_sizes
+from monai_dvpt.networks.methods import Method
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import check_counts
-
-from .vit_encoder import DVPTViTEncoder, check_vit_sizes
 
 __all__ = ["DVPTViT"]
 
 POOLING = ("cls", "mean", "both")
 
 
-class DVPTViT(DVPTViTEncoder, ViT):
+class DVPTViT(TunableNetwork, ViTEncoder):
     """
-    MONAI's ViT, based on "Dosovitskiy et al., An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>", with
-    DVPT blocks (see :class:`monai_dvpt.networks.blocks.DVPTBlock`) after its layers. Parameter names are MONAI's own;
-    the DVPT blocks live once in the list ``dvpt``. With ``dvpt_enabled = False`` and ``pooling="cls"`` the logits are
-    those of MONAI's ViT without ``post_activation``.
+    MONAI's ViT, based on "Dosovitskiy et al., An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>", tuned
+    by a method, DVPT unless another one is named. Parameter names are MONAI's own. Without the method (see
+    :func:`monai_dvpt.networks.adapter.disable_adapter`) and with ``pooling="cls"`` the logits are those of MONAI's ViT
+    without ``post_activation``.
 
     Args:
         in_channels: see :class:`monai.networks.nets.ViT`, as for all arguments up to ``save_attn``.
@@ -49,12 +48,8 @@ class DVPTViT(DVPTViTEncoder, ViT):
         activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
         pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
         use_checkpoint: whether layers compute their activations again in the backward pass, to save memory.
-        bottleneck_size: width ``R`` of a DVPT block, in ``[1, hidden_size)``.
-        num_prompts: prompts of a DVPT block; 0 for a plain bottleneck adapter.
-        share_every: consecutive layers served by one DVPT block.
-        start_layer: first layer that is followed by a DVPT block.
-        side_path: whether DVPT only reads the frozen layers, which then need no backward pass; what it adds reaches the
-            head beside them. A variant of the method.
+        method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
+        options: those of the method, such as ``num_prompts``.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -68,7 +63,7 @@ class DVPTViT(DVPTViTEncoder, ViT):
     """
 
     HEAD = "classification_head."
-    ADAPTER_ARGUMENTS = DVPTViTEncoder.ADAPTER_ARGUMENTS | {"num_classes"}
+    ADAPTER_ARGUMENTS = frozenset({"num_classes"})
 
     def __init__(
         self,
@@ -92,11 +87,8 @@ class DVPTViT(DVPTViTEncoder, ViT):
         activation: str = "gelu",
         pre_norm: bool = False,
         use_checkpoint: bool = False,
-        bottleneck_size: int = 32,
-        num_prompts: int = 10,
-        share_every: int = 3,
-        start_layer: int = 0,
-        side_path: bool = False,
+        method: str | Mapping[str, Any] | Method = "dvpt",
+        **options: Any,
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
@@ -128,70 +120,18 @@ class DVPTViT(DVPTViTEncoder, ViT):
             qkv_bias=qkv_bias,
             save_attn=save_attn,
         )
-        self.img_size = list(sides)
-        self.grid = [side // patch for side, patch in zip(sides, patches, strict=True)]
         self.pooling = pooling
-        self.use_checkpoint = use_checkpoint
         if class_token:
             nn.init.trunc_normal_(self.cls_token, std=0.02)  # MONAI leaves it at 0
         features = hidden_size * (2 if pooling == "both" else 1)
         head = nn.Linear(features, num_classes) if num_classes else nn.Identity()
         self.classification_head = head  # type: ignore[assignment]
-        fuse_attention(self)
-        self.set_arithmetic(layer_norm_eps, activation, pre_norm)
-        dvpt = DVPTList([hidden_size] * num_layers, bottleneck_size, num_prompts, share_every, start_layer)
-        self.use_dvpt(dvpt, side_path)
-        self.dvpt_enabled = True
+        ViTEncoder.of(self, sides, patches, num_heads, layer_norm_eps, activation, pre_norm, use_checkpoint)
+        self.start(method, options)
 
-    def encode(
-        self, image: torch.Tensor, prefix: torch.Tensor | None = None, num_layers: int | None = None
-    ) -> dict[int, torch.Tensor]:
-        """
-        Args:
-            image: of shape ``(B, in_channels, *img_size)``.
-            prefix: what :meth:`forward_prefix` gave for it; the frozen layers it stands for are then left out.
-            num_layers: number of layers to run, by default all.
-
-        Returns:
-            the adapted tokens, of shape (B, N, C), after every layer that was not left out.
-        """
-        if list(image.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
-        frozen = self.unpack_prefix(prefix, image.shape[0])
-        if prefix is None:
-            x = self.patch_embedding(image)  # (B, N, C)
-            if hasattr(self, "cls_token"):
-                x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
-        else:
-            x = prefix[:, 0]
-        first = 0 if prefix is None else self.prefix_layers[-1] + 1
-        stop = len(self.blocks) if num_layers is None else num_layers
-        side = torch.zeros([1], device=x.device, dtype=x.dtype)
-        states: dict[int, torch.Tensor] = {}
-        for layer, block in enumerate(self.blocks):
-            if layer in frozen or first <= layer < stop:
-                if layer in frozen:
-                    x = frozen[layer]
-                elif not torch.jit.is_scripting() and not torch.jit.is_tracing() and self.use_checkpoint:
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
-                x, side, states[layer] = self.adapt(x, side, layer)
-        return states
-
-    def forward_features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """
-        Args:
-            x: image of shape ``(B, in_channels, *img_size)``.
-
-        Returns:
-            the last tokens, normalised, of shape (B, N, C), the class token first where there is one, and the tokens
-            after every layer.
-        """
-        hidden_states = list(self.encode(x).values())
-        return self.norm(hidden_states[-1]), hidden_states
-
-    def forward(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, prefix: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             x: image of shape ``(B, in_channels, *img_size)``.

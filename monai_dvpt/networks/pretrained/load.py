@@ -16,8 +16,9 @@ import ignite.distributed as idist
 import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_dvpt.networks.adapter import TunableNetwork, adapter_names
-from monai_dvpt.networks.adapter.wrapped import on_network
+from monai_dvpt.networks.encoders import SwinEncoder
+from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type
 
 from .choose import depth
@@ -125,7 +126,9 @@ def load_pretrained(
     if not 0 < min_match <= 1:
         raise ValueError(f"min_match must be in (0, 1], got {min_match}.")
     if net.inactive_adapters:
-        raise ValueError(f"net must have one adapter while its backbone is loaded, got {adapter_names(net)}.")
+        raise ValueError(
+            f"net must have one adapter while its backbone is loaded, got {[net.adapter_name, *net.inactive_adapters]}."
+        )
     if net.rounding:
         raise ValueError("net must get its pretrained weights before its backbone is rounded.")
     dims = net.arguments["spatial_dims"]
@@ -137,6 +140,23 @@ def load_pretrained(
     found = recognise(path, read_weights(path), config, _plane_tokens(net, inflate_axis))
     _check_kind(path, net, found)
     report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
+    with net.encoder().without_method(restart=True):
+        _load(path, net, found, inflate_axis, min_match, (layer_norm_eps, activation), report)
+    if verbose and idist.get_rank() == 0:
+        print(report)
+    return report
+
+
+def _load(
+    path: Path,
+    net: TunableNetwork,
+    found: Source,
+    inflate_axis: int,
+    min_match: float,
+    arithmetic: tuple[float | None, str | None],
+    report: PretrainedReport,
+) -> None:
+    """Copies the source into a network without a method, and says so in the report."""
     try:
         tensors = _fit_encoder(path, net, found, inflate_axis, report)
     except (IndexError, RuntimeError, ArithmeticError) as error:
@@ -148,7 +168,7 @@ def load_pretrained(
         said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
         report.facts.append(f"{said} as in the network; the file does not say it")
     else:
-        _set_arithmetic(path, net, found, layer_norm_eps, activation, report)
+        _set_arithmetic(path, net, found, *arithmetic, report)
     own = dict(net.tensors(["backbone", "decoder", "head"]))
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -163,40 +183,45 @@ def load_pretrained(
             f"{path}: leaves a part of the backbone as it was, so no file can bring this backbone back for an adapter; "
             "keep the whole state dict."
         )
-    if verbose and idist.get_rank() == 0:
-        print(report)
-    return report
 
 
 def _set_arithmetic(
-    path: Path, vit: Any, found: Source, eps: float | None, activation: str | None, report: PretrainedReport
+    path: Path,
+    net: TunableNetwork,
+    found: Source,
+    eps: float | None,
+    activation: str | None,
+    report: PretrainedReport,
 ) -> None:
     """Sets what the tensors of a ViT do not say: as given, else as the source has it, else as it is."""
-    eps = next(e for e in (eps, found.layer_norm_eps, vit.arguments["layer_norm_eps"]) if e is not None)
-    activation = next(a for a in (activation, found.activation, vit.arguments["activation"]) if a is not None)
+    encoder = net.encoder()
+    own = encoder.arithmetic
+    eps = next(e for e in (eps, found.layer_norm_eps, own["layer_norm_eps"]) if e is not None)
+    activation = next(a for a in (activation, found.activation, own["activation"]) if a is not None)
     try:
-        vit.set_arithmetic(eps, activation, found.pre_norm)
+        encoder.set_arithmetic(eps, activation, found.pre_norm)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
+    net.arguments = {**net.arguments, **encoder.arithmetic}
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
     if found.num_heads is None:
-        heads, width = vit.arguments["num_heads"], vit.arguments["hidden_size"]
+        heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
 
 
 def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
     """Tokens of the network in the plane of a 2D source; None for a network that takes any size."""
-    vit: Any = net
-    if not hasattr(net, "img_size"):
+    encoder = net.encoder()
+    if isinstance(encoder, SwinEncoder):
         return None
-    grid = [side // patch for side, patch in zip(vit.img_size, vit.token_size(0), strict=True)]
+    grid = list(encoder.grid)
     if len(grid) == 3:
         del grid[inflate_axis]
     return math.prod(grid)
 
 
 def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
-    if found.is_swin != (net.ENCODER == "swinViT."):
+    if found.is_swin != isinstance(net.encoder(), SwinEncoder):
         raise InputError(f"{path}: holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
     kernel = next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
@@ -248,10 +273,19 @@ def _fit_encoder(
                 )
             tensor = _fit_kernel(tensor, encoder[name], axis, how, report.interpolated, key)
         elif name == POSITIONS:
-            vit: Any = net
-            grid = [side // patch for side, patch in zip(vit.img_size, vit.token_size(0), strict=True)]
             tensor = _fit_positions(
-                *(path, tensor, source_dims, found.square, grid, axis, how, report.interpolated, key, report.facts)
+                *(
+                    path,
+                    tensor,
+                    source_dims,
+                    found.square,
+                    net.encoder().grid,
+                    axis,
+                    how,
+                    report.interpolated,
+                    key,
+                    report.facts,
+                )
             )
         if key in report.interpolated:
             report.interpolated[key] = ", ".join([report.interpolated[key], *how])

@@ -15,8 +15,9 @@ from utils_data import temporary_folder
 from utils_networks import UNETR_SIZES, changed, copy_of_state, randomise, small_unetr
 from utils_sources import save, timm_state
 
-from monai_dvpt.networks.adapter import add_adapter, freeze_backbone, save_adapter
+from monai_dvpt.networks.adapter import add_adapter, save_adapter
 from monai_dvpt.networks.nets import DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.utils import InputError
 

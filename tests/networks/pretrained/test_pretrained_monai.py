@@ -22,8 +22,9 @@ from utils_networks import (
 )
 from utils_sources import VIT, clip_state, noise, save, tokens_of, vit
 
-from monai_dvpt.networks.adapter import PARTS, backbone_sha256, freeze_backbone
+from monai_dvpt.networks.adapter import backbone_sha256
 from monai_dvpt.networks.nets import DVPTUNETR
+from monai_dvpt.networks.parts import PARTS, freeze_backbone
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY, load_pretrained, save_mae_encoder
 from monai_dvpt.utils import InputError
 

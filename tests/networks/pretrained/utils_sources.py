@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from utils_networks import DVPT_SIZES
 
-from monai_dvpt.networks.adapter import TunableNetwork
 from monai_dvpt.networks.nets import DVPTViT
+from monai_dvpt.networks.parts import TunableNetwork
 
 WIDTH, MLP, LAYERS, HEADS, CLASSES = 24, 20, 3, 6, 5
 PATCH, GRID = 16, (3, 3)

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.blocks import MLPBlock
 
-from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.networks.encoders import Encoder
 from monai_dvpt.utils import check_counts
 
-from .insert import Inserted, check_positive, encoder_modules, freeze_encoder
+from .method import Inserted, Method, check_positive
 
-__all__ = ["AdaptMLP", "adaptformer"]
+__all__ = ["AdaptFormer", "AdaptMLP"]
 
 
 class AdaptMLP(Inserted, MLPBlock):
@@ -38,10 +39,12 @@ class AdaptMLP(Inserted, MLPBlock):
         self.adapter_scale = scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + self.adapter_scale * self.adapter_up(F.relu(self.adapter_down(x)))
+        y = self.drop2(self.linear2(self.drop1(self.fn(self.linear1(x)))))  # TorchScript knows no super()
+        return y + self.adapter_scale * self.adapter_up(F.relu(self.adapter_down(x)))
 
 
-def adaptformer(net: TunableNetwork, bottleneck_size: int = 64, scale: float = 0.1) -> None:
+@dataclass(frozen=True)
+class AdaptFormer(Method):
     """
     A bottleneck parallel to every feed-forward layer, based on: "Chen et al., AdaptFormer: Adapting Vision Transformers
     for Scalable Visual Recognition <https://arxiv.org/abs/2205.13535>". As in the paper's equations both branches see
@@ -49,16 +52,25 @@ def adaptformer(net: TunableNetwork, bottleneck_size: int = 64, scale: float = 0
     The up-projection starts at zero, so that the start is the frozen network.
 
     Args:
-        net: the network.
         bottleneck_size: width of the bottleneck.
         scale: factor of the bottleneck's output.
 
     Raises:
         ValueError: if ``bottleneck_size`` is below 1 or ``scale`` not positive.
     """
-    check_counts(bottleneck_size=bottleneck_size)
-    check_positive(scale=scale)
-    freeze_encoder(net)
-    for module in encoder_modules(net):
-        if isinstance(module, MLPBlock):
-            AdaptMLP.take(module).add_branch(bottleneck_size, scale)
+
+    bottleneck_size: int = 64
+    scale: float = 0.1
+
+    name = "adaptformer"
+    description = "a bottleneck parallel to every MLP"
+    paper = "https://arxiv.org/abs/2205.13535"
+
+    def __post_init__(self) -> None:
+        check_counts(bottleneck_size=self.bottleneck_size)
+        check_positive(scale=self.scale)
+
+    def attach(self, encoder: Encoder) -> None:
+        for module in encoder.used_modules():
+            if isinstance(module, MLPBlock):
+                AdaptMLP.take(module).add_branch(self.bottleneck_size, self.scale)

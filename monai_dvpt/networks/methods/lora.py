@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -11,12 +12,12 @@ import torch.nn.functional as F
 from monai.networks.blocks import SABlock
 from monai.networks.nets.swin_unetr import WindowAttention
 
-from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.networks.encoders import Encoder
 from monai_dvpt.utils import check_counts
 
-from .insert import Inserted, check_positive, encoder_modules, freeze_encoder
+from .method import Inserted, Method, check_positive
 
-__all__ = ["LoRALinear", "lora"]
+__all__ = ["LoRA", "LoRALinear"]
 
 
 class LoRALinear(Inserted, nn.Linear):
@@ -50,31 +51,47 @@ class LoRALinear(Inserted, nn.Linear):
     @torch.no_grad()
     def merge(self) -> None:
         """Adds the change to the weight and leaves a plain linear layer."""
-        query, _, value = self.weight.chunk(3)  # views of (C, C)
+        weight = self.weight.detach().clone()  # another network may use this one
+        query, _, value = weight.chunk(3)  # views of (C, C)
         query += self.scaling * self.lora_b[0] @ self.lora_a[0]
         value += self.scaling * self.lora_b[1] @ self.lora_a[1]
-        del self.lora_a, self.lora_b, self.scaling
         self.give_back()
+        self.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def lora(net: TunableNetwork, rank: int = 8, alpha: float | None = None) -> None:
+@dataclass(frozen=True)
+class LoRA(Method):
     """
     Low-rank changes of the query and value projections of every attention, based on: "Hu et al., LoRA: Low-Rank
     Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>". ``B`` starts at zero, so that the start is
     the frozen network; ``A`` is drawn as in the authors' code, uniform, not normal as in the paper.
 
     Args:
-        net: the network.
         rank: the rank ``r``.
         alpha: the change is scaled by ``alpha / rank``; by default ``rank``.
 
     Raises:
         ValueError: if ``rank`` is below 1 or ``alpha`` not positive.
     """
-    check_counts(rank=rank)
-    alpha = rank if alpha is None else alpha
-    check_positive(alpha=alpha)
-    freeze_encoder(net)
-    for module in encoder_modules(net):
-        if isinstance(module, (SABlock, WindowAttention)):
-            LoRALinear.take(module.qkv).add_factors(rank, alpha / rank)
+
+    rank: int = 8
+    alpha: float | None = None
+
+    name = "lora"
+    description = "low-rank changes of query and value"
+    paper = "https://arxiv.org/abs/2106.09685"
+
+    def __post_init__(self) -> None:
+        check_counts(rank=self.rank)
+        check_positive(alpha=self.rank if self.alpha is None else self.alpha)
+
+    def attach(self, encoder: Encoder) -> None:
+        alpha = self.rank if self.alpha is None else self.alpha
+        for module in encoder.used_modules():
+            if isinstance(module, (SABlock, WindowAttention)):
+                LoRALinear.take(module.qkv).add_factors(self.rank, alpha / self.rank)
+
+    def merge(self, encoder: Encoder) -> None:
+        for module in encoder.used_modules():
+            if isinstance(module, LoRALinear):
+                module.merge()

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn as nn
 
-from monai_dvpt.networks.adapter import TunableNetwork
+from monai_dvpt.networks.encoders import Encoder
 
-from .insert import Inserted, encoder_modules, freeze_encoder
+from .method import Inserted, Method
 
-__all__ = ["ScaleShift", "ssf"]
+__all__ = ["SSF", "ScaleShift"]
 
 
 class ScaleShift(Inserted):
@@ -34,14 +35,12 @@ class ScaleShift(Inserted):
     @torch.no_grad()
     def merge(self) -> None:
         """Puts scale and shift into weight and bias and leaves the plain module, with a bias also if it had none."""
-        self.weight *= self.ssf_scale.view(-1, *[1] * (self.weight.ndim - 1))
-        if self.bias is None:
-            self.bias = nn.Parameter(self.ssf_shift.detach().clone(), requires_grad=False)
-        else:
-            self.bias *= self.ssf_scale
-            self.bias += self.ssf_shift
-        del self.ssf_scale, self.ssf_shift
+        weight = self.weight * self.ssf_scale.view(
+            -1, *[1] * (self.weight.ndim - 1)
+        )  # another network may use this one
+        bias = self.ssf_shift.clone() if self.bias is None else self.bias * self.ssf_scale + self.ssf_shift
         self.give_back()
+        self.weight, self.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
 
 
 class ScaleShiftLinear(ScaleShift, nn.Linear):
@@ -68,21 +67,28 @@ KINDS: dict[type[nn.Module], type[ScaleShift]] = {
 }
 
 
-def ssf(net: TunableNetwork) -> None:
+@dataclass(frozen=True)
+class SSF(Method):
     """
     A scale and a shift of every channel after the patch embedding and every linear layer and layer normalisation, based
     on: "Lian et al., Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning
     <https://arxiv.org/abs/2210.08823>". They start at 1 and 0, so that the start is the frozen network; the paper draws
     them around 1 and 0 with a standard deviation of 0.02. The residual convolutions of ``use_v2``, which the paper does
     not know, stay as they are, and so do normalisations without parameters.
-
-    Args:
-        net: the network.
     """
-    freeze_encoder(net)
-    encoder = net.encoder()
-    embedding = encoder.patch_embed if hasattr(encoder, "patch_embed") else encoder.patch_embedding
-    residual = {m for m in encoder_modules(net) if isinstance(m, (nn.Conv2d, nn.Conv3d))} - set(embedding.modules())
-    for module in encoder_modules(net):
-        if type(module) in KINDS and module not in residual:
-            KINDS[type(module)].take(module).add_scale_shift()
+
+    name = "ssf"
+    description = "scale and shift after every operation"
+    paper = "https://arxiv.org/abs/2210.08823"
+
+    def attach(self, encoder: Encoder) -> None:
+        embedding = set(encoder.embedding().modules())
+        for module in encoder.used_modules():
+            residual = isinstance(module, (nn.Conv2d, nn.Conv3d)) and module not in embedding
+            if type(module) in KINDS and not residual:
+                KINDS[type(module)].take(module).add_scale_shift()
+
+    def merge(self, encoder: Encoder) -> None:
+        for module in encoder.used_modules():
+            if isinstance(module, ScaleShift):
+                module.merge()

@@ -11,59 +11,58 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
-from monai.networks.blocks import TransformerBlock
 from torch.nn.modules.batchnorm import _NormBase
 from typing_extensions import Self
 
-from monai_dvpt.networks.blocks import DVPTList
-
+from .encoders import Encoder
+from .methods import Method, as_method
 from .wrapped import on_network
 
 __all__ = [
     "PARTS",
     "TunableNetwork",
+    "adapter_parts",
     "check_decoder_tuning",
     "count_parameters",
     "freeze_backbone",
     "parameter_groups",
+    "tune",
 ]
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("backbone", "dvpt", "decoder", "head")
+PARTS = ("backbone", "method", "decoder", "head")
 DECODER_TUNING = ("all", "norm", "none")
 LARGE_SHARE = 0.05  # of a network's parameters; tuning more than that is no longer parameter-efficient
 
 
 class TunableNetwork(nn.Module):
     """
-    Base of the networks that can be tuned. It knows the part of every tensor, keeps frozen modules in eval mode, and
-    records in ``arguments`` what a network was built with, so that an adapter file can say it.
+    Base of the networks that can be tuned: an encoder with a tuning method in its slot, then a decoder, a head or both.
+    It knows the part of every tensor, keeps frozen modules in eval mode, and records in ``arguments`` what it was built
+    with, so that an adapter file can say it.
 
-    A subclass sets the class attributes, has its DVPT blocks in the list ``dvpt``, and sets ``dvpt_enabled``.
+    A subclass sets the class attributes, takes ``method`` and ``options`` as its last arguments, and ends its
+    constructor with :meth:`start`.
     """
 
-    ENCODER = ""  # prefix of the names of the pretrained encoder's tensors; empty where the network is the encoder
-    HEAD = ""  # prefix of the names of the output layer's tensors
-    SKIP_LAYERS: tuple[int, ...] = ()  # layers whose tokens are used beside those of the last one
+    ENCODER = (
+        ""  # what the names of the pretrained encoder's tensors begin with; empty where the network is the encoder
+    )
+    HEAD = ""  # what the names of the output layer's tensors begin with
     # arguments that may differ between adapters on one backbone, and those that change no output in eval mode
-    ADAPTER_ARGUMENTS = frozenset({"bottleneck_size", "num_prompts", "share_every", "start_layer", "side_path"})
-    DECODER_ARGUMENTS: frozenset = frozenset()  # of those, what the decoder is built with
+    ADAPTER_ARGUMENTS: frozenset[str] = frozenset()
+    DECODER_ARGUMENTS: frozenset[str] = frozenset()  # of those, what the decoder is built with
     TRAINING_ARGUMENTS = frozenset({"dropout_rate", "save_attn", "use_checkpoint"})
+    __jit_unused_properties__ = ("method",)
 
     if TYPE_CHECKING:  # TorchScript would try to compile annotations of a class
         arguments: dict[str, Any]
-        fixed: list[str]
         backbone_file: str | None
         rounding: tuple[str, str] | None  # SHA-256 of the backbone after and before round_backbone
         inflate_axis: int
         adapter_name: str
         inactive_adapters: dict[str, Any]
-        dvpt: DVPTList
-        dvpt_of_layer: list[int]
-        side_path: bool
-        dvpt_enabled: bool
-        prefix_layers: list[int]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -76,8 +75,7 @@ class TunableNetwork(nn.Module):
             init(self, *args, **kwargs)
             bound = inspect.signature(init).bind(self, *args, **kwargs)
             bound.apply_defaults()
-            self.arguments = dict(list(bound.arguments.items())[1:])
-            self.fixed = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+            self.arguments = {k: v for k, v in list(bound.arguments.items())[1:] if k not in ("method", "options")}
             self.backbone_file, self.inflate_axis = None, -1
             self.rounding = None
             self.adapter_name = "default"
@@ -85,9 +83,18 @@ class TunableNetwork(nn.Module):
 
         cls.__init__ = recording  # type: ignore[assignment]
 
+    def start(self, method: str | Mapping[str, Any] | Method, options: Mapping[str, Any]) -> None:
+        """Puts the method that a constructor is given, see :func:`as_method`, into the encoder's slot."""
+        self.encoder().attach(as_method(method, **options))
+
     def encoder(self) -> Any:
-        """The pretrained encoder, a module under whose own names its weights are loaded and identified."""
+        """The pretrained :class:`Encoder`, a module under whose own names its weights are loaded and identified."""
         return self.get_submodule(self.ENCODER.removesuffix("."))
+
+    @property
+    def method(self) -> Method:
+        """The method in the encoder's slot."""
+        return self.encoder().slot
 
     def adapter_arguments(self) -> frozenset[str]:
         """Arguments that may differ between the adapters of this network: a frozen decoder is that of the backbone."""
@@ -97,122 +104,52 @@ class TunableNetwork(nn.Module):
 
     def part_of(self, name: str) -> str:
         """
-        The part, of "backbone", "dvpt", "decoder" and "head", to which a parameter or buffer belongs. What of the
+        The part, of "backbone", "method", "decoder" and "head", to which a parameter or buffer belongs. What of the
         decoder is never tuned (``decoder_tuning``) belongs to the backbone.
 
         Args:
             name: its name in the network.
         """
-        if name.startswith("dvpt."):
-            return "dvpt"
         if name.startswith(self.HEAD):
             return "head"
         if name.startswith(self.ENCODER):
-            return "backbone"
+            return "method" if name.removeprefix(self.ENCODER) in self.encoder().owned else "backbone"
         tuning = self.arguments["decoder_tuning"]
         norm = tuning == "norm" and is_norm(self.get_submodule(name.rpartition(".")[0]))
         return "decoder" if tuning == "all" or norm else "backbone"
 
     def tensors(self, parts: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors, parameters and saved buffers, of some parts; what is shared is named once."""
+        """
+        Names and tensors, parameters and saved buffers, of some parts; what is shared is named once. Of what a method
+        trains of the encoder itself, the backbone has the tensor as it was, under the same name.
+        """
         seen = set()
+        originals = self.encoder().originals if "backbone" in parts else {}
         for name, tensor in self.state_dict(keep_vars=True).items():
+            if (own := name.removeprefix(self.ENCODER)) in originals:
+                yield name, originals[own]
             if id(tensor) not in seen and self.part_of(name) in parts:
                 seen.add(id(tensor))
                 yield name, tensor
 
-    def adapt(self, x: torch.Tensor, side: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """
-        The DVPT block that follows a transformer layer, where one does and DVPT is on.
-
-        Args:
-            x: output of the layer, of shape (B, N, C).
-            side: what a side path has added to such outputs so far, of the same shape or one that broadcasts to it.
-            layer: index of the layer.
-
-        Returns:
-            what the next layer sees; what the side path has added by now; and the adapted tokens. Without a side path
-            the next layer sees the adapted tokens.
-        """
-        if not self.dvpt_enabled or self.dvpt_of_layer[layer] < 0:
-            return x, side, x
-        adapted = x + side if self.side_path else x
-        for index, block in enumerate(self.dvpt):  # TorchScript has no indexing of module lists
-            if index == self.dvpt_of_layer[layer]:
-                adapted = block(adapted)
-        return (x, adapted - x, adapted) if self.side_path else (adapted, side, adapted)
-
-    def use_dvpt(self, dvpt: DVPTList, side_path: bool = False) -> None:
-        """
-        Registers the list of DVPT blocks.
-
-        Args:
-            dvpt: the list.
-            side_path: whether the transformer layers see the outputs of each other alone, see :meth:`adapt`.
-
-        Raises:
-            ValueError: if ``side_path`` is no truth value.
-        """
-        if not isinstance(side_path, bool):
-            raise ValueError(f"side_path must be True or False, got {side_path!r}.")
-        self.dvpt = dvpt
-        self.dvpt_of_layer = dvpt.block_of_layer
-        self.side_path = side_path
-        last = len(self.dvpt_of_layer) - 1
-        first = next((layer for layer, block in enumerate(self.dvpt_of_layer) if block >= 0), last)
-        # layers whose frozen tokens suffice to go on from: those before DVPT, and with a side path those beside it too
-        skips = [layer for layer in self.SKIP_LAYERS if layer < first]
-        self.prefix_layers = [*skips, *range(first, last + 1 if side_path else first + 1)]
-
     @torch.jit.unused
     def forward_prefix(self, image: torch.Tensor) -> torch.Tensor:
         """
-        What the frozen layers compute of an image before DVPT comes in, and with a side path also beside it. It does
-        not depend on what is trained, so it can be kept: ``net(image, net.forward_prefix(image))`` is ``net(image)``.
+        What the frozen layers compute of an image before the method comes in, and with a side path also beside it. It
+        does not depend on what is trained, so it can be kept: ``net(image, net.forward_prefix(image))`` is
+        ``net(image)``.
 
         Args:
             image: of shape ``(B, in_channels, *spatial)``.
 
         Returns:
-            a tensor whose first dimension is B, without a graph.
+            a tensor of shape (B, numbers), without a graph.
 
         Raises:
-            ValueError: if a parameter of the encoder is trained.
+            ValueError: if a parameter of the encoder is trained, or the method changes the embedding.
         """
-        return self.pack_prefix(self.frozen_states(image, self.prefix_layers))
-
-    def frozen_states(self, image: torch.Tensor, layers: Sequence[int]) -> Any:
-        """
-        What frozen layers compute of an image without DVPT, for all adapters of a backbone.
-
-        Args:
-            image: of shape ``(B, in_channels, *spatial)``.
-            layers: indices of the layers, ascending; none after the last of them has to run.
-
-        Returns:
-            what :meth:`pack_prefix` takes, without a graph.
-
-        Raises:
-            ValueError: if a parameter of the encoder is trained.
-        """
-        raise NotImplementedError
-
-    def pack_prefix(self, states: Any) -> torch.Tensor:
-        """
-        Of what :meth:`frozen_states` gave, for ``prefix_layers`` at least, the part that this network goes on from, as
-        one tensor whose first dimension is B.
-        """
-        raise NotImplementedError
-
-    @torch.jit.unused
-    def check_frozen(self) -> None:
-        """
-        Raises:
-            ValueError: if a parameter of the encoder is trained.
-        """
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and name.startswith(self.ENCODER) and self.part_of(name) == "backbone":
-                raise ValueError(f"a prefix must come from a frozen encoder, but {name} is trained.")
+        encoder: Encoder = self.encoder()
+        return encoder.prefix_of(image)
 
     def train(self, mode: bool = True) -> Self:
         """Sets the training mode; a module without a trainable parameter stays in eval mode, so its dropout is off."""
@@ -224,29 +161,24 @@ class TunableNetwork(nn.Module):
 @on_network
 def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> TunableNetwork:
     """
-    Sets which parts of a network are trained; all others, by default the backbone, are frozen and put in eval mode.
+    Sets which parts of a network are trained; the backbone is frozen and put in eval mode, as are all other parts.
     Says so where more than 5 % of the network's parameters are trained.
 
     Args:
         net: the network.
-        train: names of the parts to train, of "backbone", "dvpt", "decoder" and "head"; by default all but the
-            backbone. All but "dvpt" is full fine-tuning; without "backbone" and "dvpt" it is a frozen encoder.
+        train: names of the parts to train, of "method", "decoder" and "head"; by default all.
 
     Returns:
         ``net``.
 
     Raises:
-        ValueError: if a name is unknown or the network has no such part.
+        ValueError: if a name is unknown, or there is nothing to train.
     """
-    known = [part for part in PARTS if part != "decoder" or "decoder_tuning" in net.arguments]
-    chosen = known[1:] if train is None else train
-    if set(chosen) - set(known) or not chosen:
-        raise ValueError(f"train must name parts of {sorted(known)}, got {list(chosen)}.")
+    chosen = adapter_parts(net) if train is None else list(train)
+    if set(chosen) - set(PARTS[1:]):
+        raise ValueError(f"train must name parts of {sorted(PARTS[1:])}, got {chosen}.")
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(net.part_of(name) in chosen and name not in net.fixed)
-    for module in net.modules():  # never used without cross-attention, and DDP rejects what gets no gradient
-        if isinstance(module, TransformerBlock) and not module.with_cross_attention:
-            module.norm_cross_attn.requires_grad_(False)
+        parameter.requires_grad_(net.part_of(name) in chosen)
     counts = count_parameters(net)
     if not counts["network"]["trainable"]:
         raise ValueError(f"train must name a part that has parameters, got {list(chosen)}.")
@@ -259,6 +191,45 @@ def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> 
             f"{100 * LARGE_SHARE:.0f} %: {parts}.{advice}"
         )
     return net.train(net.training)
+
+
+def adapter_parts(net: TunableNetwork) -> list[str]:
+    """The parts of a network but for its backbone, in the order of ``PARTS``."""
+    found = {net.part_of(name) for name in net.state_dict()}
+    return [part for part in PARTS[1:] if part in found]
+
+
+@on_network
+def tune(net: TunableNetwork, method: str | Mapping[str, Any] | Method = "dvpt", **options: Any) -> TunableNetwork:
+    """
+    Puts a tuning method into a network, in the place of the one that is there, and freezes the rest: the method,
+    decoder and head are trained. Pretrained weights may be loaded before or afterwards.
+
+    Args:
+        net: the network.
+        method: a name of :data:`monai_dvpt.networks.methods.METHODS`, or a mapping with the "name" and options.
+        options: those of the method.
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if ``net`` is no such network or cannot be tuned by this method; if the method or an option is
+            unknown or an option is outside its range; or if there is nothing to train.
+
+    Examples::
+
+        >>> from monai_dvpt.networks.nets import DVPTViT
+        >>> net = DVPTViT(3, 64, 16, hidden_size=48, mlp_dim=96, num_heads=3, spatial_dims=2, num_classes=5)
+        >>> net = tune(net, "lora", rank=4)
+        >>> [name for name, tensor in net.blocks[0].named_parameters() if tensor.requires_grad]
+        ['attn.qkv.lora_a', 'attn.qkv.lora_b']
+
+    """
+    if not isinstance(net, TunableNetwork):
+        raise ValueError(f"net must be a network of monai_dvpt.networks.nets, got {type(net).__name__}.")
+    net.encoder().attach(as_method(method, **options))
+    return freeze_backbone(net)
 
 
 @on_network

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI's ViT as an encoder, with what it leaves fixed and pretrained weights need otherwise."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+from monai.networks.blocks import TransformerBlock
+from monai.networks.nets import ViT
+
+from monai_dvpt.utils import check_counts
+
+from .encoder import Encoder
+
+__all__ = ["ACTIVATIONS", "ViTEncoder", "check_vit_sizes"]
+
+HEAD = "classification_head"  # as MONAI names that of a classifier
+
+
+class QuickGELU(nn.Module):
+    """The approximation ``x sigmoid(1.702 x)`` of GELU that CLIP was trained with."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+# named as in the configurations of Hugging Face models
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
+    "quick_gelu": QuickGELU,
+}
+
+
+def check_vit_sizes(hidden_size: int, mlp_dim: int, num_heads: int) -> None:
+    """
+    Raises:
+        ValueError: if a size is not a whole number of at least 1, or ``num_heads`` does not divide ``hidden_size``.
+    """
+    check_counts(hidden_size=hidden_size, mlp_dim=mlp_dim, num_heads=num_heads)
+    if hidden_size % num_heads:
+        raise ValueError(f"num_heads must divide hidden_size={hidden_size}, got {num_heads}.")
+
+
+class ViTEncoder(Encoder, ViT):
+    """MONAI's :class:`monai.networks.nets.ViT` without its head, under the same parameter names."""
+
+    @classmethod
+    def of(
+        cls,
+        vit: ViT,
+        img_size: Sequence[int],
+        patch_size: Sequence[int],
+        num_heads: int,
+        layer_norm_eps: float,
+        activation: str,
+        pre_norm: bool,
+        use_checkpoint: bool,
+        skips: Sequence[int] = (),
+    ) -> ViTEncoder:
+        """
+        Makes an encoder of a ViT that MONAI has built, in place.
+
+        Args:
+            vit: the ViT; its tensors, and the names of these, stay.
+            img_size: spatial size of an image.
+            patch_size: spatial size of a token.
+            num_heads: number of attention heads.
+            layer_norm_eps: see :meth:`set_arithmetic`, as for the next two.
+            activation: see there.
+            pre_norm: see there.
+            use_checkpoint: whether layers compute their activations again in the backward pass.
+            skips: layers whose tokens a network uses beside those of the last one.
+        """
+        if not isinstance(vit, cls):
+            vit.__class__ = cls
+        encoder: Any = vit
+        encoder.img_size, encoder.patch_size = list(img_size), list(patch_size)
+        encoder.grid = [side // patch for side, patch in zip(img_size, patch_size, strict=True)]
+        encoder.tokens = [math.prod(encoder.grid) + hasattr(vit, "cls_token"), vit.norm.normalized_shape[0]]
+        encoder.open_slot([*skips, len(vit.blocks) - 1], use_checkpoint, num_heads=num_heads)
+        encoder.set_arithmetic(layer_norm_eps, activation, pre_norm)
+        return encoder
+
+    def embed(self, image: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            image: of shape ``(B, in_channels, *img_size)``.
+
+        Returns:
+            its tokens, of shape (B, N, C), the class token first where there is one.
+        """
+        x = self.patch_embedding(image)
+        if hasattr(self, "cls_token"):
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        return x
+
+    def encode(self, image: torch.Tensor, prefix: torch.Tensor | None = None) -> dict[int, torch.Tensor]:
+        """
+        Args:
+            image: of shape ``(B, in_channels, *img_size)``.
+            prefix: what :meth:`prefix_of` gave for it; the frozen layers it stands for are then left out.
+
+        Returns:
+            the adapted tokens, of shape (B, N, C), after the layers that a network uses.
+        """
+        if list(image.shape[2:]) != self.img_size:
+            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
+        wanted: list[int] = []
+        return self.run(image, prefix, self.outputs, wanted)[0]
+
+    def forward_features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        Args:
+            x: image of shape ``(B, in_channels, *img_size)``.
+
+        Returns:
+            the last tokens, normalised, of shape (B, N, C), the class token first where there is one, and the tokens
+            after every layer.
+        """
+        if list(x.shape[2:]) != self.img_size:
+            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(x.shape[2:])}.")
+        layers = list(range(len(self.dvpt_of_layer)))
+        wanted: list[int] = []
+        states = self.run(x, None, layers, wanted)[0]
+        hidden_states = [states[layer] for layer in layers]
+        return self.norm(hidden_states[-1]), hidden_states
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """As MONAI's ViT without a head, see :meth:`forward_features`."""
+        return self.forward_features(x)
+
+    def set_arithmetic(self, layer_norm_eps: float, activation: str, pre_norm: bool) -> None:
+        """
+        Sets what the weights of an encoder do not say.
+
+        Args:
+            layer_norm_eps: epsilon of its layer normalisations.
+            activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu", of the feed-forward layers.
+            pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
+
+        Raises:
+            ValueError: if ``activation`` is unknown or ``layer_norm_eps`` not positive.
+        """
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
+        if not layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
+        embedding = self.patch_embedding
+        # MONAI's embedding ends with this module; the class token is joined after it, its norm folded into its weight
+        plain = embedding.dropout[-1] if isinstance(embedding.dropout, nn.Sequential) else embedding.dropout
+        norm = nn.LayerNorm(self.norm.normalized_shape[0], device=self.norm.weight.device)
+        norm.requires_grad_(self.norm.weight.requires_grad)
+        embedding.dropout = nn.Sequential(norm, plain).train(plain.training) if pre_norm else plain
+        for module in self.used_modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = layer_norm_eps
+        for block in self.blocks:
+            block.mlp.fn = ACTIVATIONS[activation]().train(block.training)
+        self.arithmetic |= {"layer_norm_eps": layer_norm_eps, "activation": activation, "pre_norm": pre_norm}
+
+    def embedding(self) -> nn.Module:
+        return self.patch_embedding
+
+    def unused_modules(self) -> set[nn.Module]:
+        blocks = [module for module in self.blocks if isinstance(module, TransformerBlock)]
+        unused = {block.norm_cross_attn for block in blocks if not block.with_cross_attention}
+        return unused | ({getattr(self, HEAD)} if hasattr(self, HEAD) else set())
+
+    def is_own(self, name: str) -> bool:
+        return not name.startswith(HEAD + ".")
+
+    def token_size(self, layer: int) -> list[int]:
+        return list(self.patch_size)
+
+    def token_shape(self, sides: list[int], layer: int, left: bool) -> list[int]:
+        return self.tokens
+
+    def frozen_layers(self, name: str) -> int:
+        found = re.match(r"blocks\.(\d+)\.", name)
+        if found:
+            return int(found[1]) - 1
+        return len(self.blocks) - 1 if name.startswith("norm.") else -2

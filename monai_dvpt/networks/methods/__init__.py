@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuning methods: each is what it adds to the slot of an encoder, and which of the encoder's own tensors it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .adaptformer import AdaptFormer
+from .dvpt import DVPT, Bottleneck
+from .lora import LoRA
+from .method import Inserted, Method, options_of
+from .own_tensors import BitFit, Full, Linear
+from .ssf import SSF
+from .vpt import VPTDeep, VPTShallow
+
+__all__ = [
+    *("METHODS", "Inserted", "Method", "as_method"),
+    *("DVPT", "SSF", "AdaptFormer", "BitFit", "Bottleneck", "Full", "Linear", "LoRA", "VPTDeep", "VPTShallow"),
+]
+
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (DVPT, Bottleneck, Full, Linear, BitFit, VPTShallow, VPTDeep, AdaptFormer, LoRA, SSF)
+}
+"""All methods by name."""
+
+
+def as_method(method: str | Mapping[str, Any] | Method, **options: Any) -> Method:
+    """
+    A method as bundles and networks are given it.
+
+    Args:
+        method: a name of ``METHODS``; a mapping with the "name" and options; or a method.
+        options: further options, by name.
+
+    Raises:
+        ValueError: if the name or an option is unknown, or an option is outside its range.
+    """
+    if isinstance(method, Method):
+        method = {"name": method.name, **method.options}
+    given = {"name": method} if isinstance(method, str) else dict(method)
+    name = given.pop("name", None)
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {list(METHODS)}, got {name}.")
+    return options_of(METHODS[name], {**given, **options})

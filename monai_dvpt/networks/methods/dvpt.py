@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DVPT itself, with and without prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from typing_extensions import Self
+
+from monai_dvpt.networks.blocks import DVPTList
+from monai_dvpt.networks.encoders import Encoder
+
+from .method import Method
+
+__all__ = ["DVPT", "Bottleneck"]
+
+
+@dataclass(frozen=True)
+class Bottleneck(Method):
+    """
+    DVPT without prompts, a bottleneck after transformer layers: what the prompts add is the difference to
+    :class:`DVPT`.
+
+    Args:
+        bottleneck_size: see :class:`DVPT`, as for all options.
+        share_every: see there.
+        start_layer: see there.
+        side_path: see there.
+
+    Raises:
+        ValueError: if an option is outside its range.
+    """
+
+    bottleneck_size: int | None = None
+    share_every: int | None = None
+    start_layer: int = 0
+    side_path: bool = False
+
+    name = "bottleneck"
+    description = "DVPT without prompts"
+    paper = "https://arxiv.org/abs/2307.09787"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.side_path, bool):
+            raise ValueError(f"side_path must be True or False, got {self.side_path!r}.")
+
+    def for_encoder(self, encoder: Encoder) -> Self:
+        stages = len(set(encoder.widths()))
+        return replace(
+            self,
+            bottleneck_size=(32 if stages == 1 else 16) if self.bottleneck_size is None else self.bottleneck_size,
+            share_every=(3 if stages == 1 else 2) if self.share_every is None else self.share_every,
+        )
+
+    def attach(self, encoder: Encoder) -> None:
+        options = {key: value for key, value in self.options.items() if key != "side_path"}
+        blocks = DVPTList(encoder.widths(), **{"num_prompts": 0, **options})
+        encoder.follow_layers(blocks.to(encoder.like()), blocks.block_of_layer, self.side_path)
+
+
+@dataclass(frozen=True)
+class DVPT(Bottleneck):
+    """
+    Dynamic visual prompt tuning, based on: "He et al., DVPT <https://arxiv.org/abs/2307.09787>", see
+    :class:`monai_dvpt.networks.blocks.DVPTBlock`.
+
+    Args:
+        bottleneck_size: width ``R`` of a block, in ``[1, C)``; by default 32, in a transformer of several stages 16.
+        num_prompts: prompts of a block.
+        share_every: consecutive layers of one width served by one block; by default 3, in several stages 2.
+        start_layer: first layer that is followed by a block.
+        side_path: whether the blocks only read the frozen layers, which then need no backward pass but for the merging
+            of tokens between stages; what they add reaches head and decoder beside them. A variant of the method.
+
+    Raises:
+        ValueError: if an option is outside its range.
+    """
+
+    num_prompts: int = 10
+
+    name = "dvpt"
+    description = "dynamic prompts in a bottleneck after the layers"

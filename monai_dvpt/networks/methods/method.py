@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tuning method is, and the modules with which it takes the place of MONAI's."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch.nn as nn
+from typing_extensions import Self
+
+from monai_dvpt.networks.encoders import Encoder
+
+__all__ = ["Inserted", "Method", "check_positive"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    A way to tune an encoder. Its fields are its options; a subclass checks them in ``__post_init__``.
+
+    Attributes:
+        name: the method's name, by which bundles, adapter files and the command line know it.
+        description: the method in one line.
+        paper: its address; None for common practice.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    paper: ClassVar[str | None] = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name."""
+        return dataclasses.asdict(self)
+
+    def for_encoder(self, encoder: Encoder) -> Self:
+        """
+        The method with what is left open in its options decided for an encoder.
+
+        Raises:
+            ValueError: if the method does not fit the encoder.
+        """
+        return self
+
+    def attach(self, encoder: Encoder) -> None:
+        """Adds the method's tensors to an encoder, those that start the network as it is where the method has such."""
+
+    def trains(self, encoder: Encoder) -> list[str]:
+        """Names of the encoder's own tensors that the method trains."""
+        return []
+
+    def merge(self, encoder: Encoder) -> None:
+        """
+        Folds the method's tensors into the encoder's own.
+
+        Raises:
+            ValueError: if the method changes more than weights.
+        """
+        raise ValueError(f'the method "{self.name}" cannot be merged into the weights of the encoder.')
+
+
+class Inserted(nn.Module):
+    """
+    Base of what a method puts in the place of a module. A subclass also derives from the class of that module and adds
+    tensors to it, so that all other names, and so the keys of pretrained weights, stay MONAI's own.
+    """
+
+    plain: type[nn.Module]
+    before: set[str]
+
+    @classmethod
+    def take(cls, module: nn.Module) -> Self:
+        """Turns ``module`` into one of this class; its tensors, settings and hooks stay."""
+        plain, before = type(module), _names(module)
+        module.__class__ = cls
+        taken = cast(Self, module)
+        taken.plain, taken.before = plain, before
+        return taken
+
+    def give_back(self) -> None:
+        """Turns the module into what it was before, without what was added to it."""
+        plain = self.plain
+        for name in _names(self) - self.before:
+            delattr(self, name)
+        self.__class__ = plain  # type: ignore[assignment]
+
+
+def check_positive(**values: Any) -> None:
+    """
+    Raises:
+        ValueError: if a value, an argument by name, is not a positive finite number.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number, got {value}.")
+
+
+def _names(module: nn.Module) -> set[str]:
+    """Of attributes, parameters, buffers and modules."""
+    return {name for names in (module.__dict__, module._parameters, module._buffers, module._modules) for name in names}
+
+
+def options_of(kind: type[Method], given: Mapping[str, Any]) -> Method:
+    """
+    A method with its options.
+
+    Raises:
+        ValueError: if an option is unknown or outside its range.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := sorted(given.keys() - set(known)):
+        raise ValueError(f'options must be of {known} for the method "{kind.name}", got {unknown}.')
+    return kind(**given)
