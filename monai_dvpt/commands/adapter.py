@@ -20,7 +20,7 @@ from monai_dvpt.networks.adapter import adapter_metadata, backbone_sha256, load_
 from monai_dvpt.networks.adapter.built import checked_network, network_class
 from monai_dvpt.networks.adapter.file import find_backbone, load_backbone
 from monai_dvpt.networks.adapter.stored import check_intact, fitting_tensors, read_kinds, read_tensors
-from monai_dvpt.networks.parts import PARTS, TunableNetwork
+from monai_dvpt.networks.parts import PARTS
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
 from .run import printable
@@ -78,20 +78,19 @@ def add_parser(commands: Any) -> None:
 def adapter_facts(path: str | os.PathLike) -> dict[str, Any]:
     """
     The metadata of an adapter file, with the entry "file": its name, bytes, and for each part the parameters and bytes
-    in it. No network is built.
+    in it.
 
     Args:
         path: the adapter.
 
     Raises:
-        InputError: if the file is no adapter, or its network is unknown.
+        InputError: if the file is no adapter, or its tensors do not fit the network that it names.
     """
     metadata = adapter_metadata(path)
-    head = network_class(path, metadata).HEAD
+    net = checked_network(path, metadata)
     sizes: dict[str, dict[str, int]] = {}
     for name, tensor in read_kinds(path).items():
-        part = "dvpt" if name.startswith("dvpt.") else "head" if name.startswith(head) else "decoder"
-        size = sizes.setdefault(part, {"parameters": 0, "bytes": 0})
+        size = sizes.setdefault(net.part_of(name), {"parameters": 0, "bytes": 0})
         size["parameters"] += 0 if name.endswith(BATCH_STATISTICS) else tensor.numel()
         size["bytes"] += tensor.nbytes
     parts = {part: sizes[part] for part in PARTS if part in sizes}
@@ -156,7 +155,7 @@ def write_full_model(
     for _ in check_adapter(path, found):
         pass
     net = merge_full(path, found)
-    definition = json.loads(to_json(net.arguments))
+    definition = json.loads(to_json({**net.arguments, "method": {"name": net.method.name, **net.method.options}}))
     # given a path, torch.save writes its name, here a random one, into the file
     with atomic_path(output) as temporary, open(temporary, "wb") as file:
         torch.save(net.state_dict(), file)
@@ -185,6 +184,9 @@ def _info_rows(path: Path, facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]
     yield "network", facts["network"]
     for key, value in _telling_arguments(path, facts).items():
         yield f"  {key}", json.dumps(value)
+    yield "method", facts["method"]["name"]
+    for key, value in facts["method"]["options"].items():
+        yield f"  {key}", json.dumps(value)
     labels = facts.get("labels")
     yield "labels", "not given" if labels is None else _listed(labels)
     yield "parts", f"{'parameters':>12} {'bytes':>12}"
@@ -207,14 +209,13 @@ def _nested_rows(label: str, value: Any, indent: str = "") -> Iterator[tuple[str
 
 
 def _telling_arguments(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the network that are not its class's defaults, and all those of its DVPT blocks."""
+    """The arguments of the network that are not its class's defaults."""
     kind, arguments = network_class(path, facts), facts["arguments"]
     defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
     return {
         key: value
         for key, value in arguments.items()
-        if key in TunableNetwork.ADAPTER_ARGUMENTS
-        or key not in defaults
+        if key not in defaults
         or defaults[key] is inspect.Parameter.empty
         or value != json.loads(to_json(defaults[key]))
     }

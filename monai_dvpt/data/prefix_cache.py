@@ -32,7 +32,7 @@ from monai_dvpt.utils import (
 __all__ = ["PrefixCacheDataset"]
 
 GIB = 2**30
-LAYOUT_VERSION = 1  # of what forward_prefix returns
+LAYOUT_VERSION = 2  # of what forward_prefix returns
 IN_USE_SECONDS = 24 * 3600  # for which an entry stays after its last use
 
 
@@ -242,5 +242,5 @@ def _image_sha256(image: Any) -> str:
 
 
 def _prefix_sha256(net: TunableNetwork, amp: bool) -> str:
-    facts = {"encoder": encoder_sha256(net), "layers": net.prefix_layers, "amp": amp, "layout": LAYOUT_VERSION}
+    facts = {"encoder": encoder_sha256(net), "layers": net.encoder().prefix_layers, "amp": amp, "layout": LAYOUT_VERSION}
     return hashlib.sha256(to_json(facts).encode()).hexdigest()

@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator, Trainer
 
 from monai_dvpt.networks.adapter import save_adapter
-from monai_dvpt.networks.parts import TunableNetwork, count_parameters
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.networks.wrapped import unwrap
 from monai_dvpt.utils import atomic_path
 
@@ -30,7 +30,6 @@ class AdapterSaver:
     Writes ``adapter_last.safetensors`` after every epoch, and ``adapter_best.safetensors`` with the full network as
     ``model.pt`` whenever a validation improves on the best so far; a last epoch that was not validated is validated at
     the end. Where there are no validation cases the last epoch is taken for the best. Each file is replaced as a whole.
-    Where the backbone itself is trained an adapter could not hold the result, so only ``model.pt`` is written.
 
     Args:
         network: the network that is trained.
@@ -63,7 +62,6 @@ class AdapterSaver:
         Args:
             engine: the trainer.
         """
-        self.tunes_backbone = count_parameters(self.network)["backbone"]["trainable"] > 0
         if self.validate_start:
             engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.validate_first)  # not when a run is resumed
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
@@ -107,7 +105,7 @@ class AdapterSaver:
                 torch.save(self.network.state_dict(), path)
 
     def _save_adapter(self, name: str, notes: dict[str, Any]) -> None:
-        if idist.get_rank() == 0 and not self.tunes_backbone:
+        if idist.get_rank() == 0:
             save_adapter(self.network, self.output_dir / name, labels=self.labels, notes=notes)
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from monai.engines import Evaluator, IterationEvents
 from monai.inferers import Inferer
 from monai.transforms import Invertd, InvertibleTransform
 
-from monai_dvpt.networks.nets.swin_encoder import DVPTSwinEncoder
-from monai_dvpt.networks.nets.vit_encoder import DVPTViTEncoder
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import atomic_path
 from monai_dvpt.visualize import PromptAttention, plot_prompt_attention, prompt_attention_maps
 
@@ -43,7 +42,7 @@ class PromptAttentionWriter:
     def __init__(
         self,
         output_dir: str | os.PathLike,
-        network: DVPTViTEncoder | DVPTSwinEncoder,
+        network: TunableNetwork,
         inferer: Inferer,
         preprocessing: InvertibleTransform,
         layer: int = -1,

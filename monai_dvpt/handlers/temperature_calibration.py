@@ -39,7 +39,7 @@ class TemperatureCalibration:
     Networks <https://arxiv.org/abs/1706.04599>". No weight is changed, and no grade: the temperature is for
     :class:`monai_dvpt.transforms.GradeLogits`, which divides by it what it gives as probabilities.
 
-    It is written to ``calibration.json`` and, where the backbone is frozen, as "calibration" to the notes of
+    It is written to ``calibration.json`` and as "calibration" to the notes of
     ``adapter_best.safetensors``, with the number of grades ("graded") and, before and after the division, the negative
     log-likelihood ("nll") and the expected calibration error of the confidence in the chosen grade ("ece", 15 bins).
     They are measured on the cases that chose the temperature, so they flatter it.
@@ -80,10 +80,9 @@ class TemperatureCalibration:
         calibration = {"temperature": temperature, "graded": len(label), "before": before, "after": after}
         with atomic_path(folder / "calibration.json") as path:
             path.write_text(to_json(calibration))
-        if not self.saver.tunes_backbone:
-            adapter = folder / "adapter_best.safetensors"
-            notes = {**adapter_metadata(adapter)["notes"], "calibration": calibration}
-            save_adapter(network, adapter, labels=self.saver.labels, notes=notes)
+        adapter = folder / "adapter_best.safetensors"
+        notes = {**adapter_metadata(adapter)["notes"], "calibration": calibration}
+        save_adapter(network, adapter, labels=self.saver.labels, notes=notes)
         scores = ", ".join(f"{key} {before[key]:.3f} to {after[key]:.3f}" for key in before)
         logger.info(f"Calibrated with temperature {temperature:.3f} on {len(label)} grades: {scores}.")
 

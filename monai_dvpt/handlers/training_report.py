@@ -58,16 +58,18 @@ class TrainingReport:
         network, folder = self.saver.network, self.saver.output_dir
         parameters = count_parameters(network)
         total = parameters["network"]
+        encoder = sum(parameters[part]["total"] for part in ("backbone", "method"))
         files = [folder / name for name in ("adapter_best.safetensors", "model.pt")]
-        dvpt_bytes = sum(p.numel() * p.element_size() for p in network.dvpt.parameters())
+        method_bytes = sum(tensor.nbytes for _, tensor in network.tensors(["method"]))
         report = {
             "best": self._named(self.saver.best),
             "last": self._named(self.saver.last),
             "epochs": engine.state.epoch,
             "parameters": parameters,
             "trainable_percent_of_network": 100 * total["trainable"] / total["total"],
-            "dvpt_percent_of_backbone": 100 * parameters["dvpt"]["total"] / parameters["backbone"]["total"],
-            "dvpt_bytes": dvpt_bytes,
+            "method": {"name": network.method.name, **network.method.options},
+            "method_percent_of_encoder": 100 * parameters["method"]["total"] / encoder if encoder else 0.0,
+            "method_bytes": method_bytes,
             "file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()},
             "seconds": self._seconds(),
             "peak_memory_mib": peak_memory_mib(next(network.parameters()).device),
@@ -118,7 +120,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         share = 100 * count["trainable"] / max(1, count["total"])
         lines.append(f"  {part:<26} {count['trainable']:,} of {count['total']:,} parameters trained ({share:.2f} %)")
     lines.append(
-        f"  DVPT, of the backbone      {report['dvpt_percent_of_backbone']:.2f} %, {report['dvpt_bytes']:,} bytes"
+        f"  method, of the encoder     {report['method_percent_of_encoder']:.2f} %, {report['method_bytes']:,} bytes"
     )
     lines += [f"  {name:<26} {size:,} bytes" for name, size in report["file_bytes"].items()]
     lines.append(f"  time                       {report['seconds']:.0f} s")

@@ -19,8 +19,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
 from monai_dvpt.networks.blocks import DVPTBlock
-from monai_dvpt.networks.nets.swin_encoder import DVPTSwinEncoder
-from monai_dvpt.networks.nets.vit_encoder import DVPTViTEncoder
+from monai_dvpt.networks.parts import TunableNetwork
 
 from .planes import PLANES, frame_plane, plane_of, to_ras
 
@@ -61,9 +60,9 @@ class PromptAttention(nn.Module):
 
     """
 
-    def __init__(self, network: DVPTViTEncoder | DVPTSwinEncoder, layer: int = -1) -> None:
+    def __init__(self, network: TunableNetwork, layer: int = -1) -> None:
         super().__init__()
-        layers = len(network.dvpt_of_layer)
+        layers = len(network.encoder().dvpt_of_layer)
         if not -layers <= layer < layers:
             raise ValueError(f"layer must be in [{-layers}, {layers}), got {layer}.")
         self.network = network
@@ -80,7 +79,7 @@ class PromptAttention(nn.Module):
             maps of shape (B, M, \\*spatial), float32, 0 or more; 1 is uniform attention.
 
         Raises:
-            ValueError: if DVPT is off, or the network refuses the image.
+            ValueError: if DVPT is disabled, or the network refuses the image.
         """
         if isinstance(image, MetaTensor):
             image = image.as_tensor()
@@ -106,20 +105,21 @@ class PromptAttention(nn.Module):
 
     def _block(self) -> tuple[DVPTBlock, int]:
         """The block that follows the layer, and how often it has run before in one pass through the network."""
-        served = self.network.dvpt_of_layer
+        encoder = self.network.encoder()
+        served = encoder.dvpt_of_layer
         index = served[self.layer]
+        if not len(encoder.dvpt):
+            raise ValueError(f'the network must be tuned by "dvpt" for prompts to read the image, got "{encoder.slot}".')
         if index < 0:
             first = next(layer for layer, block in enumerate(served) if block >= 0)
             raise ValueError(f"layer must be followed by a DVPT block, so from {first} on, got {self.layer}.")
-        block: DVPTBlock = self.network.dvpt[index]  # type: ignore[assignment]
+        block: DVPTBlock = encoder.dvpt[index]  # type: ignore[assignment]
         if block.num_prompts == 0:
             raise ValueError("num_prompts must be at least 1 for there to be attention, got 0.")
-        if not self.network.dvpt_enabled:
-            raise ValueError("dvpt_enabled must be True for the prompts to read the image, got False.")
         return block, served[: self.layer].count(index)
 
     def _as_maps(self, attention: torch.Tensor, spatial: torch.Size) -> torch.Tensor:
-        token = self.network.token_size(self.layer)
+        token = self.network.encoder().token_size(self.layer)
         grid = [-(-side // size) for side, size in zip(spatial, token, strict=True)]
         relative = attention * attention.shape[-1]
         maps = relative[..., -math.prod(grid) :].unflatten(-1, grid)  # (B, M, *grid); a class token is the first token
@@ -131,7 +131,7 @@ class PromptAttention(nn.Module):
 
 
 def prompt_attention_maps(
-    network: DVPTViTEncoder | DVPTSwinEncoder, image: torch.Tensor, layer: int = -1, inferer: Inferer | None = None
+    network: TunableNetwork, image: torch.Tensor, layer: int = -1, inferer: Inferer | None = None
 ) -> torch.Tensor:
     """
     The attention of the prompts over an image, one map for each prompt; see :class:`PromptAttention`.

@@ -173,7 +173,7 @@ def _each(trials: Mapping[str, Trial], method: str) -> dict[str, Any]:
 
 def _kept_bytes(net: nn.Module, all_kept: bool) -> int:
     """Bytes of a file of what a task adds."""
-    if isinstance(net, TunableNetwork) and len(net.dvpt):
+    if isinstance(net, TunableNetwork) and net.method.name == "dvpt":
         with tempfile.TemporaryDirectory() as folder:
             return save_adapter(net, Path(folder) / "adapter.safetensors").stat().st_size
     tensors = net.state_dict() if all_kept else {k: p.detach() for k, p in net.named_parameters() if p.requires_grad}
@@ -184,6 +184,6 @@ def _trained(net: nn.Module, template: TunableNetwork) -> dict[str, int]:
     """Numbers of parameters trained, in the encoder with what was added to it, and in head and decoder."""
     counts = {"encoder_parameters": 0, "head_parameters": 0}
     for name, parameter in net.named_parameters():
-        part = "encoder" if template.part_of(name) in ("backbone", "dvpt") else "head"
+        part = "encoder" if template.part_of(name) in ("backbone", "method") else "head"
         counts[f"{part}_parameters"] += parameter.numel() * parameter.requires_grad
     return counts

@@ -128,12 +128,10 @@ def _plain(network: Network, template: TunableNetwork) -> nn.Module:
 
 
 def _dvpt(
-    network: Network, template: TunableNetwork, half: bool = False, enabled: bool = True, **options: Any
+    network: Network, template: TunableNetwork, half: bool = False, side_path: bool = False, **arguments: Any
 ) -> nn.Module:
-    start_layer = len(template.dvpt_of_layer) // 2 if half else 0
-    net = tune(_share(network.dvpt(start_layer=start_layer, **options), template), "dvpt")
-    net.dvpt_enabled = enabled
-    return net
+    start_layer = len(template.encoder().blocks) // 2 if half else 0
+    return tune(_share(network.dvpt(**arguments), template), "dvpt", start_layer=start_layer, side_path=side_path)
 
 
 def _baseline(network: Network, template: TunableNetwork, method: str) -> nn.Module:
@@ -166,7 +164,6 @@ VARIANTS: dict[str, Variant] = {
     "dvpt_side_cached": Variant(
         partial(_dvpt, side_path=True), "the frozen layers from a cache", cached=True, infers=False
     ),
-    "dvpt_off": Variant(partial(_dvpt, enabled=False), "the network of this package, DVPT off", trains=False),
     **{name: Variant(partial(_baseline, method=name), METHODS[name].description) for name in BASELINES},
     "peft_lora": Variant(_peft_lora, "LoRA of Hugging Face peft, rank 8, on MONAI's own network"),
 }
