@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,31 +50,40 @@ class Slot(nn.Module):
 
     def attach(self, method: Method, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
         """
-        Puts a method into the slot.
+        Puts a method into the slot; the one that is there is taken out before, and stays where this one does not fit.
 
         Args:
-            method: the method; one that is there is taken out before.
+            method: the method.
             tensors: its tensors as :meth:`detach` gave them; what is not among them starts anew.
+
+        Raises:
+            ValueError: if the method or one of its options does not fit.
         """
-        self.detach()
-        method = method.for_encoder(self)  # type: ignore[arg-type]
-        given = {} if tensors is None else tensors
+        taken = self.detach()
+        try:
+            self._put(method.for_encoder(self), {} if tensors is None else tensors)  # type: ignore[arg-type]
+        except Exception:
+            self._clear()
+            if taken is not None:
+                self._put(taken.method, taken.tensors)
+            raise
+
+    def _put(self, method: Method, given: Mapping[str, torch.Tensor]) -> None:
+        encoder: Any = self
         before = self.state_dict().keys()
-        for name in method.trains(self):  # type: ignore[arg-type]
-            own: Any = self.get_parameter(name)
+        for name in method.trains(encoder):
+            own = self.get_parameter(name)
             self.originals[name] = own.requires_grad_(False)
             set_tensor(self, name, nn.Parameter(own.detach() if name in given else own.detach().clone()))
-        if given:
-            with torch.random.fork_rng(devices=[]):
-                method.attach(self)  # type: ignore[arg-type]
-        else:
-            method.attach(self)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]) if given else nullcontext():  # what is given needs no random start
+            method.attach(encoder)
         self.slot = method
         self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
-        like = self.like()
         for name in self.owned:
             tensor = given.get(name, get_tensor(self, name))
-            tensor.data = tensor.data.to(like)  # what was out of the slot stayed behind when the network was moved
+            tensor.data = tensor.data.to(
+                self.like()
+            )  # what was out of the slot stayed behind when the network was moved
             set_tensor(self, name, tensor)
         self.slot_changed()
 
@@ -83,6 +92,10 @@ class Slot(nn.Module):
         if self.slot is None:
             return None
         taken = Attached(self.slot, {name: get_tensor(self, name) for name in self.owned})
+        self._clear()
+        return taken
+
+    def _clear(self) -> None:
         changed: list[Any] = [module for module in self.modules() if hasattr(module, "give_back")]
         for module in changed:
             module.give_back()
@@ -91,7 +104,6 @@ class Slot(nn.Module):
             set_tensor(self, name, tensor)
         self.slot, self.owned, self.originals = None, [], {}
         self.slot_changed()
-        return taken
 
     @contextmanager
     def without_method(self, restart: bool = False) -> Iterator[None]:
