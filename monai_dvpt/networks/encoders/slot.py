@@ -73,7 +73,8 @@ class Slot(nn.Module):
         before = self.state_dict().keys()
         for name in method.trains(encoder):
             own = self.get_parameter(name)
-            self.originals[name] = own.requires_grad_(False)
+            own.requires_grad_(False)
+            self.originals[name] = own
             set_tensor(self, name, nn.Parameter(own.detach() if name in given else own.detach().clone()))
         with torch.random.fork_rng(devices=[]) if given else nullcontext():  # what is given needs no random start
             method.attach(encoder)
@@ -83,7 +84,7 @@ class Slot(nn.Module):
             tensor = given.get(name, get_tensor(self, name))
             tensor.data = tensor.data.to(
                 self.like()
-            )  # what was out of the slot stayed behind when the network was moved
+            )  # it stayed behind when the network was moved
             set_tensor(self, name, tensor)
         self.slot_changed()
 
