@@ -8,7 +8,7 @@ from parameterized import parameterized
 from utils_data import temporary_folder
 from utils_training import make_evaluator, make_trainer, tiny_network
 
-from monai_dvpt.handlers import AdapterSaver, HandlerGroup, ModelPublisher
+from monai_dvpt.handlers import AdapterSaver, ModelPublisher
 
 
 class TestModelPublisher(unittest.TestCase):
@@ -22,7 +22,7 @@ class TestModelPublisher(unittest.TestCase):
         net = tiny_network()
         evaluator = make_evaluator(net, scores)
         saver = AdapterSaver(net, self.root / "out", evaluator, validate_start=True)
-        make_trainer(net, len(scores) - 1, evaluator, [HandlerGroup([saver, ModelPublisher(saver, path)])]).run()
+        make_trainer(net, len(scores) - 1, evaluator, [saver, ModelPublisher(saver, path)]).run()
         return saver
 
     def test_better_epoch_takes_the_place_and_the_file_from_before_is_kept(self):
