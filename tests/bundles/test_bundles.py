@@ -398,6 +398,34 @@ class TestBundleRuns(unittest.TestCase):
             self.assertIsInstance(cause, InputError)
             self.assertIn(f"{path}: {why}", str(cause))
 
+    def test_other_labels_are_one_edit(self):
+        """Of a copy of a bundle: all else follows."""
+        labels = ["background", "head", "body", "tail"]
+        bundle = self.root / "copy_segmentation"
+        shutil.copytree(SEGMENTATION[-1], bundle)
+        config = bundle / "configs" / "train.yaml"
+        text, edits = re.subn(r"(?m)^labels: .*$", f"labels: [{', '.join(labels)}]", config.read_text())
+        self.assertEqual(edits, 1)
+        config.write_text(text)
+        data = {"dataset_dir": str(self.data), "datalist": "auto"}
+        train = workflow(bundle, "train", "train", max_epochs=1, **data)
+        train.run()
+        train.finalize()
+        adapter = str(bundle / "output" / "train" / "adapter_best.safetensors")
+        self.assertEqual(adapter_metadata(adapter)["labels"], labels)
+        evaluate = workflow(bundle, "evaluate", "train", adapter_path=adapter, **data)
+        evaluate.run()
+        evaluate.finalize()
+        with open(bundle / "output" / "evaluate" / "val_dice_raw.csv") as file:
+            self.assertEqual(
+                len(next(csv.reader(file, delimiter="\t"))), 1 + len(labels[1:]) + 1
+            )  # file, classes, mean
+        images = str(self.data / "imagesTr" / "a.nii.gz")
+        infer = workflow(bundle, "inference", "infer", dataset_dir=images, adapter_path=adapter)
+        infer.run()
+        volumes = json.loads((bundle / "output" / "inference" / "a_volumes.json").read_text())["volumes_ml"]
+        self.assertEqual(list(volumes), labels[1:])
+
     def test_two_processes(self):
         """Distributed training (gloo) of one epoch: both ranks end, and one writes."""
         bundle, out = SEGMENTATION[-1], self.root / "two"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -331,6 +332,27 @@ class TestGradingRuns(BundleTestCase):
         x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             torch.testing.assert_close(torch.jit.load(exported)(x), network(x), atol=1e-5, rtol=1e-5)
+
+    def test_other_outputs_are_one_edit(self):
+        """Of a copy of the bundle: all else follows."""
+        bundle = self.root / "copy_classification"
+        shutil.copytree(XRAY, bundle)
+        config = bundle / "configs" / "train.yaml"
+        text, edits = re.subn(
+            r"(?m)^outputs: .*\ngrades: .*$", f"outputs: {OUTPUTS}\ngrades: {GRADES}", config.read_text()
+        )
+        self.assertEqual(edits, 1)
+        config.write_text(text)
+        given = {key: value for key, value in self.settings.items() if key not in ("outputs", "grades")}
+        given |= {"dataset_dir": str(self.data), "amp": False}
+        for name, kind in (("train", "train"), ("evaluate", "train"), ("inference", "infer")):
+            flow = workflow(bundle, name, kind, max_epochs=1, **given)
+            flow.run()
+            flow.finalize()
+        for table in ("evaluate/predictions.csv", "inference/grades.csv"):
+            rows = read(bundle / "output" / table)
+            self.assertEqual([row["output"] for row in rows[:2]], OUTPUTS)
+            self.assertEqual([key for key in rows[0] if key.startswith("p_")], [f"p_{grade}" for grade in GRADES])
 
     def test_two_processes(self):
         """Distributed training (gloo) of one epoch from the command line: both ranks end, and one writes."""
