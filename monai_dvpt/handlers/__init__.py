@@ -4,7 +4,6 @@ from .case_writer import CaseWriter, label_volumes_ml, plot_overlay
 from .confusion_matrix import ConfusionMatrixWriter
 from .epoch_log import EpochLog
 from .grade_writer import GradeTable, GradeWriter, plot_grades
-from .model_publisher import ModelPublisher
 from .prompt_attention_writer import PromptAttentionWriter
 from .resumable_checkpoint import ResumableCheckpoint
 from .temperature_calibration import TemperatureCalibration, calibrated_temperature
@@ -19,7 +18,6 @@ __all__ = [
     "EpochLog",
     "GradeTable",
     "GradeWriter",
-    "ModelPublisher",
     "PromptAttentionWriter",
     "ResumableCheckpoint",
     "TemperatureCalibration",

@@ -21,9 +21,9 @@ class TestTrainingRoutine(unittest.TestCase):
     def run_once(self, epochs: int, scores: list[float], **options) -> TrainingRoutine:
         net = tiny_network()
         evaluator = make_evaluator(net, scores)
-        routine = TrainingRoutine(
-            *(net, evaluator, self.root / "out", 0, {}), labels=LABELS, metric_labels=LABELS[1:], **options
-        )
+        options = {"seed": 0, "save_dict": {}, "settings": {}, **options}
+        folders = (self.root / "out", self.root / "curves")
+        routine = TrainingRoutine(net, evaluator, *folders, LABELS, LABELS[1:], **options)
         make_trainer(net, epochs, None, [routine]).run()
         return routine
 
@@ -50,7 +50,7 @@ class TestTrainingRoutine(unittest.TestCase):
         """The start is validated, and an epoch that is better than it is published."""
         served = self.root / "model.pt"
         served.write_bytes(b"before")
-        routine = self.run_once(1, [0.25, 0.5], published_model=served, tensorboard_dir=self.root / "curves")
+        routine = self.run_once(1, [0.25, 0.5], published_model=served)
         self.assertEqual(routine.saver.start["metrics"]["val_score"], 0.25)
         best = torch.load(self.root / "out" / "model.pt", weights_only=True)
         torch.testing.assert_close(torch.load(served, weights_only=True), best, rtol=0, atol=0)
