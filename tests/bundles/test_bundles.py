@@ -60,7 +60,7 @@ AFFINE[:3, 3] = [12.0, -34.0, 5.0]
 # what makes the CT bundle small; its backbone, of MONAI's release in use, is written by the test
 SMALL_CT = {
     "feature_size": 12,
-    "bottleneck_size": 8,
+    "method": {"name": "dvpt", "bottleneck_size": 8},
     "roi_size": [64, 32, 32],
     "spacing_mm": [1.0, 1.0, 1.0],
     "organs": {"first": [1], "second": [2]},
@@ -212,10 +212,10 @@ class TestBundleRuns(unittest.TestCase):
         report = json.loads((out / "report.json").read_text())
         parameters = report["parameters"]
         self.assertEqual(parameters["backbone"]["trainable"], 0)
-        self.assertEqual(parameters["dvpt"]["trainable"], parameters["dvpt"]["total"])
+        self.assertEqual(parameters["method"]["trainable"], parameters["method"]["total"])
         if not is_ct(bundle):  # of which the test has a smaller network
-            self.assertLessEqual(report["dvpt_percent_of_backbone"], 1.0)
-        self.assertLessEqual(report["dvpt_bytes"], 1_000_000)
+            self.assertLessEqual(report["method_percent_of_encoder"], 1.0)
+        self.assertLessEqual(report["method_bytes"], 1_000_000)
         self.assertEqual(adapter_metadata(out / "adapter_best.safetensors")["notes"]["epoch"], report["best"]["epoch"])
         with open(out / "history.csv") as file:
             losses = [float(row["loss"]) for row in csv.DictReader(file)]
@@ -364,26 +364,27 @@ class TestBundleRuns(unittest.TestCase):
         more = workflow(
             *(bundle, "train", "train"),
             **{**settings, "train#dataset#data": cases["training"], "validate#dataset#data": []},
-            **{"output_dir": str(out), "adapter_path": str(first), "trainable": ["dvpt", "head"], "max_epochs": 1},
+            **{"output_dir": str(out), "adapter_path": str(first), "trainable": ["method", "head"], "max_epochs": 1},
         )
         with self.assertWarnsRegex(UserWarning, "`dataloader` is empty"):
             more.run()
         more.finalize()
         self.assertEqual(json.loads((out / "report.json").read_text())["settings"]["cases"]["validation"], 0)
         before, after = (load_file(path) for path in (first, out / "adapter_best.safetensors"))
-        changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        self.assertEqual(changed, {"dvpt", "out"})
+        changed = {name.split(".dvpt.")[0] for name in before if not torch.equal(before[name], after[name])}
+        encoder = "swinViT" if is_ct(bundle) else "vit"
+        self.assertEqual(changed, {encoder, *(name for name in before if name.startswith("out."))})
 
     @parameterized.expand(EACH_SEGMENTATION)
     def test_wrong_adapter_is_refused(self, _, bundle):
         other = self.root / "other.safetensors"
         other.write_bytes(b"not an adapter")
-        dvpt_alone = self.root / "dvpt_alone.safetensors"
+        method_alone = self.root / "method_alone.safetensors"
         train = workflow(
             *(bundle, "train", "train"), output_dir=str(self.root / "unused"), **training_data(bundle, self.data)
         )
-        save_adapter(train.parser.get_parsed_content("network"), dvpt_alone, parts=["dvpt"])
-        refused = [(other, "cannot be read"), (dvpt_alone, "parts must be")]
+        save_adapter(train.parser.get_parsed_content("network"), method_alone, parts=["method"])
+        refused = [(other, "cannot be read"), (method_alone, "parts must be")]
         for each in SEGMENTATION:
             if each != bundle:
                 why = "labels must be" if is_ct(each) == is_ct(bundle) else "network must be"
