@@ -19,6 +19,7 @@ from monai_dvpt.networks.pretrained.files import read_json
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, atomic_path, check_finite, check_type, to_json
 
+from .built import MAX_NUMBER
 from .named import add_adapter
 from .stored import read_kinds, read_tensors
 
@@ -102,7 +103,7 @@ def save_peft(net: TunableNetwork, folder: str | os.PathLike, layout: str = "vit
         raise ValueError(f'net must be tuned by the method "lora", got "{method.name}".')
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {list(LAYOUTS)}, got {layout}.")
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key, tensor in ((key, encoder.get_parameter(key).detach()) for key in encoder.owned):
         check_type(f"{folder / WEIGHTS}: {key}", tensor)
         check_finite(f"{folder / WEIGHTS}: {key}", tensor, tensor.dtype)
@@ -130,11 +131,12 @@ def _vision_transformer(net: TunableNetwork) -> ViTEncoder:
 def _read_method(path: Path) -> LoRA:
     """The method that a configuration of peft states, if it is one."""
     config = read_json(path)
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    rules: list[tuple[str, str, bool]] = [
+    rank: Any = config.get("r")
+    alpha: Any = config.get("lora_alpha")
+    rules = [
         ("peft_type", "LORA", config.get("peft_type") == "LORA"),
-        ("r", "a whole number of at least 1", type(rank) is int and rank >= 1),
-        ("lora_alpha", "a positive number", type(alpha) in (int, float) and 0 < alpha < float("inf")),
+        ("r", f"a whole number in [1, {MAX_NUMBER}]", type(rank) is int and 1 <= rank <= MAX_NUMBER),
+        ("lora_alpha", f"a number in (0, {MAX_NUMBER}]", type(alpha) in (int, float) and 0 < alpha <= MAX_NUMBER),
         ("bias", "none", config.get("bias", "none") == "none"),
         ("init_lora_weights", f"one of {INITS}", config.get("init_lora_weights", True) in INITS),
         *((key, "off", not config[key]) for key in sorted(config.keys() - TOLD - UNUSED)),
