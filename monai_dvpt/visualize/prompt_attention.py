@@ -49,7 +49,8 @@ class PromptAttention(nn.Module):
             transformer's layers count through all stages.
 
     Raises:
-        ValueError: if there is no such layer, no DVPT block follows it, or the block has no prompts.
+        ValueError: if there is no such layer, no DVPT block follows it, or the block has no prompts
+            that read the image.
 
     Examples::
 
@@ -109,13 +110,17 @@ class PromptAttention(nn.Module):
         served = encoder.dvpt_of_layer
         index = served[self.layer]
         if not len(encoder.dvpt):
-            raise ValueError(f'the network must be tuned by "dvpt" for prompts to read the image, got "{encoder.slot}".')
+            raise ValueError(
+                f'the network must be tuned by "dvpt" for prompts to read the image, got "{encoder.slot}".'
+            )
         if index < 0:
             first = next(layer for layer, block in enumerate(served) if block >= 0)
             raise ValueError(f"layer must be followed by a DVPT block, so from {first} on, got {self.layer}.")
         block: DVPTBlock = encoder.dvpt[index]  # type: ignore[assignment]
         if block.num_prompts == 0:
             raise ValueError("num_prompts must be at least 1 for there to be attention, got 0.")
+        if block.aggregation == "static":
+            raise ValueError('aggregation must let prompts read the image, got "static".')
         return block, served[: self.layer].count(index)
 
     def _as_maps(self, attention: torch.Tensor, spatial: torch.Size) -> torch.Tensor:

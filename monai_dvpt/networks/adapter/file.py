@@ -54,9 +54,10 @@ def save_adapter(
     """
     Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
 
-    The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, method and its options, parts, labels, SHA-256 of
-    the backbone and of the stored tensors, the file that the backbone was loaded from and along which axis it was
-    inflated, versions of the libraries, ``notes``, and a SHA-256 of all that. The file appears whole or not at all.
+    The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, method and its options,
+    parts, labels, SHA-256 of the backbone and of the stored tensors, the file that the backbone was loaded from and
+    along which axis it was inflated, versions of the libraries, ``notes``, and a SHA-256 of all that. The file appears
+    whole or not at all.
 
     Args:
         net: the network; one that ``torch.compile`` or a data-parallel module wraps is unwrapped, here and wherever a

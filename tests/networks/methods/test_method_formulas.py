@@ -16,7 +16,7 @@ from monai.networks.blocks import MLPBlock
 from parameterized import parameterized
 from utils_networks import small_image, small_network
 
-from monai_dvpt.networks.adapter import merge
+from monai_dvpt.networks.adapter import disable_adapter, merge
 from monai_dvpt.networks.parts import tune
 
 try:
@@ -79,8 +79,9 @@ class TestVPT(unittest.TestCase):
         image = small_image(plain, batch=2).double()
         expected = self.forward(plain, prompts, image, deep=method == "vpt_deep")
         torch.testing.assert_close(net(image), expected)
-        plain.dvpt_enabled = False
-        self.assertGreater((net(image) - plain(image)).abs().max(), 1e-3)
+        with disable_adapter(net):
+            frozen = net(image)
+        self.assertGreater((net(image) - frozen).abs().max(), 1e-3)
 
     def test_one_layer(self):
         nets = [tune(small_network("vit_cls_2d", num_layers=1).eval(), m, num_prompts=4) for m in METHODS_OF_VPT]
