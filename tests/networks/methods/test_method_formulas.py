@@ -228,7 +228,7 @@ class TestMerge(unittest.TestCase):
         self.assertIs(merge(net), net)
         torch.testing.assert_close(net(image), expected, rtol=1e-9, atol=1e-9)
         # a network of MONAI's names and modules again, which another one takes strictly
-        plain = tune(type(net)(**net.arguments), "linear").double().eval()
+        plain = type(net)(**net.arguments, method="linear").double().eval()
         added = {k for k in net.state_dict() if method == "ssf" and k.endswith("downsample.reduction.bias")}
         self.assertEqual(net.state_dict().keys() - added, plain.state_dict().keys())
         self.assertEqual(bool(added), method == "ssf" and "swin" in case)
