@@ -113,10 +113,22 @@ class Encoder(nn.Module):
         Args:
             method: the method; one that is there is taken out before.
             tensors: its tensors as :meth:`detach` gave them; what is not among them starts anew.
+
+        Raises:
+            ValueError: if the method does not fit; the one that is there then stays.
         """
-        self.detach()
         method = method.for_encoder(self)
-        given = {} if tensors is None else tensors
+        taken = self.detach()
+        try:
+            self._insert(method, tensors or {})
+        except Exception:
+            self.slot = method
+            self.detach()
+            if taken is not None:
+                self._insert(taken.method, taken.tensors)
+            raise
+
+    def _insert(self, method: Method, given: Mapping[str, torch.Tensor]) -> None:
         before = self.state_dict().keys()
         for name in method.trains(self):
             own: Any = self.get_parameter(name)
