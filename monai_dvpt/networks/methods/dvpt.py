@@ -26,6 +26,8 @@ class Bottleneck(Method):
         share_every: see there.
         start_layer: see there.
         side_path: see there.
+        norm: see there.
+        zero_init: see there.
 
     Raises:
         ValueError: if an option is outside its range.
@@ -35,6 +37,8 @@ class Bottleneck(Method):
     share_every: int | None = None
     start_layer: int = 0
     side_path: bool = False
+    norm: str = "plain"
+    zero_init: str = "up"
 
     name = "bottleneck"
     description = "DVPT without prompts"
@@ -71,12 +75,16 @@ class DVPT(Bottleneck):
         start_layer: first layer that is followed by a block.
         side_path: whether the blocks only read the frozen layers, which then need no backward pass but for the merging
             of tokens between stages; what they add reaches head and decoder beside them. A variant of the method.
+        norm: see :class:`monai_dvpt.networks.blocks.DVPTBlock`, as for the next two.
+        zero_init: see there.
+        aggregation: see there.
 
     Raises:
         ValueError: if an option is outside its range.
     """
 
     num_prompts: int = 10
+    aggregation: str = "read_back"
 
     name = "dvpt"
     description = "dynamic prompts in a bottleneck after the layers"
