@@ -177,11 +177,11 @@ def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> 
     chosen = adapter_parts(net) if train is None else list(train)
     if set(chosen) - set(PARTS[1:]):
         raise ValueError(f"train must name parts of {sorted(PARTS[1:])}, got {chosen}.")
+    if not any(net.part_of(name) in chosen for name, _ in net.named_parameters()):
+        raise ValueError(f"train must name a part that has parameters, got {chosen}.")
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(net.part_of(name) in chosen)
     counts = count_parameters(net)
-    if not counts["network"]["trainable"]:
-        raise ValueError(f"train must name a part that has parameters, got {list(chosen)}.")
     total, trainable = counts["network"]["total"], counts["network"]["trainable"]
     if trainable > LARGE_SHARE * total:
         parts = ", ".join(f"{part} {100 * counts[part]['trainable'] / total:.1f} %" for part in chosen)

@@ -12,6 +12,7 @@ import os
 import tempfile
 import unittest
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from monai.networks.utils import convert_to_onnx
 from monai.utils import optional_import
 from parameterized import parameterized
 from utils_networks import small_image, small_network
+
+from monai_dvpt.networks.adapter import disable_adapter
 
 onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 _, has_onnxscript = optional_import("onnxscript")
@@ -73,13 +76,18 @@ def network_and_images(case: str, arguments: dict) -> tuple[torch.nn.Module, tor
     return net, image, 0.5 - 2 * image.flip(-1)
 
 
+def switched(net: torch.nn.Module, enabled: bool) -> AbstractContextManager:
+    """Within the context DVPT is on or off."""
+    return nullcontext() if enabled else disable_adapter(net)
+
+
 def outputs(net: torch.nn.Module, image: torch.Tensor) -> dict[bool, torch.Tensor]:
-    """Output of a network with DVPT on and off; leaves it on."""
+    """Output of a network with DVPT on and off."""
     values = {}
     with torch.no_grad():
         for enabled in (False, True):
-            net.dvpt_enabled = enabled
-            values[enabled] = net(image)
+            with switched(net, enabled):
+                values[enabled] = net(image)
     return values
 
 
@@ -102,8 +110,8 @@ class TestTorchScript(unittest.TestCase):
         expected = outputs(net, image)
         self.assertGreater((expected[True] - expected[False]).abs().max(), 1e-3)
         for enabled in (True, False):
-            net.dvpt_enabled = enabled
-            script = reloaded(convert(net, example))
+            with switched(net, enabled):
+                script = reloaded(convert(net, example))
             with torch.no_grad():
                 torch.testing.assert_close(script(image), expected[enabled], rtol=1e-5, atol=1e-6)
 
@@ -137,8 +145,7 @@ class TestExportedProgramAndOnnx(unittest.TestCase):
     def test_equals_the_network(self, _, case, arguments, enabled):
         net, example, image = network_and_images(case, arguments)
         expected = outputs(net, image)[enabled]
-        net.dvpt_enabled = enabled
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), switched(net, enabled):
             program, path = torch.export.export(net, (example,)), Path(folder) / "model"
             torch.export.save(program, path.with_suffix(".pt2"))
             for each in (program, torch.export.load(path.with_suffix(".pt2"))):
