@@ -14,7 +14,7 @@ from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, OneOf, RandFlipd, ScaleIntensityd
 from parameterized import parameterized
 from utils_data import temporary_folder
-from utils_networks import randomise_method, small_network
+from utils_networks import randomise_method, small_network, tuned_network
 
 from monai_dvpt.data import PrefixCacheDataset
 from monai_dvpt.data.prefix_cache import _image_sha256
@@ -206,6 +206,12 @@ class TestPrefixCacheDataset(unittest.TestCase):
     def test_refuses_a_trained_encoder(self):
         net = network().requires_grad_(True)
         with self.assertRaisesRegex(ValueError, "is trained"):
+            cached(images(net), net, "memory")
+
+    @parameterized.expand([("full",), ("bitfit",), ("ssf",)])
+    def test_refuses_a_method_that_changes_the_embedding(self, method):
+        net = tuned_network("vit_cls_2d", method)
+        with self.assertRaisesRegex(ValueError, f'and "{method}" changes the embedding'):
             cached(images(net), net, "memory")
 
     def test_entry_that_is_gone(self):

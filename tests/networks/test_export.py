@@ -19,9 +19,9 @@ import torch
 from monai.networks.utils import convert_to_onnx
 from monai.utils import optional_import
 from parameterized import parameterized
-from utils_networks import small_image, small_network
+from utils_networks import small_image, small_network, tuned_network
 
-from monai_dvpt.networks.adapter import disable_adapter
+from monai_dvpt.networks.adapter import disable_adapter, merge
 
 onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 _, has_onnxscript = optional_import("onnxscript")
@@ -128,6 +128,29 @@ class TestTorchScript(unittest.TestCase):
                     return torch.jit.trace(net, example, check_trace=False)  # checked below
 
         self.check(trace, case, arguments)
+
+    @parameterized.expand(
+        [
+            (f"{case}_{method}", case, method)
+            for case in ("vit_cls_2d", "unetr_2d")
+            for method in ("linear", "full", "lora", "adaptformer", "vpt_deep", "bottleneck")
+        ]
+    )
+    def test_script_of_other_methods(self, _, case, method):
+        net = tuned_network(case, method).eval()
+        image = small_image(net, batch=2)
+        script = reloaded(torch.jit.script(net))
+        with torch.no_grad():
+            torch.testing.assert_close(script(image), net(image), rtol=1e-5, atol=1e-6)
+
+    @parameterized.expand([("vit_cls_2d", "ssf"), ("unetr_2d", "ssf"), ("vit_cls_2d", "lora"), ("unetr_2d", "lora")])
+    def test_script_after_merging(self, case, method):
+        net = tuned_network(case, method).eval()
+        image = small_image(net, batch=2)
+        with torch.no_grad():
+            expected = net(image)
+            script = reloaded(torch.jit.script(merge(net)))
+            torch.testing.assert_close(script(image), expected, rtol=1e-4, atol=1e-5)
 
     @parameterized.expand([("vit_2d", "vit_both_2d", VIT), ("unetr_2d", "unetr_2d", {})])
     def test_trace_with_checkpoints(self, _, case, arguments):

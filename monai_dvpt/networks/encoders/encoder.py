@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -146,11 +146,17 @@ class Encoder(nn.Module):
             if hasattr(module, "give_back"):
                 module.give_back()
         for name, tensor in self.originals.items():
-            tensor.data = tensor.data.to(self.like().device)
             set_tensor(self, name, tensor)
         self.slot, self.owned, self.originals = None, [], {}
         self._find_prefix()
         return taken
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Encoder:
+        """Moves and conversions reach the backbone's tensors that are out of their place, too."""
+        super()._apply(fn, recurse)
+        moved = nn.ParameterList(self.originals.values())._apply(fn)
+        self.originals = dict(zip(self.originals, moved, strict=True))
+        return self
 
     @contextmanager
     def without_method(self, restart: bool = False) -> Iterator[None]:
