@@ -79,7 +79,8 @@ def small_network(case: str, seed: int = 0, **arguments: Any) -> Any:
 
 def tuned_network(case: str, method: str, seed: int = 0, **options: Any) -> Any:
     """A network of ``NETWORKS`` tuned by another method, with random weights everywhere, so also in the method."""
-    return randomise(tune(small_network(case, seed), method, **options), seed + 1)
+    small = {"dvpt": DVPT_SIZES, "bottleneck": {"bottleneck_size": 5}}.get(method, {})
+    return randomise(tune(small_network(case, seed), method, **{**small, **options}), seed + 1)
 
 
 def small_unetr(seed: int = 0, spatial_dims: int = 2, **arguments: Any) -> DVPTUNETR:

@@ -288,9 +288,12 @@ def check_decoder_tuning(decoder_tuning: str, decoder: Sequence[nn.Module]) -> N
 
 def _eval_frozen(module: nn.Module) -> None:
     for child in module.children():
-        if any(parameter.requires_grad for parameter in child.parameters()):
+        parameters = list(child.parameters())
+        if not parameters and isinstance(module, Encoder):  # the dropout of its embedding
+            parameters = list(module.embedding().parameters())
+        if any(parameter.requires_grad for parameter in parameters):
             _eval_frozen(child)
-        elif any(True for _ in child.parameters()):
+        elif parameters:
             child.eval()
 
 

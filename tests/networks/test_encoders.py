@@ -23,7 +23,7 @@ from monai_dvpt.networks.adapter import (
     set_adapter,
 )
 from monai_dvpt.networks.methods import METHODS
-from monai_dvpt.networks.parts import freeze_backbone
+from monai_dvpt.networks.parts import freeze_backbone, tune
 
 OF_SWIN = [name for name in METHODS if not name.startswith("vpt")]
 OF_UNETR = [name for name in METHODS if name != "vpt_shallow"]
@@ -107,6 +107,25 @@ class TestPrefix(Base):
         self.assertEqual(found.keys(), expected.keys())
         for name, output in expected.items():
             torch.testing.assert_close(found[name], output, rtol=1e-5, atol=1e-5)
+
+
+class TestRefused(Base):
+    @parameterized.expand(
+        [
+            ("unetr_2d", "lora", "dvpt", {"bottleneck_size": 24}, r"bottleneck_size must be in .*24\), got 24"),
+            ("unetr_2d", "dvpt", "dvpt", {"start_layer": 12}, r"start_layer must be in \[0, 12\), got 12"),
+            ("unetr_2d", "full", "vpt_shallow", {}, "must have an encoder of which the last layer alone is used"),
+            ("swin_classifier_2d", "ssf", "vpt_deep", {}, "must have an encoder whose layers see all tokens at once"),
+            ("vit_cls_2d", "full", "lora", {"rank": 0}, "rank must be a whole number of at least 1, got 0"),
+        ]
+    )
+    def test_network_is_as_it_was(self, case, method, other, options, words):
+        net = tuned_network(case, method).eval()
+        expected, before, own = answer(net), copy_of_state(net), net.method
+        with self.assertRaisesRegex(ValueError, words):
+            tune(net, other, **options)
+        self.assertEqual((net.method, changed(before, net)), (own, set()))
+        self.check_equal(answer(net), expected)
 
 
 class TestBackbone(Base):

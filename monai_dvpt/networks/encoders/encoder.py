@@ -114,8 +114,8 @@ class Encoder(nn.Module):
             method: the method; one that is there is taken out before.
             tensors: its tensors as :meth:`detach` gave them; what is not among them starts anew.
         """
-        self.detach()
         method = method.for_encoder(self)
+        self.detach()
         given = {} if tensors is None else tensors
         before = self.state_dict().keys()
         for name in method.trains(self):
@@ -129,10 +129,9 @@ class Encoder(nn.Module):
             method.attach(self)
         self.slot = method
         self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
-        like = self.like()
-        for name in self.owned:
-            tensor = given.get(name, get_tensor(self, name))
-            tensor.data = tensor.data.to(like)  # what was out of the slot stayed behind when the network was moved
+        moved = nn.ParameterList([given.get(name, get_tensor(self, name)) for name in self.owned])
+        moved.to(self.like())  # what was out of the slot stayed behind when the network was moved
+        for name, tensor in zip(self.owned, moved, strict=True):
             set_tensor(self, name, tensor)
         self._find_prefix()
 
