@@ -101,7 +101,7 @@ class Slot(nn.Module):
         for module in changed:
             module.give_back()
         for name, tensor in self.originals.items():
-            tensor.data = tensor.data.to(self.like().device)
+            tensor.data = tensor.data.to(get_tensor(self, name))  # the copy was moved and converted with the network
             set_tensor(self, name, tensor)
         self.slot, self.owned, self.originals = None, [], {}
         self.slot_changed()
