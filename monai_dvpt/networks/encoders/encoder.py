@@ -146,7 +146,8 @@ class Encoder(nn.Module):
             if hasattr(module, "give_back"):
                 module.give_back()
         for name, tensor in self.originals.items():
-            tensor.data = tensor.data.to(self.like().device)
+            if not tensor.is_meta:  # of a network without values
+                tensor.data = tensor.data.to(self.like().device)
             set_tensor(self, name, tensor)
         self.slot, self.owned, self.originals = None, [], {}
         self._find_prefix()
