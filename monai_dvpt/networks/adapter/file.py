@@ -163,7 +163,9 @@ def load_adapter(
     if name is not None:
         lacking = [part for part in adapter_parts(target) if part not in expected]
         own = {key: tensor.detach().clone() for key, tensor in net.tensors(lacking)}
-        check_fit(f"{path}: with {lacking} of the adapter in use", {"parts": lacking}, own, dict(target.tensors(lacking)))
+        check_fit(
+            f"{path}: with {lacking} of the adapter in use", {"parts": lacking}, own, dict(target.tensors(lacking))
+        )
         target.load_state_dict({**tensors, **own}, strict=False, assign=True)  # its backbone stays without memory
         return adopt_adapter(net, name, target, like=net)
     with torch.no_grad():
