@@ -78,9 +78,8 @@ class TestTrainingOfABundle(unittest.TestCase):
         bundle = ServedBundle(REPOSITORY / "bundles" / CT, settings)
         task = AdapterTrainTask(bundle, AdapterVersions("versions", "shipped"))
         cases = [{"name": "a", "image": "/a.nii.gz", "label": "/l.nii.gz"}]
-        workflow = task._workflow(
-            {"max_epochs": 7, "seed": 0, "device": "cpu"}, Path("first"), Path("run"), cases, cases
-        )
+        request = {"max_epochs": 7, "seed": 0, "device": "cpu"}  # without an adapter nothing is known of methods
+        workflow = task._workflow(request, Path("first"), Path("run"), cases, cases)
         parser = workflow.parser
         names = bundle.labels.names[1:]
         self.assertEqual(parser["organs"], {name: [value] for value, name in enumerate(names, start=1)})
