@@ -13,10 +13,10 @@ import nibabel as nib
 import numpy as np
 
 from monai_dvpt.data.kinds import NIFTI_2, check_regular, file_kind, nifti_image_of, pair_header
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, atomic_path
 from monai_dvpt.utils.limits import check_bytes
 
-__all__ = ["Nifti", "as_float32", "read_nifti"]
+__all__ = ["Nifti", "as_float32", "read_nifti", "save_nifti"]
 
 BLOCK_BYTES = 16 << 20
 UNITS = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
@@ -104,6 +104,29 @@ def read_nifti(path: str | os.PathLike, exact: bool = False) -> Nifti:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: is truncated or damaged: {error}") from error
     return Nifti(values, affine, UNITS.get(int(header["xyzt_units"]) & 7, "unknown to the standard"))
+
+
+def save_nifti(path: str | os.PathLike, values: np.ndarray, affine_ras: np.ndarray, scanner: bool = False) -> Path:
+    """
+    Writes an image.
+
+    Args:
+        path: the file.
+        values: of shape (x, y, z, ...).
+        affine_ras: 4x4 matrix from voxels to RAS+ in mm.
+        scanner: whether these are the coordinates of the scanner, as the qform then says, too.
+
+    Returns:
+        the path.
+    """
+    image = nib.Nifti1Image(values, affine_ras)
+    if scanner:
+        image.set_sform(affine_ras, code="scanner")
+        image.set_qform(affine_ras, code="scanner")
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as part:
+        nib.save(image, part)
+    return Path(path)
 
 
 def _stream(path: Path) -> BinaryIO:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from monai.utils import optional_import
 from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
+from monai_dvpt.data.dicom import SeriesGrid
 from monai_dvpt.data.dicom.files import looks_like_dicom
+from monai_dvpt.data.dicom.grid import GRID_TAGS, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode, fill_padding
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
@@ -61,7 +62,7 @@ class LoadImage2D(Transform):
     The content of a file says what it is, not its name. Refused as well, naming the file, are an image that cannot be
     read, has several frames or slices, has values that are complex, or not finite as float32, is constant, or of which
     DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the path is kept as metadata, of DICOM also as
-    "dicom_frames" (see :func:`monai_dvpt.data.dicom.frames_of`).
+    "series_grid" (see :class:`monai_dvpt.data.SeriesGrid`).
 
     Args:
         channels: 1 for grey, of a coloured image its luminance; 3 for red, green and blue, in a grey image all equal.
@@ -93,7 +94,7 @@ class LoadImage2D(Transform):
         if read is None:
             raise InputError(f"{path}: cannot be read: is no PNG, JPEG, DICOM or NIfTI file.")
         try:
-            array = read(path)  # (1 or 3, rows, columns)
+            array, meta = read(path)  # (1 or 3, rows, columns)
         except InputError:
             raise
         except Exception as error:  # every reader has its own kinds of error
@@ -106,11 +107,11 @@ class LoadImage2D(Transform):
             raise InputError(f"{path}: values must be finite, got {bad} that are NaN or infinite.")
         if array.min() == array.max():
             raise InputError(f"{path}: image must not be constant, got {array.min():g} everywhere.")
-        frames = {"dicom_frames": json.dumps([[str(path), 1]])} if read is _read_dicom else {}
-        return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": str(path), **frames})
+        return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": str(path), **meta})
 
 
-def _read_picture(path: str) -> np.ndarray:
+def _read_picture(path: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Values of shape (1 or 3, rows, columns), and metadata; as for each kind of file."""
     with open(path, "rb") as stream:
         header = stream.read(26)
     # bit depth and colour type of a PNG; of these Pillow would drop half the bits
@@ -123,12 +124,12 @@ def _read_picture(path: str) -> np.ndarray:
         image = ImageOps.exif_transpose(file)
     if image.mode in GREY_MODES:
         array, transparent = np.asarray(image)[None], image.info.get("transparency")
-        return array if transparent is None else np.where(array == transparent, 0, array)
+        return (array if transparent is None else np.where(array == transparent, 0, array)), {}
     rgba = np.moveaxis(np.asarray(image.convert("RGBA"), dtype=np.float64), 2, 0)  # (4, rows, columns)
-    return rgba[:3] * (rgba[3] / 255)
+    return rgba[:3] * (rgba[3] / 255), {}
 
 
-def _read_dicom(path: str) -> np.ndarray:
+def _read_dicom(path: str) -> tuple[np.ndarray, dict[str, Any]]:
     try:
         header = read_header(path)
     except InputError as error:
@@ -139,7 +140,8 @@ def _read_dicom(path: str) -> np.ndarray:
         raise InputError(
             f"{path}: PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {header.photometric or 'none'}."
         )
-    dataset, stored, padded = decode(header, VOI_TAGS + SIDES)
+    dataset, stored, padded = decode(header, VOI_TAGS + SIDES + GRID_TAGS)
+    grid = SeriesGrid.of([(path, header.frames[0])], {path: reference_of(dataset)})
     try:
         with quiet_pydicom():
             values = _shown(path, stored[0], dataset)
@@ -148,7 +150,7 @@ def _read_dicom(path: str) -> np.ndarray:
     except Exception as error:  # its message may quote the header
         raise InputError(f"{path}: cannot be read: how it is to be shown makes a {type(error).__name__}.") from None
     fill_padding(f"{path}: an image", values, padded[0])
-    return values[None]
+    return values[None], {"series_grid": grid}
 
 
 def _shown(path: str, stored: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -178,7 +180,7 @@ def _check_square(path: str, name: str, sides: np.ndarray) -> None:
         raise InputError(f"{path}: pixels must be square to {MAX_STRETCH - 1:.0%}, got {name} {sides.tolist()}.")
 
 
-def _read_nifti(path: str) -> np.ndarray:
+def _read_nifti(path: str) -> tuple[np.ndarray, dict[str, Any]]:
     array, affine, _ = read_nifti(path)
     sides = (*array.shape, 1, 1)
     if array.ndim > 3 or sides[:3].count(1) != 1:
@@ -196,7 +198,7 @@ def _read_nifti(path: str) -> np.ndarray:
         )
     picture = array.reshape([side for side in sides[:3] if side != 1])  # (x, y)
     picture = np.flip(picture, tuple(axis for axis in (0, 1) if towards[axis] > 0))
-    return (picture.T if nearest[0] < nearest[1] else picture)[None]
+    return (picture.T if nearest[0] < nearest[1] else picture)[None], {}
 
 
 READERS = {

@@ -61,7 +61,7 @@ class LoadVolume(Transform):
 
         Returns:
             tensor of shape (1, x, y, z), float32, with its affine in millimetres (RAS+) and, of DICOM, the metadata
-            "dicom_frames", "padding_voxels", "resampled" and "set_aside" of :class:`monai_dvpt.data.DicomSeriesReader`.
+            "series_grid", "padding_voxels", "resampled" and "set_aside" of :class:`monai_dvpt.data.DicomSeriesReader`.
 
         Raises:
             InputError: if a rule above is broken.
@@ -84,7 +84,7 @@ class LoadVolume(Transform):
             raise InputError(f"{path}: cannot be read: {reason(error)}") from error
         # the geometry is kept, all other metadata (of some readers: the patient's name) is left behind
         name = str(path if isinstance(path, (str, os.PathLike)) else path[0])
-        kept = {key: meta[key] for key in ("dicom_frames", "padding_voxels", "resampled", "set_aside") if key in meta}
+        kept = {key: meta[key] for key in ("series_grid", "padding_voxels", "resampled", "set_aside") if key in meta}
         meta = {"filename_or_obj": name, "original_affine": affine, "space": "RAS", **kept}
         return MetaTensor(channel_first, affine=torch.as_tensor(affine), meta=meta)
 

@@ -51,7 +51,8 @@ KEYWORDS = (
     *("Modality", "SeriesDescription", "SeriesNumber", "LossyImageCompression"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("RescaleSlope", "RescaleIntercept"),
     *(*(names[0] for names in TIME_KEYS.values()), *GROUPS),
 )
 TAGS: list[Any] = [Tag(keyword) for keyword in KEYWORDS]
@@ -72,7 +73,9 @@ class Frame:
         number: from 1, as the standard counts.
         position_lps: patient coordinates of the centre of the first pixel in mm, or None.
         orientation_lps: unit vectors along a row and along a column, of shape (2, 3), or None.
+        orientation_stated: the same six numbers as the header has them, which a result repeats.
         spacing_mm: distance between columns and between rows, or None.
+        thickness_mm: of the slice; 0 if it is not stated.
         slope: of the stored values, or None.
         intercept: of the stored values, or None.
         stack: identifier of the stack in a multi-frame file.
@@ -82,7 +85,9 @@ class Frame:
     number: int
     position_lps: tuple[float, ...] | None
     orientation_lps: tuple[tuple[float, ...], ...] | None
+    orientation_stated: tuple[float, ...] | None
     spacing_mm: tuple[float, float] | None
+    thickness_mm: float
     slope: float | None
     intercept: float | None
     stack: str = field(repr=False)
@@ -229,7 +234,8 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
         levels = [*each[index : index + 1], *shared[:1], dataset]
         stack = _find(levels, "FrameContentSequence.StackID")
         position = _find(levels, "PlanePositionSequence.ImagePositionPatient", "ImagePositionPatient")
-        orientation = _find(levels, "PlaneOrientationSequence.ImageOrientationPatient", "ImageOrientationPatient")
+        stated = _find(levels, "PlaneOrientationSequence.ImageOrientationPatient", "ImageOrientationPatient")
+        orientation = _vector(path, "ImageOrientationPatient", stated, 6)
         spacing = _find(levels, "PixelMeasuresSequence.PixelSpacing", "PixelSpacing")
         slope = _find(levels, "PixelValueTransformationSequence.RescaleSlope", "RescaleSlope")
         intercept = _find(levels, "PixelValueTransformationSequence.RescaleIntercept", "RescaleIntercept")
@@ -238,8 +244,10 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
             Frame(
                 index + 1,
                 _vector(path, "ImagePositionPatient", position, 3),
-                _directions(path, _vector(path, "ImageOrientationPatient", orientation, 6)),
+                _directions(path, orientation),
+                orientation,
                 _spacing(path, _vector(path, "PixelSpacing", spacing, 2)),
+                _thickness(levels),
                 _scalar(path, "RescaleSlope", slope),
                 _scalar(path, "RescaleIntercept", intercept),
                 str(stack or ""),
@@ -298,6 +306,14 @@ def _spacing(path: Path, numbers: tuple[float, ...] | None) -> tuple[float, floa
     if min(numbers) <= 0:
         raise InputError(f"{path.name}: PixelSpacing must be above 0, got {number_text(numbers)}.")
     return numbers[1], numbers[0]  # the standard has rows first
+
+
+def _thickness(levels: Sequence[Dataset]) -> float:
+    try:
+        thickness = float(_find(levels, "PixelMeasuresSequence.SliceThickness", "SliceThickness"))
+    except Exception:  # absent, or damaged: nothing is placed by it
+        return 0.0
+    return thickness if math.isfinite(thickness) else 0.0
 
 
 def _scalar(path: Path, name: str, value: Any) -> float | None:

@@ -19,6 +19,7 @@ from monai_dvpt.utils import InputError
 from monai_dvpt.utils.limits import check_bytes
 
 from .geometry import Grid
+from .grid import GRID_TAGS, reference_of
 from .headers import DicomFile, Frame, quiet_pydicom
 from .limited import LimitedFile, refusal
 from .streams import check_streams
@@ -48,7 +49,7 @@ AIR = -1000.0
 """What CT measures where there is nothing; others measure 0."""
 
 
-def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
+def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float, dict[Path, Dataset]]:
     """
     Args:
         volume: slices and where they lie.
@@ -56,8 +57,9 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
     Returns:
         of shape (columns, rows, slices), float32: stored value x RescaleSlope + RescaleIntercept, each slice by its
         own, or by its Modality LUT (PS3.3 C.11.1), MONOCHROME1 changes nothing: it says how values are shown; how many
-        of them were padding; and the value that stands where nothing was measured, as there. That is 0, in CT -1000 or
-        the least of the others where it is lower: a normalisation that leaves out 0, or clips, leaves it out.
+        of them were padding; the value that stands where nothing was measured, as there; and what results refer to, by
+        file. Padding becomes 0, in CT -1000 or the least of the others where it is lower: a normalisation that leaves
+        out 0, or clips, leaves it out.
 
     Raises:
         InputError: if a file cannot be decoded, its pixels are not what its header says, or all are padding.
@@ -68,10 +70,12 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
     for index, (file, frame) in enumerate(volume.slices):
         wanted.setdefault(file.path, []).append((index, frame))
     files = {file.path: file for file, _ in volume.slices}
+    references = {}
     try:
         values, padded = np.empty((count, rows, columns), np.float32), np.zeros((count, rows, columns), bool)
         for path, frames in wanted.items():
-            dataset, stored, padding = decode(files[path])
+            dataset, stored, padding = decode(files[path], GRID_TAGS)
+            references[path] = reference_of(dataset)
             for index, frame in frames:
                 values[index] = _rescale(stored[frame.number - 1], dataset, frame, files[path].label)
                 padded[index] = padding[frame.number - 1]
@@ -81,7 +85,7 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
     if volume.slices[0][0].modality.upper() == "CT":
         nothing = min(AIR, float(values.min(initial=math.inf, where=~padded)))
     fill_padding("a volume", values, padded, nothing)
-    return values.transpose(2, 1, 0), int(padded.sum()), nothing
+    return values.transpose(2, 1, 0), int(padded.sum()), nothing, references
 
 
 def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, nothing: float | None = None) -> None:
