@@ -20,8 +20,11 @@ from monai_dvpt.data.dicom.headers import read_header
 def grid_of(frames: list, *volume: Any) -> SeriesGrid:
     """What the reader makes of ``[path, number]`` of each frame, and perhaps of the shape and affine of a volume."""
     files = {path: read_header(path) for path, _ in frames}
-    headers = {path: reference_of(pydicom.dcmread(path, stop_before_pixels=True, force=True)) for path in files}
-    return SeriesGrid.of([(path, files[path].frames[number - 1]) for path, number in frames], headers, *volume)
+    headers = {
+        file.path: reference_of(pydicom.dcmread(path, stop_before_pixels=True, force=True))
+        for path, file in files.items()
+    }
+    return SeriesGrid.of([(files[path], files[path].frames[number - 1]) for path, number in frames], headers, *volume)
 
 
 def validator_errors(path: Path) -> list[str]:

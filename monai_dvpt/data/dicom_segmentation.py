@@ -20,7 +20,7 @@ from monai_dvpt.data.dicom.grid import GRID_TAGS, SeriesGrid, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode
 from monai_dvpt.data.dicom.terms import number_text, term, uid_text
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 
 __all__ = ["read_dicom_seg"]
 
@@ -54,37 +54,38 @@ def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict
     """
     path = os.fspath(path)
     seg, grid, pixels = _read(path)
-    try:
-        with quiet_pydicom():  # its warnings quote values
-            names = _names(seg, path)
-            _check_reference(seg, source, path)
-            numbers = [_number_of(seg, index, path) for index in range(len(pixels))]
-    except InputError:
-        raise
-    except Exception as error:  # damaged files raise whatever their elements lead to
-        raise InputError(f"{path}: cannot be read as a segmentation: {type(error).__name__}.") from None
-    shape = source.shape
-    label = np.zeros(shape, np.uint8 if max(names) < 256 else np.uint16)
-    for index, frame in enumerate(pixels):
-        if not frame.any():
-            continue  # wherever it lies
-        to_voxel = _to_voxel(grid, index, source)
-        for number, mask in _masks(frame, numbers[index]):
-            if number not in names:
-                raise InputError(f"{path}: frame {index + 1} is of segment {number}, which the file does not describe.")
-            rows, columns = mask.nonzero()
-            voxels = (to_voxel @ [columns, rows, np.ones_like(rows)]).astype(int)
-            outside = ((voxels < 0) | (voxels >= np.array(shape)[:, None])).any(axis=0)
-            if outside.any():
-                raise InputError(f"{path}: {outside.sum()} pixels of frame {index + 1} lie outside the image.")
-            there = label[tuple(voxels)]
-            if there.any():
-                raise InputError(
-                    f"{path}: a voxel must be of one segment, but {np.count_nonzero(there)} are of both segment "
-                    f"{int(there.max())} and {number} (frame {index + 1})."
-                )
-            label[tuple(voxels)] = number
-    return label, names
+    series, _ = source.first, source.planes  # whose errors name its own files
+    with naming(path):
+        try:
+            with quiet_pydicom():  # its warnings quote values
+                names = _names(seg)
+                _check_reference(seg, series, source)
+                numbers = [_number_of(seg, index) for index in range(len(pixels))]
+        except InputError:
+            raise
+        except Exception as error:  # damaged files raise whatever their elements lead to
+            raise InputError(f"cannot be read as a segmentation: {type(error).__name__}.") from None
+        label = np.zeros(source.shape, np.uint8 if max(names) < 256 else np.uint16)
+        for index, frame in enumerate(pixels):
+            if not frame.any():
+                continue  # wherever it lies
+            to_voxel = _to_voxel(grid, index, source)
+            for number, mask in _masks(frame, numbers[index]):
+                if number not in names:
+                    raise InputError(f"frame {index + 1} is of segment {number}, which the file does not describe.")
+                rows, columns = mask.nonzero()
+                voxels = (to_voxel @ [columns, rows, np.ones_like(rows)]).astype(int)
+                outside = ((voxels < 0) | (voxels >= np.array(source.shape)[:, None])).any(axis=0)
+                if outside.any():
+                    raise InputError(f"{outside.sum()} pixels of frame {index + 1} lie outside the image.")
+                there = label[tuple(voxels)]
+                if there.any():
+                    raise InputError(
+                        f"a voxel must be of one segment, but {np.count_nonzero(there)} are of both segment "
+                        f"{int(there.max())} and {number} (frame {index + 1})."
+                    )
+                label[tuple(voxels)] = number
+        return label, names
 
 
 def _read(path: str) -> tuple[Dataset, SeriesGrid, np.ndarray]:
@@ -97,14 +98,15 @@ def _read(path: str) -> tuple[Dataset, SeriesGrid, np.ndarray]:
     if header.sop_class in STORAGE:
         seg, pixels, _ = decode(header, TAGS + GRID_TAGS)
         if (kind := str(seg.get("SegmentationType") or "")) in ("BINARY", "LABELMAP"):
-            return seg, SeriesGrid.of([(path, frame) for frame in header.frames], {path: reference_of(seg)}), pixels
+            slices = [(header, frame) for frame in header.frames]
+            return seg, SeriesGrid.of(slices, {header.path: reference_of(seg)}), pixels
     raise InputError(
         f"{path}: must be a DICOM Segmentation of type BINARY or LABELMAP, is of modality {header.modality or 'none'}, "
         f"type {term(kind or '', TYPES) or 'none'}."
     )
 
 
-def _names(seg: Dataset, path: str) -> dict[int, str]:
+def _names(seg: Dataset) -> dict[int, str]:
     names = {}
     for item in seg.get("SegmentSequence") or []:
         kinds = item.get("SegmentedPropertyTypeCodeSequence") or [Dataset()]
@@ -114,26 +116,24 @@ def _names(seg: Dataset, path: str) -> dict[int, str]:
             continue  # background
         if not isinstance(number, int) or not 1 <= number < 1 << 16 or number in names or not name:
             got = number_text(number) + ("" if name else " without a name")
-            raise InputError(f"{path}: segments must have a name, and numbers from 1 once each, got {got}.")
+            raise InputError(f"segments must have a name, and numbers from 1 once each, got {got}.")
         names[int(number)] = name
     if not names:
-        raise InputError(f"{path}: describes no segment.")
+        raise InputError("describes no segment.")
     return names
 
 
-def _check_reference(seg: Dataset, source: SeriesGrid, path: str) -> None:
+def _check_reference(seg: Dataset, image: Dataset, source: SeriesGrid) -> None:
     referred = [uid_text(item.get("SeriesInstanceUID")) for item in seg.get("ReferencedSeriesSequence") or []]
-    series = str(source.first.SeriesInstanceUID)
+    series = str(image.SeriesInstanceUID)
     if series not in referred:
-        raise InputError(f"{path}: must be of the series {uid_text(series)}, is of {', '.join(referred) or 'none'}.")
+        raise InputError(f"must be of the series {uid_text(series)}, is of {', '.join(referred) or 'none'}.")
     place, own = (header.get("FrameOfReferenceUID") for header in (source.headers[source.frames[0][0]], seg))
     if place and own and place != own:
-        raise InputError(
-            f"{path}: must have the frame of reference of the series, {uid_text(place)}, has {uid_text(own)}."
-        )
+        raise InputError(f"must have the frame of reference of the series, {uid_text(place)}, has {uid_text(own)}.")
 
 
-def _number_of(seg: Dataset, index: int, path: str) -> int | None:
+def _number_of(seg: Dataset, index: int) -> int | None:
     """Segment of a frame; None where each pixel has its own."""
     for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
         group = (seg.get(groups) or [])[at : at + 1]
@@ -142,7 +142,7 @@ def _number_of(seg: Dataset, index: int, path: str) -> int | None:
             return int(found[0].ReferencedSegmentNumber)
     if seg.SegmentationType == "LABELMAP":
         return None
-    raise InputError(f"{path}: frame {index + 1} does not say of which segment it is.")
+    raise InputError(f"frame {index + 1} does not say of which segment it is.")
 
 
 def _masks(frame: np.ndarray, number: int | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -168,7 +168,7 @@ def _to_voxel(seg: SeriesGrid, index: int, source: SeriesGrid) -> np.ndarray:
     turns = np.abs(whole[:2, :2])
     if offset > TOLERANCE_MM or not ((turns.sum(axis=0) == 1).all() and (turns.sum(axis=1) == 1).all()):
         raise InputError(
-            f"{seg.frames[0][0]}: frame {index + 1} must lie on the voxels of the image to {TOLERANCE_MM} mm, but is "
+            f"frame {index + 1} must lie on the voxels of the image to {TOLERANCE_MM} mm, but is "
             f"{offset:.3f} mm off, or has another spacing."
         )
     return whole

@@ -28,20 +28,15 @@ class Format:
         description: of the file.
         suffix: of its name, behind that of the case.
         bundles: whose results it can hold, "segmentation" or "grading".
-        write: of a DICOM object, the function that writes it: of a path, a
+        write: of a DICOM object, which needs DICOM input, the function that writes it: of a path, a
             :class:`monai_dvpt.data.dicom_writers.Placed`, the :class:`monai_dvpt.data.SeriesGrid` that it is about and
-            a :class:`monai_dvpt.data.dicom_writers.Model`. Others need no DICOM input.
+            a :class:`monai_dvpt.data.dicom_writers.Model`.
     """
 
     description: str
     suffix: str
     bundles: tuple[str, ...] = ("segmentation",)
     write: Callable[..., Path] | None = None
-
-    @property
-    def is_dicom(self) -> bool:
-        """Whether it is a DICOM object, which needs DICOM input."""
-        return self.write is not None
 
 
 BOTH: Any = ("segmentation", "grading")

@@ -16,8 +16,7 @@ from matplotlib.patches import Patch
 from monai.data import MetaTensor
 from monai.engines import Evaluator
 
-from monai_dvpt.data import SeriesGrid
-from monai_dvpt.data.dicom_writers import Placed, place
+from monai_dvpt.data.dicom_writers import place
 from monai_dvpt.data.formats import FORMATS
 from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.utils import atomic_path
@@ -66,9 +65,10 @@ class CaseWriter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
+        formats = self.formats
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             name, pred = case["name"], output["pred"]
-            source = self.formats.source(output["image"]) if self.formats.dicom else None
+            source = formats.source(output["image"]) if formats.dicom else None
             array = pred.cpu().numpy()[0].astype(np.uint8)
             affine = pred.affine.cpu().numpy()
             volumes = label_volumes_ml(array, affine, self.labels)
@@ -78,24 +78,14 @@ class CaseWriter:
             with atomic_path(f"{stem}_volumes.json") as path:
                 path.write_text(json.dumps({"name": name, "volumes_ml": volumes}, indent=1))
             if source is not None:
-                self.formats.write(stem, self._place(source, array, affine, output, volumes), source)
-            if "nifti" in self.formats:
+                probability = (
+                    output["probability"][1:].float().cpu().numpy() if "dicom_seg_probability" in formats else None
+                )
+                image = output["image"].cpu().numpy()[0] if "secondary_capture" in formats else None
+                placed = place(source, formats.model, affine, array, probability, image, volumes_ml=volumes)
+                formats.write(stem, placed, source)
+            if "nifti" in formats:
                 save_nifti(stem + FORMATS["nifti"].suffix, array, affine)
-
-    def _place(
-        self,
-        source: SeriesGrid,
-        label_map: np.ndarray,
-        affine: np.ndarray,
-        output: Mapping[str, MetaTensor],
-        volumes_ml: Mapping[str, float],
-    ) -> Placed:
-        probability = image = None
-        if "dicom_seg_probability" in self.formats:
-            probability = output["probability"][1:].float().cpu().numpy()
-        if "secondary_capture" in self.formats:
-            image = output["image"].cpu().numpy()[0]
-        return place(source, self.formats.model, affine, label_map, probability, image, volumes_ml=volumes_ml)
 
 
 def label_volumes_ml(label_map: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, float]:

@@ -46,7 +46,7 @@ class OutputFormats:
         known = [name for name, form in FORMATS.items() if bundle in form.bundles]
         if unknown := [text for text in self.formats if text not in known]:
             raise InputError(f"output_format must be of {', '.join(known)}, got {', '.join(unknown)}.")
-        self.dicom = [name for name in known if name in self.formats and FORMATS[name].is_dicom]
+        self.dicom = any(FORMATS[name].write is not None for name in self.formats)
         if self.dicom:
             require_highdicom()
             if metadata is None:
@@ -80,7 +80,8 @@ class OutputFormats:
         Raises:
             InputError: if one cannot be written.
         """
-        for name in self.dicom:
-            path = FORMATS[name].write(stem + FORMATS[name].suffix, placed, source, self.model)
-            if name == "dicom_seg":
-                placed = replace(placed, segmentation=path)
+        for name, form in FORMATS.items():
+            if name in self.formats and form.write is not None:
+                path = form.write(stem + form.suffix, placed, source, self.model)
+                if name == "dicom_seg":
+                    placed = replace(placed, segmentation=path)

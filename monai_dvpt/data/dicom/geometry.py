@@ -56,11 +56,6 @@ class Grid:
     tilt_degrees: float
 
     @property
-    def affine_ras(self) -> np.ndarray:
-        """The affine in MONAI's and NIfTI's coordinates."""
-        return RAS_TO_LPS @ self.affine_lps
-
-    @property
     def shift_pixels(self) -> np.ndarray:
         """How far each slice lies beyond the one before, within the plane, in columns and rows; of shape (2,)."""
         if self.tilt_degrees == 0:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import generate_uid
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 
 from .geometry import RAS_TO_LPS, TOLERANCE_MM, corner_offsets_mm, corners, plane_lps
-from .headers import Frame, quiet_pydicom
+from .headers import DicomFile, Frame, quiet_pydicom
 from .limited import LimitedFile, refusal
 
 __all__ = ["GRID_TAGS", "SeriesGrid", "reference_of"]
@@ -70,14 +70,14 @@ class SeriesGrid(str):
     @classmethod
     def of(
         cls,
-        frames: Iterable[tuple[str | os.PathLike, Frame]],
-        headers: Mapping[Any, Dataset],
+        slices: Iterable[tuple[DicomFile, Frame]],
+        headers: Mapping[Path, Dataset],
         shape: Sequence[int] = (),
         affine_ras: np.ndarray | None = None,
     ) -> SeriesGrid:
-        """As the class, of frames with all that is told of them; of that the positions are kept."""
-        slim = tuple((os.fspath(path), replace(frame, stack="", times={})) for path, frame in frames)
-        return cls(slim, {os.fspath(path): header for path, header in headers.items()}, tuple(shape), affine_ras)
+        """As the class, of files and their frames, of which what could name a patient is left behind."""
+        frames = tuple((str(file.path), replace(frame, stack="", times={})) for file, frame in slices)
+        return cls(frames, {str(path): header for path, header in headers.items()}, tuple(shape), affine_ras)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -253,11 +253,12 @@ def reference_of(header: Dataset) -> Dataset:
 
 def _read(path: str) -> Dataset:
     tags: Any = [Tag(keyword) for keyword in TYPE_2]
-    try:
-        with LimitedFile(path, path) as file:
-            return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
-    except Exception as error:
-        raise refusal(error) or InputError(f"{path}: cannot be read as DICOM: {type(error).__name__}.") from None
+    with naming(path):
+        try:
+            with LimitedFile(path) as file:
+                return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+        except Exception as error:
+            raise refusal(error) or InputError(f"cannot be read as DICOM: {type(error).__name__}.") from None
 
 
 def _complete(images: Mapping[str, Dataset]) -> None:

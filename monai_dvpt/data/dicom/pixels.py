@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from scipy.ndimage import shift
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 from monai_dvpt.utils.limits import check_bytes
 
 from .geometry import Grid
@@ -77,7 +77,8 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float, dict[Path,
             dataset, stored, padding = decode(files[path], GRID_TAGS)
             references[path] = reference_of(dataset)
             for index, frame in frames:
-                values[index] = _rescale(stored[frame.number - 1], dataset, frame, files[path].label)
+                with naming(files[path].label):
+                    values[index] = _rescale(stored[frame.number - 1], dataset, frame)
                 padded[index] = padding[frame.number - 1]
     except MemoryError:
         raise InputError("a volume cannot be read in the memory there is.") from None
@@ -123,34 +124,35 @@ def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.n
     Raises:
         InputError: if it cannot be decoded, or is not what the header says.
     """
-    if file.problem:
-        raise InputError(f"{file.label}: cannot be read: {file.problem}.")
-    if file.photometric not in PHOTOMETRIC:  # a decoder would quote it
-        kind = file.photometric or "none"
-        raise InputError(f"{file.label}: PhotometricInterpretation must be one of the standard, is {kind}.")
-    columns, rows = file.size or (0, 0)
-    tags: Any = [Tag(keyword) for keyword in (*PIXEL_TAGS, *keywords)]
-    try:
-        with quiet_pydicom():
-            with LimitedFile(file.path, file.label) as opened:
-                dataset = pydicom.dcmread(opened, force=True, specific_tags=tags)
-            if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its preamble
-                dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-            size = math.prod((rows, columns, len(file.frames), file.samples))
-            check_bytes(f"{file.label}: its pixels", size * int(dataset.get("BitsAllocated") or 8) // 8)
-            compressed = "PixelData" in dataset and dataset.file_meta.TransferSyntaxUID.is_compressed
-            bits = check_streams(dataset, file.label) if compressed else [None] * len(file.frames)
-            words = _words(dataset).reshape(-1, rows, columns)
-            if len(words) != len(file.frames):
-                raise InputError(f"{file.label}: must have the pixels of {len(file.frames)} frames, has {len(words)}.")
-            stored = _stored(words, dataset, bits)
-            return dataset, stored, _padding(words, stored, dataset, file.label)
-    except MemoryError:
-        raise InputError(f"{file.label}: cannot be decoded in the memory there is.") from None
-    except Exception as error:  # every decoder has its own kinds of error
-        if (refused := refusal(error)) is not None:
-            raise refused from None
-        raise InputError(f"{file.label}: pixel data cannot be decoded: {_why(error)}") from error
+    with naming(file.label):
+        if file.problem:
+            raise InputError(f"cannot be read: {file.problem}.")
+        if file.photometric not in PHOTOMETRIC:  # a decoder would quote it
+            kind = file.photometric or "none"
+            raise InputError(f"PhotometricInterpretation must be one of the standard, is {kind}.")
+        columns, rows = file.size or (0, 0)
+        tags: Any = [Tag(keyword) for keyword in (*PIXEL_TAGS, *keywords)]
+        try:
+            with quiet_pydicom():
+                with LimitedFile(file.path) as opened:
+                    dataset = pydicom.dcmread(opened, force=True, specific_tags=tags)
+                if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its preamble
+                    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+                size = math.prod((rows, columns, len(file.frames), file.samples))
+                check_bytes("its pixels", size * int(dataset.get("BitsAllocated") or 8) // 8)
+                compressed = "PixelData" in dataset and dataset.file_meta.TransferSyntaxUID.is_compressed
+                bits = check_streams(dataset) if compressed else [None] * len(file.frames)
+                words = _words(dataset).reshape(-1, rows, columns)
+                if len(words) != len(file.frames):
+                    raise InputError(f"must have the pixels of {len(file.frames)} frames, has {len(words)}.")
+                stored = _stored(words, dataset, bits)
+                return dataset, stored, _padding(words, stored, dataset)
+        except MemoryError:
+            raise InputError("cannot be decoded in the memory there is.") from None
+        except Exception as error:  # every decoder has its own kinds of error
+            if (refused := refusal(error)) is not None:
+                raise refused from None
+            raise InputError(f"pixel data cannot be decoded: {_why(error)}") from error
 
 
 def _words(dataset: Dataset) -> np.ndarray:
@@ -187,7 +189,7 @@ def _lowest(words: np.ndarray, bits: Any, signed: bool) -> np.ndarray:
     return lifted.view(f"{'i' if signed else 'u'}{width}") >> above.astype(f"{'i' if signed else 'u'}{width}")
 
 
-def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset, label: str) -> np.ndarray:
+def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     """
     Where stored values are padding. Its value and limit have the bits of a pixel, whichever sign their VR gives them.
     Where they need more bits than BitsStored, as some scanners have it, they are looked for in all bits of the pixels.
@@ -198,7 +200,7 @@ def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset, label: str
     if value in (None, ""):
         return np.zeros(words.shape, bool)
     if not all(isinstance(each, (int, float)) for each in (value, limit)):
-        raise InputError(f"{label}: {' and '.join(keywords)} must be numbers, got {number_text([value, limit])}.")
+        raise InputError(f"{' and '.join(keywords)} must be numbers, got {number_text([value, limit])}.")
     if words.dtype.kind == "f":
         low, high = sorted((value, limit))
         return (words >= low) & (words <= high)
@@ -213,13 +215,13 @@ def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset, label: str
     return (pixels >= ends.min()) & (pixels <= ends.max())
 
 
-def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame, label: str) -> Any:
+def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame) -> Any:
     try:
         with quiet_pydicom():
             if dataset.get("ModalityLUTSequence"):
                 return apply_modality_lut(stored, dataset)
     except Exception as error:  # its message may quote the header
-        raise InputError(f"{label}: its Modality LUT makes a {type(error).__name__}.") from None
+        raise InputError(f"its Modality LUT makes a {type(error).__name__}.") from None
     slope = 1.0 if frame.slope is None else frame.slope
     intercept = frame.intercept or 0.0
     return stored if (slope, intercept) == (1.0, 0.0) else stored * np.float64(slope) + intercept

@@ -14,7 +14,7 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import SpaceKeys, ensure_tuple
 
-from monai_dvpt.utils import InputError, as_bool
+from monai_dvpt.utils import InputError, as_bool, naming
 
 from .choose import choose_series
 from .geometry import RAS_TO_LPS
@@ -112,17 +112,14 @@ class DicomSeriesReader(ImageReader):
             InputError: if a rule of the class is broken.
         """
         source = img[0] if len(img) == 1 else img
-        try:
+        with naming(f"{len(img)} DICOM files" if len(img) > 1 else img[0], outer=True):
             series = self.choose(find_series(source, self.merge_acquisitions))
             volume = self.volume_of(series)
             values, padding, nothing, references = read_values(volume)
             affine = volume.grid.affine_lps
             if resampled := volume.grid.tilt_degrees > 0:
                 values, affine = straighten(values, volume.grid, nothing)
-        except InputError as error:
-            raise InputError(f"{f'{len(img)} DICOM files' if len(img) > 1 else img[0]}: {error}") from error
         affine = RAS_TO_LPS @ affine
-        frames = ((file.path, frame) for file, frame in volume.slices)
         return values, {
             "affine": affine,
             "original_affine": affine.copy(),
@@ -135,7 +132,7 @@ class DicomSeriesReader(ImageReader):
             "lossy": series.lossy,
             "padding_voxels": padding,
             "set_aside": json.dumps(series.facts()["set_aside"]),
-            "series_grid": SeriesGrid.of(frames, references, values.shape, affine.copy()),
+            "series_grid": SeriesGrid.of(volume.slices, references, values.shape, affine.copy()),
         }
 
     def choose(self, found: Sequence[DicomSeries]) -> DicomSeries:

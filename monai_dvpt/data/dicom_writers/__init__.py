@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .codes import PRIVATE_SCHEME, label_colour, private_code, segment_codes
-from .document import require_highdicom
-from .placed import Model, Placed, place
+from .document import Model, Placed, place, require_highdicom
 from .report import write_dicom_sr
 from .rtstruct import write_rtstruct
 from .secondary_capture import write_secondary_capture

@@ -18,8 +18,7 @@ from monai_dvpt.data.dicom import SeriesGrid
 from monai_dvpt.utils import InputError
 
 from .codes import long_string, private_code
-from .document import document, require_highdicom, save_document
-from .placed import Model, Placed
+from .document import Model, Placed, document, require_highdicom, save_document
 
 __all__ = ["write_dicom_sr"]
 

@@ -17,8 +17,7 @@ from scipy.spatial.distance import cdist
 from monai_dvpt.data.dicom import SeriesGrid
 
 from .codes import label_colour, long_string
-from .document import document, image_items, require_highdicom, save_document
-from .placed import Model, Placed
+from .document import Model, Placed, document, image_items, require_highdicom, save_document
 
 __all__ = ["outlines", "write_rtstruct"]
 

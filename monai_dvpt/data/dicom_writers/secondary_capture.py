@@ -14,8 +14,7 @@ from scipy.ndimage import binary_erosion
 from monai_dvpt.data.dicom import SeriesGrid
 
 from .codes import label_colour
-from .document import document, image_items, require_highdicom, save_document
-from .placed import Model, Placed
+from .document import Model, Placed, document, image_items, require_highdicom, save_document
 
 __all__ = ["write_secondary_capture"]
 

@@ -20,8 +20,7 @@ from monai_dvpt.data.dicom import SeriesGrid
 from monai_dvpt.utils import InputError
 
 from .codes import label_colour, long_string
-from .document import document, require_highdicom, save_document
-from .placed import Model, Placed
+from .document import Model, Placed, document, require_highdicom, save_document
 
 __all__ = ["write_dicom_seg", "write_dicom_seg_probability"]
 
@@ -131,7 +130,8 @@ def _colour(highdicom: Any, red: int, green: int, blue: int) -> dict[str, Any]:
 
 def _stand_ins(source: SeriesGrid) -> list[Dataset]:
     """The source's images as highdicom reads them: references and geometry; of a multi-frame file the used frames."""
-    (path, first), positions = source.frames[0], source.planes[:, :3, 3]
+    path, positions = source.frames[0][0], source.planes[:, :3, 3]
+    first: Any = source.frames[0][1]
     thickness = abs(float((positions[1] - positions[0]) @ source.planes[0][:3, 2])) if len(positions) > 1 else 1.0
     plane, measures = Dataset(), Dataset()
     plane.ImageOrientationPatient = _decimals(first.orientation_stated)
