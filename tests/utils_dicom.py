@@ -14,16 +14,15 @@ import pydicom
 
 from monai_dvpt.data import SeriesGrid
 from monai_dvpt.data.dicom.grid import reference_of
-from monai_dvpt.data.dicom.headers import read_header
+from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 
 
 def grid_of(frames: list, *volume: Any) -> SeriesGrid:
     """What the reader makes of ``[path, number]`` of each frame, and perhaps of the shape and affine of a volume."""
     files = {path: read_header(path) for path, _ in frames}
-    headers = {
-        file.path: reference_of(pydicom.dcmread(path, stop_before_pixels=True, force=True))
-        for path, file in files.items()
-    }
+    with quiet_pydicom():
+        read = {path: pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in files}
+    headers = {files[path].path: reference_of(header) for path, header in read.items()}
     return SeriesGrid.of([(files[path], files[path].frames[number - 1]) for path, number in frames], headers, *volume)
 
 

@@ -54,12 +54,11 @@ def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict
     """
     path = os.fspath(path)
     seg, grid, pixels = _read(path)
-    series, _ = source.first, source.planes  # whose errors name its own files
     with naming(path):
         try:
             with quiet_pydicom():  # its warnings quote values
                 names = _names(seg)
-                _check_reference(seg, series, source)
+                _check_reference(seg, source)
                 numbers = [_number_of(seg, index) for index in range(len(pixels))]
         except InputError:
             raise
@@ -123,9 +122,9 @@ def _names(seg: Dataset) -> dict[int, str]:
     return names
 
 
-def _check_reference(seg: Dataset, image: Dataset, source: SeriesGrid) -> None:
+def _check_reference(seg: Dataset, source: SeriesGrid) -> None:
     referred = [uid_text(item.get("SeriesInstanceUID")) for item in seg.get("ReferencedSeriesSequence") or []]
-    series = str(image.SeriesInstanceUID)
+    series = str(source.first.SeriesInstanceUID)
     if series not in referred:
         raise InputError(f"must be of the series {uid_text(series)}, is of {', '.join(referred) or 'none'}.")
     place, own = (header.get("FrameOfReferenceUID") for header in (source.headers[source.frames[0][0]], seg))

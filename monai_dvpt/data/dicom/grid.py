@@ -99,11 +99,12 @@ class SeriesGrid(str):
             raise InputError("dicom_frames must list the frames that the result is about, got none.")
         images = {path: Dataset(self.headers[path]) for path, _ in self.frames}
         for path, image in images.items():
-            for keyword in ("SOPClassUID", "SOPInstanceUID"):
-                if keyword not in image:
-                    raise InputError(f"{path}: has no {keyword}, which a DICOM result must refer to.")
-            if "Rows" not in image or "Columns" not in image:
-                raise InputError(f"{path}: has no Rows or Columns: it is not an image.")
+            with naming(path):
+                for keyword in ("SOPClassUID", "SOPInstanceUID"):
+                    if keyword not in image:
+                        raise InputError(f"has no {keyword}, which a DICOM result must refer to.")
+                if "Rows" not in image or "Columns" not in image:
+                    raise InputError("has no Rows or Columns: it is not an image.")
         _complete(images)
         return images
 
@@ -142,18 +143,21 @@ class SeriesGrid(str):
             InputError: if a frame has no position, or another orientation or spacing than the first.
         """
         for path, frame in self.frames:
-            if missing := [keyword for name, keyword in POSITION.items() if getattr(frame, name) is None]:
-                raise InputError(f"{path}: has no {missing[0]}, which a result with a position needs.")
+            missing = [keyword for name, keyword in POSITION.items() if getattr(frame, name) is None]
+            with naming(path):
+                if missing:
+                    raise InputError(f"has no {missing[0]}, which a result with a position needs.")
         planes = np.array([plane_lps(*(getattr(frame, name) for name in POSITION)) for _, frame in self.frames])
         axes = planes * [1, 1, 1, 0]
         offsets = corner_offsets_mm(axes, axes[0], self.size)
         worst = int(offsets.argmax())
-        if offsets[worst] > TOLERANCE_MM:
-            path, frame = self.frames[worst]
-            raise InputError(
-                f"{path}: frame {frame.number} has another orientation or spacing than the first: "
-                f"its corners are {offsets[worst]:.3f} mm apart; at most {TOLERANCE_MM} mm is allowed."
-            )
+        path, frame = self.frames[worst]
+        with naming(path):
+            if offsets[worst] > TOLERANCE_MM:
+                raise InputError(
+                    f"frame {frame.number} has another orientation or spacing than the first: "
+                    f"its corners are {offsets[worst]:.3f} mm apart; at most {TOLERANCE_MM} mm is allowed."
+                )
         return planes
 
     def references(self, indices: Sequence[int] | None = None) -> list[tuple[Dataset, list[int] | None]]:
@@ -275,6 +279,7 @@ def _complete(images: Mapping[str, Dataset]) -> None:
         for keyword in TYPE_2:
             setattr(image, keyword, "")
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns"):
-            if image[keyword].value != first[keyword].value:
-                raise InputError(f"{path}: {keyword} must be that of {first_path}, {first[keyword].value}, got "
-                                 f"{image[keyword].value}.")  # fmt: skip
+            wanted, got = first[keyword].value, image[keyword].value
+            with naming(path):
+                if got != wanted:
+                    raise InputError(f"{keyword} must be that of {first_path}, {wanted}, got {got}.")
