@@ -67,6 +67,9 @@ class SeriesGrid(str):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "identity"}  # names the patient
 
+    def __deepcopy__(self, memo: Any) -> SeriesGrid:
+        return self  # it does not change, and caches copy their images often
+
     @classmethod
     def of(
         cls,
