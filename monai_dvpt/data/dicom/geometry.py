@@ -87,7 +87,7 @@ def plane_lps(position: Sequence[float], orientation: Any, spacing_mm: Sequence[
 def corners(size: Sequence[int]) -> np.ndarray:
     """Indices of the corners of a grid, of two or three axes, as columns (x, y, z, 1), of shape (4, 4 or 8)."""
     ends = [*((0, count - 1) for count in size), *[(0,)] * (3 - len(size)), (1,)]
-    return np.array(list(itertools.product(*ends)), dtype=float).T
+    return np.array(list(itertools.product(*ends[::-1])), dtype=float).T[::-1]  # x changes first
 
 
 def corner_offsets_mm(affine: np.ndarray, other: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -116,9 +116,7 @@ def corners_lps(frame: Frame, size: tuple[int, int]) -> np.ndarray:
     Returns:
         of shape (4, 3).
     """
-    last = np.array(size) - 1
-    pixels = np.array([(0, 0), (last[0], 0), (0, last[1]), last])
-    return np.array(frame.position_lps) + pixels @ in_plane(frame).T
+    return np.array(frame.position_lps) + corners(size)[:2].T @ in_plane(frame).T
 
 
 def order_along_normal(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
