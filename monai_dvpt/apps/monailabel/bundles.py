@@ -110,7 +110,7 @@ class ServedBundle:
     def labels(self) -> ModelLabels:
         names = [str(name) for name in self.config.get_parsed_content("labels")]
         segments = segment_codes(names, self.metadata) if self.is_segmentation else {}
-        return ModelLabels(tuple(names), segments, self.metadata["name"], self.metadata["version"])
+        return ModelLabels(self.metadata["name"], self.metadata["version"], segments, tuple(names))
 
     @cached_property
     def methods(self) -> list[str]:
