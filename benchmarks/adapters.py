@@ -113,7 +113,7 @@ def measure_adapter_size(net: TunableNetwork, folder: Path, name: str = "adapter
     counts = count_parameters(net)
     adapter, full = save_adapter(net, folder / f"{name}.safetensors"), folder / f"{name}.pt"
     torch.save(net.state_dict(), full)
-    backbone, dvpt = counts["backbone"]["total"], counts["dvpt"]["total"]
+    backbone, dvpt = counts["backbone"]["total"], counts["method"]["total"]
     return {
         "backbone_parameters": backbone,
         "dvpt_parameters": dvpt,
