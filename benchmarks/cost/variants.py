@@ -128,11 +128,19 @@ def _plain(network: Network, template: TunableNetwork) -> nn.Module:
 
 
 def _dvpt(
-    network: Network, template: TunableNetwork, half: bool = False, enabled: bool = True, **options: Any
+    network: Network,
+    template: TunableNetwork,
+    half: bool = False,
+    enabled: bool = True,
+    keeps_output: bool = True,
+    **options: Any,
 ) -> nn.Module:
     start_layer = len(template.dvpt_of_layer) // 2 if half else 0
     net = tune(_share(network.dvpt(start_layer=start_layer, **options), template), "dvpt")
     net.dvpt_enabled = enabled
+    if not keeps_output:
+        for block in net.dvpt:
+            vars(block)["_keeps_output"] = lambda x: False
     return net
 
 
@@ -166,6 +174,7 @@ VARIANTS: dict[str, Variant] = {
     "dvpt_side_cached": Variant(
         partial(_dvpt, side_path=True), "the frozen layers from a cache", cached=True, infers=False
     ),
+    "dvpt_plain": Variant(partial(_dvpt, keeps_output=False), "the blocks keep what autograd does, not their output"),
     "dvpt_off": Variant(partial(_dvpt, enabled=False), "the network of this package, DVPT off", trains=False),
     **{name: Variant(partial(_baseline, method=name), METHODS[name].description) for name in BASELINES},
     "peft_lora": Variant(_peft_lora, "LoRA of Hugging Face peft, rank 8, on MONAI's own network"),
