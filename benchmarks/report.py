@@ -46,10 +46,8 @@ def machine_line(machine: Mapping[str, Any]) -> str:
 
 def write_csv(path: Path, results: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> None:
     """Writes results, all with the same keys, each followed by what its times depend on."""
-    rows = [
-        {k: "+".join(v) if isinstance(v, list) else v for k, v in {**result, **machine}.items()} for result in results
-    ]
+    rows = [{**result, **machine} for result in results]
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({k: "+".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)

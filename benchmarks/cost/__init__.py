@@ -39,10 +39,10 @@ grows within a step, gradients included. FLOP: of matrix products and convolutio
 lora and ssf can be merged, and then cost what {REFERENCE} costs. Kept: file of what a task adds."""
 TOKEN_NOTES = """\
 Forward and backward pass of one DVPTBlock(768, 32, 10) on one image, medians of {rounds} rounds, all sizes in random
-order in each. Saved: storages that autograd keeps for the backward pass, the tokens themselves included. Grows with the
-number of tokens to the power of {seconds:.2f} (time), {flops:.2f} (FLOP) and {saved_bytes:.2f} (saved), fitted to the
-logarithms. Time on a CPU has a step where tensors outgrow 32 MB, and glibc takes each of them afresh from the system;
-the environment variables MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=17179869184 keep them."""
+order in each. Saved: storages that autograd keeps for the backward pass, with what the normalisation of the next layer
+keeps. Grows with the number of tokens to the power of {seconds:.2f} (time), {flops:.2f} (FLOP) and {saved_bytes:.2f}
+(saved), fitted to the logarithms. Time on a CPU has a step where tensors outgrow 32 MB, and glibc takes each of them
+afresh from the system; MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=17179869184 in the environment keep them."""
 
 
 def add_parser(commands: Any) -> None:
