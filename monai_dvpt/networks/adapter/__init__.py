@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The small file that keeps what was tuned, and several such adapters on one frozen backbone."""
 
+from monai_dvpt.networks.parts import PARTS, TunableNetwork, count_parameters, freeze_backbone, parameter_groups, tune
+
 from .built import build_network
 from .file import backbone_sha256, load_adapter, merge, merge_full, save_adapter
 from .named import adapter_names, add_adapter, delete_adapter, disable_adapter, predict_adapters, set_adapter
@@ -29,4 +31,10 @@ __all__ = [
     "set_adapter",
     "share_backbone",
     "tensors_sha256",
+    "PARTS",
+    "TunableNetwork",
+    "count_parameters",
+    "freeze_backbone",
+    "parameter_groups",
+    "tune",
 ]
