@@ -64,7 +64,7 @@ class TestPrefixCacheDataset(unittest.TestCase):
             self.assertEqual(item["prefix"].untyped_storage().nbytes(), item["prefix"].nbytes)
 
     def test_off(self):
-        net = freeze_backbone(network(), ["backbone", "head"])  # where it is not asked for nothing is demanded
+        net = network().requires_grad_()  # where it is not asked for nothing is demanded
         found = cached(images(net), net, None)
         self.assertEqual(found[1].keys(), {"image", "label"})
 
@@ -204,7 +204,7 @@ class TestPrefixCacheDataset(unittest.TestCase):
             torch.testing.assert_close(found[index]["prefix"], expected, rtol=0, atol=1e-5)
 
     def test_refuses_a_trained_encoder(self):
-        net = freeze_backbone(network(), ["backbone", "head"])
+        net = network().requires_grad_()
         with self.assertRaisesRegex(ValueError, "is trained"):
             cached(images(net), net, "memory")
 
