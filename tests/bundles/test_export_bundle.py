@@ -12,6 +12,8 @@ from monai.bundle import ConfigParser, ckpt_export, onnx_export
 from monai.utils import optional_import
 from utils_networks import randomise
 
+from monai_dvpt.networks.adapter import disable_adapter
+
 onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 _, has_onnxscript = optional_import("onnxscript")
 
@@ -35,8 +37,8 @@ class TestExport(unittest.TestCase):
         cls.image = torch.randn(1, 1, 40, 56, 40, generator=torch.Generator().manual_seed(4))
         with torch.no_grad():
             cls.expected = net(cls.image)
-            net.dvpt_enabled = False
-            cls.expected_off = net(cls.image)
+            with disable_adapter(net):
+                cls.expected_off = net(cls.image)
 
     def export(self, command, name: str, **options) -> Path:
         path = self.folder / name

@@ -82,9 +82,7 @@ class Slot(nn.Module):
         self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
         for name in self.owned:
             tensor = given.get(name, get_tensor(self, name))
-            tensor.data = tensor.data.to(
-                self.like()
-            )  # it stayed behind when the network was moved
+            tensor.data = tensor.data.to(self.like())  # it stayed behind when the network was moved
             set_tensor(self, name, tensor)
         self.slot_changed()
 
@@ -101,7 +99,8 @@ class Slot(nn.Module):
         for module in changed:
             module.give_back()
         for name, tensor in self.originals.items():
-            tensor.data = tensor.data.to(self.like().device)
+            if not tensor.is_meta:  # the copy was moved and converted with the network
+                tensor.data = tensor.data.to(get_tensor(self, name))
             set_tensor(self, name, tensor)
         self.slot, self.owned, self.originals = None, [], {}
         self.slot_changed()
