@@ -418,9 +418,7 @@ class TestBundleRuns(unittest.TestCase):
         evaluate.run()
         evaluate.finalize()
         with open(bundle / "output" / "evaluate" / "val_dice_raw.csv") as file:
-            self.assertEqual(
-                len(next(csv.reader(file, delimiter="\t"))), 1 + len(labels[1:]) + 1
-            )  # file, classes, mean
+            self.assertEqual(len(next(csv.reader(file))), 1 + len(labels[1:]) + 1)  # file, classes, mean
         images = str(self.data / "imagesTr" / "a.nii.gz")
         infer = workflow(bundle, "inference", "infer", dataset_dir=images, adapter_path=adapter)
         infer.run()

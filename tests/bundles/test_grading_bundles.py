@@ -130,8 +130,10 @@ class TestGradingRuns(BundleTestCase):
 
     @classmethod
     def workflow(cls, config: str, **settings):
-        kind = "infer" if config == "inference" else "train"
-        return workflow(XRAY, config, kind, **{"dataset_dir": str(cls.data), **cls.settings, **settings})
+        settings = {"dataset_dir": str(cls.data), **cls.settings, **settings}
+        if config == "inference":  # which takes the network from the adapter
+            settings = {key: value for key, value in settings.items() if not key.startswith("network_def#")}
+        return workflow(XRAY, config, "infer" if config == "inference" else "train", **settings)
 
     def test_training_writes_what_it_promises(self):
         adapter = self.out / "adapter_best.safetensors"
@@ -350,6 +352,8 @@ class TestGradingRuns(BundleTestCase):
         given = {key: value for key, value in self.settings.items() if key not in ("outputs", "grades")}
         given |= {"dataset_dir": str(self.data), "amp": False}
         for name, kind in (("train", "train"), ("evaluate", "train"), ("inference", "infer")):
+            if kind == "infer":  # which takes the network from the adapter
+                given = {key: given[key] for key in ("dataset_dir", "backbone_path", "amp")}
             flow = workflow(bundle, name, kind, max_epochs=1, **given)
             flow.run()
             flow.finalize()
