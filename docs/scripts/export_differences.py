@@ -11,6 +11,7 @@ import onnxruntime
 import torch
 
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.parts import tune
 
 TINY = {"hidden_size": 192, "mlp_dim": 768, "num_heads": 3}
 UNETR = {**TINY, "in_channels": 1, "out_channels": 3, "feature_size": 8}
@@ -41,9 +42,10 @@ def measure(name: str, enabled: bool, folder: Path) -> str:
     kind, arguments, shape = NETWORKS[name]
     torch.manual_seed(0)
     net = kind(**arguments).eval()
-    for parameter in net.dvpt.parameters():  # a new block does nothing
+    for parameter in net.encoder().dvpt.parameters():  # a new block does nothing
         torch.nn.init.normal_(parameter, std=0.2)
-    net.dvpt_enabled = enabled
+    if not enabled:
+        net = tune(net, "linear").eval()
     example = torch.randn(1, *shape)
     script = torch.jit.trace(net, example) if "swin" in name else torch.jit.script(net)
     script.save(folder / "model.ts")

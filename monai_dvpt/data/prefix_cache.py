@@ -242,5 +242,10 @@ def _image_sha256(image: Any) -> str:
 
 
 def _prefix_sha256(net: TunableNetwork, amp: bool) -> str:
-    facts = {"encoder": encoder_sha256(net), "layers": net.encoder().prefix_layers, "amp": amp, "layout": LAYOUT_VERSION}
+    facts = {
+        "encoder": encoder_sha256(net),
+        "layers": net.encoder().prefix_layers,
+        "amp": amp,
+        "layout": LAYOUT_VERSION,
+    }
     return hashlib.sha256(to_json(facts).encode()).hexdigest()

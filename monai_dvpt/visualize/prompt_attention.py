@@ -109,11 +109,13 @@ class PromptAttention(nn.Module):
         served = encoder.dvpt_of_layer
         index = served[self.layer]
         if not len(encoder.dvpt):
-            raise ValueError(f'the network must be tuned by "dvpt" for prompts to read the image, got "{encoder.slot}".')
+            raise ValueError(
+                f'the network must be tuned by "dvpt" for prompts to read the image, got "{encoder.slot}".'
+            )
         if index < 0:
             first = next(layer for layer, block in enumerate(served) if block >= 0)
             raise ValueError(f"layer must be followed by a DVPT block, so from {first} on, got {self.layer}.")
-        block: DVPTBlock = encoder.dvpt[index]  # type: ignore[assignment]
+        block: DVPTBlock = encoder.dvpt[index]
         if block.num_prompts == 0:
             raise ValueError("num_prompts must be at least 1 for there to be attention, got 0.")
         return block, served[: self.layer].count(index)

@@ -54,9 +54,10 @@ def save_adapter(
     """
     Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
 
-    The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, method and its options, parts, labels, SHA-256 of
-    the backbone and of the stored tensors, the file that the backbone was loaded from and along which axis it was
-    inflated, versions of the libraries, ``notes``, and a SHA-256 of all that. The file appears whole or not at all.
+    The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, method and its options,
+    parts, labels, SHA-256 of the backbone and of the stored tensors, the file that the backbone was loaded from and
+    along which axis it was inflated, versions of the libraries, ``notes``, and a SHA-256 of all that. The file appears
+    whole or not at all.
 
     Args:
         net: the network; one that ``torch.compile`` or a data-parallel module wraps is unwrapped, here and wherever a
@@ -190,7 +191,9 @@ def merge(net: TunableNetwork) -> TunableNetwork:
     return net.train(net.training)
 
 
-def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = None) -> TunableNetwork:
+def merge_full(
+    path: str | os.PathLike, backbone: str | os.PathLike | None = None, labels: Sequence[str] | None = None
+) -> TunableNetwork:
     """
     The whole network of an adapter: built as its file says, with its backbone and the adapter loaded.
 
@@ -198,18 +201,19 @@ def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = Non
         path: file written by :func:`save_adapter`.
         backbone: file of the backbone, of any kind that :func:`monai_dvpt.networks.pretrained.load_pretrained` takes;
             by default the file that the adapter names, beside it or among the weights of this package.
+        labels: see :func:`load_adapter`.
 
     Returns:
         the network in eval mode; ``torch.save(net.state_dict(), "model.pt")`` writes it for tools that want one file.
 
     Raises:
-        InputError: if a file is missing or damaged, or the backbone is not the one of the adapter.
+        InputError: if a file is missing or damaged, or the backbone or the labels are not those of the adapter.
     """
     found = find_backbone(path, adapter_metadata(path), backbone)
     if found is None:
         named = adapter_metadata(path).get("backbone_file")
         raise InputError(f"{path}: needs its backbone; the file it names, {named}, is not found, so give one.")
-    return load_adapter(load_backbone(path, found), path).eval()
+    return load_adapter(load_backbone(path, found), path, labels=labels).eval()
 
 
 def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> TunableNetwork:

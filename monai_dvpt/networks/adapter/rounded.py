@@ -41,7 +41,9 @@ def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> 
     before = backbone_sha256(net)
     for name, module in net.named_modules():
         if isinstance(module, (nn.Linear, _ConvNd)) and net.part_of(f"{name}.weight") == "backbone":
-            for key, parameter in list(module.named_parameters()):  # new ones, as another network may use these
+            own = [key for key, _ in module.named_parameters() if net.part_of(f"{name}.{key}") == "backbone"]
+            for key in own:  # new ones, as another network may use these
+                parameter = module.get_parameter(key)
                 setattr(module, key, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
     net.rounding = backbone_sha256(net), before
     return net

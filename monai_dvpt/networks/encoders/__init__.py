@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pretrained transformers that networks hold: one loop over their layers, and one slot for a tuning method."""
 
-from .encoder import Attached, Encoder, get_tensor, set_tensor
+from .encoder import Encoder
+from .slot import Attached, get_tensor, set_tensor
 from .swin import SwinEncoder, check_swin_sizes
 from .vit import ViTEncoder, check_vit_sizes
 

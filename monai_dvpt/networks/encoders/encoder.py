@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all encoders have in common: the loop over their layers, the prefix, and the slot for a tuning method."""
+"""What all encoders have in common: the loop over their layers, and what of it can be kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,40 +12,24 @@ from torch.utils.checkpoint import checkpoint
 
 from monai_dvpt.networks.blocks import fuse_attention
 
-if TYPE_CHECKING:
-    from monai_dvpt.networks.methods import Method
+from .slot import Slot
 
-__all__ = ["Attached", "Encoder", "get_tensor", "set_tensor"]
-
-
-@dataclass
-class Attached:
-    """A method taken out of its slot, with the tensors that it owns, by their names in the encoder."""
-
-    method: Method
-    tensors: dict[str, torch.Tensor]
+__all__ = ["Encoder"]
 
 
-class Encoder(nn.Module):
+class Encoder(Slot):
     """
-    A transformer whose layers run in one loop. A tuning method sits in its slot: it owns the tensors that it has added
-    and those of the encoder that it trains; everything else is the backbone and never changes.
+    A transformer whose layers run in one loop, with a slot for a tuning method.
 
     A subclass also derives from MONAI's transformer, has its layers in ``blocks``, and calls :meth:`open_slot`.
 
     Attributes:
-        slot: the method; None while there is none.
-        owned: names of the method's tensors.
-        originals: by name, the backbone's tensors in whose place the method trains copies.
         arithmetic: what the encoder computes beyond its tensors, such as the number of heads, by name.
         outputs: layers whose states a network uses; -1 is the embedding.
     """
 
     if TYPE_CHECKING:  # TorchScript would try to compile annotations of a class
-        blocks: Sequence[nn.Module]
-        slot: Method | None
-        owned: list[str]
-        originals: dict[str, nn.Parameter]
+        blocks: Any
         arithmetic: dict[str, Any]
         outputs: list[int]
         never_trained: list[str]
@@ -72,16 +54,15 @@ class Encoder(nn.Module):
         self.never_trained = [n for n, p in self.named_parameters() if not p.requires_grad or id(p) in unused]
         self.slot, self.owned, self.originals = None, [], {}
         self.follow_layers(nn.ModuleList(), [-1] * len(self.blocks))
-
-    # what a method asks
+        self.slot_changed()
 
     def widths(self) -> list[int]:
         """Token width ``C`` of every layer."""
-        return [block.norm1.normalized_shape[0] for block in self.blocks]  # type: ignore[union-attr,index]
+        return [block.norm1.normalized_shape[0] for block in self.blocks]
 
     def like(self) -> torch.Tensor:
         """A tensor on whose device and of whose type a method's are; no normalisation is ever rounded."""
-        return self.blocks[0].norm1.weight  # type: ignore[union-attr,return-value]
+        return self.blocks[0].norm1.weight
 
     def embedding(self) -> nn.Module:
         """The module that makes tokens of an image."""
@@ -104,87 +85,6 @@ class Encoder(nn.Module):
         """Index of the last layer that runs before a tensor is used; -1 for none, -2 if it is used in the embedding."""
         raise NotImplementedError
 
-    # the slot
-
-    def attach(self, method: Method, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
-        """
-        Puts a method into the slot.
-
-        Args:
-            method: the method; one that is there is taken out before.
-            tensors: its tensors as :meth:`detach` gave them; what is not among them starts anew.
-        """
-        method = method.for_encoder(self)
-        self.detach()
-        given = {} if tensors is None else tensors
-        before = self.state_dict().keys()
-        for name in method.trains(self):
-            own: Any = self.get_parameter(name)
-            self.originals[name] = own.requires_grad_(False)
-            set_tensor(self, name, nn.Parameter(own.detach() if name in given else own.detach().clone()))
-        if given:
-            with torch.random.fork_rng(devices=[]):
-                method.attach(self)
-        else:
-            method.attach(self)
-        self.slot = method
-        self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
-        moved = nn.ParameterList([given.get(name, get_tensor(self, name)) for name in self.owned])
-        moved.to(self.like())  # what was out of the slot stayed behind when the network was moved
-        for name, tensor in zip(self.owned, moved, strict=True):
-            set_tensor(self, name, tensor)
-        self._find_prefix()
-
-    def detach(self) -> Attached | None:
-        """Takes the method out of the slot, which leaves the pretrained encoder as it was."""
-        if self.slot is None:
-            return None
-        taken = Attached(self.slot, {name: get_tensor(self, name) for name in self.owned})
-        self.follow_layers(nn.ModuleList(), [-1] * len(self.blocks))
-        for module in list(self.modules()):
-            if hasattr(module, "give_back"):
-                module.give_back()
-        for name, tensor in self.originals.items():
-            set_tensor(self, name, tensor)
-        self.slot, self.owned, self.originals = None, [], {}
-        self._find_prefix()
-        return taken
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Encoder:
-        """Moves and conversions reach the backbone's tensors that are out of their place, too."""
-        super()._apply(fn, recurse)
-        moved = nn.ParameterList(self.originals.values())._apply(fn)
-        self.originals = dict(zip(self.originals, moved, strict=True))
-        return self
-
-    @contextmanager
-    def without_method(self, restart: bool = False) -> Iterator[None]:
-        """
-        Within the context the slot is empty: the encoder is the pretrained one.
-
-        Args:
-            restart: whether what the method trains of the encoder itself starts anew from what it is by then.
-        """
-        own = list(self.originals) if restart else []
-        taken = self.detach()
-        try:
-            yield
-        finally:
-            if taken is not None:
-                self.attach(taken.method, {name: t for name, t in taken.tensors.items() if name not in own})
-
-    def merge(self) -> None:
-        """
-        Folds what the method learned into the encoder, which then has none; the outputs stay equal up to rounding.
-
-        Raises:
-            ValueError: if the method cannot be merged.
-        """
-        if self.slot is not None:
-            self.slot.merge(self)
-            self.slot, self.owned, self.originals = None, [], {}
-            self._find_prefix()
-
     def follow_layers(self, blocks: nn.ModuleList, block_of_layer: Sequence[int], side_path: bool = False) -> None:
         """
         Sets the modules that follow layers.
@@ -195,9 +95,6 @@ class Encoder(nn.Module):
             side_path: whether the layers see the outputs of each other alone, see :meth:`adapt`.
         """
         self.dvpt, self.dvpt_of_layer, self.side_path = blocks, list(block_of_layer), side_path
-        self._find_prefix()
-
-    # the loop
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """Tokens of an image, as the first layer takes them, of shape (B, \\*grid, C) or (B, N, C)."""
@@ -285,8 +182,6 @@ class Encoder(nn.Module):
                 if layer in keep:
                     states[layer] = adapted
         return states, seen
-
-    # the prefix
 
     @torch.jit.unused
     def prefix_of(self, image: torch.Tensor) -> torch.Tensor:
@@ -386,29 +281,15 @@ class Encoder(nn.Module):
                 layers.append(layer)
         return layers
 
-    def _find_prefix(self) -> None:
+    def slot_changed(self) -> None:
         """Sets the layers whose frozen tokens suffice to go on from: the last before the method, or all beside it."""
+        if self.slot is None and len(self.dvpt):
+            self.follow_layers(nn.ModuleList(), [-1] * len(self.blocks))
         last = len(self.blocks) - 1
         frozen = [layer for layer, block in enumerate(self.dvpt_of_layer) if block >= 0][:1]
         frozen += [self.frozen_layers(name) for name in self.owned if not name.startswith("dvpt.")]
         first = min([*frozen, last])
         self.prefix_layers = list(range(first, last + 1)) if self.side_path else [first]
-
-
-def set_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Puts a parameter or buffer into the place of another one, by its name in a module."""
-    owner, _, attribute = name.rpartition(".")
-    holder = module.get_submodule(owner)
-    if isinstance(tensor, nn.Parameter):
-        setattr(holder, attribute, tensor)
-    else:
-        holder._buffers[attribute] = tensor
-
-
-def get_tensor(module: nn.Module, name: str) -> torch.Tensor:
-    """A parameter or buffer by its name in a module."""
-    owner, _, attribute = name.rpartition(".")
-    return getattr(module.get_submodule(owner), attribute)
 
 
 def _product(sides: list[int]) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -65,6 +65,10 @@ class _Layer(SwinTransformerBlock):
 class SwinEncoder(Encoder, SwinTransformer):
     """The Swin transformer of MONAI's :class:`monai.networks.nets.SwinUNETR`, under the same parameter names."""
 
+    if TYPE_CHECKING:
+        depths: list[int]
+        ends: list[int]
+
     @classmethod
     def of(
         cls,
@@ -95,7 +99,7 @@ class SwinEncoder(Encoder, SwinTransformer):
         return encoder
 
     @property
-    def blocks(self) -> list[Any]:  # type: ignore[override]
+    def blocks(self) -> list[Any]:
         """The layers of all stages."""
         return [block for stage in range(self.num_layers) for block in self._stage(stage).blocks]
 

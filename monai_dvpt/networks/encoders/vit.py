@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -49,6 +49,12 @@ def check_vit_sizes(hidden_size: int, mlp_dim: int, num_heads: int) -> None:
 
 class ViTEncoder(Encoder, ViT):
     """MONAI's :class:`monai.networks.nets.ViT` without its head, under the same parameter names."""
+
+    if TYPE_CHECKING:
+        img_size: list[int]
+        patch_size: list[int]
+        grid: list[int]
+        tokens: list[int]
 
     @classmethod
     def of(
@@ -151,7 +157,7 @@ class ViTEncoder(Encoder, ViT):
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
         if not layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
-        embedding = self.patch_embedding
+        embedding: Any = self.patch_embedding
         # MONAI's embedding ends with this module; the class token is joined after it, its norm folded into its weight
         plain = embedding.dropout[-1] if isinstance(embedding.dropout, nn.Sequential) else embedding.dropout
         norm = nn.LayerNorm(self.norm.normalized_shape[0], device=self.norm.weight.device)

@@ -15,8 +15,20 @@ from .ssf import SSF
 from .vpt import VPTDeep, VPTShallow
 
 __all__ = [
-    *("METHODS", "Inserted", "Method", "as_method"),
-    *("DVPT", "SSF", "AdaptFormer", "BitFit", "Bottleneck", "Full", "Linear", "LoRA", "VPTDeep", "VPTShallow"),
+    "DVPT",
+    "METHODS",
+    "SSF",
+    "AdaptFormer",
+    "BitFit",
+    "Bottleneck",
+    "Full",
+    "Inserted",
+    "Linear",
+    "LoRA",
+    "Method",
+    "VPTDeep",
+    "VPTShallow",
+    "as_method",
 ]
 
 METHODS: dict[str, type[Method]] = {

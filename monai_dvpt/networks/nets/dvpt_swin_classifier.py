@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -62,6 +62,9 @@ class DVPTSwinClassifier(TunableNetwork):
 
     TRAINING_ARGUMENTS = frozenset({"drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint"})
 
+    if TYPE_CHECKING:
+        swinViT: SwinEncoder
+
     def __init__(
         self,
         in_channels: int,
@@ -88,7 +91,7 @@ class DVPTSwinClassifier(TunableNetwork):
         check_swin_sizes(spatial_dims, in_channels, patch_size, depths, num_heads, window_size, feature_size)
         check_counts(0, num_classes=num_classes)
         self.patch_size, self.spatial_dims = patch_size, spatial_dims
-        self.swinViT = SwinTransformer(
+        swin = SwinTransformer(
             in_chans=in_channels,
             embed_dim=feature_size,
             window_size=ensure_tuple_rep(window_size, spatial_dims),
@@ -105,8 +108,8 @@ class DVPTSwinClassifier(TunableNetwork):
             downsample=downsample,
             use_v2=use_v2,
         )
+        self.swinViT = SwinEncoder.of(swin, depths, num_heads, downsample, use_checkpoint)
         self.classification_head = nn.Linear(16 * feature_size, num_classes) if num_classes else nn.Identity()
-        SwinEncoder.of(self.swinViT, depths, num_heads, downsample, use_checkpoint)
         self.start(method, options)
 
     def forward(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.networks.nets import SwinUNETR
@@ -68,6 +68,9 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
     ADAPTER_ARGUMENTS = DECODER_ARGUMENTS | {"out_channels"}
 
     TRAINING_ARGUMENTS = frozenset({"drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint"})
+
+    if TYPE_CHECKING:
+        swinViT: SwinEncoder
 
     def __init__(
         self,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.networks.blocks import PatchEmbeddingBlock, UnetrPrUpBlock, UnetrUpBlock
@@ -72,6 +72,9 @@ class DVPTUNETR(TunableNetwork, UNETR):
     HEAD = "out."
     DECODER_ARGUMENTS = frozenset({"feature_size", "norm_name", "conv_block", "res_block"})
     ADAPTER_ARGUMENTS = DECODER_ARGUMENTS | {"out_channels"}
+
+    if TYPE_CHECKING:
+        vit: ViTEncoder
 
     def __init__(
         self,

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slot of an encoder: one tuning method at a time, put in and taken out without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn as nn
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from monai_dvpt.networks.methods import Method
+
+__all__ = ["Attached", "Slot", "get_tensor", "set_tensor"]
+
+
+@dataclass
+class Attached:
+    """A method taken out of its slot, with the tensors that it owns, by their names in the encoder."""
+
+    method: Method
+    tensors: dict[str, torch.Tensor]
+
+
+class Slot(nn.Module):
+    """
+    A module that a method can tune. The method owns the tensors that it has added and those of the module that it
+    trains; everything else is the backbone and never changes.
+
+    Attributes:
+        slot: the method; None while there is none.
+        owned: names of the method's tensors.
+        originals: by name, the backbone's tensors in whose place the method trains copies.
+    """
+
+    if TYPE_CHECKING:  # TorchScript would try to compile annotations of a class
+        slot: Method | None
+        owned: list[str]
+        originals: dict[str, nn.Parameter]
+
+    def like(self) -> torch.Tensor:
+        """A tensor on whose device and of whose type a method's are."""
+        raise NotImplementedError
+
+    def slot_changed(self) -> None:
+        """Called whenever a method has come or gone."""
+
+    def attach(self, method: Method, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        """
+        Puts a method into the slot; the one that is there is taken out before, and stays where this one does not fit.
+
+        Args:
+            method: the method.
+            tensors: its tensors as :meth:`detach` gave them; what is not among them starts anew.
+
+        Raises:
+            ValueError: if the method or one of its options does not fit.
+        """
+        taken = self.detach()
+        try:
+            self._put(method.for_encoder(self), {} if tensors is None else tensors)  # type: ignore[arg-type]
+        except Exception:
+            self._clear()
+            if taken is not None:
+                self._put(taken.method, taken.tensors)
+            raise
+
+    def _put(self, method: Method, given: Mapping[str, torch.Tensor]) -> None:
+        encoder: Any = self
+        before = self.state_dict().keys()
+        for name in method.trains(encoder):
+            own = self.get_parameter(name)
+            own.requires_grad_(False)
+            self.originals[name] = own
+            set_tensor(self, name, nn.Parameter(own.detach() if name in given else own.detach().clone()))
+        with torch.random.fork_rng(devices=[]) if given else nullcontext():  # what is given needs no random start
+            method.attach(encoder)
+        self.slot = method
+        self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
+        moved = nn.ParameterList([given.get(name, get_tensor(self, name)) for name in self.owned])
+        moved.to(self.like())  # what is given stayed behind when the network was moved
+        for name, tensor in zip(self.owned, moved, strict=True):
+            set_tensor(self, name, tensor)
+        self.slot_changed()
+
+    def detach(self) -> Attached | None:
+        """Takes the method out of the slot, which leaves the pretrained encoder as it was."""
+        if self.slot is None:
+            return None
+        taken = Attached(self.slot, {name: get_tensor(self, name) for name in self.owned})
+        self._clear()
+        return taken
+
+    def _clear(self) -> None:
+        changed: list[Any] = [module for module in self.modules() if hasattr(module, "give_back")]
+        for module in changed:
+            module.give_back()
+        for name, tensor in self.originals.items():
+            set_tensor(self, name, tensor)
+        self.slot, self.owned, self.originals = None, [], {}
+        self.slot_changed()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Moves and conversions reach the backbone's tensors that are out of their place, too."""
+        super()._apply(fn, recurse)
+        moved = nn.ParameterList(self.originals.values())._apply(fn)
+        self.originals = dict(zip(self.originals, moved, strict=True))
+        return self
+
+    @contextmanager
+    def without_method(self, restart: bool = False) -> Iterator[None]:
+        """
+        Within the context the slot is empty: the encoder is the pretrained one.
+
+        Args:
+            restart: whether what the method trains of the encoder itself starts anew from what it is by then.
+        """
+        own = list(self.originals) if restart else []
+        taken = self.detach()
+        try:
+            yield
+        finally:
+            if taken is not None:
+                self.attach(taken.method, {name: t for name, t in taken.tensors.items() if name not in own})
+
+    def merge(self) -> None:
+        """
+        Folds what the method learned into the encoder, which then has none; the outputs stay equal up to rounding.
+
+        Raises:
+            ValueError: if the method cannot be merged.
+        """
+        if self.slot is not None:
+            self.slot.merge(self)  # type: ignore[arg-type]
+            self.slot, self.owned, self.originals = None, [], {}
+            self.slot_changed()
+
+
+def set_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Puts a parameter or buffer into the place of another one, by its name in a module."""
+    owner, _, attribute = name.rpartition(".")
+    holder = module.get_submodule(owner)
+    if isinstance(tensor, nn.Parameter):
+        setattr(holder, attribute, tensor)
+    else:
+        holder._buffers[attribute] = tensor
+
+
+def get_tensor(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter or buffer by its name in a module."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(module.get_submodule(owner), attribute)
