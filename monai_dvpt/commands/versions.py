@@ -17,7 +17,7 @@ from .run import printable
 
 __all__ = ["add_parser"]
 
-HEADINGS = ("", "version", "created", "score", "before", "scored on", "cases", "epochs", "seconds", "bytes")
+HEADINGS = ("", "version", "created", "method", "score", "before", "scored on", "cases", "epochs", "seconds", "bytes")
 
 
 def add_parser(commands: Any) -> None:
@@ -82,7 +82,8 @@ def _table(versions: AdapterVersions) -> Iterator[str]:
             f"{record[key]:.4f}" if record.get(key) is not None else "" for key in ("score", "score_in_use_before")
         ]
         told = [str(record.get(key, "")) for key in ("scored_on", "epochs", "seconds")]
-        row = (_mark(versions, record["name"]), record["name"], record["created"], *scores, told[0], cases, *told[1:])
+        names = (_mark(versions, record["name"]), record["name"], record["created"], str(record.get("method", "")))
+        row = (*names, *scores, told[0], cases, *told[1:])
         rows.append((*row, f"{record['bytes']:,}"))
     widths = [max(len(row[index]) for row in rows) for index in range(len(HEADINGS))]
     for row in rows:

@@ -78,14 +78,15 @@ class TestTrainingOfABundle(unittest.TestCase):
         bundle = ServedBundle(REPOSITORY / "bundles" / CT, settings)
         task = AdapterTrainTask(bundle, AdapterVersions("versions", "shipped"))
         cases = [{"name": "a", "image": "/a.nii.gz", "label": "/l.nii.gz"}]
-        workflow = task._workflow({**task.config(), "max_epochs": 7}, Path("first"), Path("run"), cases, cases)
+        request = {"max_epochs": 7, "seed": 0, "device": "cpu"}  # without an adapter nothing is known of methods
+        workflow = task._workflow(request, Path("first"), Path("run"), cases, cases)
         parser = workflow.parser
         names = bundle.labels.names[1:]
         self.assertEqual(parser["organs"], {name: [value] for value, name in enumerate(names, start=1)})
         self.assertEqual(parser.get_parsed_content("labels"), list(bundle.labels.names))
         self.assertEqual((parser["spacing_mm"], parser["backbone_path"]), ([3.0, 3.0, 3.0], "weights.pt"))
         self.assertNotIn("prompt_maps", parser)  # of inference alone
-        self.assertEqual(parser["trainable"], ["dvpt", "head"])
+        self.assertEqual(parser["trainable"], ["method", "head"])
         self.assertEqual(len(parser["train#dataset#data"]), 16)
         self.assertEqual(list(parser["validate#dataset#data"]), [{"image": "/a.nii.gz", "label": "/l.nii.gz"}])
 

@@ -260,7 +260,11 @@ class TestGradingRuns(BundleTestCase):
         save_dicom(folder / "radiograph", np.asarray(Image.open(self.data / "1.png")))
         shutil.copy(self.data / "1.png", folder)
         adapter = str(self.out / "adapter_best.safetensors")
-        settings = {"dataset_dir": str(folder), "output_dir": str(out), "output_format": "json,dicom_sr,overlay"}
+        settings = {
+            "dataset_dir": str(folder),
+            "output_dir": str(out),
+            "output_format": "json,dicom_sr,secondary_capture",
+        }
         flow = self.workflow("inference", adapter_path=adapter, **settings)
         self.assert_refused(flow, "^1 of 2 inputs failed: 1: output_format json, .* must have DICOM input")
         found = json.loads((out / "radiograph_grades.json").read_text())["outputs"]
@@ -277,7 +281,7 @@ class TestGradingRuns(BundleTestCase):
         self.assertEqual({output: said[output] for output in OUTPUTS}, {o: found[o]["grade"] for o in OUTPUTS})
         chances = sorted(float(i.MeasuredValueSequence[0].NumericValue) for i in items if i.get("ValueType") == "NUM")
         np.testing.assert_allclose(chances, sorted(found[output]["confidence"] for output in OUTPUTS), rtol=1e-5)
-        for name in ("radiograph_sr.dcm", "radiograph_overlay.dcm"):
+        for name in ("radiograph_sr.dcm", "radiograph_secondary_capture.dcm"):
             self.assertEqual(validator_errors(out / name), [])
 
     def test_a_finished_run_goes_on_with_more_epochs(self):

@@ -21,8 +21,22 @@ from monai_dvpt.networks.blocks.dvpt import KEEP_FROM
 B, N, C, R, M = 2, 6, 11, 5, 3
 
 
-def reference(x: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
-    """The docstring's formulas, one token and one prompt at a time."""
+CHOICES = [
+    *({"aggregation": aggregation} for aggregation in ("mean", "static", "prompts_only")),
+    *({"norm": norm} for norm in ("none", "affine")),
+    {"zero_init": "gate"},
+    {"aggregation": "mean", "norm": "affine", "zero_init": "gate"},
+]
+
+
+def reference(
+    x: np.ndarray,
+    state: dict[str, np.ndarray],
+    aggregation: str = "read_back",
+    norm: str = "plain",
+    zero_init: str = "up",
+) -> np.ndarray:
+    """The docstring's formulas, one token and one prompt at a time; what starts at zero changes none of them."""
 
     def attend(query: np.ndarray, tokens: list[np.ndarray]) -> np.ndarray:
         if not tokens:
@@ -31,16 +45,20 @@ def reference(x: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
         return weights @ np.array(tokens) / weights.sum()
 
     def bottleneck(token: np.ndarray) -> np.ndarray:
-        norm = (token - token.mean()) / np.sqrt(token.var() + 1e-5)
-        h = state["down.weight"] @ norm + state["down.bias"]
+        if norm != "none":
+            token = (token - token.mean()) / np.sqrt(token.var() + 1e-5)
+        if norm == "affine":
+            token = state["norm.weight"] * token + state["norm.bias"]
+        h = state["down.weight"] @ token + state["down.bias"]
         return h * (1 + erf(h / np.sqrt(2))) / 2
 
     out = np.empty_like(x)
     for i, tokens in enumerate(x):
         z = [bottleneck(token) for token in tokens]
-        d = [attend(prompt, z) for prompt in state["prompts"]]
+        d = [prompt if aggregation == "static" else attend(prompt, z) for prompt in state["prompts"]]
         for j, token in enumerate(tokens):
-            y = z[j] + attend(z[j], d)
+            s = np.mean(d, axis=0) if aggregation == "mean" else attend(z[j], d)
+            y = s if aggregation == "prompts_only" else z[j] + s
             out[i, j] = token + state["up.weight"] @ (state["gate"] * y) + state["up.bias"]
     return out
 
@@ -50,10 +68,26 @@ class TestDVPTBlock(unittest.TestCase):
         torch.manual_seed(0)
         entered(self, patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1))  # as with many tokens
 
-    @parameterized.expand([(M,), (0,), (1,)])
-    def test_identity_at_initialisation(self, num_prompts):
+    @parameterized.expand(
+        [(M, {}), (0, {}), (1, {}), (0, {"zero_init": "gate"}), *((M, options) for options in CHOICES)]
+    )
+    def test_identity_at_initialisation(self, num_prompts, options):
         x = torch.randn(B, N, C)
-        self.assertTrue(torch.equal(DVPTBlock(C, R, num_prompts)(x), x))
+        self.assertTrue(torch.equal(DVPTBlock(C, R, num_prompts, **options)(x), x))
+
+    def test_all_choices_draw_the_same_random_numbers(self):
+        starts = []
+        for options in ({}, *CHOICES):
+            torch.manual_seed(3)
+            state = DVPTBlock(C, R, M, **options).state_dict()
+            starts.append((state["down.weight"], state["prompts"], torch.rand(1)))
+            self.assertTrue(all(map(torch.equal, starts[0], starts[-1])))
+
+    def test_what_starts_at_zero(self):
+        zero = {key for key, tensor in DVPTBlock(C, R, M).state_dict().items() if not tensor.any()}
+        self.assertEqual(zero, {"up.weight", "up.bias"})
+        state = DVPTBlock(C, R, M, zero_init="gate").state_dict()
+        self.assertEqual({key for key, tensor in state.items() if not tensor.any()}, {"gate", "up.bias"})
 
     @parameterized.expand([(M,), (1,), (0,)])
     def test_equals_formulas(self, num_prompts):
@@ -62,6 +96,16 @@ class TestDVPTBlock(unittest.TestCase):
         state = {name: tensor.numpy() for name, tensor in block.state_dict().items()}
         with torch.no_grad():
             np.testing.assert_allclose(block(x).numpy(), reference(x.numpy(), state), rtol=1e-12, atol=1e-12)
+
+    @parameterized.expand([(options,) for options in CHOICES])
+    def test_choices_equal_formulas(self, options):
+        block = randomise(DVPTBlock(C, R, M, **options)).double()
+        x = torch.randn(B, N, C, dtype=torch.float64) * 3 + 1
+        state = {name: tensor.numpy() for name, tensor in block.state_dict().items()}
+        expected = reference(x.numpy(), state, **options)
+        np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-12, atol=1e-12)  # recorded
+        with torch.no_grad():
+            np.testing.assert_allclose(block(x).numpy(), expected, rtol=1e-12, atol=1e-12)
 
     def test_value_by_hand(self):
         # One token (1, 3), normalised (-1, 1): h = -1 + 2 + 0.5 = 1.5, z = gelu(1.5) = 1.5 * 0.9331928 = 1.3997892.
@@ -230,10 +274,15 @@ class TestDVPTBlock(unittest.TestCase):
             ("bottleneck_size", C, {"bottleneck_size": C}),
             ("num_prompts", -1, {"num_prompts": -1}),
             ("num_prompts", 2.5, {"num_prompts": 2.5}),
+            ("aggregation", "sum", {"aggregation": "sum"}),
+            ("norm", "batch", {"norm": "batch"}),
+            ("zero_init", None, {"zero_init": None}),
+            ('num_prompts must be at least 1 with aggregation="mean"', 0, {"num_prompts": 0, "aggregation": "mean"}),
         ]
     )
-    def test_bad_argument(self, name, value, changes):
-        with self.assertRaisesRegex(ValueError, f"^{name} must .*got {value}\\.$"):
+    def test_bad_argument(self, words, value, changes):
+        words = words if " " in words else f"{words} must "
+        with self.assertRaisesRegex(ValueError, f"^{words}.*got {value}\\.$"):
             DVPTBlock(**{"hidden_size": C, "bottleneck_size": R, "num_prompts": M, **changes})
 
     @parameterized.expand([(1,), (C - 1,)])
@@ -250,14 +299,27 @@ class TestDVPTBlock(unittest.TestCase):
         for name, parameter in block.named_parameters():
             self.assertTrue((parameter.grad != 0).all(), name)
 
+    @parameterized.expand([(options,) for options in CHOICES])
+    def test_gradients_of_choices(self, options):
+        block, x = DVPTBlock(C, R, M, **options), torch.randn(B, N, C)
+        block(x).square().sum().backward()
+        reached = {name for name, parameter in block.named_parameters() if parameter.grad.abs().max() > 0}
+        self.assertEqual(
+            reached, {"gate", "up.bias"} if options.get("zero_init") == "gate" else {"up.weight", "up.bias"}
+        )
+        randomise(block).zero_grad()
+        block(x).square().sum().backward()
+        for name, parameter in block.named_parameters():
+            self.assertTrue((parameter.grad != 0).all(), name)
+
     def test_no_parameter_is_left_out_of_the_graph(self):
         block = DVPTBlock(C, R, num_prompts=0)  # DDP rejects a parameter without a gradient, also an empty one
         block(torch.randn(B, N, C)).sum().backward()
         self.assertEqual([name for name, parameter in block.named_parameters() if parameter.grad is None], [])
 
-    @parameterized.expand([(M,), (0,)])
-    def test_torchscript(self, num_prompts):
-        block, x = randomise(DVPTBlock(C, R, num_prompts)), torch.randn(B, N, C)
+    @parameterized.expand([(M, {}), (0, {}), *((M, options) for options in CHOICES)])
+    def test_torchscript(self, num_prompts, options):
+        block, x = randomise(DVPTBlock(C, R, num_prompts, **options)), torch.randn(B, N, C)
         self.assertTrue(torch.equal(torch.jit.script(block)(x), block(x)))
 
     @parameterized.expand([(M,), (0,)])

@@ -15,15 +15,21 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from monai_dvpt.data.dicom_writers import segment_codes
+from monai_dvpt.networks.adapter import adapter_metadata, adapter_names, delete_adapter, merge_full, set_adapter
+from monai_dvpt.networks.adapter.built import checked_network
+from monai_dvpt.networks.methods import METHODS, as_method
 from monai_dvpt.networks.parts import TunableNetwork
-from monai_dvpt.utils import InputError, path_for_config, reason, root_cause, setting_for_config
+from monai_dvpt.utils import InputError, path_for_config, setting_for_config
 
 from .labels import ModelLabels
-from .versions import AdapterVersions
+from .versions import SHIPPED, AdapterVersions
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["LoadedNetwork", "ServedBundle", "find_bundles"]
+
+MOST_LOADED = 16
+"""Versions that a network keeps in memory, beside the adapter that was shipped."""
 
 
 def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) -> dict[str, ServedBundle]:
@@ -104,7 +110,19 @@ class ServedBundle:
     def labels(self) -> ModelLabels:
         names = [str(name) for name in self.config.get_parsed_content("labels")]
         segments = segment_codes(names, self.metadata) if self.is_segmentation else {}
-        return ModelLabels(tuple(names), segments, self.metadata["name"], self.metadata["version"])
+        return ModelLabels(self.metadata["name"], self.metadata["version"], segments, tuple(names))
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Names of the tuning methods that fit the network."""
+        encoder, fitting = checked_network(self.adapter_path, adapter_metadata(self.adapter_path)).encoder(), []
+        for name in METHODS:
+            try:
+                encoder.attach(as_method(name))
+                fitting.append(name)
+            except ValueError as error:
+                logger.info(f"{self.name}: {name} does not fit: {error}")
+        return fitting
 
     def transforms(self, key: str) -> list[Any]:
         """The transforms of "preprocessing" or "postprocessing", always the same objects."""
@@ -120,14 +138,10 @@ class ServedBundle:
         """
         if self.lacks:
             raise InputError(self.lacks)
-        config = self._config()
-        config["device"] = torch.device("cpu")
         try:
-            return config.get_parsed_content("network").eval()
-        except Exception as error:
-            if not isinstance(root_cause(error), InputError):
-                raise
-            raise InputError(f"{self.name}: {reason(error)}") from error
+            return merge_full(self.adapter_path, self.backbone_path, self.labels.names)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
 
     def _config(self) -> ConfigParser:
         config = ConfigParser()
@@ -141,7 +155,8 @@ class ServedBundle:
 
 class LoadedNetwork:
     """
-    The network of a bundle with one of its adapters. It is loaded strictly, and again when a file has changed.
+    The network of a bundle with its adapters, each loaded strictly when it is first asked for, and again when its file
+    has changed. Those that were asked for last stay in memory, and the network switches between them.
 
     Args:
         bundle: the bundle.
@@ -152,7 +167,8 @@ class LoadedNetwork:
         self.bundle = bundle
         self.versions = versions
         self.network: TunableNetwork | None = None
-        self.files: list[Any] = []
+        self.base: list[Any] = []  # what is known of the files of the network
+        self.files: dict[str, Any] = {}  # and of each version that is loaded, by its name, the last used last
         self.version = ""
 
     def get(self, version: str, device: str | torch.device) -> TunableNetwork:
@@ -166,13 +182,17 @@ class LoadedNetwork:
         """
         if self.bundle.lacks:
             raise InputError(self.bundle.lacks)
-        base = [self.bundle.backbone_path, self.bundle.adapter_path]
-        files = [(path.stat().st_mtime_ns, path.stat().st_size) for path in [*base, self.versions.file_of(version)]]
-        if self.network is None or files[:2] != self.files[:2]:
-            self.network, self.version = None, ""
-            self.network = self.bundle.network()
-        if (version, files) != (self.version, self.files):
-            self.version = ""
-            self.network = self.versions.load(self.network, version, list(self.bundle.labels.names)).eval()
-            self.version, self.files = version, files
+        paths = [self.bundle.backbone_path, self.bundle.adapter_path, self.versions.file_of(version)]
+        *base, file = [(path.stat().st_mtime_ns, path.stat().st_size) for path in paths]
+        if self.network is None or base != self.base:
+            self.network, self.files = None, {}
+            self.network, self.base = self.bundle.network(), base
+        if self.files.pop(version, None) == file:
+            set_adapter(self.network, version)
+        else:
+            self.versions.load(self.network, version, list(self.bundle.labels.names))
+        self.version = version
+        self.files = dict([*self.files.items(), (version, file)][-MOST_LOADED:])
+        for name in set(adapter_names(self.network)) - {SHIPPED, *self.files}:
+            delete_adapter(self.network, name)
         return self.network.to(device)

@@ -76,7 +76,7 @@ class AdapterInferTask(BasicInferTask):
         self.versions = versions
         self.write_dicom_seg = write_dicom_seg
         self.loaded = LoadedNetwork(bundle, versions)
-        self.lock = threading.RLock()  # the network holds one adapter at a time
+        self.lock = threading.RLock()  # the network answers with one adapter at a time
 
     def info(self) -> dict[str, Any]:
         return {**super().info(), "version": self.bundle.metadata["version"], "adapter": self.versions.active}

@@ -16,6 +16,7 @@ from monai_dvpt.utils import InputError
 from .dicom_labels import told_segments
 from .infer import IN_USE, VOLUMES
 from .studies import check_tag
+from .train import AS_START
 from .versions import AdapterVersions
 
 __all__ = [
@@ -188,14 +189,15 @@ def batch_settings(versions: AdapterVersions) -> dict[str, Rule]:
     }
 
 
-def train_settings(versions: AdapterVersions) -> dict[str, Rule]:
-    """What the viewer's options of a training are."""
+def train_settings(versions: AdapterVersions, methods: Iterable[str]) -> dict[str, Rule]:
+    """What the viewer's options of a training are; ``methods`` are those that fit the network."""
     return {
         **CLIENT,
         "max_epochs": number(1, MAX_EPOCHS),
         "val_split": number(0, 0.9, whole=False),
         "device": one_of(devices()),
         "start_from": one_of([IN_USE, *versions.names]),
+        "method": one_of([AS_START, *methods]),
         "seed": number(0, 2**32 - 1),
     }
 

@@ -304,7 +304,7 @@ def _batch(app: DVPTApp, values: Values) -> None:
 def _train(app: DVPTApp, values: Values) -> None:
     _known("model", values, app._trainers)
     _room("train")
-    values["params"] = checked("params", values["params"] or {}, rules.train_settings(app.versions[values["model"]]))
+    values["params"] = _settings_of(app, values["model"])("params", values["params"] or {})
 
 
 def _train_all(app: DVPTApp, values: Values) -> None:
@@ -314,7 +314,9 @@ def _train_all(app: DVPTApp, values: Values) -> None:
 
 
 def _settings_of(app: DVPTApp, model: str) -> rules.Rule:
-    return lambda name, given: checked(name, given, rules.train_settings(app.versions[model]))
+    return lambda name, given: checked(
+        name, given, rules.train_settings(app.versions[model], app.bundles[model].methods)
+    )
 
 
 def _next(app: DVPTApp, values: Values) -> None:

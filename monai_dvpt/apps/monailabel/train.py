@@ -21,7 +21,8 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from monai_dvpt.handlers import AdapterSaver
 from monai_dvpt.networks.adapter import load_adapter, save_adapter
-from monai_dvpt.networks.parts import freeze_backbone
+from monai_dvpt.networks.methods import as_method
+from monai_dvpt.networks.parts import adapter_parts, freeze_backbone
 from monai_dvpt.utils import InputError, path_for_config, to_json
 
 from .bundles import ServedBundle
@@ -29,12 +30,14 @@ from .cases import Case, labelled_cases, split_cases
 from .infer import IN_USE, refusing
 from .versions import AdapterVersions
 
-__all__ = ["AdapterTrainTask"]
+__all__ = ["AS_START", "AdapterTrainTask"]
 
 logger = logging.getLogger(__name__)
 
-TRAINED = ["dvpt", "head"]
+TRAINED = ["method", "head"]
 """Parts of the network that are trained; the decoder stays that of the shipped adapter, and a version is small."""
+AS_START = "as start_from"
+"""What a viewer offers first where it lists tuning methods."""
 LEAST_CROPS = 16
 """Of all cases together in an epoch; with a few cases each is used several times, since every crop is a random one."""
 
@@ -44,7 +47,7 @@ class AdapterTrainTask(TrainTask):
     Goes on from an adapter with the bundle's own training, on the images that have a final label, and keeps the result
     as a new version. It is put in use only if it scores better than the adapter that is in use, on the same cases in
     the same run: on the validation cases, or, where "val_split" is 0, on the training cases. Backbone and decoder are
-    frozen.
+    frozen. With another tuning method than that adapter's the method starts anew, and the head goes on.
 
     Args:
         bundle: a bundle with a segmentation.
@@ -63,6 +66,7 @@ class AdapterTrainTask(TrainTask):
             "val_split": 0.2,
             "device": device_list(),
             "start_from": [IN_USE, *self.versions.names],
+            "method": [AS_START, *self.bundle.methods],
             "seed": 0,
         }
 
@@ -115,8 +119,12 @@ class AdapterTrainTask(TrainTask):
         training, validation = split_cases(cases, float(request["val_split"]), seen)
         scored_on = "validation" if validation else "training"
         logger.info(f"{len(training)} training and {len(validation)} validation cases, {len(left_out)} left out")
-        network = freeze_backbone(self.bundle.network(), TRAINED)
-        self.versions.load(network, start, self._labels)
+        network = self.versions.load(self.bundle.network(), start, self._labels)
+        method, former = _chosen(request["method"]), network.method.name
+        if method not in (AS_START, former):
+            torch.manual_seed(int(request["seed"]))
+            network.encoder().attach(as_method(method))
+        freeze_backbone(network, TRAINED)
         first = save_adapter(network, run / "start.safetensors", labels=self._labels)
         workflow = self._workflow(request, first, run, training, validation or training)
         workflow.initialize()
@@ -125,7 +133,8 @@ class AdapterTrainTask(TrainTask):
         load_adapter(network, run / f"adapter_{'best' if saver.best['epoch'] else 'last'}.safetensors")
         facts = {
             "start": start,
-            **self._scores(saver, start, used),
+            "method": network.method.name,
+            **self._scores(saver, used, is_start=used == start and network.method.name == former),
             "scored_on": scored_on,
             "training_cases": [case["name"] for case in training],
             "validation_cases": [case["name"] for case in validation],
@@ -133,7 +142,8 @@ class AdapterTrainTask(TrainTask):
             "epochs": int(request["max_epochs"]),
             "seconds": round(time.monotonic() - started, 1),
         }
-        name = self.versions.add(network, TRAINED, self._labels, facts)
+        parts = [part for part in TRAINED if part in adapter_parts(network)]
+        name = self.versions.add(network, parts, self._labels, facts)
         self._keep(run, name)
         before, score = facts["score_in_use_before"], facts["score"]
         if score > before:
@@ -155,6 +165,7 @@ class AdapterTrainTask(TrainTask):
         settings: dict[str, Any] = {
             "output_dir": path_for_config(str(run)),
             "adapter_path": path_for_config(str(first)),
+            "start": "$load_adapter(@pretrained, @adapter_path, name='start', labels=@labels)",  # of any method
             "published_model": None,
             "trainable": TRAINED,
             "max_epochs": epochs,
@@ -183,11 +194,11 @@ class AdapterTrainTask(TrainTask):
         parser["train#dataset#hash_as_key"] = True  # an image that is used several times is cached once
         return workflow
 
-    def _scores(self, saver: AdapterSaver, start: str, used: str) -> dict[str, Any]:
+    def _scores(self, saver: AdapterSaver, used: str, is_start: bool) -> dict[str, Any]:
         """Scores of a run that is over, and of the version in use on the same cases; then the run's files are spent."""
         metric = saver.evaluator.state.key_metric_name
         kept, before = saver.best if saver.best["epoch"] else saver.last, saver.start["metrics"][metric]
-        if used != start:
+        if not is_start:
             self.versions.load(saver.network, used, self._labels)
             saver.evaluator.run()
             before = float(saver.evaluator.state.metrics[metric])

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from monai_dvpt.networks.adapter import adapter_metadata, load_adapter, save_adapter
+from monai_dvpt.networks.adapter import adapter_metadata, adapter_names, load_adapter, save_adapter, set_adapter
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
@@ -152,10 +152,11 @@ class AdapterVersions:
 
     def load(self, network: TunableNetwork, name: str, labels: list[str]) -> TunableNetwork:
         """
-        Loads a version into a network that has the backbone and the decoder of the adapter that was shipped.
+        Loads a version as the active adapter of its name. What its file lacks is that of the adapter that was shipped,
+        which is loaded before, as :data:`SHIPPED`, where the network does not have it.
 
         Args:
-            network: the network.
+            network: a network that has the backbone.
             name: of the version.
             labels: names of the classes that it must have been trained for, background first.
 
@@ -165,14 +166,16 @@ class AdapterVersions:
         Raises:
             InputError: if the version goes on from another adapter, or for a reason of :func:`load_adapter`.
         """
-        load_adapter(network, self.shipped, labels=labels)
+        path = self.file_of(name)
+        if SHIPPED not in adapter_names(network):
+            load_adapter(network, self.shipped, name=SHIPPED, labels=labels)
+        set_adapter(network, SHIPPED)
         if name == SHIPPED:
             return network
-        path = self.file_of(name)
         metadata, base = adapter_metadata(path), adapter_metadata(self.shipped)["tensors_sha256"]
         if (known := metadata["notes"].get("base_sha256")) != base:
             raise InputError(f"{path}: goes on from the adapter with SHA-256 {known}, but {self.shipped} has {base}.")
-        return load_adapter(network, path, parts=metadata["parts"], labels=labels)
+        return load_adapter(network, path, name=name, parts=metadata["parts"], labels=labels)
 
     def _read(self) -> dict[str, Any]:
         if not self.index.is_file():

@@ -132,8 +132,7 @@ def stored_method(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Metho
     Raises:
         InputError: if it or one of its options is unknown, or an option is outside what is stated for its type.
     """
-    entry = metadata["method"]
-    name, options = entry.get("name"), entry.get("options")
+    name, options = (metadata["method"].get(key) for key in ("name", "options"))
     if not isinstance(name, str) or name not in METHODS:
         raise InputError(f"{path}: method must be one of {list(METHODS)}, got {_short(name)}.")
     kind = METHODS[name]

@@ -22,7 +22,7 @@ from monai_dvpt.utils import InputError, check_type, to_json
 
 from .built import blank_network, build_network, checked_network, stored_method
 from .named import adopt_adapter
-from .stored import adapter_metadata, fitting_tensors, tensors_sha256, write_adapter
+from .stored import adapter_metadata, check_fit, fitting_tensors, frozen_sha256, write_adapter
 
 __all__ = ["backbone_sha256", "find_backbone", "load_adapter", "load_backbone", "merge", "merge_full", "save_adapter"]
 
@@ -36,9 +36,9 @@ def backbone_sha256(net: TunableNetwork) -> str:
     """
     SHA-256, in hexadecimal, of the backbone's tensors. Those of the encoder count under their names inside it, so that
     it is the same in every network around the same tensors; a class token is one of them. As long as the backbone is
-    as :func:`round_backbone` left it, it is that of before.
+    as :func:`round_backbone` left it, it is that of before. It is computed again only when the backbone has changed.
     """
-    found = tensors_sha256({name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
+    found = frozen_sha256(net, {name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
     return net.rounding[1] if net.rounding and net.rounding[0] == found else found
 
 
@@ -115,33 +115,34 @@ def load_adapter(
         net: network, its pretrained backbone loaded.
         path: file written by :func:`save_adapter`.
         name: by default the adapter in use is overwritten, and must have the same settings. With a name it is loaded
-            beside the others, with its own DVPT settings, decoder and number of classes, and made the active one; an
-            adapter of that name is replaced.
-        parts: the parts that the file must hold, by default all but the backbone; without decoder and head the rest of
-            ``net`` must be trained already. Not with a name.
+            beside the others, with its own method, decoder and number of classes, and made the active one; an adapter
+            of that name is replaced.
+        parts: the parts that the file must hold, by default all but the backbone. The others stay as they are in
+            ``net``; with a name they are copies of those of the adapter in use.
         labels: names of the classes that the file must have been trained for, background first; by default not checked.
 
     Returns:
         ``net``.
 
     Raises:
-        ValueError: if both ``name`` and ``parts`` are given.
+        ValueError: if ``name`` is empty.
         InputError: if the file is damaged, was made for another network, other settings, another backbone or other
             labels, or holds other parts, misses tensors, has extra ones or ones of another shape or type, or numbers
             that are not finite in the network's type; names what differs.
     """
     if name == "":
         raise ValueError("name must not be empty.")
-    if name is not None and parts is not None:
-        raise ValueError(f"parts must be None for an adapter with a name, got {list(parts)}.")
     metadata = adapter_metadata(path)
     own = {"network": type(net).__name__, "backbone_sha256": backbone_sha256(net)}
     for key, value in own.items():
         if metadata.get(key) != value:
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {metadata.get(key)}.")
-    free = net.TRAINING_ARGUMENTS | (frozenset() if name is None else net.adapter_arguments())
+    changeable = frozenset() if name is None else net.adapter_arguments()
+    if parts is not None and "decoder" not in parts:
+        changeable -= net.DECODER_ARGUMENTS
+    free = net.TRAINING_ARGUMENTS | changeable
     if parts is not None and set(parts) <= {"method"}:
-        free |= net.ADAPTER_ARGUMENTS
+        changeable, free = frozenset(), free | net.ADAPTER_ARGUMENTS
     theirs = metadata["arguments"]
     for key, value in _as_json(net.arguments).items():
         if key not in free and not _same_sides(theirs.get(key), value):
@@ -150,7 +151,7 @@ def load_adapter(
     if name is None and method != net.method:
         raise InputError(f"{path}: method must be that of the network, {net.method}, got {method}.")
     if name is not None:
-        changes = {key: theirs[key] for key in net.adapter_arguments() if key in theirs}
+        changes = {key: theirs[key] for key in changeable if key in theirs}
         target = blank_network(path, type(net), method, net.arguments, changes)
     expected = adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
     if metadata.get("parts") != expected:
@@ -160,7 +161,11 @@ def load_adapter(
     targets = dict(target.tensors(expected))
     tensors = fitting_tensors(path, metadata, targets)
     if name is not None:
-        target.load_state_dict(tensors, strict=False, assign=True)  # its backbone stays without memory
+        lacking = [part for part in adapter_parts(target) if part not in expected]
+        rest = {key: tensor.detach().clone() for key, tensor in net.tensors(lacking)}
+        where = f"{path}: with {lacking} of the adapter in use"
+        check_fit(where, {"parts": lacking}, rest, dict(target.tensors(lacking)))
+        target.load_state_dict({**tensors, **rest}, strict=False, assign=True)  # its backbone stays without memory
         return adopt_adapter(net, name, target, like=net)
     with torch.no_grad():
         for key, tensor in targets.items():
@@ -192,7 +197,10 @@ def merge(net: TunableNetwork) -> TunableNetwork:
 
 
 def merge_full(
-    path: str | os.PathLike, backbone: str | os.PathLike | None = None, labels: Sequence[str] | None = None
+    path: str | os.PathLike,
+    backbone: str | os.PathLike | None = None,
+    labels: Sequence[str] | None = None,
+    fold: bool = False,
 ) -> TunableNetwork:
     """
     The whole network of an adapter: built as its file says, with its backbone and the adapter loaded.
@@ -202,6 +210,8 @@ def merge_full(
         backbone: file of the backbone, of any kind that :func:`monai_dvpt.networks.pretrained.load_pretrained` takes;
             by default the file that the adapter names, beside it or among the weights of this package.
         labels: see :func:`load_adapter`.
+        fold: whether a method that changes weights alone, such as LoRA, is folded into them, see :func:`merge`, so that
+            it costs nothing.
 
     Returns:
         the network in eval mode; ``torch.save(net.state_dict(), "model.pt")`` writes it for tools that want one file.
@@ -213,7 +223,8 @@ def merge_full(
     if found is None:
         named = adapter_metadata(path).get("backbone_file")
         raise InputError(f"{path}: needs its backbone; the file it names, {named}, is not found, so give one.")
-    return load_adapter(load_backbone(path, found), path, labels=labels).eval()
+    net = load_adapter(load_backbone(path, found), path, labels=labels).eval()
+    return merge(net) if fold and net.method.can_merge else net
 
 
 def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> TunableNetwork:

@@ -12,7 +12,7 @@ from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.networks.wrapped import on_network, unwrap
 from monai_dvpt.utils import to_json
 
-from .stored import tensors_sha256
+from .stored import frozen_sha256
 
 __all__ = ["encoder_sha256", "share_backbone"]
 
@@ -24,7 +24,7 @@ def encoder_sha256(net: TunableNetwork) -> str:
     they do not say. It is the same in every network around the same encoder.
     """
     arithmetic = to_json(net.encoder().arithmetic)
-    return hashlib.sha256((tensors_sha256(_encoder_tensors(net)) + arithmetic).encode()).hexdigest()
+    return hashlib.sha256((frozen_sha256(net, _encoder_tensors(net)) + arithmetic).encode()).hexdigest()
 
 
 @on_network

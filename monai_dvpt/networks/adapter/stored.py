@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn as nn
 from safetensors.torch import save_file
 
 from monai_dvpt.utils import (
@@ -31,6 +33,7 @@ __all__ = [
     "adapter_metadata",
     "check_intact",
     "fitting_tensors",
+    "frozen_sha256",
     "read_kinds",
     "read_tensors",
     "tensors_sha256",
@@ -43,6 +46,8 @@ KINDS = {
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
 }
 """Types of tensors that an adapter may hold, by their names in the file."""
+KNOWN: WeakKeyDictionary[nn.Module, tuple[dict[str, Any], str]] = WeakKeyDictionary()
+"""By network what :func:`frozen_sha256` gave last, and the state of the tensors then."""
 
 
 def _is_plain_name(name: Any) -> bool:
@@ -224,3 +229,26 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def frozen_sha256(net: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
+    """
+    :func:`tensors_sha256` of frozen tensors of a network, computed again only after one of them was changed or
+    replaced. PyTorch counts the changes of a tensor, but not those through ``data``, NumPy or a fused optimiser, which
+    the sum of its bytes, a tenth of the work, gives away.
+    """
+    if any(tensor.is_inference() for tensor in tensors.values()):  # PyTorch counts none of their changes
+        return tensors_sha256(tensors)
+    state = {name: _state(tensor) for name, tensor in tensors.items()}
+    known, sha256 = KNOWN.get(net, ({}, ""))
+    if state != known:
+        sha256 = tensors_sha256(tensors)
+        KNOWN[net] = state, sha256
+    return sha256
+
+
+def _state(tensor: torch.Tensor) -> tuple[Any, ...]:
+    data = tensor.detach().contiguous().flatten().view(torch.uint8)
+    aligned = data.numel() % 8 == 0 and data.storage_offset() % 8 == 0
+    total = int((data.view(torch.int64) if aligned else data).sum())  # which overflows, and is exact nonetheless
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor._version, total

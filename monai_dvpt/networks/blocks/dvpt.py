@@ -19,6 +19,12 @@ __all__ = ["DVPTBlock", "DVPTList"]
 
 KEEP_FROM = 2**18
 """Numbers in the tokens from which a block keeps its output alone; with fewer there is little to save."""
+CHOICES = {
+    "aggregation": ("read_back", "mean", "static", "prompts_only"),
+    "norm": ("plain", "affine", "none"),
+    "zero_init": ("up", "gate"),
+}
+"""Values of the arguments of a block that are words."""
 
 
 class DVPTBlock(nn.Module):
@@ -43,9 +49,16 @@ class DVPTBlock(nn.Module):
         hidden_size: token width ``C`` of the frozen transformer.
         bottleneck_size: width ``R`` of the down-projection, in ``[1, C)``.
         num_prompts: number ``M`` of learnable prompts; 0 leaves a plain bottleneck adapter (``S = 0``).
+        aggregation: what of the prompts is added to the tokens: "read_back", as above; "mean", where every token gets
+            the mean of ``D`` over the prompts as ``S``; "static", where ``P`` stands for ``D``, so that no sample
+            changes the prompts; or "prompts_only", where ``S`` is projected in the place of ``Z + S``.
+        norm: layer normalisation before the bottleneck: "plain", without parameters; "affine", with a trained scale
+            and shift; or "none".
+        zero_init: what starts at zero beside ``b_up``: the up-projection, "up", or the "gate".
 
     Raises:
-        ValueError: if ``hidden_size`` is below 2, ``bottleneck_size`` outside ``[1, C)`` or ``num_prompts`` negative.
+        ValueError: if ``hidden_size`` is below 2, ``bottleneck_size`` outside ``[1, C)`` or ``num_prompts`` negative;
+            if another argument is unknown; or if there are no prompts for another ``aggregation`` than "read_back".
 
     Examples::
 
@@ -54,22 +67,37 @@ class DVPTBlock(nn.Module):
 
     """
 
-    def __init__(self, hidden_size: int, bottleneck_size: int = 32, num_prompts: int = 10) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        bottleneck_size: int = 32,
+        num_prompts: int = 10,
+        aggregation: str = "read_back",
+        norm: str = "plain",
+        zero_init: str = "up",
+    ) -> None:
         super().__init__()
         check_counts(2, hidden_size=hidden_size)
         check_counts(0, num_prompts=num_prompts)
         check_counts(bottleneck_size=bottleneck_size)
         if bottleneck_size >= hidden_size:
             raise ValueError(f"bottleneck_size must be in [1, hidden_size={hidden_size}), got {bottleneck_size}.")
+        for name, value in (("aggregation", aggregation), ("norm", norm), ("zero_init", zero_init)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"{name} must be one of {CHOICES[name]}, got {value}.")
+        if aggregation != "read_back" and not num_prompts:
+            raise ValueError(f'num_prompts must be at least 1 with aggregation="{aggregation}", got 0.')
         self.hidden_size = hidden_size
         self.num_prompts = num_prompts
+        self.aggregation, self.norm_kind = aggregation, norm
         self.scale = 1.0 / math.sqrt(bottleneck_size)
+        self.norm = nn.Identity() if norm == "none" else nn.LayerNorm(hidden_size, elementwise_affine=norm == "affine")
         self.down = nn.Linear(hidden_size, bottleneck_size)
         self.prompts = nn.Parameter(torch.randn(num_prompts, bottleneck_size))
         self.gate = nn.Parameter(torch.ones(1))
         self.up = nn.Linear(bottleneck_size, hidden_size)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        for tensor in (self.up.bias, self.gate if zero_init == "gate" else self.up.weight):
+            nn.init.zeros_(tensor)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """
@@ -87,12 +115,11 @@ class DVPTBlock(nn.Module):
 
     def change(self, x: torch.Tensor) -> torch.Tensor:
         """What tokens of shape (B, N, C) change by, in the bottleneck and gated, of shape (B, N, R)."""
-        z = self.bottleneck(x)
-        return _gated_sum(z, self.read(z), self.gate, self.scale)
+        return self.gate * _aggregate(self.bottleneck(x), self.prompts, self.scale, self.aggregation)
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens of shape (B, N, C) in the bottleneck, of shape (B, N, R)."""
-        return F.gelu(self.down(F.layer_norm(x, (self.hidden_size,))))
+        return F.gelu(self.down(self.norm(x)))
 
     def read(self, z: torch.Tensor) -> torch.Tensor:
         """Attention of the prompts over tokens ``z`` in the bottleneck, of shape (B, M, N); each row sums to 1."""
@@ -101,12 +128,14 @@ class DVPTBlock(nn.Module):
 
 def _keeps_output(block: DVPTBlock, x: torch.Tensor) -> bool:
     """
-    Whether a block keeps its output alone for the backward pass: where autograd records, nothing but it looks on, the
-    type of the tokens is precise enough to find them from the output, and there are enough of them to be worth it.
+    Whether a block, one as the formulas have it, keeps its output alone for the backward pass: where autograd records,
+    nothing but it looks on, the type of the tokens is precise enough to find them from the output, and there are enough
+    of them to be worth it.
     """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     parts = (block.down, block.up)
     plain = all(type(part) is nn.Linear and not any(getattr(part, name) for name in hooks) for part in parts)
+    plain = plain and block.aggregation == "read_back" and block.norm_kind == "plain"
     traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     precise = x.dtype in (torch.float32, torch.float64)
     return plain and not traced and torch.is_grad_enabled() and precise and x.numel() >= KEEP_FROM
@@ -116,11 +145,15 @@ def _read(prompts: torch.Tensor, z: torch.Tensor, scale: float) -> torch.Tensor:
     return (torch.matmul(prompts, z.transpose(1, 2)) * scale).softmax(dim=-1)
 
 
-def _gated_sum(z: torch.Tensor, attention: torch.Tensor, gate: torch.Tensor, scale: float) -> torch.Tensor:
-    """From tokens (B, N, R) and the attention (B, M, N) of the prompts over them what they change by, (B, N, R)."""
-    dynamic = torch.matmul(attention, z)  # (B, M, R), now per sample
-    back = torch.matmul(z, dynamic.transpose(1, 2)) * scale  # (B, N, M)
-    return gate * (z + torch.matmul(back.softmax(dim=-1), dynamic))  # M = 0 adds 0 and keeps prompts in the graph
+def _aggregate(z: torch.Tensor, prompts: torch.Tensor, scale: float, aggregation: str) -> torch.Tensor:
+    """From tokens (B, N, R) and prompts (M, R) what they change by before the gate, (B, N, R)."""
+    if aggregation != "static":
+        prompts = torch.matmul(_read(prompts, z, scale), z)  # (B, M, R), now per sample
+    if aggregation == "mean":
+        return z + prompts.mean(dim=1, keepdim=True)
+    back = torch.matmul(z, prompts.transpose(-2, -1)) * scale  # (B, N, M)
+    taken = torch.matmul(back.softmax(dim=-1), prompts)  # M = 0 adds 0 and keeps prompts in the graph
+    return taken if aggregation == "prompts_only" else z + taken
 
 
 class _KeepOutput(torch.autograd.Function):
@@ -186,7 +219,7 @@ def _change(
 ) -> torch.Tensor:
     """As :meth:`DVPTBlock.change`."""
     z = F.gelu(F.linear(F.layer_norm(x, x.shape[-1:]), down, down_bias))
-    return _gated_sum(z, _read(prompts, z, scale), gate, scale)
+    return gate * _aggregate(z, prompts, scale, "read_back")
 
 
 def _gradients(output: torch.Tensor, inputs: Sequence[torch.Tensor], grad: Any) -> list[torch.Tensor | None]:
@@ -208,6 +241,9 @@ class DVPTList(nn.ModuleList):
         share_every: number of consecutive layers that one block serves, at least 1.
         start_layer: index of the first layer followed by a block, in ``[0, number of layers)``. With a frozen
             transformer the layers before it run without a graph.
+        aggregation: see :class:`DVPTBlock`, as for the next two.
+        norm: see there.
+        zero_init: see there.
 
     Attributes:
         block_of_layer: for every layer the index of the block that follows it, -1 where none does.
@@ -229,6 +265,9 @@ class DVPTList(nn.ModuleList):
         num_prompts: int = 10,
         share_every: int = 3,
         start_layer: int = 0,
+        aggregation: str = "read_back",
+        norm: str = "plain",
+        zero_init: str = "up",
     ) -> None:
         check_counts(share_every=share_every)
         check_counts(0, start_layer=start_layer)
@@ -239,5 +278,5 @@ class DVPTList(nn.ModuleList):
         for hidden_size, layers in itertools.groupby(hidden_sizes[start_layer:]):
             for index, _ in enumerate(layers):
                 if index % share_every == 0:
-                    self.append(DVPTBlock(hidden_size, bottleneck_size, num_prompts))
+                    self.append(DVPTBlock(hidden_size, bottleneck_size, num_prompts, aggregation, norm, zero_init))
                 self.block_of_layer.append(len(self) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from typing_extensions import Self
 
 from monai_dvpt.networks.blocks import DVPTList
@@ -50,15 +51,21 @@ class Bottleneck(Method):
 
     def for_encoder(self, encoder: Encoder) -> Self:
         stages = len(set(encoder.widths()))
-        return replace(
+        method = replace(
             self,
             bottleneck_size=(32 if stages == 1 else 16) if self.bottleneck_size is None else self.bottleneck_size,
             share_every=(3 if stages == 1 else 2) if self.share_every is None else self.share_every,
         )
+        with torch.device("meta"):  # a refusal comes before the encoder is changed
+            method._blocks(encoder)
+        return method
+
+    def _blocks(self, encoder: Encoder) -> DVPTList:
+        options = {key: value for key, value in self.options.items() if key != "side_path"}
+        return DVPTList(encoder.widths(), **{"num_prompts": 0, **options})
 
     def attach(self, encoder: Encoder) -> None:
-        options = {key: value for key, value in self.options.items() if key != "side_path"}
-        blocks = DVPTList(encoder.widths(), **{"num_prompts": 0, **options})
+        blocks = self._blocks(encoder)
         encoder.follow_layers(blocks.to(encoder.like()), blocks.block_of_layer, self.side_path)
 
 

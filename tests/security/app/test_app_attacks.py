@@ -131,6 +131,9 @@ class TestHostileRequests(unittest.TestCase):
             ("train", {"gpus": "0"}),
             ("train", {"output_dir": "/"}),
             ("train", {"network_def#_target_": "os.system"}),
+            ("train", {"method": "$__import__('os')"}),
+            ("train", {"method": {"name": "lora", "rank": 10**9}}),
+            ("train", {"method": "vpt_shallow"}),  # does not fit this network
             ("infer", {"image": "/etc/passwd"}),
             ("infer", {"image_path": "/etc/passwd"}),
             ("infer", {"result_write_to_file": False}),

@@ -43,12 +43,7 @@ def measure_tokens(
     Returns:
         for every number of tokens "tokens", "seconds", "seconds_min", "seconds_max", "flops", "saved_bytes"
         and "saved_bytes_per_token"; and the exponents with which "seconds", "flops" and "saved_bytes" grow.
-
-    Raises:
-        ValueError: if ``rounds`` is below 1.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}.")
     device = torch.device(device)
     with torch.random.fork_rng(devices=[]), tqdm(total=(rounds + 1) * len(tokens), unit="step") as progress:
         torch.manual_seed(0)
