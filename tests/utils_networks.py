@@ -27,7 +27,7 @@ OF_MONAI = re.compile(
     | layers\d\.0\.blocks\.\d+\.(norm[12] | attn\.(qkv|proj) | mlp\.linear[12])\.(weight|bias)
     | layers\d\.0\.blocks\.\d+\.attn\.relative_position_(bias_table|index)
     | layers\d\.0\.downsample\.(norm|reduction)\.(weight|bias)
-    | layers\dc\.0\.conv\d\.conv\.(weight|bias)
+    | layers\dc\.0\.layer\.conv\d\.conv\.(weight|bias)
     )""",
     re.VERBOSE,
 )

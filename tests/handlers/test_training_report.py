@@ -42,6 +42,7 @@ class TestTrainingReport(unittest.TestCase):
         self.assertAlmostEqual(report["method_percent_of_encoder"], 100 * dvpt / encoder)
         self.assertEqual(report["method_bytes"], 4 * dvpt)  # float32
         options = {"bottleneck_size": 5, "num_prompts": 3, "share_every": 3, "start_layer": 0, "side_path": False}
+        options |= {"norm": "plain", "zero_init": "up", "aggregation": "read_back"}
         self.assertEqual(report["method"], {"name": "dvpt", **options})
         sizes = {name: (self.root / name).stat().st_size for name in ("adapter_best.safetensors", "model.pt")}
         self.assertEqual(report["file_bytes"], sizes)

@@ -203,6 +203,7 @@ class TestRoundTrip(unittest.TestCase):
         self.assertEqual(metadata["arguments"], json.loads(json.dumps(net.arguments)))
         self.assertEqual({**net.arguments, **UNETR_SIZES}, net.arguments)
         options = {**DVPT_SIZES, "share_every": 3, "start_layer": 0, "side_path": False}
+        options |= {"norm": "plain", "zero_init": "up", "aggregation": "read_back"}
         self.assertEqual(metadata["method"], {"name": "dvpt", "options": options})
         self.assertEqual(metadata["backbone_file"], None)
         self.assertEqual(metadata["labels"], ["none", "left"])
@@ -285,7 +286,8 @@ class TestRefused(unittest.TestCase):
 
     @parameterized.expand([("bottleneck",), ("linear",), ("lora",), ("full",)])
     def test_other_method(self, method):
-        other = tune(with_backbone_of(self.saved, 2), method)
+        options = {"bottleneck_size": 5} if method == "bottleneck" else {}
+        other = tune(with_backbone_of(self.saved, 2), method, **options)
         self.check_refused("method must be that of the network, ", "got DVPT(", net=other)
 
     def test_settings_of_training_alone_may_differ(self):

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+from typing_extensions import Self
 
 if TYPE_CHECKING:
     from monai_dvpt.networks.methods import Method
@@ -80,9 +81,9 @@ class Slot(nn.Module):
             method.attach(encoder)
         self.slot = method
         self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
-        for name in self.owned:
-            tensor = given.get(name, get_tensor(self, name))
-            tensor.data = tensor.data.to(self.like())  # it stayed behind when the network was moved
+        moved = nn.ParameterList([given.get(name, get_tensor(self, name)) for name in self.owned])
+        moved.to(self.like())  # what is given stayed behind when the network was moved
+        for name, tensor in zip(self.owned, moved, strict=True):
             set_tensor(self, name, tensor)
         self.slot_changed()
 
@@ -99,11 +100,16 @@ class Slot(nn.Module):
         for module in changed:
             module.give_back()
         for name, tensor in self.originals.items():
-            if not tensor.is_meta:  # the copy was moved and converted with the network
-                tensor.data = tensor.data.to(get_tensor(self, name))
             set_tensor(self, name, tensor)
         self.slot, self.owned, self.originals = None, [], {}
         self.slot_changed()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Moves and conversions reach the backbone's tensors that are out of their place, too."""
+        super()._apply(fn, recurse)
+        moved = nn.ParameterList(self.originals.values())._apply(fn)
+        self.originals = dict(zip(self.originals, moved, strict=True))
+        return self
 
     @contextmanager
     def without_method(self, restart: bool = False) -> Iterator[None]:
