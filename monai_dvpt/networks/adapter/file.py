@@ -162,11 +162,10 @@ def load_adapter(
     tensors = fitting_tensors(path, metadata, targets)
     if name is not None:
         lacking = [part for part in adapter_parts(target) if part not in expected]
-        own = {key: tensor.detach().clone() for key, tensor in net.tensors(lacking)}
-        check_fit(
-            f"{path}: with {lacking} of the adapter in use", {"parts": lacking}, own, dict(target.tensors(lacking))
-        )
-        target.load_state_dict({**tensors, **own}, strict=False, assign=True)  # its backbone stays without memory
+        tensors |= (copies := {key: tensor.detach().clone() for key, tensor in net.tensors(lacking)})
+        told = f"{path}: with {lacking} of the adapter in use"
+        check_fit(told, {"parts": lacking}, copies, dict(target.tensors(lacking)))
+        target.load_state_dict(tensors, strict=False, assign=True)  # its backbone stays without memory
         return adopt_adapter(net, name, target, like=net)
     with torch.no_grad():
         for key, tensor in targets.items():
