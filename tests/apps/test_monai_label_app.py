@@ -22,7 +22,7 @@ from utils_bundles import REPOSITORY, workflow
 from utils_data import dice, entered, shared_data, temporary_folder
 from utils_server import require_monai_label, sample_app, serve
 
-from monai_dvpt.networks.adapter import save_adapter
+from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY, load_pretrained
 
 # MONAI Label's client leaves its connections to be closed by the garbage collector
@@ -346,6 +346,31 @@ class TestTraining(unittest.TestCase):
         np.testing.assert_array_equal(answers[0], expected)
         np.testing.assert_array_equal(answers[1], expected)
         self.assertEqual(in_use.dtype, np.uint8)
+
+    def test_version_of_another_method(self):
+        """Only a better one is put in use; each is trained and loaded by the method that its file names."""
+        first = self.cases[0][0]
+        with self.serve() as server:
+            client = Client(self, server)
+            shipped, _, _ = client.label(SEGMENTATION, first)
+            self.correct(client)
+            records = [
+                client.train(SEGMENTATION, max_epochs=1, val_split=0, method="lora"),
+                client.train(SEGMENTATION, max_epochs=1, val_split=0, start_from="v1"),
+                client.train(SEGMENTATION, max_epochs=1, val_split=0, start_from="shipped", method=["linear"]),
+            ]
+            self.assertEqual([record["method"] for record in records], ["lora", "lora", "linear"])
+            for record in records:
+                used = record["score"] > record["score_in_use_before"]
+                self.assertEqual(record["in_use"], record["version"] if used else record["in_use_before"])
+            answers = [client.label(SEGMENTATION, first, adapter=f"v{number}")[0] for number in (1, 2, 3, 1)]
+            np.testing.assert_array_equal(answers[3], answers[0])
+            back, _, _ = client.label(SEGMENTATION, first, adapter="shipped")
+            np.testing.assert_array_equal(back, shipped)
+        folder = self.studies / "adapters" / SEGMENTATION
+        found = [adapter_metadata(folder / f"v{number}.safetensors") for number in (1, 2, 3)]
+        self.assertEqual([metadata["method"]["name"] for metadata in found], ["lora", "lora", "linear"])
+        self.assertEqual([metadata["parts"] for metadata in found], [["method", "head"]] * 2 + [["head"]])
 
     def test_worse_run_replaces_nothing(self):
         from monai_dvpt.apps.monailabel.cases import split_cases

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import yaml
 from ignite.engine import Engine, Events
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -16,20 +17,24 @@ from parameterized import parameterized
 from utils_bundles import BUNDLES
 from utils_data import shared_data, temporary_folder
 
-HIPPOCAMPUS = [(bundle.name, bundle) for bundle in BUNDLES if bundle.name.startswith("hippocampus_")]
+HIPPOCAMPUS = [(bundle.name, bundle, "dvpt") for bundle in BUNDLES if bundle.name.startswith("hippocampus_")]
 CASES = [["001", "004"], ["006", "007"]]  # training and validation case of each site
 ROUNDS = 3
+DVPT = ("method", "bottleneck_size", "num_prompts", "share_every")
+NEW = {"dvpt": ".prompts", "lora": ".lora_b"}  # what the names of tensors have that a method adds
 Weights = dict[str, torch.Tensor]
 
 
 class Site:
     """A client, and its weights and learning rates when the first batch of every round arrives."""
 
-    def __init__(self, bundle: Path, root: Path, cases: list[str]) -> None:
+    def __init__(self, bundle: Path, root: Path, cases: list[str], method: str) -> None:
         names = [f"hippocampus_{case}.nii.gz" for case in cases]
         items = [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names]
         root.mkdir(exist_ok=True)
         (root / "datalist.json").write_text(json.dumps({"training": items[:1], "validation": items[1:]}))
+        network = yaml.safe_load((bundle / "configs" / "train.yaml").read_text())["network_def"]
+        other = {**{key: value for key, value in network.items() if key not in DVPT}, "method": method}
         self.client = MonaiAlgo(
             bundle_root=str(bundle),
             send_weight_diff=False,
@@ -41,6 +46,7 @@ class Site:
                 "output_dir": str(root / "out"),
                 "amp": False,
                 "val_interval": ROUNDS + 1,
+                **({} if method == "dvpt" else {"network_def": other}),
             },
         )
         with warnings.catch_warnings():
@@ -79,10 +85,10 @@ class TestFederated(unittest.TestCase):
         for key, value in found.items():
             torch.testing.assert_close(value, expected[key], rtol=0, atol=0, msg=key)
 
-    @parameterized.expand(HIPPOCAMPUS)
-    def test_every_round_starts_from_the_servers_weights(self, _, bundle):
+    @parameterized.expand([*HIPPOCAMPUS, (*HIPPOCAMPUS[0][:2], "lora")])
+    def test_every_round_starts_from_the_servers_weights(self, _, bundle, method):
         root = temporary_folder(self)
-        sites = [Site(bundle, root / str(index), cases) for index, cases in enumerate(CASES)]
+        sites = [Site(bundle, root / str(index), cases, method) for index, cases in enumerate(CASES)]
         server = sites[0].weights()
         for number in range(ROUNDS):
             trained = [site.train(server) for site in sites]
@@ -91,12 +97,14 @@ class TestFederated(unittest.TestCase):
                 self.assert_equal(site.starts[number], server)
                 self.assertGreater(min(site.rates[number]), 0)
             changed = [key for key, value in trained[0].items() if not torch.equal(value, trained[1][key])]
-            self.assertTrue(changed)  # the sites disagree, so that the average is the weights of neither
+            # the sites disagree, so that the average is the weights of neither
+            self.assertTrue(any(NEW[method] in key for key in changed), changed)
+            self.assertFalse([key for key in changed if "attn.qkv.weight" in key])
             server = average(trained)
 
         # a client that is started again finds a checkpoint, and must not take it for what the server sends: the
         # weights that it begins with itself included
-        again = Site(bundle, root / "0", CASES[0])
+        again = Site(bundle, root / "0", CASES[0], method)
         first = again.weights()
         again.train(first)
         self.assert_equal(again.starts[0], first)
