@@ -158,7 +158,7 @@ class DVPTBlock(nn.Module):
     def change(self, x: torch.Tensor) -> torch.Tensor:
         """What tokens of shape (B, N, C) change by, in the bottleneck and gated, of shape (B, N, R)."""
         z = self.bottleneck(x)
-        prompts = self.prompts
+        prompts: torch.Tensor = self.prompts
         if self.aggregation != "static":
             prompts = torch.matmul(self.read(z), z)  # (B, M, R), now per sample
         if self.aggregation == "mean":
