@@ -158,7 +158,8 @@ class Encoder(nn.Module):
             if hasattr(module, "give_back"):
                 module.give_back()
         for name, tensor in self.originals.items():
-            tensor.data = tensor.data.to(self.like().device)
+            if not tensor.is_meta:  # as in a network that is built for its adapter alone
+                tensor.data = tensor.data.to(self.like().device)
             set_tensor(self, name, tensor)
         self.slot, self.owned, self.originals = None, [], {}
         self._find_prefix()
@@ -189,6 +190,8 @@ class Encoder(nn.Module):
         """
         if self.slot is not None:
             self.slot.merge(self)
+            for name in self.originals:  # what was trained of the encoder is its backbone now
+                get_tensor(self, name).requires_grad_(False)
             self.slot, self.owned, self.originals = None, [], {}
             self._find_prefix()
 
