@@ -248,8 +248,8 @@ class TestDVPTBlock(unittest.TestCase):
         replica = block._replicate_for_data_parallel()
         for name, module in replica.named_children():
             copied = module._replicate_for_data_parallel()
-            for key, parameter in getattr(block, name).named_parameters():
-                setattr(copied, key, parameter * 1)
+            for key, parameter in getattr(block, name)._parameters.items():
+                setattr(copied, key, None if parameter is None else parameter * 1)
             setattr(replica, name, copied)
         for key in ("prompts", "gate"):
             setattr(replica, key, getattr(block, key) * 1)

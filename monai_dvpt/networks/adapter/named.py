@@ -13,7 +13,7 @@ import torch.nn as nn
 
 from monai_dvpt.networks.encoders import Attached
 from monai_dvpt.networks.methods import Method, as_method
-from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.networks.parts import PARTS, TunableNetwork
 from monai_dvpt.networks.wrapped import on_network, unwrap
 
 __all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", "predict_adapters", "set_adapter"]
@@ -77,6 +77,8 @@ def adopt_adapter(
         )
     if like is not None:
         trained = {like.part_of(key) for key, parameter in like.named_parameters() if parameter.requires_grad}
+        if trained:  # and what it has none of, as a linear probe has no method
+            trained |= set(PARTS) - {like.part_of(key) for key, _ in like.named_parameters()}
         for key, parameter in donor.named_parameters():
             parameter.requires_grad_(donor.part_of(key) in trained)
     net.inactive_adapters[name] = _inactive(donor)

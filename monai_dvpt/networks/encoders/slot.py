@@ -136,6 +136,8 @@ class Slot(nn.Module):
         """
         if self.slot is not None:
             self.slot.merge(self)  # type: ignore[arg-type]
+            for name in self.originals:  # what was trained of the encoder is its backbone now
+                get_tensor(self, name).requires_grad_(False)
             self.slot, self.owned, self.originals = None, [], {}
             self.slot_changed()
 

@@ -279,7 +279,8 @@ class TestAdapters(Base):
         singles = {"one": tuned(plain, method, 5), "two": tuned(plain, other, 6), "default": plain}
         expected = {name: answer(single) for name, single in singles.items()}
         net = copy.deepcopy(plain)
-        backbone = {name: place for name, place in places(net).items() if name in encoder_names(plain)}
+        names = encoder_names(plain)
+        backbone = {name: place for name, place in places(net).items() if name in names}
         for name in ("one", "two"):
             load_adapter(net, self.saved(singles[name], name), name=name)
         self.assertEqual(adapter_names(net), ["two", "default", "one"])
@@ -292,7 +293,7 @@ class TestAdapters(Base):
             self.assertEqual(set(net.state_dict()), set(singles[name].state_dict()))
             self.assertEqual(set(trainable(net)), set(trainable(singles[name])))
             without = copy.deepcopy(plain)
-            without.load_state_dict({n: t for n, t in net.state_dict().items() if n not in encoder_names(plain)}, False)
+            without.load_state_dict({n: t for n, t in net.state_dict().items() if n not in names}, False)
             with disable_adapter(net) as inside:
                 self.assertIs(inside, net)
                 self.assertEqual({n: p for n, p in places(net).items() if n in backbone}, backbone)
@@ -336,7 +337,8 @@ class TestAdapters(Base):
         self.check_equal(answer(source), before)
         with disable_adapter(net), disable_adapter(source):
             shared = [places(each) for each in (net, source)]
-        self.assertEqual(*({n: p for n, p in each.items() if n in encoder_names(frozen(case))} for each in shared))
+        names = encoder_names(frozen(case))
+        self.assertEqual(*({name: each[name] for name in names} for each in shared))
         net.train()(small_image(net, batch=2)).square().sum().backward()
         torch.optim.SGD(trainable(net).values(), lr=0.1).step()
         self.check_equal(answer(source), before)
@@ -375,7 +377,7 @@ class TestMerge(unittest.TestCase):
         self.assertTrue(all(name.endswith(ends) for name in added))
         self.assertEqual([type(module) for module in net.modules()], [type(module) for module in plain.modules()])
         self.assertEqual(net.method.name, "linear")
-        self.assertFalse(any(p.requires_grad for name, p in net.named_parameters() if name in encoder_names(net)))
+        self.assertFalse(any(p.requires_grad for name, p in net.named_parameters() if name in encoder_names(plain)))
 
     @parameterized.expand([pair for pair in CASES if pair[0] not in MERGED])
     def test_refused(self, method, case):
