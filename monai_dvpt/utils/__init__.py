@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from .checks import as_bool, check_counts
 from .describe import describe
-from .errors import InputError, naming, reason, report_input_errors, root_cause
+from .errors import InputError, naming, reason, root_cause
 from .files import atomic_path, fingerprint, remove_leftovers, to_json
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
 from .locks import FolderLock, folder_lock
 from .monai_label import served_model, training_folder
 from .tensor_files import open_safetensors, read_npz, read_safetensors, read_torch
 from .tensors import check_finite, check_type
-from .typed import check_typed_paths, is_path_key, path_for_config, setting_for_config
+from .typed import check_typed_paths, is_path_key, path_for_config, report_input_errors, setting_for_config
 
 __all__ = [
     "MAX_FRAMES",

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
-__all__ = ["InputError", "naming", "reason", "report_input_errors", "root_cause"]
+__all__ = ["InputError", "naming", "reason", "root_cause"]
 
 
 class InputError(ValueError):
@@ -48,29 +46,3 @@ def reason(error: BaseException) -> str:
     cause = root_cause(error)
     text = " ".join(str(cause).split())
     return text if isinstance(cause, InputError) else f"{type(cause).__name__}: {text}"
-
-
-def report_input_errors() -> None:
-    """
-    From now on an uncaught error caused by an :class:`InputError` ends the process with its message alone, on
-    standard error, instead of a traceback through MONAI's config parser; so does one of the file system, such as a
-    folder that is read-only, which names the file. Called by the bundles' ``initialize``, so it also checks that the
-    paths of the command line arrive as typed.
-
-    Raises:
-        InputError: if one does not.
-    """
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause = root_cause(error)
-        if isinstance(cause, InputError):
-            print(f"error: {reason(error)}", file=sys.stderr)
-        elif isinstance(cause, OSError) and cause.filename is not None:
-            print(f"error: {cause.filename}: {cause.strerror}", file=sys.stderr)
-        else:
-            sys.__excepthook__(kind, error, trace)
-
-    from .typed import check_typed_paths  # which needs InputError
-
-    sys.excepthook = hook
-    check_typed_paths(sys.argv[1:])

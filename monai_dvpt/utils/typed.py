@@ -6,15 +6,17 @@ from __future__ import annotations
 import ast
 import os
 import shlex
+import sys
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import yaml
 from fire.parser import DefaultParseValue
 
-from .errors import InputError
+from .errors import InputError, reason, root_cause
 
-__all__ = ["check_typed_paths", "is_path_key", "path_for_config", "setting_for_config"]
+__all__ = ["check_typed_paths", "is_path_key", "path_for_config", "report_input_errors", "setting_for_config"]
 
 PATH_KEYS = ("bundle_root", "datalist", "prefix_cache", "published_model")
 PATH_ENDINGS = ("_dir", "_path")
@@ -99,3 +101,27 @@ def _unquoted(typed: str) -> Any:
         return ast.literal_eval(typed) if typed[:1] in ("'", '"') else None
     except (SyntaxError, ValueError):
         return None
+
+
+def report_input_errors() -> None:
+    """
+    From now on an uncaught error caused by an :class:`InputError` ends the process with its message alone, on
+    standard error, instead of a traceback through MONAI's config parser; so does one of the file system, such as a
+    folder that is read-only, which names the file. Called by the bundles' ``initialize``, so it also checks that the
+    paths of the command line arrive as typed.
+
+    Raises:
+        InputError: if one does not.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        cause = root_cause(error)
+        if isinstance(cause, InputError):
+            print(f"error: {reason(error)}", file=sys.stderr)
+        elif isinstance(cause, OSError) and cause.filename is not None:
+            print(f"error: {cause.filename}: {cause.strerror}", file=sys.stderr)
+        else:
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = hook
+    check_typed_paths(sys.argv[1:])
