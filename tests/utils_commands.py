@@ -58,7 +58,11 @@ def save_backbone(net: TunableNetwork, path: Path, shift: float = 0) -> Path:
     prefix = "" if net.arguments.get("decoder_tuning", "all") == "all" else net.ENCODER
     module = net if prefix else net.encoder()
     tensors = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(("dvpt", "classification_head"))}
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if "dvpt." not in name and not name.startswith("classification_head")
+    }
     tensors[f"{prefix}blocks.1.mlp.linear1.bias"][3] += shift
     save_file(tensors, path)
     return path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outside judges of DICOM files."""
+"""Grids of DICOM files, and outside judges of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ import subprocess
 import sys
 import unittest
 from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from monai_dvpt.data import SeriesGrid
+from monai_dvpt.data.dicom.grid import reference_of
+from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
+
+
+def grid_of(frames: list, *volume: Any) -> SeriesGrid:
+    """What the reader makes of ``[path, number]`` of each frame, and perhaps of the shape and affine of a volume."""
+    files = {path: read_header(path) for path, _ in frames}
+    with quiet_pydicom():
+        read = {path: pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in files}
+    headers = {files[path].path: reference_of(header) for path, header in read.items()}
+    return SeriesGrid.of([(files[path], files[path].frames[number - 1]) for path, number in frames], headers, *volume)
 
 
 def validator_errors(path: Path) -> list[str]:

@@ -14,7 +14,23 @@ import torch.nn as nn
 from safetensors.torch import save_file
 
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
-from monai_dvpt.networks.parts import PARTS, TunableNetwork
+from monai_dvpt.networks.parts import PARTS, TunableNetwork, tune
+
+# what tensors are called inside MONAI's ViT and SwinTransformer; the normalisation of pre_norm is CLIP's
+OF_MONAI = re.compile(
+    r"""(
+    cls_token
+    | patch_embedding\.(position_embeddings | (patch_embeddings(\.1)? | dropout\.0)\.(weight|bias))
+    | blocks\.\d+\.(norm1 | norm2 | norm_cross_attn | attn\.(qkv|out_proj) | mlp\.linear[12])\.(weight|bias)
+    | norm\.(weight|bias)
+    | patch_embed\.(proj|norm)\.(weight|bias)
+    | layers\d\.0\.blocks\.\d+\.(norm[12] | attn\.(qkv|proj) | mlp\.linear[12])\.(weight|bias)
+    | layers\d\.0\.blocks\.\d+\.attn\.relative_position_(bias_table|index)
+    | layers\d\.0\.downsample\.(norm|reduction)\.(weight|bias)
+    | layers\dc\.0\.layer\.conv\d\.conv\.(weight|bias)
+    )""",
+    re.VERBOSE,
+)
 
 UNETR_SIZES = {"in_channels": 2, "out_channels": 3, "feature_size": 4, "hidden_size": 24, "mlp_dim": 20, "num_heads": 6}
 DVPT_SIZES = {"bottleneck_size": 5, "num_prompts": 7}
@@ -57,12 +73,18 @@ def new_network(case: str, **arguments: Any) -> Any:
 
 
 def small_network(case: str, seed: int = 0, **arguments: Any) -> Any:
-    """A network of ``NETWORKS`` with random weights everywhere, so also in its DVPT blocks."""
+    """A network of ``NETWORKS`` with random weights everywhere, so also in its method."""
     return randomise(new_network(case, **arguments), seed)
 
 
+def tuned_network(case: str, method: str, seed: int = 0, **options: Any) -> Any:
+    """A network of ``NETWORKS`` tuned by another method, with random weights everywhere, so also in the method."""
+    small = {"dvpt": DVPT_SIZES, "bottleneck": {"bottleneck_size": 5}}.get(method, {})
+    return randomise(tune(small_network(case, seed), method, **{**small, **options}), seed + 1)
+
+
 def small_unetr(seed: int = 0, spatial_dims: int = 2, **arguments: Any) -> DVPTUNETR:
-    """A network with random weights everywhere, so also in its DVPT blocks."""
+    """A network with random weights everywhere, so also in its method."""
     defaults = {**UNETR_SIZES, **DVPT_SIZES, "img_size": IMG_SIZE[spatial_dims], "spatial_dims": spatial_dims}
     return randomise(DVPTUNETR(**{**defaults, **arguments}), seed)
 
@@ -82,6 +104,16 @@ def randomise(module: nn.Module, seed: int = 0) -> Any:
     return module
 
 
+def randomise_method(net: TunableNetwork, seed: int = 0) -> Any:
+    """Fills the parameters of the method with small random numbers; returns ``net``."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if expected_part(net, name) == "method":
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 5)
+    return net
+
+
 def seal(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, Any]) -> None:
     """Writes an adapter file of these tensors and metadata, whose SHA-256 is computed as its format says."""
     facts = {key: value for key, value in metadata.items() if key != "metadata_sha256"}
@@ -90,24 +122,28 @@ def seal(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, Any])
 
 
 def expected_part(net: TunableNetwork, name: str) -> str:
-    """The part to which a tensor belongs, judged by MONAI's names alone."""
+    """
+    The part to which a tensor belongs, judged by MONAI's names alone: inside the encoder, what MONAI does not have
+    belongs to the method, and so does what "full" and "bitfit" train: all that is not fixed, and its biases.
+    """
     first = name.split(".")[0]
-    if first in ("dvpt", "out", "classification_head"):
-        return "dvpt" if first == "dvpt" else "head"
+    if first in ("out", "classification_head"):
+        return "head"
     if isinstance(net, DVPTViT) or first in ("vit", "swinViT"):
-        return "backbone"
+        if not OF_MONAI.fullmatch(name.removeprefix("vit.").removeprefix("swinViT.")):
+            return "method"
+        sincos = "position_embeddings" in name and net.arguments.get("pos_embed_type") == "sincos"
+        if sincos or "norm_cross_attn" in name or name.endswith("_index"):  # fixed, or never used
+            return "backbone"
+        trained = net.method.name == "full" or (net.method.name == "bitfit" and name.endswith(".bias"))
+        return "method" if trained else "backbone"
     tuning = net.arguments["decoder_tuning"]
     return "decoder" if tuning == "all" or (tuning == "norm" and re.search(r"\.norm\d\.", name)) else "backbone"
 
 
 def to_be_trained(net: TunableNetwork, train: tuple[str, ...]) -> set[str]:
-    """
-    Names of the parameters of some parts, less the fixed ones: sine-cosine positions, and a normalisation that MONAI
-    builds in every block and uses with cross-attention alone.
-    """
-    fixed = ["norm_cross_attn", *(["position_embeddings"] if net.arguments.get("pos_embed_type") == "sincos" else [])]
-    names = (name for name, _ in net.named_parameters() if expected_part(net, name) in train)
-    return {name for name in names if not any(other in name for other in fixed)}
+    """Names of the parameters of some parts."""
+    return {name for name, _ in net.named_parameters() if expected_part(net, name) in train}
 
 
 def parts_of(net: TunableNetwork) -> tuple[str, ...]:
@@ -118,10 +154,17 @@ def parts_of(net: TunableNetwork) -> tuple[str, ...]:
 
 def with_backbone_of(net: TunableNetwork, seed: int, **arguments: Any) -> Any:
     """Another network, other weights everywhere but in the backbone."""
-    other = randomise(type(net)(**{**net.arguments, **arguments}), seed).eval()
-    backbone = {name: tensor for name, tensor in net.state_dict().items() if expected_part(net, name) == "backbone"}
-    if other.load_state_dict(backbone, strict=False).unexpected_keys:
-        raise ValueError("the backbones differ.")
+    other = randomise(type(net)(**{"method": net.method, **net.arguments, **arguments}), seed).eval()
+    with net.encoder().without_method():  # which trains copies of what it trains of the backbone
+        state = net.state_dict().items()
+        backbone = {
+            name: t.clone()
+            for name, t in state
+            if name.startswith(net.ENCODER) or expected_part(net, name) == "backbone"
+        }
+    with other.encoder().without_method():
+        if other.load_state_dict(backbone, strict=False).unexpected_keys:
+            raise ValueError("the backbones differ.")
     return other
 
 

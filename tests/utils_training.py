@@ -15,13 +15,15 @@ from monai.losses import DiceCELoss
 from monai.transforms import AsDiscreted, Compose
 
 from monai_dvpt.networks.nets import DVPTUNETR
-from monai_dvpt.networks.parts import freeze_backbone, parameter_groups
+from monai_dvpt.networks.parts import freeze_backbone, parameter_groups, tune
 
 LABELS = ["background", "anterior", "posterior"]
 SIZE = (16, 24, 32)
 
 
-def tiny_network(train: Sequence[str] = ("dvpt", "decoder", "head"), seed: int = 0) -> DVPTUNETR:
+def tiny_network(
+    train: Sequence[str] = ("method", "decoder", "head"), seed: int = 0, method: str = "dvpt"
+) -> DVPTUNETR:
     """A network with instance norm and tokens of 8 voxels, as the bundle's."""
     torch.manual_seed(seed)
     net = DVPTUNETR(
@@ -36,7 +38,7 @@ def tiny_network(train: Sequence[str] = ("dvpt", "decoder", "head"), seed: int =
         bottleneck_size=5,
         num_prompts=3,
     )
-    return freeze_backbone(net, train)
+    return freeze_backbone(net if method == "dvpt" else tune(net, method), train)
 
 
 def dataset(cases: int) -> Dataset:
@@ -89,9 +91,7 @@ def make_trainer(
         max_epochs=epochs,
         train_data_loader=DataLoader(dataset(3), batch_size=1),
         network=net,
-        optimizer=torch.optim.AdamW(
-            parameter_groups(net, {"backbone": 1e-3, "dvpt": 1e-2, "decoder": 1e-2, "head": 1e-2})
-        ),
+        optimizer=torch.optim.AdamW(parameter_groups(net, {"method": 1e-2, "decoder": 1e-2, "head": 1e-2})),
         loss_function=DiceCELoss(to_onehot_y=True, softmax=True),
         train_handlers=[*validation, *handlers],
         decollate=decollate,

@@ -31,10 +31,10 @@ BUNDLES = Path(__file__).parents[2] / "bundles"
 MARGIN = 6  # voxels left around a mask
 
 
-def bundle(name: str, config: str, data: Path) -> ConfigParser:
+def bundle(name: str, configs: list[str], data: Path) -> ConfigParser:
     root = BUNDLES / name
     parser = ConfigParser()
-    parser.read_config(root / "configs" / f"{config}.yaml")
+    parser.read_config([root / "configs" / f"{config}.yaml" for config in configs])
     parser.update({"bundle_root": str(root), "dataset_dir": str(data), "amp": False})
     return parser
 
@@ -50,8 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     data = parser.parse_args().data
-    grading = bundle("hippocampus_mri_dvpt_vit_classification", "evaluate", data)
-    segmenting = bundle("hippocampus_mri_dvpt_unetr_segmentation", "inference", data)
+    grading = bundle("hippocampus_mri_dvpt_vit_classification", ["train", "evaluate"], data)
+    segmenting = bundle("hippocampus_mri_dvpt_unetr_segmentation", ["inference"], data)
     segmenter = freeze_backbone(segmenting.get_parsed_content("network")).eval()
     grader = share_backbone(grading.get_parsed_content("network_def"), segmenter)
     load_adapter(grader, grading.get_parsed_content("adapter_path"), labels=grading.get_parsed_content("labels")).eval()

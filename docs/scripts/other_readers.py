@@ -55,8 +55,8 @@ def write(data: Path, output: Path, labels_file: Path | None) -> None:
     """
     from monai.transforms import LoadImage
 
-    from monai_dvpt.data.dicom import DicomSeriesReader, frames_of
-    from monai_dvpt.data.dicom_writers import segment_codes, write_dicom_seg, write_rtstruct
+    from monai_dvpt.data import DicomSeriesReader
+    from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg, write_rtstruct
 
     thorax = data / "ct_thorax_jpeg2000"
     for name, series, mask in [
@@ -76,7 +76,7 @@ def write(data: Path, output: Path, labels_file: Path | None) -> None:
                 dataset.decompress()
             dataset.save_as(folder / "plain" / path.name)
         image = LoadImage(reader=DicomSeriesReader())(folder / "dicom" / "series")
-        affine, frames = image.affine.numpy(), frames_of(image.meta)
+        affine, source = image.affine.numpy(), image.meta["series_grid"]
         lps = np.diag([-1, -1, 1, 1]) @ affine
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
         grid = SimpleITK.Image(*image.shape, SimpleITK.sitkUInt8)
@@ -95,8 +95,10 @@ def write(data: Path, output: Path, labels_file: Path | None) -> None:
         truth.CopyInformation(grid)
         SimpleITK.WriteImage(truth, str(folder / "truth.nrrd"), True)
         segments = segment_codes(["background", *(f"label{i}" for i in range(1, labels.max() + 1))], {})
-        write_dicom_seg(folder / "seg.dcm", labels, affine, frames, segments, *MODEL)
-        write_rtstruct(folder / "dicom" / "rtstruct.dcm", labels, affine, frames, segments, *MODEL)
+        model = Model(*MODEL, segments)
+        placed = place(source, model, affine, labels)
+        write_dicom_seg(folder / "seg.dcm", placed, source, model)
+        write_rtstruct(folder / "dicom" / "rtstruct.dcm", placed, source, model)
         print(f"{folder}: {labels.max()} labels, {np.count_nonzero(labels)} voxels")
 
 

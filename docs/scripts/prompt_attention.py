@@ -48,7 +48,7 @@ Photograph = tuple[torch.Tensor, torch.Tensor]  # of shape (3, y, x) in -1 to 1,
 
 def hippocampus(data: Path, output: Path) -> None:
     config = ConfigParser()
-    config.read_config(BUNDLE / "configs" / "evaluate.yaml")
+    config.read_config([BUNDLE / "configs" / name for name in ("train.yaml", "evaluate.yaml")])
     config.update({"bundle_root": str(BUNDLE), "dataset_dir": str(data), "device": "$torch.device('cpu')"})
     net, inferer = config.get_parsed_content("network"), config.get_parsed_content("validate#inferer")
     cases = config.get_parsed_content("validate#dataset")

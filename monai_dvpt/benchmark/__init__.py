@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the method costs and saves, measured on the machine at hand: ``python -m monai_dvpt.benchmark --help``."""
+"""Comparison of tuning methods on a bundle and its data: ``python -m monai_dvpt.benchmark --help``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import adapters, cost, dicom, study
+from . import study
 
 __all__ = ["COMMANDS", "DESCRIPTION", "add_parser"]
 
-COMMANDS = [adapters, cost, study, dicom]
-DESCRIPTION = "Measures on this machine what dynamic visual prompt tuning costs and saves."
+COMMANDS = [study]
+DESCRIPTION = "Measures what dynamic visual prompt tuning is worth on a bundle and its data."
 
 
 def add_parser(commands: Any) -> None:
@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     Args:
         commands: what ``add_subparsers`` gave.
     """
-    parser = commands.add_parser("benchmark", help="what DVPT costs and saves on this machine", description=DESCRIPTION)
+    parser = commands.add_parser("benchmark", help="what DVPT is worth on a bundle", description=DESCRIPTION)
     measures = parser.add_subparsers(title="measures", metavar="MEASURE", required=True)
     for module in COMMANDS:
         module.add_parser(measures)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What times and memory depend on, and the memory of this process."""
+"""What times and memory depend on."""
 
 from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import monai
@@ -13,7 +12,7 @@ import torch
 
 from monai_dvpt import __version__
 
-__all__ = ["machine_facts", "process_memory"]
+__all__ = ["machine_facts"]
 
 
 def machine_facts() -> dict[str, Any]:
@@ -28,17 +27,3 @@ def machine_facts() -> dict[str, Any]:
         "monai": monai.__version__,
         "monai_dvpt": __version__,
     }
-
-
-def process_memory(name: str) -> int | None:
-    """
-    Memory of this process, in bytes; None where the system does not say.
-
-    Args:
-        name: as in Linux's ``/proc/self/status``: "VmRSS", what is in memory now, or "VmHWM", the most there was.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    (line,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(f"{name}:"))
-    return 1024 * int(line.split()[1])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .cases import find_cases
 from .datalist import describe_cases, load_datalist
-from .dicom import DicomSeries, DicomSeriesReader, choose_series, find_series, frames_of
+from .dicom import DicomSeries, DicomSeriesReader, SeriesGrid, choose_series, find_series
 from .gradelist import load_gradelist, select_part
 from .mni152 import make_mni152_dataset
 from .prefix_cache import PrefixCacheDataset
@@ -10,11 +10,11 @@ __all__ = [
     "DicomSeries",
     "DicomSeriesReader",
     "PrefixCacheDataset",
+    "SeriesGrid",
     "choose_series",
     "describe_cases",
     "find_cases",
     "find_series",
-    "frames_of",
     "load_datalist",
     "load_gradelist",
     "make_mni152_dataset",

@@ -12,7 +12,7 @@ from typing import Any
 
 from monai.apps import DecathlonDataset
 
-from monai_dvpt.utils import InputError, fingerprint
+from monai_dvpt.utils import InputError, fingerprint, naming
 
 from .kinds import file_ids, image_problem, is_regular
 
@@ -85,24 +85,25 @@ def load_datalist(
     file = next((candidate for candidate in files if candidate.is_file()), None)
     if file is None and not auto:
         raise InputError(f"{datalist}: datalist must be an existing file.")
-    sections = _read(file) if file is not None else {"training": _pair_by_name(root)}
-    cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
-    if not cases["training"]:
-        raise InputError(f"{file or root}: holds no training cases.")
-    shared = _shared(cases["training"], cases["validation"])
-    if shared:
-        raise InputError(f"{file or root}: a case must not both train and validate; listed twice: {_some(shared)}.")
-    if not cases["validation"]:
-        if len(cases["training"]) < 2:
-            raise InputError(f"{file or root}: one case cannot both train and validate; list at least 2 cases.")
-        shuffled = random.Random(0).sample(cases["training"], len(cases["training"]))
-        count = min(max(1, round(validation_fraction * len(shuffled))), len(shuffled) - 1)
-        cases = {"training": shuffled[count:], "validation": shuffled[:count]}
-        if shared := _shared(cases["training"], cases["validation"]):
-            raise InputError(
-                f"{file or root}: where validation cases are drawn, every file must be there once; listed or linked "
-                f"twice: {_some(shared)}."
-            )
+    with naming(file or root):
+        sections = _read(file) if file is not None else {"training": _pair_by_name(root)}
+        cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
+        if not cases["training"]:
+            raise InputError("holds no training cases.")
+        shared = _shared(cases["training"], cases["validation"])
+        if shared:
+            raise InputError(f"a case must not both train and validate; listed twice: {_some(shared)}.")
+        if not cases["validation"]:
+            if len(cases["training"]) < 2:
+                raise InputError("one case cannot both train and validate; list at least 2 cases.")
+            shuffled = random.Random(0).sample(cases["training"], len(cases["training"]))
+            count = min(max(1, round(validation_fraction * len(shuffled))), len(shuffled) - 1)
+            cases = {"training": shuffled[count:], "validation": shuffled[:count]}
+            if shared := _shared(cases["training"], cases["validation"]):
+                raise InputError(
+                    f"where validation cases are drawn, every file must be there once; listed or linked "
+                    f"twice: {_some(shared)}."
+                )
     return cases
 
 
@@ -118,11 +119,11 @@ def _read(file: Path) -> dict:
     try:
         sections = json.loads(file.read_text())
     except ValueError as error:
-        raise InputError(f"{file}: is not valid JSON: {error}.") from error
+        raise InputError(f"is not valid JSON: {error}.") from error
     if not isinstance(sections, dict) or not isinstance(sections.get("training"), list):
-        raise InputError(f'{file}: must be an object with a list "training".')
+        raise InputError('must be an object with a list "training".')
     if not isinstance(sections.get("validation", []), list):
-        raise InputError(f'{file}: "validation" must be a list.')
+        raise InputError('"validation" must be a list.')
     return sections
 
 
@@ -130,13 +131,13 @@ def _pair_by_name(root: Path) -> list[dict[str, str]]:
     names = {}
     for folder in ("imagesTr", "labelsTr"):
         if not (root / folder).is_dir():
-            raise InputError(f"{root}: must hold datalist.json, dataset.json, or the folders imagesTr and labelsTr.")
+            raise InputError("must hold datalist.json, dataset.json, or the folders imagesTr and labelsTr.")
         paths = (path for path in (root / folder).iterdir() if path.name[0] != ".")
         names[folder] = {path.name for path in paths if image_problem(path) is not None}
     for kind, other in (("imagesTr", "labelsTr"), ("labelsTr", "imagesTr")):
-        alone = sorted(names[kind] - names[other])
-        if alone:
-            raise InputError(f"{root / kind}: no file of the same name in {other} for {_some(alone)}.")
+        with naming(root / kind):
+            if alone := sorted(names[kind] - names[other]):
+                raise InputError(f"no file of the same name in {other} for {_some(alone)}.")
     return [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in sorted(names["imagesTr"])]
 
 
@@ -145,13 +146,13 @@ def _checked(entries: list, root: Path, source: Path) -> list[dict[str, str]]:
     for index, entry in enumerate(entries):
         for key in ("image", "label"):
             if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-                raise InputError(f'{source}: every case must name an "image" and a "label"; case {index} is {entry!r}.')
+                raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
         case = {key: os.path.abspath(root / entry[key]) for key in ("image", "label")}
         missing += [path for path in case.values() if not is_regular(path) and not os.path.isdir(path)]
         cases.append(case)
     if missing:
         hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"
-        raise InputError(f"{source}: names files that do not exist or are no files: {_some(missing)}{hint}.")
+        raise InputError(f"names files that do not exist or are no files: {_some(missing)}{hint}.")
     return cases
 
 

@@ -9,23 +9,21 @@ read differently.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from monai.config import PathLike
 from pydicom.dataset import Dataset
 
-from monai_dvpt.data.dicom.geometry import TOLERANCE_MM
+from monai_dvpt.data.dicom.geometry import RAS_TO_LPS, TOLERANCE_MM, corner_offsets_mm, corners
+from monai_dvpt.data.dicom.grid import GRID_TAGS, SeriesGrid, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode
 from monai_dvpt.data.dicom.terms import number_text, term, uid_text
-from monai_dvpt.data.dicom_writers import Source, read_source
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 
 __all__ = ["read_dicom_seg"]
 
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes: Segmentation, Label Map Segmentation."""
 TYPES = ("BINARY", "FRACTIONAL", "LABELMAP")
@@ -35,9 +33,7 @@ TAGS = (
 )
 
 
-def read_dicom_seg(
-    path: PathLike, shape: Sequence[int], affine_ras: np.ndarray, frames: Sequence[Sequence[Any]]
-) -> tuple[np.ndarray, dict[int, str]]:
+def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict[int, str]]:
     """
     Reads a segmentation of a series on the grid of the volume that was read of it. Every frame is placed by its own
     position and orientation, never by its order; it must lie on a plane of the grid, and its pixels on voxels, to
@@ -46,72 +42,70 @@ def read_dicom_seg(
 
     Args:
         path: the file, of type BINARY or LABELMAP.
-        shape: of the volume, (x, y, z).
-        affine_ras: 4x4 matrix from its voxels to patient coordinates (RAS, mm).
-        frames: ``[path, number]`` of the frames of the series, numbers from 1.
+        source: grid of the series.
 
     Returns:
-        label map of the given shape, uint8 or uint16, whose values are the segment numbers of the file, and the name
-        of each segment by number, in any numbering and also of those that are empty.
+        label map of the shape of the volume, uint8 or uint16, whose values are the segment numbers of the file, and the
+        name of each segment by number, in any numbering and also of those that are empty.
 
     Raises:
         InputError: if it is no such segmentation or cannot be decoded, is of another series, a frame lies elsewhere, or
             segments overlap.
     """
     path = os.fspath(path)
-    seg, pixels = _read(path)
-    try:
-        with quiet_pydicom():  # its warnings quote values
-            source = read_source(frames)
-            names = _names(seg, path)
-            _check_reference(seg, source, path)
-            seg_frames = read_source([[path, number] for number in range(1, len(pixels) + 1)])
-            numbers = [_number_of(seg, index, path) for index in range(len(pixels))]
-    except InputError:
-        raise
-    except Exception as error:  # damaged files raise whatever their elements lead to
-        raise InputError(f"{path}: cannot be read as a segmentation: {type(error).__name__}.") from None
-    label = np.zeros(tuple(shape), np.uint8 if max(names) < 256 else np.uint16)
-    for index, frame in enumerate(pixels):
-        if not frame.any():
-            continue  # wherever it lies
-        to_voxel = _to_voxel(seg_frames, index, np.asarray(affine_ras, dtype=float), source)
-        for number, mask in _masks(frame, numbers[index]):
-            if number not in names:
-                raise InputError(f"{path}: frame {index + 1} is of segment {number}, which the file does not describe.")
-            rows, columns = mask.nonzero()
-            voxels = (to_voxel @ [columns, rows, np.ones_like(rows)]).astype(int)
-            outside = ((voxels < 0) | (voxels >= np.array(shape)[:, None])).any(axis=0)
-            if outside.any():
-                raise InputError(f"{path}: {outside.sum()} pixels of frame {index + 1} lie outside the image.")
-            there = label[tuple(voxels)]
-            if there.any():
-                raise InputError(
-                    f"{path}: a voxel must be of one segment, but {np.count_nonzero(there)} are of both segment "
-                    f"{int(there.max())} and {number} (frame {index + 1})."
-                )
-            label[tuple(voxels)] = number
-    return label, names
+    seg, grid, pixels = _read(path)
+    with naming(path):
+        try:
+            with quiet_pydicom():  # its warnings quote values
+                names = _names(seg)
+                _check_reference(seg, source)
+                numbers = [_number_of(seg, index) for index in range(len(pixels))]
+        except InputError:
+            raise
+        except Exception as error:  # damaged files raise whatever their elements lead to
+            raise InputError(f"cannot be read as a segmentation: {type(error).__name__}.") from None
+        label = np.zeros(source.shape, np.uint8 if max(names) < 256 else np.uint16)
+        for index, frame in enumerate(pixels):
+            if not frame.any():
+                continue  # wherever it lies
+            to_voxel = _to_voxel(grid, index, source)
+            for number, mask in _masks(frame, numbers[index]):
+                if number not in names:
+                    raise InputError(f"frame {index + 1} is of segment {number}, which the file does not describe.")
+                rows, columns = mask.nonzero()
+                voxels = (to_voxel @ [columns, rows, np.ones_like(rows)]).astype(int)
+                outside = ((voxels < 0) | (voxels >= np.array(source.shape)[:, None])).any(axis=0)
+                if outside.any():
+                    raise InputError(f"{outside.sum()} pixels of frame {index + 1} lie outside the image.")
+                there = label[tuple(voxels)]
+                if there.any():
+                    raise InputError(
+                        f"a voxel must be of one segment, but {np.count_nonzero(there)} are of both segment "
+                        f"{int(there.max())} and {number} (frame {index + 1})."
+                    )
+                label[tuple(voxels)] = number
+        return label, names
 
 
-def _read(path: str) -> tuple[Dataset, np.ndarray]:
-    """The file and its frames, (frames, rows, columns)."""
+def _read(path: str) -> tuple[Dataset, SeriesGrid, np.ndarray]:
+    """The file, where its frames lie, and their pixels, (frames, rows, columns)."""
     try:
         header = read_header(path)
     except InputError as error:
         raise InputError(f"{path}: cannot be read as DICOM: {error}") from None
     kind = None
     if header.sop_class in STORAGE:
-        seg, pixels, _ = decode(header, TAGS)
+        seg, pixels, _ = decode(header, TAGS + GRID_TAGS)
         if (kind := str(seg.get("SegmentationType") or "")) in ("BINARY", "LABELMAP"):
-            return seg, pixels
+            slices = [(header, frame) for frame in header.frames]
+            return seg, SeriesGrid.of(slices, {header.path: reference_of(seg)}), pixels
     raise InputError(
         f"{path}: must be a DICOM Segmentation of type BINARY or LABELMAP, is of modality {header.modality or 'none'}, "
         f"type {term(kind or '', TYPES) or 'none'}."
     )
 
 
-def _names(seg: Dataset, path: str) -> dict[int, str]:
+def _names(seg: Dataset) -> dict[int, str]:
     names = {}
     for item in seg.get("SegmentSequence") or []:
         kinds = item.get("SegmentedPropertyTypeCodeSequence") or [Dataset()]
@@ -121,26 +115,24 @@ def _names(seg: Dataset, path: str) -> dict[int, str]:
             continue  # background
         if not isinstance(number, int) or not 1 <= number < 1 << 16 or number in names or not name:
             got = number_text(number) + ("" if name else " without a name")
-            raise InputError(f"{path}: segments must have a name, and numbers from 1 once each, got {got}.")
+            raise InputError(f"segments must have a name, and numbers from 1 once each, got {got}.")
         names[int(number)] = name
     if not names:
-        raise InputError(f"{path}: describes no segment.")
+        raise InputError("describes no segment.")
     return names
 
 
-def _check_reference(seg: Dataset, source: Source, path: str) -> None:
+def _check_reference(seg: Dataset, source: SeriesGrid) -> None:
     referred = [uid_text(item.get("SeriesInstanceUID")) for item in seg.get("ReferencedSeriesSequence") or []]
-    series = str(source.images[source.paths[0]].SeriesInstanceUID)
+    series = str(source.first.SeriesInstanceUID)
     if series not in referred:
-        raise InputError(f"{path}: must be of the series {uid_text(series)}, is of {', '.join(referred) or 'none'}.")
-    place, own = source.identity.get("FrameOfReferenceUID"), seg.get("FrameOfReferenceUID")
+        raise InputError(f"must be of the series {uid_text(series)}, is of {', '.join(referred) or 'none'}.")
+    place, own = (header.get("FrameOfReferenceUID") for header in (source.headers[source.frames[0][0]], seg))
     if place and own and place != own:
-        raise InputError(
-            f"{path}: must have the frame of reference of the series, {uid_text(place)}, has {uid_text(own)}."
-        )
+        raise InputError(f"must have the frame of reference of the series, {uid_text(place)}, has {uid_text(own)}.")
 
 
-def _number_of(seg: Dataset, index: int, path: str) -> int | None:
+def _number_of(seg: Dataset, index: int) -> int | None:
     """Segment of a frame; None where each pixel has its own."""
     for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
         group = (seg.get(groups) or [])[at : at + 1]
@@ -149,7 +141,7 @@ def _number_of(seg: Dataset, index: int, path: str) -> int | None:
             return int(found[0].ReferencedSegmentNumber)
     if seg.SegmentationType == "LABELMAP":
         return None
-    raise InputError(f"{path}: frame {index + 1} does not say of which segment it is.")
+    raise InputError(f"frame {index + 1} does not say of which segment it is.")
 
 
 def _masks(frame: np.ndarray, number: int | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -161,31 +153,21 @@ def _masks(frame: np.ndarray, number: int | None) -> Iterator[tuple[int, np.ndar
             yield int(value), frame == value
 
 
-def _to_voxel(seg: Source, index: int, affine_ras: np.ndarray, source: Source) -> np.ndarray:
+def _to_voxel(seg: SeriesGrid, index: int, source: SeriesGrid) -> np.ndarray:
     """3x3 matrix of whole numbers from (column, row, 1) of a frame to (x, y, z)."""
-    affine, plane, image = RAS_TO_LPS @ affine_ras, seg.planes[index], seg.images[seg.paths[0]]
-    pixels = np.array([[c, r, 1] for c in (0, image.Columns - 1) for r in (0, image.Rows - 1)], dtype=float).T
+    affine, plane = RAS_TO_LPS @ source.affine_ras, seg.planes[index]
     exact = (np.linalg.inv(affine) @ plane)[:3, [0, 1, 3]]
     whole = np.floor(exact + 0.5)
     whole[2, :2] = 0  # a plane of the grid
     inexact = exact - whole
-    if _is_of_series(plane, source, (image.Columns, image.Rows)):
+    of_series = seg.size == source.size and corner_offsets_mm(source.planes, plane, seg.size).min() <= TOLERANCE_MM
+    if of_series:
         inexact[:2, 2] = 0  # moved by a part of a pixel
-    offset = np.linalg.norm(affine[:3, :3] @ inexact @ pixels, axis=0).max()
+    offset = np.linalg.norm(affine[:3, :3] @ inexact @ corners(seg.size)[[0, 1, 3]], axis=0).max()
     turns = np.abs(whole[:2, :2])
     if offset > TOLERANCE_MM or not ((turns.sum(axis=0) == 1).all() and (turns.sum(axis=1) == 1).all()):
         raise InputError(
-            f"{seg.paths[0]}: frame {index + 1} must lie on the voxels of the image to {TOLERANCE_MM} mm, but is "
+            f"frame {index + 1} must lie on the voxels of the image to {TOLERANCE_MM} mm, but is "
             f"{offset:.3f} mm off, or has another spacing."
         )
     return whole
-
-
-def _is_of_series(plane: np.ndarray, source: Source, size: tuple[int, int]) -> bool:
-    """Whether it is the plane of a frame of the series."""
-    image = source.images[source.paths[0]]
-    if size != (image.Columns, image.Rows):
-        return False
-    corners = np.array([[c, r, 0, 1] for c in (0, size[0] - 1) for r in (0, size[1] - 1)], dtype=float).T
-    offsets = np.linalg.norm(((source.planes - plane) @ corners)[:, :3], axis=1).max(axis=1)
-    return bool(offsets.min() <= TOLERANCE_MM)

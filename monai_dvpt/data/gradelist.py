@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 
 from .cases import unique_names
 from .kinds import file_ids, is_regular
@@ -81,34 +81,35 @@ def load_gradelist(
     root, file = Path(dataset_dir), Path(datalist)
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
-    if not file.is_file():
-        raise InputError(f"{file}: datalist must be an existing file.")
-    if file.suffix.lower() not in (".csv", ".json"):
-        raise InputError(f"{file}: datalist must be a .csv or a .json file.")
-    sections = (_read_csv if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
-    entries = [(part, entry) for part, section in sections.items() for entry in section]
-    paths = sorted({_path(file, root, entry) for _, entry in entries})
-    name_of = dict(zip(paths, unique_names(Path(os.path.abspath(root)), paths), strict=True))
-    if not entries:
-        raise InputError(f"{file}: holds no images.")
-    cases = _Parts()
-    for part, entry in entries:
-        path = _path(file, root, entry)
-        cases.setdefault(part, []).append(
-            {
-                "image": str(path),
-                "name": name_of[path],
-                "label": _label(f"{file}: {entry['image']}", entry.get("label"), outputs, grades),
-                "group": _patient(entry, path, pattern),
-            }
-        )
-    _check(file, cases)
-    if "training" in cases and "validation" not in cases:
-        cases["training"], cases["validation"] = _draw(file, cases["training"], validation_fraction)
-    for part, section in cases.items():
-        for index, output in enumerate(outputs):
-            if all(case["label"][index] < 0 for case in section):
-                raise InputError(f"{file}: every part must have a grade of every output, {part} has none of {output}.")
+    with naming(file):
+        if not file.is_file():
+            raise InputError("datalist must be an existing file.")
+        if file.suffix.lower() not in (".csv", ".json"):
+            raise InputError("datalist must be a .csv or a .json file.")
+        sections = (_read_csv if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
+        entries = [(part, entry) for part, section in sections.items() for entry in section]
+        paths = sorted({_path(root, entry) for _, entry in entries})
+        name_of = dict(zip(paths, unique_names(Path(os.path.abspath(root)), paths), strict=True))
+        if not entries:
+            raise InputError("holds no images.")
+        cases = _Parts()
+        for part, entry in entries:
+            path = _path(root, entry)
+            cases.setdefault(part, []).append(
+                {
+                    "image": str(path),
+                    "name": name_of[path],
+                    "label": _label(entry["image"], entry.get("label"), outputs, grades),
+                    "group": _patient(entry, path, pattern),
+                }
+            )
+        _check(cases)
+        if "training" in cases and "validation" not in cases:
+            cases["training"], cases["validation"] = _draw(cases["training"], validation_fraction)
+        for part, section in cases.items():
+            for index, output in enumerate(outputs):
+                if all(case["label"][index] < 0 for case in section):
+                    raise InputError(f"every part must have a grade of every output, {part} has none of {output}.")
     return cases
 
 
@@ -138,21 +139,21 @@ def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]
             reader = csv.reader(stream)
             (_, header), *rows = [(reader.line_num, row) for row in reader if any(row)] or [(1, [])]
     except (ValueError, csv.Error) as error:
-        raise InputError(f"{file}: is not a valid CSV file: {error}.") from error
-    header = _names(f"{file}", header, outputs, (*IMAGE_COLUMNS, "patient", "split"))
+        raise InputError(f"is not a valid CSV file: {error}.") from error
+    header = _names("", header, outputs, (*IMAGE_COLUMNS, "patient", "split"))
     image = next((name for name in IMAGE_COLUMNS if name in header), None)
     missing = ([] if image else ["image"]) + [output for output in outputs if output not in header]
     if missing or len(set(header)) < len(header):
         wanted = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
-        raise InputError(f"{file}: must have the columns image and {', '.join(outputs)}, once each; {wanted}.")
+        raise InputError(f"must have the columns image and {', '.join(outputs)}, once each; {wanted}.")
     sections: dict[str, list[dict[str, Any]]] = {}
     for line, cells in rows:
         if len(cells) != len(header):
-            raise InputError(f"{file}: line {line} must have {len(header)} cells, got {len(cells)}.")
+            raise InputError(f"line {line} must have {len(header)} cells, got {len(cells)}.")
         row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
         part = row.get("split", "training")
         if part not in PARTS:
-            raise InputError(f"{file}: split must be one of {PARTS}, got {part!r} in line {line}.")
+            raise InputError(f"split must be one of {PARTS}, got {part!r} in line {line}.")
         entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}}
         sections.setdefault(part, []).append({**entry, "patient": row.get("patient", "")})
     return sections
@@ -162,22 +163,22 @@ def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{file}: is not valid JSON: {error}.") from error
+        raise InputError(f"is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise InputError(f'{file}: must be an object with a list "training".')
+        raise InputError('must be an object with a list "training".')
     sections: dict[str, list[dict[str, Any]]] = {}
     for part, section in content.items():
         if part not in PARTS and not isinstance(section, list):
             continue  # a fact about the list
         if part not in PARTS or not isinstance(section, list):
-            raise InputError(f'{file}: "{part}" must be a list and one of {PARTS}.')
+            raise InputError(f'"{part}" must be a list and one of {PARTS}.')
         sections[part] = []
         for given in section:
             entry = given if isinstance(given, dict) else {}
-            names = _names(f'{file}: "{part}"', entry, (), ("image", "label", "patient"))
+            names = _names(f'"{part}": ', entry, (), ("image", "label", "patient"))
             entry = dict(zip(names, entry.values(), strict=True))
             if not isinstance(entry.get("image"), str) or "label" not in entry:
-                raise InputError(f'{file}: every case must have an "image" and a "label", got {given!r} in "{part}".')
+                raise InputError(f'every case must have an "image" and a "label", got {given!r} in "{part}".')
             sections[part].append(entry)
     return sections
 
@@ -189,14 +190,14 @@ def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: S
     for name in names:
         word = re.sub(r"[\W_]|id$", "", name.lower())
         if name not in (*outputs, *reserved) and get_close_matches(word, LIKE_RESERVED, cutoff=0.85):
-            raise InputError(f"{where}: what is not among {reserved} must not be like patient or split, got {name!r}.")
+            raise InputError(f"{where}what is not among {reserved} must not be like patient or split, got {name!r}.")
     return names
 
 
-def _path(file: Path, root: Path, entry: Mapping[str, Any]) -> Path:
+def _path(root: Path, entry: Mapping[str, Any]) -> Path:
     path = Path(os.path.abspath(root / entry["image"]))
     if not entry["image"] or not is_regular(path):
-        raise InputError(f"{file}: every image must be an existing file, got {entry['image']!r} in {root}.")
+        raise InputError(f"every image must be an existing file, got {entry['image']!r} in {root}.")
     return path
 
 
@@ -246,29 +247,29 @@ def _patient(entry: Mapping[str, Any], path: Path, pattern: re.Pattern[str]) -> 
     return next(filter(None, (*match.groups(), match[0]) if match else ()), str(path))
 
 
-def _check(file: Path, cases: Mapping[str, list[dict[str, Any]]]) -> None:
+def _check(cases: Mapping[str, list[dict[str, Any]]]) -> None:
     seen: dict[tuple[int, int], str] = {}
     part_of: dict[str, str] = {}
     for part, section in cases.items():
         for case in section:
             ids = file_ids(case["image"])
             if other := next((seen[each] for each in ids if each in seen), None):
-                raise InputError(f"{file}: every image must be listed once, got {case['image']} in {other} and {part}.")
+                raise InputError(f"every image must be listed once, got {case['image']} in {other} and {part}.")
             seen |= dict.fromkeys(ids, part)
             if part_of.setdefault(case["group"], part) != part:
                 raise InputError(
-                    f"{file}: all images of a patient must be in one part, got {case['group']} in "
+                    f"all images of a patient must be in one part, got {case['group']} in "
                     f"{part_of[case['group']]} and {part}."
                 )
 
 
-def _draw(file: Path, cases: list[dict[str, Any]], fraction: float) -> tuple[list, list]:
+def _draw(cases: list[dict[str, Any]], fraction: float) -> tuple[list, list]:
     """The cases without those of some groups, and those of these groups, about a fraction of all."""
     sizes: dict[str, int] = {}
     for case in cases:
         sizes[case["group"]] = sizes.get(case["group"], 0) + 1
     if len(sizes) < 2:
-        raise InputError(f"{file}: one patient cannot both train and validate; list images of at least 2 patients.")
+        raise InputError("one patient cannot both train and validate; list images of at least 2 patients.")
     wanted = min(max(1, round(fraction * len(cases))), len(cases) - 1)
     drawn: set[str] = set()
     for group in random.Random(0).sample(list(sizes), len(sizes)):

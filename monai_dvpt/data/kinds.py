@@ -8,7 +8,7 @@ import stat
 import zlib
 from pathlib import Path
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 
 from .folders import walk_files
 
@@ -51,8 +51,9 @@ def check_regular(path: str | os.PathLike) -> None:
     Raises:
         InputError: if the path is no regular file, or a link to something else.
     """
-    if not is_regular(path):
-        raise InputError(f"{os.fspath(path)!s}: must be an existing file, and a regular one.")
+    with naming(path):
+        if not is_regular(path):
+            raise InputError("must be an existing file, and a regular one.")
 
 
 def file_kind(path: str | os.PathLike) -> str:

@@ -13,6 +13,8 @@ from monai.utils import optional_import
 
 from monai_dvpt.utils import atomic_path
 
+from .nifti import save_nifti
+
 nilearn_datasets, _ = optional_import("nilearn.datasets")
 
 __all__ = ["make_mni152_dataset"]
@@ -50,8 +52,7 @@ def make_mni152_dataset(dataset_dir: str | os.PathLike) -> Path:
         affine = t1.affine.copy()
         affine[:3, 3] = nib.affines.apply_affine(t1.affine, (x0, back, z0))
         for folder, volume in (("imagesTr", image), ("labelsTr", label)):
-            with atomic_path(root / folder / f"{name}.nii.gz") as path:
-                nib.save(nib.Nifti1Image(volume[x0:x1, back:front, z0:z1], affine), path)
+            save_nifti(root / folder / f"{name}.nii.gz", volume[x0:x1, back:front, z0:z1], affine)
     case = "{0}/mni152_{1}.nii.gz".format
     sections = {"training": "back", "validation": "front"}
     datalist = {

@@ -83,7 +83,7 @@ class PrefixCacheDataset(Dataset):
         if cache is None:
             return
         net: Any = getattr(network, "module", network)  # inside DistributedDataParallel
-        net.check_frozen()
+        net.encoder().check_frozen()
         _check_deterministic(data)
         amp = as_bool("amp", amp)
         self.store = _Memory() if cache == "memory" else _Folder(Path(cache), _prefix_sha256(net, amp))

@@ -42,8 +42,9 @@ def check_nrrd(path: str | os.PathLike, alone: bool = False) -> None:
         alone: whether it must hold its values itself, since it came from elsewhere and could name any file.
 
     Raises:
-        InputError: if the header does not say where the image lies (``space``, ``space directions``, ``space origin``,
-            in mm), states a field twice, or what it says would take too much memory.
+        InputError: without the name of the file, if the header does not say where the image lies (``space``,
+            ``space directions``, ``space origin``, in mm), states a field twice, or what it says would take too much
+            memory.
     """
     fields: dict[str, str] = {}
     for line in _lines(path):
@@ -52,29 +53,29 @@ def check_nrrd(path: str | os.PathLike, alone: bool = False) -> None:
         key, colon, value = line.partition(":")
         if colon and not line.startswith("#") and not value.startswith("="):
             if (field := "".join(key.lower().split())) in fields:  # readers differ in which of them counts
-                raise InputError(f"{path}: must state each field once, states one twice.")
+                raise InputError("must state each field once, states one twice.")
             fields[field] = value.strip()
-    _check_size(path, "sizes", fields.get("sizes", ""))
+    _check_size("sizes", fields.get("sizes", ""))
     if alone and "datafile" in fields:
-        raise InputError(f"{path}: must hold its values, got an NRRD header that names another file.")
+        raise InputError("must hold its values, got an NRRD header that names another file.")
     if fields.get("space", "").lower() not in SPACES:
-        raise InputError(f"{path}: must say where it lies: space must be one of {', '.join(SPACES)}, is not.")
+        raise InputError(f"must say where it lies: space must be one of {', '.join(SPACES)}, is not.")
     axes = re.findall(r"\(([^)]*)\)", fields.get("spacedirections", ""))
     if len(axes) != 3 or not all(any(_numbers(axis, 3)) for axis in axes):
-        raise InputError(f"{path}: must say where it lies: space directions must be three finite vectors.")
+        raise InputError("must say where it lies: space directions must be three finite vectors.")
     if not _numbers(fields.get("spaceorigin", "").strip("()"), 3):
-        raise InputError(f"{path}: must say where it lies: space origin must be three finite numbers.")
+        raise InputError("must say where it lies: space origin must be three finite numbers.")
     if units := set(re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))) - {"mm", ""}:
-        raise InputError(f"{path}: unit of length must be mm, got {sorted(units)[0][:20]!r}.")
+        raise InputError(f"unit of length must be mm, got {sorted(units)[0][:20]!r}.")
     _check_data_file(path, fields.get("datafile"))
 
 
 def check_metaimage(path: str | os.PathLike) -> None:
     """
     Raises:
-        InputError: if the header does not say where the image lies (``ElementSpacing``, ``TransformMatrix``,
-            ``Offset``), what it says would take too much memory, or compressed values are not whole: ITK would fill
-            them up with what is in memory.
+        InputError: without the name of the file, if the header does not say where the image lies (``ElementSpacing``,
+            ``TransformMatrix``, ``Offset``), what it says would take too much memory, or compressed values are not
+            whole: ITK would fill them up with what is in memory.
     """
     fields, start = {}, 0
     for line in _lines(path):
@@ -82,37 +83,37 @@ def check_metaimage(path: str | os.PathLike) -> None:
         key, equals, value = line.partition("=")
         key = key.strip().lower()
         if equals and (field := ALIASES.get(key, key)) in fields:  # readers differ in which of them counts
-            raise InputError(f"{path}: must state each field once, states one twice.")
+            raise InputError("must state each field once, states one twice.")
         if equals:
             fields[field] = value.strip()
         if key == "elementdatafile":
             break
     channels = fields.get("elementnumberofchannels", "1")
     sizes = f"{fields.get('dimsize', '')} {channels}"
-    dimensions = _check_size(path, "DimSize", sizes) - 1
+    dimensions = _check_size("DimSize", sizes) - 1
     if fields.get("ndims") != str(dimensions):  # ITK takes memory for as many as it says
-        raise InputError(f"{path}: NDims must be the number of sizes in DimSize, {dimensions}, is not.")
+        raise InputError(f"NDims must be the number of sizes in DimSize, {dimensions}, is not.")
     if (kind := fields.get("elementtype", "")) not in BYTES:
-        raise InputError(f"{path}: ElementType must be one of {', '.join(BYTES)}, is not.")
+        raise InputError(f"ElementType must be one of {', '.join(BYTES)}, is not.")
     if fields.get("binarydata", "True")[:1] not in TRUE:
-        raise InputError(f"{path}: BinaryData must be True, is not.")
+        raise InputError("BinaryData must be True, is not.")
     for name, count in (("ElementSpacing", dimensions), ("TransformMatrix", dimensions**2), ("Offset", dimensions)):
         numbers = _numbers(fields.get(name.lower(), ""), count)
         if not numbers or name == "ElementSpacing" and min(numbers) <= 0:
             above = ", above 0" if name == "ElementSpacing" else ""
-            raise InputError(f"{path}: must say where it lies: {name} must be {count} finite numbers{above}.")
+            raise InputError(f"must say where it lies: {name} must be {count} finite numbers{above}.")
     name = fields.get("elementdatafile", "")
     local = name.lower() == "local"
     _check_data_file(path, None if local else name)
     if fields.get("compresseddata", "")[:1] in TRUE:
         data, offset = (Path(path), start) if local else (Path(path).parent / name, 0)
         size = BYTES[kind] * math.prod(map(int, sizes.split()))
-        _check_deflated(path, data, offset, fields.get("compresseddatasize", ""), size)
+        _check_deflated(data, offset, fields.get("compresseddatasize", ""), size)
 
 
-def _check_deflated(path: str | os.PathLike, data: Path, offset: int, stored: str, size: int) -> None:
+def _check_deflated(data: Path, offset: int, stored: str, size: int) -> None:
     if not re.fullmatch("[0-9]{1,18}", stored) or int(stored) > data.stat().st_size - offset:
-        raise InputError(f"{path}: CompressedDataSize must be the bytes of the compressed values, is not.")
+        raise InputError("CompressedDataSize must be the bytes of the compressed values, is not.")
     stream, got, left = zlib.decompressobj(47), 0, int(stored)
     try:
         with open(data, "rb") as file:
@@ -123,9 +124,9 @@ def _check_deflated(path: str | os.PathLike, data: Path, offset: int, stored: st
                     got += len(stream.decompress(block, BLOCK_BYTES))
                     block = stream.unconsumed_tail
     except zlib.error as error:
-        raise InputError(f"{path}: cannot be read: is truncated or damaged: {error}") from error
+        raise InputError(f"cannot be read: is truncated or damaged: {error}") from error
     if got != size or not stream.eof:
-        raise InputError(f"{path}: cannot be read: is truncated or damaged: must inflate to {size:,} bytes, does not.")
+        raise InputError(f"cannot be read: is truncated or damaged: must inflate to {size:,} bytes, does not.")
 
 
 def _lines(path: str | os.PathLike) -> list[str]:
@@ -142,11 +143,11 @@ def _numbers(text: str, count: int) -> list[float]:
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else []
 
 
-def _check_size(path: str | os.PathLike, name: str, text: str) -> int:
+def _check_size(name: str, text: str) -> int:
     words = text.split()
     if not words or len(words) > 16 or not all(word.isascii() and word.isdigit() and len(word) < 20 for word in words):
-        raise InputError(f"{path}: {name} must be whole numbers.")
-    check_bytes(f"{path}: values", 4 * math.prod(map(int, words)))
+        raise InputError(f"{name} must be whole numbers.")
+    check_bytes("values", 4 * math.prod(map(int, words)))
     return len(words)
 
 
@@ -154,5 +155,5 @@ def _check_data_file(path: str | os.PathLike, name: str | None) -> None:
     """The values stand in the file itself (None), or in one regular file of that name."""
     if name is not None:
         if not name or name.startswith("LIST") or "%" in name:
-            raise InputError(f"{path}: must have its values in one file.")
+            raise InputError("must have its values in one file.")
         check_regular(Path(path).parent / name)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,9 @@ class AdapterSaver:
         output_dir: folder for the files.
         evaluator: the validator; its key metric decides, larger is better.
         labels: names of the classes, background first, to be stored in the adapters.
-        validate_start: whether what a run starts from is validated too, as epoch 0.
+        validate_start: whether what a run starts from is validated too, as epoch 0; always with a published model.
+        published_model: file of a full network, or None, that the best epoch replaces at the end of the run if it is
+            better than the start. What was there is kept in the folder "before" beside it, the time in its name.
     """
 
     def __init__(
@@ -46,12 +50,14 @@ class AdapterSaver:
         evaluator: Evaluator,
         labels: Sequence[str] | None = None,
         validate_start: bool = False,
+        published_model: str | os.PathLike | None = None,
     ) -> None:
         self.network: TunableNetwork = unwrap(network)
         self.output_dir = Path(output_dir)
         self.evaluator = evaluator
         self.labels = labels
-        self.validate_start = validate_start
+        self.validate_start = validate_start or published_model is not None
+        self.published_model = None if published_model is None else Path(published_model)
         self.epoch: int | None = None  # where it is not that of the validator
         self.start: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
@@ -66,6 +72,8 @@ class AdapterSaver:
             engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.validate_first)  # not when a run is resumed
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
         engine.add_event_handler(Events.COMPLETED, self.validate_last)
+        if self.published_model is not None and idist.get_rank() == 0:
+            engine.add_event_handler(Events.COMPLETED, self.publish, self.published_model)
         self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.validated)
 
     def validate_first(self, engine: Engine) -> None:
@@ -97,6 +105,16 @@ class AdapterSaver:
         self._save_best()
         if idist.get_rank() == 0:
             logger.info(f"Epoch {self.best['epoch']}: best {name} so far, {score:.4f}; saved to {self.output_dir}.")
+
+    def publish(self, engine: Engine, path: Path) -> None:
+        if not self.best.get("epoch"):
+            logger.info(f"No epoch is better than the start: {path} stays as it is.")
+            return
+        before = path.parent / "before" / f"{path.stem}_{datetime.now():%Y%m%d_%H%M%S}{path.suffix}"
+        for source, target in ((path, before), (self.output_dir / "model.pt", path)):
+            with atomic_path(target) as copy:
+                shutil.copyfile(source, copy)
+        logger.info(f"Epoch {self.best['epoch']} is now {path}; what it was before is {before}.")
 
     def _save_best(self) -> None:
         self._save_adapter("adapter_best.safetensors", self.best)

@@ -7,9 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
 from matplotlib import colormaps
@@ -18,46 +16,32 @@ from matplotlib.patches import Patch
 from monai.data import MetaTensor
 from monai.engines import Evaluator
 
-from monai_dvpt.data.dicom_writers import (
-    segment_codes,
-    write_dicom_seg,
-    write_dicom_seg_probability,
-    write_dicom_sr,
-    write_overlay,
-    write_rtstruct,
-)
+from monai_dvpt.data.dicom_writers import place
+from monai_dvpt.data.formats import FORMATS
+from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.utils import atomic_path
 from monai_dvpt.visualize import PLANES, frame_plane, plane_of, to_ras
 
-from .output_format import DICOM_FORMATS, OutputFormats
+from .output_format import OutputFormats
 
 __all__ = ["CaseWriter", "label_volumes_ml", "plot_overlay"]
 
 
 class CaseWriter:
     """
-    Writes, for every case, ``<name>_overlay.png``, ``<name>_volumes.json`` (millilitres per label) and, in the grid of
-    the input, what is asked for:
-
-    - "nifti": ``<name>_seg.nii.gz``, the label map, uint8.
-    - "dicom_seg", "dicom_seg_probability": ``<name>_seg.dcm``, ``<name>_probability.dcm``, a DICOM SEG of the labels,
-      and one of their probabilities.
-    - "rtstruct": ``<name>_rtstruct.dcm``, outlines of the labels.
-    - "dicom_sr": ``<name>_sr.dcm``, a report of the volumes, which refers to the DICOM SEG where that is written too.
-    - "overlay": ``<name>_overlay.dcm``, a secondary capture of the slices with the labels drawn over.
+    Writes, for every case, ``<name>_overlay.png``, ``<name>_volumes.json`` (millilitres per label) and what is asked
+    for of ``monai_dvpt.data.formats.FORMATS``.
 
     Args:
         output_dir: folder for the files.
         labels: names of the classes in the order of their values, background first.
-        output_format: one or several of these; those of DICOM need DICOM input.
+        output_format: one or several of the formats for segmentation; those of DICOM need DICOM input.
         metadata: ``metadata.json`` of the bundle, for DICOM: name and version of the model, and "segment_codes".
 
     Raises:
         InputError: if a format is unknown, or DICOM is asked for without metadata.
         OptionalImportError: if DICOM is asked for and highdicom is not installed.
     """
-
-    FORMATS = ("nifti", *DICOM_FORMATS)
 
     def __init__(
         self,
@@ -69,8 +53,7 @@ class CaseWriter:
         self.output_dir = Path(output_dir)
         self.labels = dict(enumerate(labels))
         del self.labels[0]
-        self.formats = OutputFormats(output_format, self.FORMATS, metadata)
-        self.segments = segment_codes(labels, self.formats.metadata)
+        self.formats = OutputFormats(output_format, "segmentation", metadata, labels)
 
     def attach(self, engine: Evaluator) -> None:
         """
@@ -82,50 +65,27 @@ class CaseWriter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
+        formats = self.formats
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             name, pred = case["name"], output["pred"]
-            frames = self.formats.source(output["image"])
+            source = formats.source(output["image"]) if formats.dicom else None
             array = pred.cpu().numpy()[0].astype(np.uint8)
             affine = pred.affine.cpu().numpy()
             volumes = label_volumes_ml(array, affine, self.labels)
-            with atomic_path(self.output_dir / f"{name}_overlay.png") as path:
+            stem = str(self.output_dir / name)
+            with atomic_path(f"{stem}_overlay.png") as path:
                 plot_overlay(output["image"].cpu(), pred.cpu(), self.labels, volumes, name).savefig(path, dpi=110)
-            with atomic_path(self.output_dir / f"{name}_volumes.json") as path:
+            with atomic_path(f"{stem}_volumes.json") as path:
                 path.write_text(json.dumps({"name": name, "volumes_ml": volumes}, indent=1))
-            if frames:
-                self._write_dicom(name, array, affine, frames, output, volumes)
-            if "nifti" in self.formats:
-                image = nib.Nifti1Image(array, affine)
-                image.header.set_xyzt_units("mm")
-                with atomic_path(self.output_dir / f"{name}_seg.nii.gz") as path:
-                    nib.save(image, path)
-
-    def _write_dicom(
-        self,
-        name: str,
-        label_map: np.ndarray,
-        affine: np.ndarray,
-        frames: list[list[Any]],
-        output: Mapping[str, MetaTensor],
-        volumes_ml: Mapping[str, float],
-    ) -> None:
-        about: dict[str, Any] = {"segments": self.segments, **self.formats.algorithm}
-        place = (affine, frames)
-        segmentation = self.output_dir / f"{name}_seg.dcm"
-        if "dicom_seg" in self.formats:
-            write_dicom_seg(segmentation, label_map, *place, **about)
-        if "dicom_seg_probability" in self.formats:
-            probability = output["probability"][1:].float().cpu().numpy()
-            write_dicom_seg_probability(self.output_dir / f"{name}_probability.dcm", probability, *place, **about)
-        if "rtstruct" in self.formats:
-            write_rtstruct(self.output_dir / f"{name}_rtstruct.dcm", label_map, *place, **about)
-        if "dicom_sr" in self.formats:
-            seg = segmentation if "dicom_seg" in self.formats else None
-            path = self.output_dir / f"{name}_sr.dcm"
-            write_dicom_sr(path, frames, volumes_ml=volumes_ml, segmentation=seg, **about)
-        if "overlay" in self.formats:
-            image = output["image"].cpu().numpy()[0]
-            write_overlay(self.output_dir / f"{name}_overlay.dcm", image, label_map, *place, **about)
+            if source is not None:
+                probability = (
+                    output["probability"][1:].float().cpu().numpy() if "dicom_seg_probability" in formats else None
+                )
+                image = output["image"].cpu().numpy()[0] if "secondary_capture" in formats else None
+                placed = place(source, formats.model, affine, array, probability, image, volumes_ml=volumes)
+                formats.write(stem, placed, source)
+            if "nifti" in formats:
+                save_nifti(stem + FORMATS["nifti"].suffix, array, affine)
 
 
 def label_volumes_ml(label_map: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, float]:

@@ -7,6 +7,7 @@ import csv
 import io
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from monai.engines import Evaluator
 
-from monai_dvpt.data.dicom_writers import write_dicom_sr, write_picture
+from monai_dvpt.data.dicom_writers import Placed
 from monai_dvpt.utils import InputError, atomic_path, to_json
 from monai_dvpt.visualize import PLANES, frame_plane, plane_of, to_ras
 
@@ -113,22 +114,19 @@ class GradeWriter:
     """
     Writes, for every case, ``<name>_grades.json`` (grade, probabilities and confidence of every output) and
     ``<name>_grades.png`` (the image with them beside it), and for all cases ``grades.csv`` (see :class:`GradeTable`).
-    On request also "dicom_sr", ``<name>_sr.dcm``, a report of the grades, and "overlay", ``<name>_overlay.dcm``, the
-    picture as a secondary capture.
+    On request also what there is for grades in ``monai_dvpt.data.formats.FORMATS``.
 
     Args:
         output_dir: folder for the files.
         outputs: names of what is graded.
         grades: names of the grades, in their order.
-        output_format: "json" for what is always written; "dicom_sr" and "overlay" need DICOM input.
+        output_format: "json" for what is always written; the formats of DICOM need DICOM input.
         metadata: ``metadata.json`` of the bundle, for DICOM: name and version of the model.
 
     Raises:
         InputError: if a format is unknown, or DICOM is asked for without metadata.
         OptionalImportError: if DICOM is asked for and highdicom is not installed.
     """
-
-    FORMATS = ("json", "dicom_sr", "overlay")
 
     def __init__(
         self,
@@ -140,7 +138,7 @@ class GradeWriter:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.table = GradeTable(self.output_dir / "grades.csv", outputs, grades)
-        self.formats = OutputFormats(output_format, self.FORMATS, metadata)
+        self.formats = OutputFormats(output_format, "grading", metadata)
 
     def attach(self, engine: Evaluator) -> None:
         """
@@ -154,18 +152,18 @@ class GradeWriter:
     def write(self, engine: Engine) -> None:
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             name = case["name"]
-            frames = self.formats.source(output["image"])
+            source = self.formats.source(output["image"]) if self.formats.dicom else None
             found = grades_of(output, self.table.outputs, self.table.grades)
             figure = plot_grades(output["image"], found, name)
             with atomic_path(self.output_dir / f"{name}_grades.png") as path:
                 figure.savefig(path, dpi=110)
-            if "dicom_sr" in self.formats:
-                write_dicom_sr(self.output_dir / f"{name}_sr.dcm", frames, grades=found, **self.formats.algorithm)
-            if "overlay" in self.formats:
-                canvas = FigureCanvasAgg(figure)
-                canvas.draw()
-                picture = np.asarray(canvas.buffer_rgba())[..., :3]
-                write_picture(self.output_dir / f"{name}_overlay.dcm", picture, frames, **self.formats.algorithm)
+            if source is not None:
+                placed = Placed(grades=found)
+                if "secondary_capture" in self.formats:
+                    canvas = FigureCanvasAgg(figure)
+                    canvas.draw()
+                    placed = replace(placed, picture=np.asarray(canvas.buffer_rgba())[..., :3])
+                self.formats.write(str(self.output_dir / name), placed, source)
             with atomic_path(self.output_dir / f"{name}_grades.json") as path:
                 path.write_text(to_json({"name": name, "outputs": found}), encoding="utf-8")
 

@@ -6,18 +6,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from monai.utils import ensure_tuple
 
-from monai_dvpt.data.dicom import frames_of
-from monai_dvpt.data.dicom_writers import require_highdicom
+from monai_dvpt.data import SeriesGrid
+from monai_dvpt.data.dicom_writers import Model, Placed, require_highdicom, segment_codes
+from monai_dvpt.data.formats import FORMATS
 from monai_dvpt.utils import InputError
 
-__all__ = ["DICOM_FORMATS", "OutputFormats"]
-
-DICOM_FORMATS = ("dicom_seg", "dicom_seg_probability", "dicom_sr", "rtstruct", "overlay")
+__all__ = ["OutputFormats"]
 
 
 class OutputFormats:
@@ -26,42 +26,62 @@ class OutputFormats:
 
     Args:
         asked: one or several, also as one text with commas between them.
-        known: those that there are.
+        bundle: "segmentation" or "grading".
         metadata: file of a bundle's metadata, whose name and version go into DICOM objects.
+        labels: names of the classes in the order of their values, background first; of a grading bundle none.
 
     Raises:
         InputError: if one is unknown, or DICOM is asked for and highdicom or the metadata are missing.
     """
 
-    def __init__(self, asked: str | Sequence[str], known: Sequence[str], metadata: str | os.PathLike | None) -> None:
+    def __init__(
+        self,
+        asked: str | Sequence[str],
+        bundle: str,
+        metadata: str | os.PathLike | None,
+        labels: Sequence[str] = (),
+    ) -> None:
         texts = [text.strip() for entry in ensure_tuple(asked) for text in str(entry).split(",")]
         self.formats = [text for text in dict.fromkeys(texts) if text]
+        known = [name for name, form in FORMATS.items() if bundle in form.bundles]
         if unknown := [text for text in self.formats if text not in known]:
             raise InputError(f"output_format must be of {', '.join(known)}, got {', '.join(unknown)}.")
-        self.metadata: dict[str, Any] = {}
-        if any(text in DICOM_FORMATS for text in self.formats):
+        self.dicom = any(FORMATS[name].write is not None for name in self.formats)
+        if self.dicom:
             require_highdicom()
             if metadata is None:
                 raise InputError("metadata must be a bundle's metadata.json where DICOM is written, got none.")
-            self.metadata = json.loads(Path(metadata).read_text(encoding="utf-8"))
+            about = json.loads(Path(metadata).read_text(encoding="utf-8"))
+            self.model = Model(about["name"], about["version"], segment_codes(labels, about))
 
     def __contains__(self, name: str) -> bool:
         return name in self.formats
 
-    @property
-    def algorithm(self) -> dict[str, Any]:
-        """Name and version of the model, as the DICOM writers take them."""
-        return {"algorithm_name": self.metadata["name"], "algorithm_version": self.metadata["version"]}
-
-    def source(self, image: Any) -> list[list[Any]]:
+    def source(self, image: Any) -> SeriesGrid:
         """
-        The DICOM frames that an image was read from, none where no DICOM is asked for.
+        What an image was read from.
 
         Raises:
-            InputError: if it was read from something else.
+            InputError: if it was not read from DICOM.
         """
-        if not self.metadata:
-            return []
-        if not (frames := frames_of(getattr(image, "meta", {}))):
+        if (grid := getattr(image, "meta", {}).get("series_grid")) is None:
             raise InputError(f"output_format {', '.join(self.formats)} must have DICOM input, to which it refers.")
-        return frames
+        return grid
+
+    def write(self, stem: str, placed: Placed, source: SeriesGrid) -> None:
+        """
+        Writes the DICOM objects that are asked for.
+
+        Args:
+            stem: path of the files, without their suffix.
+            placed: the result.
+            source: what it is about.
+
+        Raises:
+            InputError: if one cannot be written.
+        """
+        for name, form in FORMATS.items():
+            if name in self.formats and form.write is not None:
+                path = form.write(stem + form.suffix, placed, source, self.model)
+                if name == "dicom_seg":
+                    placed = replace(placed, segmentation=path)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from ignite.engine import Engine
 from monai.data import MetaTensor, decollate_batch
@@ -14,6 +13,7 @@ from monai.engines import Evaluator, IterationEvents
 from monai.inferers import Inferer
 from monai.transforms import Invertd, InvertibleTransform
 
+from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import atomic_path
 from monai_dvpt.visualize import PromptAttention, plot_prompt_attention, prompt_attention_maps
@@ -76,7 +76,4 @@ class PromptAttentionWriter:
             plot_prompt_attention(image, maps, f"{name}: attention of the prompts").savefig(path, dpi=110)
         if maps.ndim == 4:
             array = np.ascontiguousarray(np.moveaxis(maps.numpy(), 0, -1), dtype=np.float32)  # (x, y, z, M)
-            volume = nib.Nifti1Image(array, maps.affine.numpy())
-            volume.header.set_xyzt_units("mm")
-            with atomic_path(self.output_dir / f"{name}_prompts.nii.gz") as path:
-                nib.save(volume, path)
+            save_nifti(self.output_dir / f"{name}_prompts.nii.gz", array, maps.affine.numpy())

@@ -177,11 +177,11 @@ def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> 
     chosen = adapter_parts(net) if train is None else list(train)
     if set(chosen) - set(PARTS[1:]):
         raise ValueError(f"train must name parts of {sorted(PARTS[1:])}, got {chosen}.")
+    if not any(net.part_of(name) in chosen for name, _ in net.named_parameters()):
+        raise ValueError(f"train must name a part that has parameters, got {chosen}.")
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(net.part_of(name) in chosen)
     counts = count_parameters(net)
-    if not counts["network"]["trainable"]:
-        raise ValueError(f"train must name a part that has parameters, got {list(chosen)}.")
     total, trainable = counts["network"]["total"], counts["network"]["trainable"]
     if trainable > LARGE_SHARE * total:
         parts = ", ".join(f"{part} {100 * counts[part]['trainable'] / total:.1f} %" for part in chosen)
@@ -288,9 +288,12 @@ def check_decoder_tuning(decoder_tuning: str, decoder: Sequence[nn.Module]) -> N
 
 def _eval_frozen(module: nn.Module) -> None:
     for child in module.children():
-        if any(parameter.requires_grad for parameter in child.parameters()):
+        parameters = list(child.parameters())
+        if not parameters and isinstance(module, Encoder):  # the dropout of its embedding
+            parameters = list(module.embedding().parameters())
+        if any(parameter.requires_grad for parameter in parameters):
             _eval_frozen(child)
-        elif any(True for _ in child.parameters()):
+        elif parameters:
             child.eval()
 
 

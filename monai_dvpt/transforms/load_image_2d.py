@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from monai.utils import optional_import
 from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
+from monai_dvpt.data.dicom import SeriesGrid
 from monai_dvpt.data.dicom.files import looks_like_dicom
+from monai_dvpt.data.dicom.grid import GRID_TAGS, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode, fill_padding
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
 from monai_dvpt.data.kinds import check_regular, image_kind
 from monai_dvpt.data.nifti import as_float32, read_nifti
-from monai_dvpt.utils import InputError, reason
+from monai_dvpt.utils import InputError, naming, reason
 from monai_dvpt.utils.limits import check_bytes
 
 lut_functions, is_pydicom_3 = optional_import("pydicom.pixels")
@@ -61,7 +62,7 @@ class LoadImage2D(Transform):
     The content of a file says what it is, not its name. Refused as well, naming the file, are an image that cannot be
     read, has several frames or slices, has values that are complex, or not finite as float32, is constant, or of which
     DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the path is kept as metadata, of DICOM also as
-    "dicom_frames" (see :func:`monai_dvpt.data.dicom.frames_of`).
+    "series_grid" (see :class:`monai_dvpt.data.SeriesGrid`).
 
     Args:
         channels: 1 for grey, of a coloured image its luminance; 3 for red, green and blue, in a grey image all equal.
@@ -86,77 +87,79 @@ class LoadImage2D(Transform):
         Raises:
             InputError: if a rule above is broken.
         """
-        check_regular(path)
-        read = READERS.get(image_kind(path))
-        if read is None and looks_like_dicom(Path(path)):  # it has no preamble
-            read = _read_dicom
-        if read is None:
-            raise InputError(f"{path}: cannot be read: is no PNG, JPEG, DICOM or NIfTI file.")
-        try:
-            array = read(path)  # (1 or 3, rows, columns)
-        except InputError:
-            raise
-        except Exception as error:  # every reader has its own kinds of error
-            raise InputError(f"{path}: cannot be read: {reason(error)}") from error
-        if self.channels == 1 and len(array) == 3:
-            array = np.tensordot(LUMINANCE, array, axes=1)[None]
-        array = np.broadcast_to(array, (self.channels, *array.shape[1:]))
-        array = as_float32(path, array)
-        if bad := int((~np.isfinite(array)).sum()):
-            raise InputError(f"{path}: values must be finite, got {bad} that are NaN or infinite.")
-        if array.min() == array.max():
-            raise InputError(f"{path}: image must not be constant, got {array.min():g} everywhere.")
-        frames = {"dicom_frames": json.dumps([[str(path), 1]])} if read is _read_dicom else {}
-        return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": str(path), **frames})
+        with naming(path):
+            check_regular(path)
+            read = READERS.get(image_kind(path))
+            if read is None and looks_like_dicom(Path(path)):  # it has no preamble
+                read = _read_dicom
+            if read is None:
+                raise InputError("cannot be read: is no PNG, JPEG, DICOM or NIfTI file.")
+            try:
+                array, meta = read(path)  # (1 or 3, rows, columns)
+            except InputError:
+                raise
+            except Exception as error:  # every reader has its own kinds of error
+                raise InputError(f"cannot be read: {reason(error)}") from error
+            if self.channels == 1 and len(array) == 3:
+                array = np.tensordot(LUMINANCE, array, axes=1)[None]
+            array = np.broadcast_to(array, (self.channels, *array.shape[1:]))
+            array = as_float32(array)
+            if bad := int((~np.isfinite(array)).sum()):
+                raise InputError(f"values must be finite, got {bad} that are NaN or infinite.")
+            if array.min() == array.max():
+                raise InputError(f"image must not be constant, got {array.min():g} everywhere.")
+            return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": str(path), **meta})
 
 
-def _read_picture(path: str) -> np.ndarray:
+def _read_picture(path: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Values of shape (1 or 3, rows, columns), and metadata; as for each kind of file."""
     with open(path, "rb") as stream:
         header = stream.read(26)
     # bit depth and colour type of a PNG; of these Pillow would drop half the bits
     if header.startswith(b"\x89PNG") and header[24:25] == b"\x10" and header[25:26] != b"\0":
-        raise InputError(f"{path}: must have 8 bit, or 16 bit grey, got 16 bit colour or grey with opacity.")
+        raise InputError("must have 8 bit, or 16 bit grey, got 16 bit colour or grey with opacity.")
     with Image.open(path, formats=("PNG", "JPEG")) as file:
         if (frames := getattr(file, "n_frames", 1)) > 1:
-            raise InputError(f"{path}: must have one frame, got {frames}.")
-        check_bytes(f"{path}: values", 4 * 3 * file.width * file.height)
+            raise InputError(f"must have one frame, got {frames}.")
+        check_bytes("values", 4 * 3 * file.width * file.height)
         image = ImageOps.exif_transpose(file)
     if image.mode in GREY_MODES:
         array, transparent = np.asarray(image)[None], image.info.get("transparency")
-        return array if transparent is None else np.where(array == transparent, 0, array)
+        return (array if transparent is None else np.where(array == transparent, 0, array)), {}
     rgba = np.moveaxis(np.asarray(image.convert("RGBA"), dtype=np.float64), 2, 0)  # (4, rows, columns)
-    return rgba[:3] * (rgba[3] / 255)
+    return rgba[:3] * (rgba[3] / 255), {}
 
 
-def _read_dicom(path: str) -> np.ndarray:
+def _read_dicom(path: str) -> tuple[np.ndarray, dict[str, Any]]:
     try:
         header = read_header(path)
     except InputError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        raise InputError(f"cannot be read: {error}") from error
     if len(header.frames) != 1:
-        raise InputError(f"{path}: must have one frame, got {len(header.frames)}.")
+        raise InputError(f"must have one frame, got {len(header.frames)}.")
     if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise InputError(
-            f"{path}: PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {header.photometric or 'none'}."
+            f"PhotometricInterpretation must be MONOCHROME1 or MONOCHROME2, got {header.photometric or 'none'}."
         )
-    dataset, stored, padded = decode(header, VOI_TAGS + SIDES)
+    dataset, stored, padded = decode(header, VOI_TAGS + SIDES + GRID_TAGS)
+    grid = SeriesGrid.of([(header, header.frames[0])], {header.path: reference_of(dataset)})
     try:
         with quiet_pydicom():
-            values = _shown(path, stored[0], dataset)
+            values = _shown(stored[0], dataset)
     except InputError:
         raise
     except Exception as error:  # its message may quote the header
-        raise InputError(f"{path}: cannot be read: how it is to be shown makes a {type(error).__name__}.") from None
-    fill_padding(f"{path}: an image", values, padded[0])
-    return values[None]
+        raise InputError(f"cannot be read: how it is to be shown makes a {type(error).__name__}.") from None
+    fill_padding("an image", values, padded[0])
+    return values[None], {"series_grid": grid}
 
 
-def _shown(path: str, stored: np.ndarray, dataset: Dataset) -> np.ndarray:
+def _shown(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     for name in SIDES:
-        _check_square(path, name, np.ravel(dataset.get(name) or 1).astype(float))
+        _check_square(name, np.ravel(dataset.get(name) or 1).astype(float))
     function = dataset.VOILUTFunction = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if function not in VOI_FUNCTIONS:
-        raise InputError(f"{path}: VOILUTFunction must be one of {sorted(VOI_FUNCTIONS)}, is another.")
+        raise InputError(f"VOILUTFunction must be one of {sorted(VOI_FUNCTIONS)}, is another.")
     width = float(np.ravel(dataset.get("WindowWidth") or 0)[0])  # of the first window
     if width <= 0 or width < 1 and function == "LINEAR":
         dataset.pop("WindowWidth", None)
@@ -173,30 +176,30 @@ def _displayed(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     return lut_functions.apply_voi_lut(lut_functions.apply_modality_lut(stored, dataset), dataset).astype(np.float64)
 
 
-def _check_square(path: str, name: str, sides: np.ndarray) -> None:
+def _check_square(name: str, sides: np.ndarray) -> None:
     if sides.max() > MAX_STRETCH * sides.min():
-        raise InputError(f"{path}: pixels must be square to {MAX_STRETCH - 1:.0%}, got {name} {sides.tolist()}.")
+        raise InputError(f"pixels must be square to {MAX_STRETCH - 1:.0%}, got {name} {sides.tolist()}.")
 
 
-def _read_nifti(path: str) -> np.ndarray:
+def _read_nifti(path: str) -> tuple[np.ndarray, dict[str, Any]]:
     array, affine, _ = read_nifti(path)
     sides = (*array.shape, 1, 1)
     if array.ndim > 3 or sides[:3].count(1) != 1:
-        raise InputError(f"{path}: must have two dimensions, or three with one slice, got size {array.shape}.")
+        raise InputError(f"must have two dimensions, or three with one slice, got size {array.shape}.")
     first, second = (axis for axis, side in enumerate(sides[:3]) if side != 1)
     spacing = np.linalg.norm(affine[:3, [first, second]], axis=0)
-    _check_square(path, "the spacing", spacing)
+    _check_square("the spacing", spacing)
     directions = affine[:3, [first, second]] / spacing
     nearest = np.abs(directions).argmax(axis=0)  # 0 right, 1 anterior, 2 superior
     towards = directions[nearest, [0, 1]]
     if not (np.abs(towards) >= MIN_COSINE).all() or nearest[0] == nearest[1]:
         raise InputError(
-            f"{path}: axes must lie along axes of the patient (cosine at least {MIN_COSINE}), "
+            f"axes must lie along axes of the patient (cosine at least {MIN_COSINE}), "
             f"got the directions {directions.T.round(3).tolist()}."
         )
     picture = array.reshape([side for side in sides[:3] if side != 1])  # (x, y)
     picture = np.flip(picture, tuple(axis for axis in (0, 1) if towards[axis] > 0))
-    return (picture.T if nearest[0] < nearest[1] else picture)[None]
+    return (picture.T if nearest[0] < nearest[1] else picture)[None], {}
 
 
 READERS = {

@@ -20,7 +20,7 @@ from monai_dvpt.data.dicom.files import looks_like_dicom
 from monai_dvpt.data.kinds import check_regular, image_kind
 from monai_dvpt.data.nifti import as_float32, read_nifti
 from monai_dvpt.data.text_headers import check_metaimage, check_nrrd
-from monai_dvpt.utils import InputError, reason
+from monai_dvpt.utils import InputError, naming, reason
 
 itk, _ = optional_import("itk")
 
@@ -61,7 +61,7 @@ class LoadVolume(Transform):
 
         Returns:
             tensor of shape (1, x, y, z), float32, with its affine in millimetres (RAS+) and, of DICOM, the metadata
-            "dicom_frames", "padding_voxels", "resampled" and "set_aside" of :class:`monai_dvpt.data.DicomSeriesReader`.
+            "series_grid", "padding_voxels", "resampled" and "set_aside" of :class:`monai_dvpt.data.DicomSeriesReader`.
 
         Raises:
             InputError: if a rule above is broken.
@@ -69,10 +69,10 @@ class LoadVolume(Transform):
         single = isinstance(path, (str, os.PathLike))
         if single and not Path(path).exists():  # type: ignore[arg-type]
             raise InputError(f"{path}: does not exist.")
-        volume = self._read(path)
-        name = str(path) if single else f"series of {len(path)} DICOM files"
-        _check_geometry(name, volume)
-        self._check_values(name, volume)
+        with naming(path if single else f"series of {len(path)} DICOM files"):  # type: ignore[arg-type]
+            volume = self._read(path)
+            _check_geometry(volume)
+            self._check_values(volume)
         return volume
 
     def _read(self, path: Any) -> MetaTensor:
@@ -81,10 +81,10 @@ class LoadVolume(Transform):
         except InputError:
             raise
         except Exception as error:  # every reader has its own kinds of error
-            raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+            raise InputError(f"cannot be read: {reason(error)}") from error
         # the geometry is kept, all other metadata (of some readers: the patient's name) is left behind
         name = str(path if isinstance(path, (str, os.PathLike)) else path[0])
-        kept = {key: meta[key] for key in ("dicom_frames", "padding_voxels", "resampled", "set_aside") if key in meta}
+        kept = {key: meta[key] for key in ("series_grid", "padding_voxels", "resampled", "set_aside") if key in meta}
         meta = {"filename_or_obj": name, "original_affine": affine, "space": "RAS", **kept}
         return MetaTensor(channel_first, affine=torch.as_tensor(affine), meta=meta)
 
@@ -98,7 +98,7 @@ class LoadVolume(Transform):
             if kind in ("nifti", "nifti pair", "analyze"):
                 nifti = read_nifti(path, exact)
                 if nifti.unit not in ("mm", "unknown"):
-                    raise InputError(f"{path}: unit of length must be mm, got {nifti.unit}.")
+                    raise InputError(f"unit of length must be mm, got {nifti.unit}.")
                 values = nifti.values
                 return np.moveaxis(values, -1, 0) if values.ndim > 3 else values[None], nifti.affine, {}
             if kind == "nrrd":
@@ -108,38 +108,38 @@ class LoadVolume(Transform):
                 check_metaimage(path)
                 reader = ITKReader(imageio=itk.MetaImageIO.New())
             elif not looks_like_dicom(Path(path)):
-                raise InputError(f"{path}: cannot be read: is no NIfTI, NRRD, MetaImage or DICOM file.")
+                raise InputError("cannot be read: is no NIfTI, NRRD, MetaImage or DICOM file.")
         reader = reader or self.dicom_reader
         data, meta = reader.get_data(reader.read(path))
-        loaded = MetaTensor(as_float32(path, np.asarray(data), exact), meta=meta)
+        loaded = MetaTensor(as_float32(np.asarray(data), exact), meta=meta)
         return np.asarray(EnsureChannelFirst()(loaded)), loaded.affine.numpy(), meta
 
-    def _check_values(self, path: str, volume: MetaTensor) -> None:
+    def _check_values(self, volume: MetaTensor) -> None:
         if not torch.isfinite(volume).all():
             bad = int((~torch.isfinite(volume.as_tensor())).sum())
-            raise InputError(f"{path}: values must be finite, got {bad} that are NaN or infinite.")
+            raise InputError(f"values must be finite, got {bad} that are NaN or infinite.")
         low, high = float(volume.min()), float(volume.max())
         if self.num_classes is None and low == high:
-            raise InputError(f"{path}: image must not be constant, got {low:g} everywhere.")
+            raise InputError(f"image must not be constant, got {low:g} everywhere.")
         if self.num_classes is not None:
             whole = bool((volume == volume.round()).all())
             if not whole or low < 0 or high >= self.num_classes:
                 values = f"{low:g} to {high:g}" + ("" if whole else ", with fractions")
-                raise InputError(f"{path}: labels must be whole numbers in [0, {self.num_classes}), got {values}.")
+                raise InputError(f"labels must be whole numbers in [0, {self.num_classes}), got {values}.")
 
 
-def _check_geometry(path: str, volume: MetaTensor) -> None:
+def _check_geometry(volume: MetaTensor) -> None:
     shape, affine = tuple(volume.shape), volume.affine.numpy()
     if len(shape) != 4 or shape[0] != 1:
-        raise InputError(f"{path}: must be one 3D volume, got channels and size {shape}.")
+        raise InputError(f"must be one 3D volume, got channels and size {shape}.")
     if min(shape) == 0:
-        raise InputError(f"{path}: must not be empty, got size {shape[1:]}.")
+        raise InputError(f"must not be empty, got size {shape[1:]}.")
     axes = affine[:3, :3]
     if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) < 1e-9:
-        raise InputError(f"{path}: affine must be finite and invertible, got {affine[:3].tolist()}.")
+        raise InputError(f"affine must be finite and invertible, got {affine[:3].tolist()}.")
     unit = axes / np.linalg.norm(axes, axis=0)
     if (skew := float(np.abs(unit.T @ unit - np.eye(3)).max())) > MAX_COSINE:
-        raise InputError(f"{path}: axes must be perpendicular (cosine up to {MAX_COSINE}), got {skew:.4f}.")
+        raise InputError(f"axes must be perpendicular (cosine up to {MAX_COSINE}), got {skew:.4f}.")
 
 
 class LoadVolumed(MapTransform):

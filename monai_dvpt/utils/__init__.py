@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .checks import as_bool, check_counts
 from .describe import describe
-from .errors import InputError, reason, report_input_errors, root_cause
+from .errors import InputError, naming, reason, report_input_errors, root_cause
 from .files import atomic_path, fingerprint, remove_leftovers, to_json
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
 from .locks import FolderLock, folder_lock
@@ -30,6 +30,7 @@ __all__ = [
     "folder_lock",
     "is_path_key",
     "max_bytes",
+    "naming",
     "open_safetensors",
     "read_npz",
     "read_safetensors",

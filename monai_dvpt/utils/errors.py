@@ -3,14 +3,37 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
-__all__ = ["InputError", "reason", "report_input_errors", "root_cause"]
+__all__ = ["InputError", "naming", "reason", "report_input_errors", "root_cause"]
 
 
 class InputError(ValueError):
     """Input that breaks a rule; the message names the file, the rule and the value."""
+
+    named = False
+    """Whether the message names its file, see :func:`naming`."""
+
+
+@contextmanager
+def naming(path: str | os.PathLike, outer: bool = False) -> Iterator[None]:
+    """
+    Puts the name of a file before the message of an :class:`InputError` that is raised inside.
+
+    Args:
+        path: the file.
+        outer: whether also before one that names a file already, such as one in this folder.
+    """
+    try:
+        yield
+    except InputError as error:
+        if outer or not error.named:
+            error.args, error.named = (f"{os.fspath(path)}: {error}",), True
+        raise
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -49,7 +49,8 @@ class PromptAttention(nn.Module):
             transformer's layers count through all stages.
 
     Raises:
-        ValueError: if there is no such layer, no DVPT block follows it, or the block has no prompts.
+        ValueError: if there is no such layer, no DVPT block follows it, or the block has no prompts
+            that read the image.
 
     Examples::
 
@@ -118,6 +119,8 @@ class PromptAttention(nn.Module):
         block: DVPTBlock = encoder.dvpt[index]
         if block.num_prompts == 0:
             raise ValueError("num_prompts must be at least 1 for there to be attention, got 0.")
+        if block.aggregation == "static":
+            raise ValueError('aggregation must let prompts read the image, got "static".')
         return block, served[: self.layer].count(index)
 
     def _as_maps(self, attention: torch.Tensor, spatial: torch.Size) -> torch.Tensor:

@@ -13,10 +13,10 @@ from utils_data import AFFINE_RAS, save_dicom, save_nifti, temporary_folder
 from utils_dcmqi import itk_image
 
 from monai_dvpt.apps.monailabel.dicom_labels import (
-    DicomGrid,
     SegConverter,
     choose_model,
     read_label_file,
+    read_series,
     told_segments,
 )
 from monai_dvpt.apps.monailabel.labels import ModelLabels
@@ -28,7 +28,7 @@ from monai_dvpt.utils import InputError
 
 def model_labels(name: str, *labels: str) -> ModelLabels:
     names = ("background", *labels)
-    return ModelLabels(names, segment_codes(names, {}), name, "1.2.3")
+    return ModelLabels(name, "1.2.3", segment_codes(names, {}), names)
 
 
 BRAIN = model_labels("Brain", "Grey matter", "lesion")
@@ -123,7 +123,7 @@ class TestSegConverter(unittest.TestCase):
         volume = np.random.default_rng(0).integers(0, 900, (7, 9, 5)).astype(np.uint16)
         axes = np.array([[0, -1, 0], [0.8, 0, -0.6], [0.6, 0, 0.8]])
         self.series = save_dicom(self.folder / "series", volume, axes, np.array([3, -40, 12.5]), (1.5, 2, 4))
-        _, self.grid = DicomGrid.read(self.series, DicomSeriesReader())
+        _, self.grid = read_series(self.series, DicomSeriesReader())
         self.labels = np.zeros((7, 9, 5), np.uint8)
         self.labels[1:3, 2:7, 3] = 2
         self.result = save_nifti(self.folder / "result.nii.gz", self.labels.astype(np.float32), self.grid.affine_ras)
@@ -139,7 +139,7 @@ class TestSegConverter(unittest.TestCase):
     def test_a_lone_label_has_its_own_name(self, models, label_info):
         path = Path(SegConverter(models)(str(self.series), str(self.result), label_info, use_itk=True))
         self.addCleanup(path.unlink)
-        found, names = read_dicom_seg(path, *self.grid)
+        found, names = read_dicom_seg(path, self.grid)
         self.assertEqual(names, {1: "Grey matter", 2: "lesion"})
         np.testing.assert_array_equal(found, self.labels)
 
@@ -161,7 +161,7 @@ class TestSegConverter(unittest.TestCase):
         meta["affine"][:3, 2] += 0.05 * meta["affine"][:3, 0]
         with mock.patch.object(reader, "get_data", return_value=(values, meta)):
             with self.assertRaisesRegex(InputError, "axes must be at right angles"):
-                DicomGrid.read(self.series, reader)
+                read_series(self.series, reader)
 
 
 if __name__ == "__main__":

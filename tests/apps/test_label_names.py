@@ -9,7 +9,7 @@ from parameterized import parameterized
 from monai_dvpt.apps.monailabel.labels import ModelLabels, labels_in_file, to_model_values
 from monai_dvpt.utils import InputError
 
-LABELS = ModelLabels(("background", "anterior", "posterior", "left kidney"), {}, "model", "1")
+LABELS = ModelLabels("model", "1", {}, ("background", "anterior", "posterior", "left kidney"))
 
 
 class TestToModelValues(unittest.TestCase):

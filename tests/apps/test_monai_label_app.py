@@ -261,7 +261,7 @@ class TestRadiographs(unittest.TestCase):
             "adapter_path": str(folder / "adapter.safetensors"),
         }
         bundle = REPOSITORY / "bundles" / RADIOGRAPHS
-        config = ConfigParser(yaml.safe_load((bundle / "configs" / "inference.yaml").read_text()))
+        config = ConfigParser(yaml.safe_load((bundle / "configs" / "train.yaml").read_text()))
         network, labels = (config.get_parsed_content(key) for key in ("network_def", "labels"))
         network = load_pretrained(network, settings["backbone_path"]).network
         save_adapter(network, settings["adapter_path"], labels=labels)

@@ -16,6 +16,7 @@ import SimpleITK
 from parameterized import parameterized
 from utils_data import entered, save_dicom, save_nifti, shared_data, temporary_folder
 from utils_dcmqi import itk_image, write_with_dcmqi
+from utils_dicom import grid_of
 from utils_orthanc import orthanc
 
 from monai_dvpt.apps.monailabel.dicom_labels import SegConverter
@@ -41,7 +42,7 @@ ANTERIOR, POSTERIOR = "Anterior hippocampus", "posterior"
 
 def model_labels(name: str, *labels: str) -> ModelLabels:
     names = ("background", *labels)
-    return ModelLabels(names, segment_codes(names, {}), name, "1.2.3")
+    return ModelLabels(name, "1.2.3", segment_codes(names, {}), names)
 
 
 MODEL = model_labels("hippocampus", ANTERIOR, POSTERIOR)
@@ -417,7 +418,7 @@ class TestPacsDatastore(unittest.TestCase):
         ):
             path = convert(folder, self.label_file(self.posterior), label_info, use_itk=True)
             self.addCleanup(Path(path).unlink)
-            label, names = read_dicom_seg(path, self.posterior.shape, self.affine, frames)
+            label, names = read_dicom_seg(path, grid_of(frames, self.posterior.shape, self.affine))
             self.assertEqual(names, {1: ANTERIOR, 2: POSTERIOR})
             np.testing.assert_array_equal(label, self.posterior)
         with self.assertRaisesRegex(InputError, "names of segments must fit one model"):

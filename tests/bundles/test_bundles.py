@@ -23,12 +23,12 @@ import numpy as np
 import pydicom
 import torch
 import yaml
-from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 from monai.networks.nets import SwinUNETR
 from parameterized import parameterized
 from safetensors.torch import load_file
-from utils_bundles import BUNDLES, REPOSITORY, workflow
-from utils_data import save_dicom
+from utils_bundles import BUNDLES, OVERLAYS, REPOSITORY, workflow
+from utils_data import save_dicom, temporary_folder
 
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.utils import InputError, root_cause
@@ -60,7 +60,7 @@ AFFINE[:3, 3] = [12.0, -34.0, 5.0]
 # what makes the CT bundle small; its backbone, of MONAI's release in use, is written by the test
 SMALL_CT = {
     "feature_size": 12,
-    "bottleneck_size": 8,
+    "method": {"name": "dvpt", "bottleneck_size": 8},
     "roi_size": [64, 32, 32],
     "spacing_mm": [1.0, 1.0, 1.0],
     "organs": {"first": [1], "second": [2]},
@@ -127,26 +127,45 @@ class TestBundleFiles(unittest.TestCase):
 
     @parameterized.expand(EACH_CONFIG)
     def test_every_top_level_key_is_used(self, _, config):
-        text = config.read_text()
-        keys = set(yaml.safe_load(text)) - {"imports", "initialize", "run"}
-        if config.stem == "multi_gpu_train":  # its keys override those of train.yaml
-            text += (config.parent / "train.yaml").read_text()
-            overridden = {"device", "train#dataloader#sampler", "train#dataloader#shuffle", "train#trainer#network"}
-            overridden.add("tensorboard_dir")
-            self.assertLessEqual(overridden, keys)
-            keys -= overridden
-        unused = [key for key in keys if not re.search(rf"@{re.escape(key)}\b", text)]
+        text, train = config.read_text(), ConfigParser({})
+        keys = {key.removeprefix("+") for key in yaml.safe_load(text)} - {"imports", "initialize", "run"}
+        if config.stem in OVERLAYS:
+            below = config.with_name("train.yaml").read_text()
+            text, train = text + below, ConfigParser(yaml.safe_load(below))
+        if config.stem == "inference":
+            keys.remove("network_def")  # which MONAI's tools ask for
+        nested = {key for key in keys if "#" in key}
+        nested = {key for key in nested if key in train or f"{key.rpartition('#')[0]}#_target_" in train}
+        unused = [key for key in keys - nested if not re.search(rf"@{re.escape(key)}\b", text)]
         self.assertEqual(unused, [])
 
-    @parameterized.expand(EACH_SEGMENTATION)
-    def test_configs_agree_on_the_network(self, _, bundle):
-        configs = [
-            yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "evaluate", "inference")
-        ]
-        for key in ("network_def", "labels", "roi_size", "spacing_mm"):
-            self.assertEqual([config[key] for config in configs], [configs[0][key]] * 3)
-        metrics = [{*c["validate"]["key_metric"], *c["validate"]["additional_metrics"]} for c in configs[:2]]
-        self.assertEqual(*metrics)
+    @parameterized.expand(EACH_BUNDLE)
+    def test_labels_are_those_of_the_metadata(self, _, bundle):
+        metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+        pred = metadata["network_data_format"]["outputs"]["pred"]
+        labels = workflow(bundle, "train", "train").parser.get_parsed_content("labels")
+        self.assertEqual(pred["channel_def"], {str(value): label for value, label in enumerate(labels)})
+        self.assertEqual(pred["num_channels"], len(labels))
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_inference_prepares_images_as_training_does(self, _, bundle):
+        train, infer = (yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "inference"))
+        steps = []
+        for transforms in (train["train"]["deterministic_transforms"], infer["preprocessing"]["transforms"]):
+            of_image = [step for step in transforms if step["keys"] != "label" and step["_target_"] != "ToDeviced"]
+            own = ("keys", "mode", "num_classes", "dicom_reader", "channels")  # of a label beside it, or of a reader
+            steps.append([{key: value for key, value in step.items() if key not in own} for step in of_image])
+        self.assertEqual(*steps)
+
+    @parameterized.expand(EACH_BUNDLE)
+    def test_the_network_is_that_of_the_metadata(self, _, bundle):
+        """As the zoo checks it, on the network of an adapter; it need not be trained."""
+        adapter = temporary_folder(self) / "adapter.safetensors"
+        parser = workflow(bundle, "train", "train").parser
+        network, labels = (parser.get_parsed_content(key) for key in ("network_def", "labels"))
+        save_adapter(network, adapter, labels=labels)
+        config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
+        verify_net_in_out("network_def", meta_file=metadata, config_file=config, adapter_path=str(adapter))
 
 
 class TestBundleRuns(unittest.TestCase):
@@ -193,10 +212,10 @@ class TestBundleRuns(unittest.TestCase):
         report = json.loads((out / "report.json").read_text())
         parameters = report["parameters"]
         self.assertEqual(parameters["backbone"]["trainable"], 0)
-        self.assertEqual(parameters["dvpt"]["trainable"], parameters["dvpt"]["total"])
+        self.assertEqual(parameters["method"]["trainable"], parameters["method"]["total"])
         if not is_ct(bundle):  # of which the test has a smaller network
-            self.assertLessEqual(report["dvpt_percent_of_backbone"], 1.0)
-        self.assertLessEqual(report["dvpt_bytes"], 1_000_000)
+            self.assertLessEqual(report["method_percent_of_encoder"], 1.0)
+        self.assertLessEqual(report["method_bytes"], 1_000_000)
         self.assertEqual(adapter_metadata(out / "adapter_best.safetensors")["notes"]["epoch"], report["best"]["epoch"])
         with open(out / "history.csv") as file:
             losses = [float(row["loss"]) for row in csv.DictReader(file)]
@@ -289,22 +308,20 @@ class TestBundleRuns(unittest.TestCase):
         settings = training_data(bundle, self.data)
         train = workflow(bundle, "train", "train", output_dir=str(self.root / "unused"), **settings)
         self.assertEqual(train.check_properties(), [])
-        config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
-        verify_net_in_out("network_def", meta_file=metadata, config_file=config)
 
     @parameterized.expand(EACH_SEGMENTATION)
     def test_export_of_the_full_model_equals_it(self, _, bundle):
         out = self.outputs[bundle]
         config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
         exported = str(out / "model.ts")
-        checkpoint = str(out / "model.pt")
+        checkpoint, adapter = str(out / "model.pt"), str(out / "adapter_best.safetensors")
         settings = training_data(bundle, self.data)
         shape = [1, 1, *SMALL_CT["roi_size"]] if is_ct(bundle) else [1, 1, 40, 56, 40]
-        small = {key: value for key, value in settings_of(bundle, self.data).items() if key in SMALL_CT}
-        traced = {"use_trace": True, "input_shape": shape, **small} if is_ct(bundle) else {}
+        options = {"ckpt_file": checkpoint, "meta_file": metadata, "config_file": config, "adapter_path": adapter}
+        options |= {"use_trace": True, "input_shape": shape} if is_ct(bundle) else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of MONAI's Swin transformer
-            ckpt_export("network_def", exported, ckpt_file=checkpoint, meta_file=metadata, config_file=config, **traced)
+            ckpt_export("network_def", exported, **options)
         train = workflow(bundle, "train", "train", output_dir=str(self.root / "unused"), **settings)
         network = train.parser.get_parsed_content("network").cpu().eval()
         network.load_state_dict(torch.load(checkpoint, weights_only=True))
@@ -347,26 +364,27 @@ class TestBundleRuns(unittest.TestCase):
         more = workflow(
             *(bundle, "train", "train"),
             **{**settings, "train#dataset#data": cases["training"], "validate#dataset#data": []},
-            **{"output_dir": str(out), "adapter_path": str(first), "trainable": ["dvpt", "head"], "max_epochs": 1},
+            **{"output_dir": str(out), "adapter_path": str(first), "trainable": ["method", "head"], "max_epochs": 1},
         )
         with self.assertWarnsRegex(UserWarning, "`dataloader` is empty"):
             more.run()
         more.finalize()
         self.assertEqual(json.loads((out / "report.json").read_text())["settings"]["cases"]["validation"], 0)
         before, after = (load_file(path) for path in (first, out / "adapter_best.safetensors"))
-        changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
-        self.assertEqual(changed, {"dvpt", "out"})
+        changed = {name.split(".dvpt.")[0] for name in before if not torch.equal(before[name], after[name])}
+        encoder = "swinViT" if is_ct(bundle) else "vit"
+        self.assertEqual(changed, {encoder, *(name for name in before if name.startswith("out."))})
 
     @parameterized.expand(EACH_SEGMENTATION)
     def test_wrong_adapter_is_refused(self, _, bundle):
         other = self.root / "other.safetensors"
         other.write_bytes(b"not an adapter")
-        dvpt_alone = self.root / "dvpt_alone.safetensors"
+        method_alone = self.root / "method_alone.safetensors"
         train = workflow(
             *(bundle, "train", "train"), output_dir=str(self.root / "unused"), **training_data(bundle, self.data)
         )
-        save_adapter(train.parser.get_parsed_content("network"), dvpt_alone, parts=["dvpt"])
-        refused = [(other, "cannot be read"), (dvpt_alone, "parts must be")]
+        save_adapter(train.parser.get_parsed_content("network"), method_alone, parts=["method"])
+        refused = [(other, "cannot be read"), (method_alone, "parts must be")]
         for each in SEGMENTATION:
             if each != bundle:
                 why = "labels must be" if is_ct(each) == is_ct(bundle) else "network must be"
@@ -380,6 +398,32 @@ class TestBundleRuns(unittest.TestCase):
             cause = root_cause(raised.exception)
             self.assertIsInstance(cause, InputError)
             self.assertIn(f"{path}: {why}", str(cause))
+
+    def test_other_labels_are_one_edit(self):
+        """Of a copy of a bundle: all else follows."""
+        labels = ["background", "head", "body", "tail"]
+        bundle = self.root / "copy_segmentation"
+        shutil.copytree(SEGMENTATION[-1], bundle)
+        config = bundle / "configs" / "train.yaml"
+        text, edits = re.subn(r"(?m)^labels: .*$", f"labels: [{', '.join(labels)}]", config.read_text())
+        self.assertEqual(edits, 1)
+        config.write_text(text)
+        data = {"dataset_dir": str(self.data), "datalist": "auto"}
+        train = workflow(bundle, "train", "train", max_epochs=1, **data)
+        train.run()
+        train.finalize()
+        adapter = str(bundle / "output" / "train" / "adapter_best.safetensors")
+        self.assertEqual(adapter_metadata(adapter)["labels"], labels)
+        evaluate = workflow(bundle, "evaluate", "train", adapter_path=adapter, **data)
+        evaluate.run()
+        evaluate.finalize()
+        with open(bundle / "output" / "evaluate" / "val_dice_raw.csv") as file:
+            self.assertEqual(len(next(csv.reader(file))), 1 + len(labels[1:]) + 1)  # file, classes, mean
+        images = str(self.data / "imagesTr" / "a.nii.gz")
+        infer = workflow(bundle, "inference", "infer", dataset_dir=images, adapter_path=adapter)
+        infer.run()
+        volumes = json.loads((bundle / "output" / "inference" / "a_volumes.json").read_text())["volumes_ml"]
+        self.assertEqual(list(volumes), labels[1:])
 
     def test_two_processes(self):
         """Distributed training (gloo) of one epoch: both ranks end, and one writes."""
@@ -433,8 +477,9 @@ class TestBundleRuns(unittest.TestCase):
     def command_line(
         self, bundle: Path, config: str, dataset_dir: Path, output_dir: Path
     ) -> subprocess.CompletedProcess:
+        files = "['configs/train.yaml','configs/evaluate.yaml']" if config == "evaluate" else f"configs/{config}.yaml"
         return subprocess.run(
-            [sys.executable, "-m", "monai.bundle", "run", "--config_file", f"configs/{config}.yaml"]
+            [sys.executable, "-m", "monai.bundle", "run", "--config_file", files]
             + ["--dataset_dir", str(dataset_dir), "--output_dir", str(output_dir)]
             + ["--adapter_path", str(self.outputs[bundle] / "adapter_best.safetensors")],
             cwd=bundle,

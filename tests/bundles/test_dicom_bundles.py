@@ -23,7 +23,7 @@ SEGMENTATION = ROOT / "bundles" / "hippocampus_mri_dvpt_unetr_segmentation"
 GRADING = ROOT / "bundles" / "hippocampus_mri_dvpt_vit_classification"
 PATIENT = {"PatientName": "Chrisjen^Avasarala", "PatientID": "UN-7734", "PatientBirthDate": "20980407"}
 SECRETS = ("chrisjen", "avasarala", "7734", "20980407")
-FORMATS = "nifti,dicom_seg,dicom_seg_probability,dicom_sr,rtstruct,overlay"
+FORMATS = "nifti,dicom_seg,dicom_seg_probability,dicom_sr,rtstruct,secondary_capture"
 
 
 def write_study(folder: Path, leave_out: tuple[int, ...] = (), **attributes: str) -> None:
@@ -170,7 +170,7 @@ class TestStudies(unittest.TestCase):
 
     def test_grade_of_a_study(self):
         out = self.root / "grades"
-        run = Run(self, GRADING, self.inputs / "good", out, output_format="json,dicom_sr,overlay")
+        run = Run(self, GRADING, self.inputs / "good", out, output_format="json,dicom_sr,secondary_capture")
         self.assertIsNone(run.error)
         grades = json.loads((out / "series_grades.json").read_text())["outputs"]["volume"]
         items = list(walk(pydicom.dcmread(out / "series_sr.dcm")))
@@ -178,7 +178,7 @@ class TestStudies(unittest.TestCase):
         self.assertIn(grades["grade"], meanings)
         numbers = [float(i.MeasuredValueSequence[0].NumericValue) for i in items if i.get("ValueType") == "NUM"]
         np.testing.assert_allclose(numbers, [grades["confidence"]], rtol=1e-5)
-        for name in ("series_sr.dcm", "series_overlay.dcm"):
+        for name in ("series_sr.dcm", "series_secondary_capture.dcm"):
             self.assertEqual(validator_errors(out / name), [])
 
     def test_training_on_studies_names_nobody(self):
@@ -209,7 +209,7 @@ class TestStudies(unittest.TestCase):
         self.assertRegex(run.summary["a"]["reason"], "output_format dicom_seg must have DICOM input")
 
     def test_unknown_format(self):
-        for bundle, known in ((SEGMENTATION, "nifti, dicom_seg"), (GRADING, "json, dicom_sr, overlay")):
+        for bundle, known in ((SEGMENTATION, "nifti, dicom_seg"), (GRADING, "json, dicom_sr, secondary_capture")):
             with self.assertRaises(RuntimeError) as raised:
                 settings = {"dataset_dir": str(self.inputs / "good"), "output_dir": str(self.root / "no")}
                 workflow(bundle, "inference", "infer", output_format="dicom", **settings).run()

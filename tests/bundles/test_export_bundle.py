@@ -12,11 +12,14 @@ from monai.bundle import ConfigParser, ckpt_export, onnx_export
 from monai.utils import optional_import
 from utils_networks import randomise
 
+from monai_dvpt.networks.adapter import disable_adapter
+
 onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 _, has_onnxscript = optional_import("onnxscript")
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "hippocampus_mri_dvpt_unetr_segmentation" / "configs"
 FILES = {"config_file": str(CONFIGS / "inference.yaml"), "meta_file": str(CONFIGS / "metadata.json")}
+FILES["bundle_root"] = str(CONFIGS.parent)
 CONVERTER = {"dynamo": True, "external_data": False, "input_names": ["image"], "output_names": ["pred"]}
 
 
@@ -28,13 +31,14 @@ class TestExport(unittest.TestCase):
         cls.folder = Path(cls.temporary.name)
         parser = ConfigParser()
         parser.read_config(FILES["config_file"])
+        parser["bundle_root"] = FILES["bundle_root"]
         net = randomise(parser.get_parsed_content("network_def"), seed=3).eval()
         torch.save(net.state_dict(), cls.folder / "model.pt")
         cls.image = torch.randn(1, 1, 40, 56, 40, generator=torch.Generator().manual_seed(4))
         with torch.no_grad():
             cls.expected = net(cls.image)
-            net.dvpt_enabled = False
-            cls.expected_off = net(cls.image)
+            with disable_adapter(net):
+                cls.expected_off = net(cls.image)
 
     def export(self, command, name: str, **options) -> Path:
         path = self.folder / name

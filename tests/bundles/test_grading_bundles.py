@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,8 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import torch
-import yaml
-from monai.bundle import ckpt_export, verify_net_in_out
+from monai.bundle import ckpt_export
 from monai.networks.nets import ViT
-from parameterized import parameterized
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
@@ -33,13 +32,13 @@ from monai_dvpt.handlers import calibrated_temperature
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.utils import InputError, root_cause
 
-GRADING = [(bundle.name, bundle) for bundle in BUNDLES if bundle.name.endswith("_classification")]
-HIPPOCAMPUS, XRAY = (bundle for _, bundle in GRADING)
+HIPPOCAMPUS, XRAY = (bundle for bundle in BUNDLES if bundle.name.endswith("_classification"))
 OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
 SIZES = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 3}
+METHOD = {"name": "dvpt", "bottleneck_size": 5, "num_prompts": 3, "share_every": 1}
 SMALL = {f"network_def#{name}": size for name, size in SIZES.items()}
-SMALL |= {"outputs": OUTPUTS, "grades": GRADES, "img_size": 32, "bottleneck_size": 5, "num_prompts": 3}
-TRAINING = {"batch_size": 4, "amp": False, "learning_rates": {"dvpt": 1e-2, "head": 5e-2}}
+SMALL |= {"outputs": OUTPUTS, "grades": GRADES, "img_size": 32, "method": METHOD}
+TRAINING = {"batch_size": 4, "amp": False, "learning_rates": {"method": 1e-2, "head": 5e-2}}
 
 
 def write_images(folder: Path, count: int) -> list[list[int]]:
@@ -100,30 +99,6 @@ def read_metrics(path: Path) -> dict[str, str]:
         return dict(row for row in csv.reader(file) if len(row) == 2)
 
 
-class TestGradingConfigs(unittest.TestCase):
-    @parameterized.expand(GRADING)
-    def test_configs_agree(self, _, bundle):
-        configs = [
-            yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "evaluate", "inference")
-        ]
-        sizes = ("img_size", "roi_size", "largest_size", "spacing_mm")  # those that the bundle has
-        for key in ("network_def", "labels", "outputs", "grades", "decision", *sizes):
-            self.assertEqual([config.get(key) for config in configs], [configs[0].get(key)] * 3, key)
-        train = configs[0]["train"]
-        transforms = train["deterministic_transforms"] + train.get("grade_transforms", [])
-        transforms = [transform for transform in transforms if transform["_target_"] != "ToDeviced"]  # where it is kept
-        self.assertEqual(configs[1]["validate"]["preprocessing"]["transforms"], transforms)
-        metrics = [{**c["validate"]["key_metric"], **c["validate"]["additional_metrics"]} for c in configs[:2]]
-        self.assertEqual(*metrics)
-
-    @parameterized.expand(GRADING)
-    def test_the_default_network(self, _, bundle):
-        configs = bundle / "configs"
-        verify_net_in_out(
-            "network_def", meta_file=str(configs / "metadata.json"), config_file=str(configs / "inference.yaml")
-        )
-
-
 class BundleTestCase(unittest.TestCase):
     def assert_refused(self, flow, why: str) -> None:
         with self.assertRaises(RuntimeError) as raised:
@@ -155,8 +130,10 @@ class TestGradingRuns(BundleTestCase):
 
     @classmethod
     def workflow(cls, config: str, **settings):
-        kind = "infer" if config == "inference" else "train"
-        return workflow(XRAY, config, kind, **{"dataset_dir": str(cls.data), **cls.settings, **settings})
+        settings = {"dataset_dir": str(cls.data), **cls.settings, **settings}
+        if config == "inference":  # which takes the network from the adapter
+            settings = {key: value for key, value in settings.items() if not key.startswith("network_def#")}
+        return workflow(XRAY, config, "infer" if config == "inference" else "train", **settings)
 
     def test_training_writes_what_it_promises(self):
         adapter = self.out / "adapter_best.safetensors"
@@ -208,7 +185,8 @@ class TestGradingRuns(BundleTestCase):
 
     def test_frozen_layers_run_once(self):
         """With a cache training takes the same way as without; random images are refused one."""
-        settings = {"augment": "false", "side_path": "true", "start_layer": 1, "max_epochs": 2}
+        method = {**METHOD, "side_path": True, "start_layer": 1}
+        settings = {"augment": "false", "method": method, "max_epochs": 2}
         cache = self.root / "cache"
         losses = []
         for name, value in (("without", None), ("memory", "memory"), ("folder", str(cache)), ("again", str(cache))):
@@ -217,10 +195,8 @@ class TestGradingRuns(BundleTestCase):
             losses.append([float(row["loss"]) for row in read(self.root / f"prefix_{name}" / "history.csv")])
         self.assertEqual(len(written), 20)  # one entry for each picture; all were there before the last run
         np.testing.assert_allclose(losses, losses[:1] * 4, rtol=1e-4)
-        arguments = adapter_metadata(self.root / "prefix_again" / "adapter_last.safetensors")["arguments"]
-        self.assertEqual((arguments["side_path"], arguments["start_layer"]), (True, 1))
-        network = self.workflow("train", output_dir="", side_path="false").parser.get_parsed_content("network_def")
-        self.assertIs(network.side_path, False)
+        stored = adapter_metadata(self.root / "prefix_again" / "adapter_last.safetensors")["method"]
+        self.assertEqual({"name": stored["name"], **stored["options"]}, method)
         with self.assertRaises(RuntimeError) as raised:
             self.train(self.root / "random", prefix_cache="memory", max_epochs=1)
         self.assertRegex(str(root_cause(raised.exception)), "must not be random .* switch augmentation off")
@@ -286,7 +262,11 @@ class TestGradingRuns(BundleTestCase):
         save_dicom(folder / "radiograph", np.asarray(Image.open(self.data / "1.png")))
         shutil.copy(self.data / "1.png", folder)
         adapter = str(self.out / "adapter_best.safetensors")
-        settings = {"dataset_dir": str(folder), "output_dir": str(out), "output_format": "json,dicom_sr,overlay"}
+        settings = {
+            "dataset_dir": str(folder),
+            "output_dir": str(out),
+            "output_format": "json,dicom_sr,secondary_capture",
+        }
         flow = self.workflow("inference", adapter_path=adapter, **settings)
         self.assert_refused(flow, "^1 of 2 inputs failed: 1: output_format json, .* must have DICOM input")
         found = json.loads((out / "radiograph_grades.json").read_text())["outputs"]
@@ -303,7 +283,7 @@ class TestGradingRuns(BundleTestCase):
         self.assertEqual({output: said[output] for output in OUTPUTS}, {o: found[o]["grade"] for o in OUTPUTS})
         chances = sorted(float(i.MeasuredValueSequence[0].NumericValue) for i in items if i.get("ValueType") == "NUM")
         np.testing.assert_allclose(chances, sorted(found[output]["confidence"] for output in OUTPUTS), rtol=1e-5)
-        for name in ("radiograph_sr.dcm", "radiograph_overlay.dcm"):
+        for name in ("radiograph_sr.dcm", "radiograph_secondary_capture.dcm"):
             self.assertEqual(validator_errors(out / name), [])
 
     def test_a_finished_run_goes_on_with_more_epochs(self):
@@ -319,22 +299,24 @@ class TestGradingRuns(BundleTestCase):
         self.assert_refused(other, r"checkpoint\.pt: .*sharpness was None, is 1\.0")
 
     def test_wrong_adapter_is_refused(self):
-        broken, dvpt_alone = self.root / "broken.safetensors", self.root / "dvpt_alone.safetensors"
+        broken, method_alone = self.root / "broken.safetensors", self.root / "method_alone.safetensors"
         broken.write_bytes(b"not an adapter")
         train = self.workflow("train", output_dir=str(self.root / "unused"))
-        save_adapter(train.parser.get_parsed_content("network"), dvpt_alone, parts=["dvpt"])
+        save_adapter(train.parser.get_parsed_content("network"), method_alone, parts=["method"])
         good = self.out / "adapter_best.safetensors"
         refused = [
             (broken, {}, "cannot be read"),
-            (dvpt_alone, {}, "parts must be"),
+            (method_alone, {}, "parts must be"),
             (good, {"grades": ["none", "mild", "grave"]}, "labels must be"),
             (good, {"outputs": ["right", "left"]}, "labels must be"),
-            (good, {"outputs": ["left"]}, "num_classes must be"),
-            (good, {"pooling": "mean"}, "pooling must be"),
+            (good, {"outputs": ["left"]}, "labels must be"),
         ]
         for path, changes, why in refused:
             flow = self.workflow("inference", **{"adapter_path": str(path), **changes})
             self.assert_refused(flow, f"{path}: {why}")
+        for changes, why in (({"outputs": ["left"]}, "num_classes must be"), ({"pooling": "mean"}, "pooling must be")):
+            flow = self.workflow("evaluate", adapter_path=str(good), **changes)
+            self.assert_refused(flow, f"{good}: {why}")
 
     def test_missing_weights_and_bad_lists_are_refused(self):
         missing = str(self.root / "nowhere.safetensors")
@@ -346,7 +328,9 @@ class TestGradingRuns(BundleTestCase):
     def test_export_of_the_full_model_equals_it(self):
         exported, checkpoint = str(self.root / "model.ts"), str(self.out / "model.pt")
         config, metadata = (str(XRAY / "configs" / name) for name in ("inference.yaml", "metadata.json"))
-        ckpt_export("network_def", exported, ckpt_file=checkpoint, meta_file=metadata, config_file=config, **SMALL)
+        adapter = str(self.out / "adapter_best.safetensors")
+        files = {"ckpt_file": checkpoint, "meta_file": metadata, "config_file": config, "adapter_path": adapter}
+        ckpt_export("network_def", exported, input_shape=[1, 3, 32, 32], **files)
         train = self.workflow("train", output_dir=str(self.root / "unused"))
         self.assertEqual(train.check_properties(), [])
         network = train.parser.get_parsed_content("network").cpu().eval()
@@ -354,6 +338,29 @@ class TestGradingRuns(BundleTestCase):
         x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             torch.testing.assert_close(torch.jit.load(exported)(x), network(x), atol=1e-5, rtol=1e-5)
+
+    def test_other_outputs_are_one_edit(self):
+        """Of a copy of the bundle: all else follows."""
+        bundle = self.root / "copy_classification"
+        shutil.copytree(XRAY, bundle)
+        config = bundle / "configs" / "train.yaml"
+        text, edits = re.subn(
+            r"(?m)^outputs: .*\ngrades: .*$", f"outputs: {OUTPUTS}\ngrades: {GRADES}", config.read_text()
+        )
+        self.assertEqual(edits, 1)
+        config.write_text(text)
+        given = {key: value for key, value in self.settings.items() if key not in ("outputs", "grades")}
+        given |= {"dataset_dir": str(self.data), "amp": False}
+        for name, kind in (("train", "train"), ("evaluate", "train"), ("inference", "infer")):
+            if kind == "infer":  # which takes the network from the adapter
+                given = {key: given[key] for key in ("dataset_dir", "backbone_path", "amp")}
+            flow = workflow(bundle, name, kind, max_epochs=1, **given)
+            flow.run()
+            flow.finalize()
+        for table in ("evaluate/predictions.csv", "inference/grades.csv"):
+            rows = read(bundle / "output" / table)
+            self.assertEqual([row["output"] for row in rows[:2]], OUTPUTS)
+            self.assertEqual([key for key in rows[0] if key.startswith("p_")], [f"p_{grade}" for grade in GRADES])
 
     def test_two_processes(self):
         """Distributed training (gloo) of one epoch from the command line: both ranks end, and one writes."""
@@ -374,6 +381,45 @@ class TestGradingRuns(BundleTestCase):
         self.assertEqual(json.loads((out / "report.json").read_text())["last"]["epoch"], 1)
         self.assertTrue((out / "calibration.json").is_file())
 
+    def test_a_part_stays_frozen(self):
+        out = self.root / "head_alone"
+        self.train(out, trainable=["head"], max_epochs=1)
+        parameters = json.loads((out / "report.json").read_text())["parameters"]
+        self.assertEqual([parameters[part]["trainable"] for part in ("backbone", "method", "head")], [0, 0, 6 * 49])
+
+    def command_line(self, out: Path, **settings) -> subprocess.CompletedProcess:
+        """One epoch, as a user starts it."""
+        given = {**self.settings, **TRAINING, "dataset_dir": self.data, "output_dir": out, "max_epochs": 1, **settings}
+        return subprocess.run(
+            [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.yaml"]
+            + [part for key, value in given.items() for part in (f"--{key}", str(value))],
+            cwd=XRAY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def test_method_on_the_command_line(self):
+        """By name, or with options; from an adapter training goes on with its own method alone."""
+        adapters = []
+        for method, rank in (("lora", 8), ("{name: lora, rank: 4}", 4)):
+            out = self.root / f"lora_{rank}"
+            run = self.command_line(out, method=method)
+            self.assertEqual(run.returncode, 0, run.stderr[-3000:])
+            adapters.append(out / "adapter_last.safetensors")
+            stored = adapter_metadata(adapters[-1])
+            self.assertEqual(stored["method"], {"name": "lora", "options": {"rank": rank, "alpha": None}})
+        again = {"method": "{name: lora, rank: 4}", "adapter_path": adapters[1]}
+        self.assertEqual(self.command_line(self.root / "lora_again", **again).returncode, 0)
+        refused = self.command_line(self.root / "lora_refused", **again | {"adapter_path": adapters[0]})
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn(
+            f"{adapters[0]}: method must be that of the network, LoRA(rank=4, alpha=None), "
+            "got LoRA(rank=8, alpha=None).",
+            refused.stderr,
+        )
+        self.assertNotIn("Traceback", refused.stderr)
+
 
 class TestVolumeGradingRuns(BundleTestCase):
     def workflow(self, config: str, kind: str, **settings):
@@ -390,7 +436,7 @@ class TestVolumeGradingRuns(BundleTestCase):
         train.finalize()
         report = json.loads((out / "report.json").read_text())
         self.assertEqual(report["parameters"]["backbone"]["trainable"], 0)
-        self.assertLessEqual(report["dvpt_percent_of_backbone"], 1.0)
+        self.assertLessEqual(report["method_percent_of_encoder"], 1.0)
         adapter = str(out / "adapter_best.safetensors")
         self.assertGreater(calibrated_temperature(adapter), 0)
 

@@ -33,7 +33,7 @@ class TestShippedAdapter(unittest.TestCase):
         grade, segmentation = (adapter_metadata(file) for file in files)
         self.assertEqual(grade["backbone_sha256"], segmentation["backbone_sha256"])
         self.assertEqual(grade["backbone_file"], MRI_VIT_TINY.name)
-        self.assertEqual(grade["parts"], ["dvpt", "head"])
+        self.assertEqual(grade["parts"], ["method", "head"])
         self.assertLess(ADAPTER.stat().st_size, 1_000_000)
 
     def test_score_on_validation_cases(self):

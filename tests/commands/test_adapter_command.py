@@ -49,10 +49,14 @@ class TestInfo(unittest.TestCase):
             ["file", "adapter.safetensors,", f"{path.stat().st_size:,}", "bytes"],
             ["network", "DVPTViT"],
             ["img_size", "[32,", "48]"],
-            ["num_prompts", "7"],
+            ["method", "dvpt"],
+            ["bottleneck_size", "5"],
+            ["share_every", "3"],
             ["start_layer", "0"],
+            ["side_path", "false"],
+            ["num_prompts", "7"],
             ["labels", "0", "none,", "1", "mild,", "2", "severe"],
-            ["dvpt", f"{dvpt}", f"{4 * dvpt:,}"],
+            ["method", f"{dvpt}", f"{4 * dvpt:,}"],
             ["head", "75", "300"],
             ["backbone", "backbone.safetensors"],
             ["SHA-256", backbone_sha256(net)],
@@ -73,7 +77,7 @@ class TestInfo(unittest.TestCase):
         self.assertEqual(facts, adapter_metadata(path))
         self.assertEqual((file["name"], file["bytes"]), (path.name, path.stat().st_size))
         counts = count_parameters(net)  # buffers of the batch normalisation are no parameters, but bytes
-        expected = {part: counts[part]["total"] for part in ("dvpt", "decoder", "head") if counts[part]["total"]}
+        expected = {part: counts[part]["total"] for part in ("method", "decoder", "head") if counts[part]["total"]}
         self.assertEqual({part: size["parameters"] for part, size in file["parts"].items()}, expected)
         tensors = load_file(path).values()
         self.assertEqual(sum(size["bytes"] for size in file["parts"].values()), sum(t.nbytes for t in tensors))
@@ -135,13 +139,13 @@ class TestVerify(unittest.TestCase):
 
     def test_one_part(self):
         net, path, _ = save_pair(self.folder)
-        save_adapter(net, path, parts=["dvpt"])
+        save_adapter(net, path, parts=["method"])
         status, out, _ = call(main, "adapter", "verify", path)
         self.assertEqual(status, 0)
-        self.assertIn("the tensors of dvpt fit", out)
+        self.assertIn("the tensors of method fit", out)
         status, out, err = call(main, "adapter", "merge-full", path, "--output", self.folder / "model.pt")
         self.assertEqual((status, out), (1, ""))
-        self.assertIn("parts must be ['dvpt', 'head'], got ['dvpt']", err)
+        self.assertIn("parts must be ['method', 'head'], got ['method']", err)
 
     def test_shipped_adapter(self):
         status, out, err = call(main, "adapter", "verify", SHIPPED)
@@ -315,10 +319,10 @@ class TestRefused(unittest.TestCase):
         self.edit(backbone_file=name)
         self.check_refused(f"error: {self.path}: backbone_file must be the name of a file beside the adapter")
 
-    @parameterized.expand([("3",), (None,), (2,)])
+    @parameterized.expand([("4",), (None,), (3,)])
     def test_format_version(self, version):
         self.edit(format_version=version)
-        self.check_refused("format_version must be 3")
+        self.check_refused("format_version must be 4")
 
     @parameterized.expand([("UNETR",), (None,), ([],), ("TunableNetwork",)])
     def test_network(self, name):
@@ -330,20 +334,43 @@ class TestRefused(unittest.TestCase):
         self.edit(arguments={**adapter_metadata(self.path)["arguments"], **changes} if changes else {})
         self.check_refused(f"error: {self.path}: ", "arguments", actions=["verify", "merge-full"])
 
-    @parameterized.expand([({"bottleneck_size": 6},), ({"num_classes": 4},), ({"start_layer": 3},)])
-    def test_tensors_of_another_network(self, changes):
-        self.edit(arguments={**adapter_metadata(self.path)["arguments"], **changes})
-        self.check_refused(f"error: {self.path}: ", "must", actions=["verify", "merge-full"])
+    def test_tensors_of_another_network(self):
+        self.edit(arguments={**adapter_metadata(self.path)["arguments"], "num_classes": 4})
+        self.check_refused(f"error: {self.path}: ", "must")
 
-    @parameterized.expand([(None,), ("dvpt",), ([{}],)])
+    @parameterized.expand([({"bottleneck_size": 6}, "must have shape"), ({"start_layer": 3}, "extra ['dvpt.1.")])
+    def test_tensors_of_another_method(self, changes, word):
+        method = adapter_metadata(self.path)["method"]
+        self.edit(method={**method, "options": {**method["options"], **changes}})
+        self.check_refused(f"error: {self.path}: ", word)
+
+    @parameterized.expand(
+        [
+            ("dvpt", "method must be a JSON object, got 'dvpt'"),
+            ({"name": "dvpt"}, "method must have the options ["),
+            (
+                {"name": "lora", "options": {"rank": 8}},
+                "method must have the options ['alpha', 'rank'], got {'rank': 8}",
+            ),
+            ({"name": "lora", "options": {"rank": "8", "alpha": None}}, "method must have rank as a whole number in"),
+            ({"name": "lora", "options": {"rank": 0, "alpha": None}}, "method does not fit: rank must be"),
+            ({"name": "eval", "options": {}}, "method must be one of"),
+            ({"name": "lora", "options": {"rank": 8, "alpha": None}}, "tensors must be those of ['method', 'head']"),
+        ]
+    )
+    def test_method(self, method, word):
+        self.edit(method=method)
+        self.check_refused(f"error: {self.path}: {word}")
+
+    @parameterized.expand([(None,), ("method",), ([{}],)])
     def test_parts_that_are_no_list_of_names(self, parts):
         self.edit(parts=parts)
         self.check_refused(f"error: {self.path}: parts must be a list of names")
 
-    @parameterized.expand([([],), (["head", "dvpt"],), (["backbone"],)])
+    @parameterized.expand([([],), (["head", "method"],), (["backbone"],)])
     def test_parts(self, parts):
         self.edit(parts=parts)
-        self.check_refused(f"error: {self.path}: parts must be of ['dvpt', 'head']", actions=["verify", "merge-full"])
+        self.check_refused(f"error: {self.path}: parts must be of ['method', 'head']", actions=["verify", "merge-full"])
 
     def test_any_flipped_bit_of_the_header(self):
         data = self.path.read_bytes()

@@ -63,7 +63,7 @@ class TestDicomList(unittest.TestCase):
         self.assertEqual((facts["verdict"], facts["size"], facts["set_aside"]), ("ok", [4, 5, 6], expected))
         image = LoadVolume()(str(self.root / "study"))
         self.assertEqual(json.loads(image.meta["set_aside"]), expected)
-        self.assertNotIn([str(scout.with_name("scout.dcm")), 1], json.loads(image.meta["dicom_frames"]))
+        self.assertNotIn(str(scout.with_name("scout.dcm")), [path for path, _ in image.meta["series_grid"].frames])
 
     def test_name_of_a_patient_is_not_shown_of_what_is_set_aside(self):
         path = self.save("study")[0]

@@ -14,7 +14,7 @@ from monai.engines import SupervisedTrainer
 from monai.transforms import Compose, OneOf, RandFlipd, ScaleIntensityd
 from parameterized import parameterized
 from utils_data import temporary_folder
-from utils_networks import randomise, small_network
+from utils_networks import randomise_method, small_network, tuned_network
 
 from monai_dvpt.data import PrefixCacheDataset
 from monai_dvpt.data.prefix_cache import _image_sha256
@@ -64,7 +64,7 @@ class TestPrefixCacheDataset(unittest.TestCase):
             self.assertEqual(item["prefix"].untyped_storage().nbytes(), item["prefix"].nbytes)
 
     def test_off(self):
-        net = freeze_backbone(network(), ["backbone", "head"])  # where it is not asked for nothing is demanded
+        net = network().requires_grad_(True)  # where it is not asked for nothing is demanded
         found = cached(images(net), net, None)
         self.assertEqual(found[1].keys(), {"image", "label"})
 
@@ -204,8 +204,14 @@ class TestPrefixCacheDataset(unittest.TestCase):
             torch.testing.assert_close(found[index]["prefix"], expected, rtol=0, atol=1e-5)
 
     def test_refuses_a_trained_encoder(self):
-        net = freeze_backbone(network(), ["backbone", "head"])
+        net = network().requires_grad_(True)
         with self.assertRaisesRegex(ValueError, "is trained"):
+            cached(images(net), net, "memory")
+
+    @parameterized.expand([("full",), ("bitfit",), ("ssf",)])
+    def test_refuses_a_method_that_changes_the_embedding(self, method):
+        net = tuned_network("vit_cls_2d", method)
+        with self.assertRaisesRegex(ValueError, f'and "{method}" changes the embedding'):
             cached(images(net), net, "memory")
 
     def test_entry_that_is_gone(self):
@@ -220,7 +226,7 @@ class TestPrefixCacheDataset(unittest.TestCase):
         net = network()
         data = images(net)
         before = cached(data, net, "memory")[0]["prefix"]
-        randomise(net.dvpt, seed=4)
+        randomise_method(net, seed=4)
         self.assertTrue(torch.equal(cached(data, net, "memory")[0]["prefix"], before))
 
 

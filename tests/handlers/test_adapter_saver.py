@@ -34,9 +34,9 @@ class TestAdapterSaver(unittest.TestCase):
     def setUp(self):
         self.root = temporary_folder(self)
 
-    def train(self, scores, epochs=None, train=("dvpt", "decoder", "head"), checkpoint=False, validate_start=False):
+    def train(self, scores, epochs=None, method="dvpt", checkpoint=False, validate_start=False):
         """Returns the saver and the weights after every epoch."""
-        net = tiny_network(train)
+        net = tiny_network(method=method)
         evaluator = make_evaluator(net, scores)
         saver = AdapterSaver(net, self.root / "out", evaluator, validate_start=validate_start)
         weights = Weights(net)
@@ -46,9 +46,9 @@ class TestAdapterSaver(unittest.TestCase):
         make_trainer(net, epochs or len(scores), evaluator, handlers).run()
         return saver, weights.after
 
-    def assert_adapter(self, name: str, expected: dict[str, torch.Tensor]) -> None:
+    def assert_adapter(self, name: str, expected: dict[str, torch.Tensor], method: str = "dvpt") -> None:
         """The adapter turns a freshly built network, of the same backbone, into the expected one."""
-        net = tiny_network()
+        net = tiny_network(method=method)
         load_adapter(net, self.root / "out" / name)
         torch.testing.assert_close(net.state_dict(), expected, rtol=0, atol=0)
 
@@ -122,10 +122,13 @@ class TestAdapterSaver(unittest.TestCase):
         state = saver.state_dict()
         self.assertEqual(json.loads(json.dumps(state)), state)
 
-    def test_backbone_trained(self):
-        """An adapter could not hold the result, so only the whole network is written."""
-        _, weights = self.train([0.25, 0.125], train=("backbone", "dvpt", "decoder", "head"))
-        self.assertEqual([path.name for path in (self.root / "out").iterdir()], ["model.pt"])
+    def test_full_fine_tuning(self):
+        """The adapter holds all of the encoder that is used, and belongs to the encoder as it was."""
+        _, weights = self.train([0.25, 0.125], method="full")
+        names = {"adapter_best.safetensors", "adapter_last.safetensors", "model.pt"}
+        self.assertEqual({path.name for path in (self.root / "out").iterdir()}, names)
+        self.assert_adapter("adapter_best.safetensors", weights[1], "full")
+        self.assert_adapter("adapter_last.safetensors", weights[2], "full")
         model = torch.load(self.root / "out" / "model.pt", weights_only=True)
         torch.testing.assert_close(model, weights[1], rtol=0, atol=0)
 
@@ -133,7 +136,7 @@ class TestAdapterSaver(unittest.TestCase):
         _, weights = self.train([0.125, 0.25])
         start = tiny_network().state_dict()
         for name in start:
-            if name.startswith("vit."):
+            if name.startswith("vit.") and "dvpt" not in name:
                 torch.testing.assert_close(weights[2][name], start[name], rtol=0, atol=0)
 
 

@@ -60,7 +60,10 @@ class BrightTokens(nn.Module):
         super().__init__()
         self.dvpt = DVPTList([2], bottleneck_size=1)
         self.dvpt[0] = FollowsIntensity()
-        self.dvpt_of_layer, self.dvpt_enabled = [0], True
+        self.dvpt_of_layer = [0]
+
+    def encoder(self) -> nn.Module:
+        return self
 
     def token_size(self, layer: int) -> list[int]:
         return [2, 2, 2]

@@ -21,18 +21,18 @@ from monai_dvpt.handlers import temperature_calibration as module
 from monai_dvpt.losses import OrdinalCrossEntropy
 from monai_dvpt.networks.adapter import adapter_metadata, load_adapter, save_adapter
 from monai_dvpt.networks.nets import DVPTViT
-from monai_dvpt.networks.parts import freeze_backbone, parameter_groups
+from monai_dvpt.networks.parts import parameter_groups, tune
 from monai_dvpt.utils import InputError
 
 OUTPUTS, GRADES = 2, 3
 LABELS = [f"{output} {grade}" for output in "AB" for grade in range(GRADES)]
 
 
-def network(train=("dvpt", "head")) -> DVPTViT:
+def network(method="dvpt") -> DVPTViT:
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "mlp_dim": 20, "num_layers": 2, "num_heads": 3, "bottleneck_size": 5, "num_prompts": 3}
     net = DVPTViT(1, (16, 32), 16, spatial_dims=2, num_classes=OUTPUTS * GRADES, **sizes)
-    return freeze_backbone(net, train)
+    return tune(net, net.method if method == "dvpt" else method)
 
 
 def cases(count: int) -> list[dict]:
@@ -48,9 +48,9 @@ class TestTemperatureCalibration(unittest.TestCase):
         self.root = temporary_folder(self)
         self.adapter = self.root / "adapter_best.safetensors"
 
-    def train(self, scores, epochs, train=("dvpt", "head"), interval=1, calibrate=True) -> DVPTViT:
+    def train(self, scores, epochs, method="dvpt", interval=1, calibrate=True) -> DVPTViT:
         """Trains, or goes on; the validation scores are as given. Returns the network of the trainer."""
-        net = network(train)
+        net = network(method)
         evaluator = SupervisedEvaluator(
             device=torch.device("cpu"),
             val_data_loader=DataLoader(Dataset(cases(20)), batch_size=6),
@@ -60,7 +60,7 @@ class TestTemperatureCalibration(unittest.TestCase):
         saver = AdapterSaver(net, self.root, evaluator, LABELS)
         handlers = [ValidationHandler(interval, evaluator), saver]
         handlers += [TemperatureCalibration(saver, GRADES)] if calibrate else []
-        optimizer = torch.optim.AdamW(parameter_groups(net, {"backbone": 1e-3, "dvpt": 1e-2, "head": 1e-1}))
+        optimizer = torch.optim.AdamW(parameter_groups(net, {"method": 1e-2, "head": 1e-1}))
         state = {"network": net, "optimizer": optimizer, "saver": saver}
         SupervisedTrainer(
             device=torch.device("cpu"),
@@ -79,8 +79,8 @@ class TestTemperatureCalibration(unittest.TestCase):
     def record(self) -> dict:
         return json.loads((self.root / "calibration.json").read_text())
 
-    def nll(self, state: dict[str, torch.Tensor], temperature: float = 1.0) -> float:
-        net = network()
+    def nll(self, state: dict[str, torch.Tensor], temperature: float = 1.0, method: str = "dvpt") -> float:
+        net = network(method)
         net.load_state_dict(state)
         batch = cases(20)
         label = torch.stack([case["label"] for case in batch]).flatten()
@@ -125,10 +125,10 @@ class TestTemperatureCalibration(unittest.TestCase):
         notes = adapter_metadata(self.adapter)["notes"]
         self.assertEqual((notes["epoch"], notes["calibration"]), (3, self.record()))
 
-    def test_backbone_trained(self):
-        self.train([0.5], 1, ("backbone", "dvpt", "head"))
-        self.assertAlmostEqual(self.record()["before"]["nll"], self.nll(self.model()), places=5)
-        self.assertFalse(self.adapter.exists())
+    def test_full_fine_tuning(self):
+        self.train([0.5], 1, "full")
+        self.assertAlmostEqual(self.record()["before"]["nll"], self.nll(self.model(), method="full"), places=5)
+        self.assertEqual(adapter_metadata(self.adapter)["notes"]["calibration"], self.record())
 
     @parameterized.expand([("mode", [0.9, 0.8, 0.6], [1, 0, 1]), ("mean", [0.9, 0.8, 0.05], [1, 0, 0])])
     def test_scores_by_hand(self, decision, confidence, right):

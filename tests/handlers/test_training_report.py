@@ -18,9 +18,9 @@ class TestTrainingReport(unittest.TestCase):
     def setUp(self):
         self.root, self.labels = temporary_folder(self), LABELS[1:]
 
-    def train(self, scores, train=("dvpt", "decoder", "head"), validate=True, **arguments):
+    def train(self, scores, method="dvpt", validate=True, **arguments):
         """Returns the network, its saver, the handler, the report it wrote and the lines it logged."""
-        net = tiny_network(train)
+        net = tiny_network(method=method)
         evaluator = make_evaluator(net, scores)
         saver = AdapterSaver(net, self.root, evaluator)
         report = TrainingReport(saver, self.labels, **arguments)
@@ -30,17 +30,20 @@ class TestTrainingReport(unittest.TestCase):
         return net, saver, report, json.loads((self.root / "report.json").read_text()), "\n".join(logged.output)
 
     def test_numbers(self):
-        settings = {"seed": 0, "trainable": ["dvpt", "head"]}
+        settings = {"seed": 0, "trainable": ["method", "head"]}
         net, saver, _, report, log = self.train([0.25, 0.75, 0.5], settings=settings)
         counts = count_parameters(net)
         self.assertEqual(report["parameters"], counts)
         trained = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
         everything = sum(parameter.numel() for parameter in net.parameters())
-        backbone = sum(parameter.numel() for parameter in net.vit.parameters())
-        dvpt = sum(parameter.numel() for parameter in net.dvpt.parameters())
+        encoder = sum(parameter.numel() for parameter in net.vit.parameters())
+        dvpt = sum(parameter.numel() for parameter in net.vit.dvpt.parameters())
         self.assertAlmostEqual(report["trainable_percent_of_network"], 100 * trained / everything)
-        self.assertAlmostEqual(report["dvpt_percent_of_backbone"], 100 * dvpt / backbone)
-        self.assertEqual(report["dvpt_bytes"], 4 * dvpt)  # float32
+        self.assertAlmostEqual(report["method_percent_of_encoder"], 100 * dvpt / encoder)
+        self.assertEqual(report["method_bytes"], 4 * dvpt)  # float32
+        options = {"bottleneck_size": 5, "num_prompts": 3, "share_every": 3, "start_layer": 0, "side_path": False}
+        options |= {"norm": "plain", "zero_init": "up", "aggregation": "read_back"}
+        self.assertEqual(report["method"], {"name": "dvpt", **options})
         sizes = {name: (self.root / name).stat().st_size for name in ("adapter_best.safetensors", "model.pt")}
         self.assertEqual(report["file_bytes"], sizes)
         self.assertEqual((report["epochs"], report["settings"]), (3, settings))
@@ -61,13 +64,17 @@ class TestTrainingReport(unittest.TestCase):
         self.assertEqual(list(report["best"]["metrics"]["val_dice"]), ["1", "0"])
         self.assertIn("val_dice 0 ", log)
 
-    def test_backbone_trained(self):
-        net, _, _, report, _ = self.train([0.5], train=("backbone", "decoder", "head"))
+    def test_full_fine_tuning(self):
+        net, _, _, report, _ = self.train([0.5], method="full")
         counts = report["parameters"]
-        self.assertEqual(list(report["file_bytes"]), ["model.pt"])
-        self.assertEqual(counts["dvpt"]["trainable"], 0)
-        cross = sum(p.numel() for name, p in net.vit.named_parameters() if "norm_cross_attn" in name)  # never used
-        self.assertEqual(counts["backbone"]["trainable"], counts["backbone"]["total"] - cross)
+        self.assertEqual(report["method"], {"name": "full"})
+        self.assertEqual(list(report["file_bytes"]), ["adapter_best.safetensors", "model.pt"])
+        encoder = {name: parameter.numel() for name, parameter in net.vit.named_parameters()}
+        cross = sum(number for name, number in encoder.items() if "norm_cross_attn" in name)  # never used
+        trained = sum(encoder.values()) - cross
+        self.assertEqual(counts["backbone"], {"total": cross, "trainable": 0})
+        self.assertEqual(counts["method"], {"total": trained, "trainable": trained})
+        self.assertAlmostEqual(report["method_percent_of_encoder"], 100 * trained / (trained + cross))
 
     def test_last_epoch_is_validated_all_the_same(self):
         _, _, _, report, _ = self.train([0.5], validate=False)

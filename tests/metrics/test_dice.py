@@ -5,19 +5,18 @@ import math
 import unittest
 
 import torch
-import yaml
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.networks.utils import one_hot
 from parameterized import parameterized
-from utils_bundles import BUNDLES
+from utils_bundles import BUNDLES, config_files
 
 from monai_dvpt.metrics import DiceOfLabels, HausdorffDistanceMm
 
 # eight voxels of 2 mm; class 1: 2 of 3 are found, Dice 2 * 2 / (3 + 2) = 0.8, one voxel away; class 2 is nowhere
 LABEL, FOUND = [0, 1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0, 0]
 CONFIGS = [
-    (f"{bundle.name}_{name}", bundle / "configs" / f"{name}.yaml")
+    (f"{bundle.name}_{name}", config_files(bundle, name))
     for bundle in BUNDLES
     for name in ("train", "evaluate")
     if bundle.name.endswith("_segmentation")
@@ -54,7 +53,7 @@ class TestDiceOfLabels(unittest.TestCase):
 
     @parameterized.expand(CONFIGS)
     def test_bundles_score_by_it(self, _, config):
-        parser = ConfigParser(yaml.safe_load(config.read_text()))
+        parser = ConfigParser(ConfigParser.load_config_files(config))
         for id_ in ("validate#key_metric#val_mean_dice", "validate#additional_metrics#val_dice"):
             self.assertIsInstance(parser.get_parsed_content(id_).metric_fn, DiceOfLabels)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import unittest
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from parameterized import parameterized
@@ -21,6 +22,7 @@ from utils_networks import (
     changed,
     copy_of_state,
     expected_part,
+    randomise,
     seal,
     small_image,
     small_network,
@@ -30,16 +32,24 @@ from utils_networks import (
 )
 
 from monai_dvpt.networks.adapter import adapter_metadata, backbone_sha256, load_adapter, save_adapter
+from monai_dvpt.networks.methods import as_method
 from monai_dvpt.networks.nets import DVPTUNETR
-from monai_dvpt.networks.parts import PARTS, count_parameters, freeze_backbone, parameter_groups
+from monai_dvpt.networks.parts import PARTS, count_parameters, freeze_backbone, parameter_groups, tune
 from monai_dvpt.utils import InputError
 
-TRAIN = [(("dvpt",),), (("head",),), (("dvpt", "decoder", "head"),), (("backbone", "decoder", "head"),), (PARTS,)]
+TRAIN = [(("method",),), (("head",),), (("method", "decoder", "head"),), (("decoder", "head"),)]
+TRAIN += [(("method", "decoder", "head"), "full"), (("method",), "full"), (("method", "head"), "bitfit")]
+
+
+def network(method: str, **arguments: Any) -> Any:
+    """A UNETR tuned by a method, with random weights everywhere."""
+    net = small_unetr(**arguments)
+    return net if method == "dvpt" else randomise(tune(net, method), 1)
 
 
 class TestFreezing(unittest.TestCase):
     def test_a_second_call_starts_anew(self):
-        net = freeze_backbone(small_unetr(), PARTS)
+        net = tune(small_unetr(), "full")
         self.assertIs(freeze_backbone(net, ("head",)), net)
         trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
         self.assertEqual(trained, {"out.conv.conv.weight", "out.conv.conv.bias"})
@@ -49,18 +59,20 @@ class TestFreezing(unittest.TestCase):
             (
                 "unetr_2d",
                 None,
-                r"are trained, more than 5 %: dvpt .* %, decoder .* %, head .* %\. decoder_tuning",
+                r"are trained, more than 5 %: method .* %, decoder .* %, head .* %\. decoder_tuning",
             ),
-            ("vit_cls_2d", PARTS[:1], r"are trained, more than 5 %: backbone \d+\.\d %\.$"),
+            ("vit_cls_2d", ("method",), r"are trained, more than 5 %: method 9\d\.\d %\.$", {}, "full"),
             ("swin_unetr_2d_none", None, None),
             ("swin_classifier_2d", ("head",), None),
             ("unetr_2d", ("head",), None),
-            ("vit_cls_2d", None, r"^5\.2 % of .*: dvpt 5\.0 %, head 0\.2 %\.$", {"bottleneck_size": 9}),
+            ("vit_cls_2d", None, r"^5\.2 % of .*: method 5\.0 %, head 0\.2 %\.$", {"bottleneck_size": 9}),
             ("vit_cls_2d", None, None, {"bottleneck_size": 8}),  # 4.7 %
         ]
     )
-    def test_says_when_more_than_5_percent_are_trained(self, case, train, words, arguments=None):
+    def test_says_when_more_than_5_percent_are_trained(self, case, train, words, arguments=None, method="dvpt"):
         net, logger = small_network(case, **(arguments or {})), "monai_dvpt.networks.parts"
+        if method != "dvpt":
+            net.encoder().attach(as_method(method))
         if words is None:
             with self.assertNoLogs(logger):
                 freeze_backbone(net, train)
@@ -73,29 +85,37 @@ class TestFreezing(unittest.TestCase):
             share = f"{100 * counts['trainable'] / counts['total']:.1f} % of the network's {counts['total']:,} param"
             self.assertIn(share, caught.records[0].getMessage())
 
-    @parameterized.expand([(("encoder",),), (("dvpt", "Head"),), ((),), ("dvpt",)])
+    @parameterized.expand(
+        [(("encoder",),), (("method", "Head"),), (("backbone",),), (("backbone", "head"),), ("method",)]
+    )
     def test_unknown_part(self, train):
         net = small_unetr()
-        with self.assertRaisesRegex(ValueError, r"^train must name parts of \['backbone', 'decoder', 'dvpt', 'head'\]"):
+        with self.assertRaisesRegex(ValueError, r"^train must name parts of \['decoder', 'head', 'method'\], got "):
             freeze_backbone(net, train)
-        with self.assertRaisesRegex(ValueError, r"^train must name parts of \['backbone', 'dvpt', 'head'\]"):
-            freeze_backbone(small_network("vit_cls_2d"), ("decoder",))
+        self.assertTrue(all(parameter.requires_grad for parameter in net.parameters()))
+
+    @parameterized.expand([("unetr_2d", ()), ("vit_cls_2d", ("decoder",)), ("vit_encoder_2d", ("head",))])
+    def test_nothing_to_train(self, case, train):
+        net = small_network(case)
+        words = rf"^train must name a part that has parameters, got \[{train[0]!r}\]" if train else r"got \[\]\.$"
+        with self.assertRaisesRegex(ValueError, words):
+            freeze_backbone(net, train)
         self.assertTrue(all(parameter.requires_grad for parameter in net.parameters()))
 
     @parameterized.expand(TRAIN)
-    def test_training_step_changes_what_is_trained(self, train):
-        net = freeze_backbone(small_unetr(norm_name="batch"), train).train()
+    def test_training_step_changes_what_is_trained(self, train, method="dvpt"):
+        net = freeze_backbone(network(method, norm_name="batch"), train).train()
         before, sha256 = copy_of_state(net), backbone_sha256(net)
         optimiser = torch.optim.AdamW(parameter_groups(net, dict.fromkeys(PARTS, 0.1)))
         net(small_image(net, batch=2)).square().mean().backward()
         optimiser.step()
         statistics = {name for name, _ in net.named_buffers() if "decoder" in train}  # of the batch normalisation
         self.assertEqual(changed(before, net), to_be_trained(net, train) | statistics)
-        self.assertEqual(backbone_sha256(net) == sha256, "backbone" not in train)
+        self.assertEqual(backbone_sha256(net), sha256)
 
     @parameterized.expand(TRAIN)
-    def test_count_parameters(self, train):
-        net = freeze_backbone(small_unetr(share_every=5), train)
+    def test_count_parameters(self, train, method="dvpt"):
+        net = freeze_backbone(network(method, share_every=5), train)
         counts = count_parameters(net)
         sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
         trained = to_be_trained(net, train)
@@ -103,15 +123,16 @@ class TestFreezing(unittest.TestCase):
             names = {name for name in sizes if expected_part(net, name) == part}
             total, trainable = (sum(sizes[name] for name in chosen) for chosen in (names, names & trained))
             self.assertEqual(counts[part], {"total": total, "trainable": trainable})
-        self.assertEqual(counts["dvpt"]["total"], 3 * (24 * 5 + 5 + 7 * 5 + 1 + 5 * 24 + 24))
+        if method == "dvpt":
+            self.assertEqual(counts["method"]["total"], 3 * (24 * 5 + 5 + 7 * 5 + 1 + 5 * 24 + 24))
         for key in ("total", "trainable"):
             self.assertEqual(counts["network"][key], sum(counts[part][key] for part in PARTS))
         self.assertEqual(counts["network"]["total"], sum(sizes.values()))
 
     @parameterized.expand(TRAIN)
-    def test_parameter_groups(self, train):
-        net = freeze_backbone(small_unetr(), train)
-        rates = {"backbone": 0.1, "dvpt": 0.2, "decoder": 0.3, "head": 0.3}
+    def test_parameter_groups(self, train, method="dvpt"):
+        net = freeze_backbone(network(method), train)
+        rates = {"method": 0.2, "decoder": 0.3, "head": 0.3}
         found = [(id(p), group["lr"]) for group in parameter_groups(net, rates) for p in group["params"]]
         trained = to_be_trained(net, train)
         expected = [(id(p), rates[expected_part(net, name)]) for name, p in net.named_parameters() if name in trained]
@@ -140,18 +161,18 @@ class TestRoundTrip(unittest.TestCase):
         net = small_unetr(1)
         other = with_backbone_of(net, 2)
         before = copy_of_state(other)
-        self.assertIs(load_adapter(other, save_adapter(net, self.path, parts=("dvpt",)), parts=("dvpt",)), other)
-        self.assertEqual(changed(before, other), {f"dvpt.{name}" for name in net.dvpt.state_dict()})
-        self.assertEqual(changed(copy_of_state(net.dvpt), other.dvpt), set())
-        self.assertEqual(adapter_metadata(self.path)["parts"], ["dvpt"])
+        self.assertIs(load_adapter(other, save_adapter(net, self.path, parts=("method",)), parts=("method",)), other)
+        self.assertEqual(changed(before, other), {f"vit.dvpt.{name}" for name in net.vit.dvpt.state_dict()})
+        self.assertEqual(changed(copy_of_state(net.vit.dvpt), other.vit.dvpt), set())
+        self.assertEqual(adapter_metadata(self.path)["parts"], ["method"])
 
     def test_float16(self):
         net = small_unetr(1)
         other = with_backbone_of(net, 2)
         load_adapter(other, save_adapter(net, self.path, dtype=torch.float16))
-        for part in ("dvpt", "decoder2", "out"):
-            expected = {name: tensor.half().float() for name, tensor in getattr(net, part).state_dict().items()}
-            self.assertEqual(changed(expected, getattr(other, part)), set())
+        for part in ("vit.dvpt", "decoder2", "out"):
+            expected = {name: tensor.half().float() for name, tensor in net.get_submodule(part).state_dict().items()}
+            self.assertEqual(changed(expected, other.get_submodule(part)), set())
         half = self.path.stat().st_size
         self.assertLess(half, 0.6 * save_adapter(net, self.path).stat().st_size)
 
@@ -176,11 +197,14 @@ class TestRoundTrip(unittest.TestCase):
         self.assertTrue(all(torch.equal(tensors[name], expected[name]) for name in tensors))
         metadata = adapter_metadata(self.path)
         self.assertEqual(metadata["notes"], notes)
-        self.assertEqual(metadata["parts"], ["dvpt", "decoder", "head"])
+        self.assertEqual(metadata["parts"], ["method", "decoder", "head"])
         self.assertEqual(metadata["backbone_sha256"], backbone_sha256(net))
         self.assertEqual(metadata["network"], "DVPTUNETR")
         self.assertEqual(metadata["arguments"], json.loads(json.dumps(net.arguments)))
-        self.assertEqual({**net.arguments, **UNETR_SIZES, **DVPT_SIZES}, net.arguments)
+        self.assertEqual({**net.arguments, **UNETR_SIZES}, net.arguments)
+        options = {**DVPT_SIZES, "share_every": 3, "start_layer": 0, "side_path": False}
+        options |= {"norm": "plain", "zero_init": "up", "aggregation": "read_back"}
+        self.assertEqual(metadata["method"], {"name": "dvpt", "options": options})
         self.assertEqual(metadata["backbone_file"], None)
         self.assertEqual(metadata["labels"], ["none", "left"])
         self.assertIs(load_adapter(net, self.path, labels=["none", "left"]), net)
@@ -190,14 +214,14 @@ class TestRoundTrip(unittest.TestCase):
     def test_not_finite(self):
         net = small_unetr(1)
         with torch.no_grad():
-            net.dvpt[1].gate.fill_(torch.nan)
-        with self.assertRaisesRegex(InputError, r"dvpt.1.gate must be finite as float32"):
+            net.vit.dvpt[1].gate.fill_(torch.nan)
+        with self.assertRaisesRegex(InputError, r"vit.dvpt.1.gate must be finite as float32"):
             save_adapter(net, self.path)
         self.assertFalse(self.path.exists())
 
-    @parameterized.expand([(("backbone",),), (("dvpt", "neck"),), ((),)])
+    @parameterized.expand([(("backbone",),), (("method", "neck"),), ((),)])
     def test_parts_that_cannot_be_saved(self, parts):
-        with self.assertRaisesRegex(ValueError, r"^parts must name parts of \['dvpt', 'decoder', 'head'\], got "):
+        with self.assertRaisesRegex(ValueError, r"^parts must name parts of \['method', 'decoder', 'head'\], got "):
             save_adapter(small_unetr(), self.path, parts)
         self.assertFalse(self.path.exists())
 
@@ -253,29 +277,37 @@ class TestRefused(unittest.TestCase):
         ]
     )
     def test_other_settings(self, name, value):
-        other = small_unetr(2, **{name: value}).eval()
-        other.vit.load_state_dict(self.saved.vit.state_dict(), strict=False)
-        words = "backbone_sha256" if name == "qkv_bias" else f"{name} must be that of the network, {value}, got "
-        self.check_refused(words, net=other)
+        other = with_backbone_of(self.saved, 2, **{name: value})
+        if name in ("num_prompts", "bottleneck_size", "share_every", "start_layer"):
+            words = ["method must be that of the network, ", f"{name}={value}"]
+        else:
+            words = ["backbone_sha256" if name == "qkv_bias" else f"{name} must be that of the network, {value}, got "]
+        self.check_refused(*words, net=other)
+
+    @parameterized.expand([("bottleneck",), ("linear",), ("lora",), ("full",)])
+    def test_other_method(self, method):
+        options = {"bottleneck_size": 5} if method == "bottleneck" else {}
+        other = tune(with_backbone_of(self.saved, 2), method, **options)
+        self.check_refused("method must be that of the network, ", "got DVPT(", net=other)
 
     def test_settings_of_training_alone_may_differ(self):
         other = with_backbone_of(self.saved, 2, dropout_rate=0.5, use_checkpoint=True, save_attn=True)
         load_adapter(other, self.path)
         self.assertEqual(changed(copy_of_state(self.saved), other), set())
 
-    @parameterized.expand([("dvpt.3.gate",), ("out.conv.conv.bias",)])
+    @parameterized.expand([("vit.dvpt.3.gate",), ("out.conv.conv.bias",)])
     def test_missing_tensor(self, name):
         self.edit(lambda tensors: tensors.pop(name))
         self.check_refused(f"missing ['{name}'], extra []")
 
-    @parameterized.expand([("dvpt.4.gate",), ("vit.norm.weight",)])
+    @parameterized.expand([("vit.dvpt.4.gate",), ("vit.norm.weight",)])
     def test_extra_tensor(self, name):
         self.edit(lambda tensors: tensors.update({name: torch.ones(24)}))
         self.check_refused(f"missing [], extra ['{name}']")
 
     def test_wrong_shape(self):
-        self.edit(lambda tensors: tensors.update({"dvpt.1.prompts": torch.zeros(5, 7)}))
-        self.check_refused("dvpt.1.prompts must have shape (7, 5), got (5, 7)")
+        self.edit(lambda tensors: tensors.update({"vit.dvpt.1.prompts": torch.zeros(5, 7)}))
+        self.check_refused("vit.dvpt.1.prompts must have shape (7, 5), got (5, 7)")
 
     @parameterized.expand([("nan",), ("inf",), ("-inf",)])
     def test_not_finite(self, value):
@@ -283,8 +315,8 @@ class TestRefused(unittest.TestCase):
         self.check_refused("out.conv.conv.weight must be finite")
 
     def test_wrong_type(self):
-        self.edit(lambda tensors: tensors.update({"dvpt.1.prompts": torch.zeros(7, 5, dtype=torch.int32)}))
-        self.check_refused("dvpt.1.prompts must have type torch.float32, got torch.int32")
+        self.edit(lambda tensors: tensors.update({"vit.dvpt.1.prompts": torch.zeros(7, 5, dtype=torch.int32)}))
+        self.check_refused("vit.dvpt.1.prompts must have type torch.float32, got torch.int32")
 
     @parameterized.expand(
         [("network", "DVPTSwinUNETR"), ("network", None), ("backbone_sha256", None), ("backbone_sha256", "0" * 64)]
@@ -301,20 +333,40 @@ class TestRefused(unittest.TestCase):
         else:
             self.check_refused(f"arguments must be a JSON object, got {arguments!r}.")
 
-    @parameterized.expand([(None,), ("dvpt",), ([{}],)])
+    @parameterized.expand(
+        [
+            (None, "method must be a JSON object, got None."),
+            ("dvpt", "method must be a JSON object, got 'dvpt'."),
+            ({}, "method must be one of ['dvpt', ", "got None."),
+            ({"name": "os.system", "options": {}}, "method must be one of ['dvpt', ", "got 'os.system'."),
+            ({"name": ["dvpt"], "options": {}}, "method must be one of ['dvpt', ", "got ['dvpt']."),
+            ({"name": "lora"}, "method must have the options ['alpha', 'rank'], got None."),
+            ({"name": "lora", "options": {"rank": 2}}, "method must have the options ['alpha', 'rank'], got"),
+            ({"name": "lora", "options": {"rank": 2, "alpha": None, "x": 1}}, "method must have the options"),
+            ({"name": "lora", "options": {"rank": 0, "alpha": None}}, "method does not fit: rank must be"),
+            ({"name": "lora", "options": {"rank": 2.5, "alpha": 1}}, "method must have rank as a whole number"),
+            ({"name": "lora", "options": {"rank": 2, "alpha": "x"}}, "method must have alpha as a number"),
+            ({"name": "lora", "options": {"rank": 2, "alpha": 0}}, "method does not fit: alpha must be a positive"),
+        ]
+    )
+    def test_methods(self, method, *words):
+        self.edit(metadata=lambda header: header.update(method=method))
+        self.check_refused(*words)
+
+    @parameterized.expand([(None,), ("method",), ([{}],)])
     def test_parts_that_are_no_list_of_names(self, parts):
         self.edit(metadata=lambda header: header.update(parts=parts))
         self.check_refused(f"parts must be a list of names, got {parts!r}.")
 
-    @parameterized.expand([(["dvpt", "neck"],), (["backbone"],), (["dvpt"],), ([],)])
+    @parameterized.expand([(["method", "neck"],), (["backbone"],), (["method"],), ([],)])
     def test_other_parts(self, parts):
         self.edit(metadata=lambda header: header.update(parts=parts))
-        self.check_refused(f"parts must be ['dvpt', 'decoder', 'head'], got {parts}.")
+        self.check_refused(f"parts must be ['method', 'decoder', 'head'], got {parts}.")
 
-    @parameterized.expand([(0,), (2,), (4,), ("3",), (None,)])
+    @parameterized.expand([(0,), (3,), (5,), ("4",), (None,)])
     def test_unknown_format_version(self, version):
         self.edit(metadata=lambda header: header.update(format_version=version))
-        self.check_refused(f"format_version must be 3, got {version}.")
+        self.check_refused(f"format_version must be 4, got {version}.")
 
     @parameterized.expand([(None,), ({"format": "pt"},), ({"monai_dvpt": "{"},), ({"monai_dvpt": "[1]"},)])
     def test_other_metadata(self, metadata):
@@ -335,8 +387,8 @@ class TestRefused(unittest.TestCase):
             self.check_refused("cannot be read as weights")
 
     def test_flipped_byte_in_header(self):
-        save_adapter(self.saved, self.path, parts=("dvpt",))
-        load_adapter(self.net, self.path, parts=("dvpt",))
+        save_adapter(self.saved, self.path, parts=("method",))
+        load_adapter(self.net, self.path, parts=("method",))
         data = self.path.read_bytes()
         header = range(8, 8 + int.from_bytes(data[:8], "little"))
         generator = random.Random(0)
@@ -344,7 +396,7 @@ class TestRefused(unittest.TestCase):
             flipped = bytearray(data)
             flipped[position] ^= 1 << generator.randrange(8)
             self.path.write_bytes(flipped)
-            self.check_refused(parts=("dvpt",))
+            self.check_refused(parts=("method",))
 
     def test_flipped_bit_in_tensors(self):
         data = bytearray(self.path.read_bytes())

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 import unittest
+from collections.abc import Callable
 from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.nets import ViT
 from parameterized import parameterized
 from safetensors.torch import save
 from scipy.special import erf
+from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from utils_data import entered
 from utils_networks import randomise
@@ -21,8 +28,22 @@ from monai_dvpt.networks.blocks.dvpt import KEEP_FROM
 B, N, C, R, M = 2, 6, 11, 5, 3
 
 
-def reference(x: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
-    """The docstring's formulas, one token and one prompt at a time."""
+CHOICES = [
+    *({"aggregation": aggregation} for aggregation in ("mean", "static", "prompts_only")),
+    *({"norm": norm} for norm in ("none", "affine")),
+    {"zero_init": "gate"},
+    {"aggregation": "mean", "norm": "affine", "zero_init": "gate"},
+]
+
+
+def reference(
+    x: np.ndarray,
+    state: dict[str, np.ndarray],
+    aggregation: str = "read_back",
+    norm: str = "plain",
+    zero_init: str = "up",
+) -> np.ndarray:
+    """The docstring's formulas, one token and one prompt at a time; what starts at zero changes none of them."""
 
     def attend(query: np.ndarray, tokens: list[np.ndarray]) -> np.ndarray:
         if not tokens:
@@ -31,18 +52,49 @@ def reference(x: np.ndarray, state: dict[str, np.ndarray]) -> np.ndarray:
         return weights @ np.array(tokens) / weights.sum()
 
     def bottleneck(token: np.ndarray) -> np.ndarray:
-        norm = (token - token.mean()) / np.sqrt(token.var() + 1e-5)
-        h = state["down.weight"] @ norm + state["down.bias"]
+        if norm != "none":
+            token = (token - token.mean()) / np.sqrt(token.var() + 1e-5)
+        if norm == "affine":
+            token = state["norm.weight"] * token + state["norm.bias"]
+        h = state["down.weight"] @ token + state["down.bias"]
         return h * (1 + erf(h / np.sqrt(2))) / 2
 
     out = np.empty_like(x)
     for i, tokens in enumerate(x):
         z = [bottleneck(token) for token in tokens]
-        d = [attend(prompt, z) for prompt in state["prompts"]]
+        d = [prompt if aggregation == "static" else attend(prompt, z) for prompt in state["prompts"]]
         for j, token in enumerate(tokens):
-            y = z[j] + attend(z[j], d)
+            s = np.mean(d, axis=0) if aggregation == "mean" else attend(z[j], d)
+            y = s if aggregation == "prompts_only" else z[j] + s
             out[i, j] = token + state["up.weight"] @ (state["gate"] * y) + state["up.bias"]
     return out
+
+
+class Allocations(TorchDispatchMode):
+    """Every storage that an operation made, without keeping it alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                reference = StorageWeakRef(tensor.untyped_storage())
+                self.storages[reference.cdata] = reference, tensor.untyped_storage().nbytes()
+        return result
+
+
+def bytes_alive(function: Callable[[], torch.Tensor]) -> int:
+    """Of all that the function made, while its result is in use."""
+    with Allocations() as made:
+        result = function()
+    gc.collect()
+    alive = sum(size for reference, size in made.storages.values() if not reference.expired())
+    del result
+    return alive
 
 
 class TestDVPTBlock(unittest.TestCase):
@@ -50,10 +102,26 @@ class TestDVPTBlock(unittest.TestCase):
         torch.manual_seed(0)
         entered(self, patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1))  # as with many tokens
 
-    @parameterized.expand([(M,), (0,), (1,)])
-    def test_identity_at_initialisation(self, num_prompts):
+    @parameterized.expand(
+        [(M, {}), (0, {}), (1, {}), (0, {"zero_init": "gate"}), *((M, options) for options in CHOICES)]
+    )
+    def test_identity_at_initialisation(self, num_prompts, options):
         x = torch.randn(B, N, C)
-        self.assertTrue(torch.equal(DVPTBlock(C, R, num_prompts)(x), x))
+        self.assertTrue(torch.equal(DVPTBlock(C, R, num_prompts, **options)(x), x))
+
+    def test_all_choices_draw_the_same_random_numbers(self):
+        starts = []
+        for options in ({}, *CHOICES):
+            torch.manual_seed(3)
+            state = DVPTBlock(C, R, M, **options).state_dict()
+            starts.append((state["down.weight"], state["prompts"], torch.rand(1)))
+            self.assertTrue(all(map(torch.equal, starts[0], starts[-1])))
+
+    def test_what_starts_at_zero(self):
+        zero = {key for key, tensor in DVPTBlock(C, R, M).state_dict().items() if not tensor.any()}
+        self.assertEqual(zero, {"up.weight", "up.bias"})
+        state = DVPTBlock(C, R, M, zero_init="gate").state_dict()
+        self.assertEqual({key for key, tensor in state.items() if not tensor.any()}, {"gate", "up.bias"})
 
     @parameterized.expand([(M,), (1,), (0,)])
     def test_equals_formulas(self, num_prompts):
@@ -62,6 +130,16 @@ class TestDVPTBlock(unittest.TestCase):
         state = {name: tensor.numpy() for name, tensor in block.state_dict().items()}
         with torch.no_grad():
             np.testing.assert_allclose(block(x).numpy(), reference(x.numpy(), state), rtol=1e-12, atol=1e-12)
+
+    @parameterized.expand([(options,) for options in CHOICES])
+    def test_choices_equal_formulas(self, options):
+        block = randomise(DVPTBlock(C, R, M, **options)).double()
+        x = torch.randn(B, N, C, dtype=torch.float64) * 3 + 1
+        state = {name: tensor.numpy() for name, tensor in block.state_dict().items()}
+        expected = reference(x.numpy(), state, **options)
+        np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-12, atol=1e-12)  # recorded
+        with torch.no_grad():
+            np.testing.assert_allclose(block(x).numpy(), expected, rtol=1e-12, atol=1e-12)
 
     def test_value_by_hand(self):
         # One token (1, 3), normalised (-1, 1): h = -1 + 2 + 0.5 = 1.5, z = gelu(1.5) = 1.5 * 0.9331928 = 1.3997892.
@@ -123,7 +201,6 @@ class TestDVPTBlock(unittest.TestCase):
         with patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", x.numel() + 1):
             few = block(x)
         self.assertTrue(torch.equal(few, y))
-        self.assertNotEqual(type(few.grad_fn), type(y.grad_fn))
         for one, other in zip(
             torch.autograd.grad(few.square().sum(), list(block.parameters())), gradients, strict=True
         ):
@@ -132,17 +209,38 @@ class TestDVPTBlock(unittest.TestCase):
     def test_how_many_tokens_are_few(self):
         block = DVPTBlock(64, R, M)
         with patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", KEEP_FROM):
-            names = [type(block(torch.randn(1, n, 64)).grad_fn).__name__ for n in (4095, 4096)]
-        self.assertEqual(names, ["AddBackward0", "_KeepOutputBackward"])
+            inputs = [torch.randn(1, n, 64, requires_grad=True) for n in (4095, 4096)]
+            alive = [bytes_alive(lambda x=x: block(x * 1)) for x in inputs]
+        self.assertGreater(alive[0], 4 * 4095 * 3 * 64)
+        self.assertEqual(alive[1], 4 * 4096 * (64 + R))
 
-    def test_keeps_its_output_and_nothing_else_of_the_full_width(self):
-        block, kept = randomise(DVPTBlock(C, R, M)), []
-        parameters = {parameter.data_ptr() for parameter in block.parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x), x)[1], lambda x: x):
-            y = block(torch.randn(B, N, C, requires_grad=True))
-        kept = [x for x in kept if x.data_ptr() not in parameters]
-        self.assertEqual([x.data_ptr() for x in kept if x.shape[-1] == C], [y.data_ptr()])
-        self.assertEqual(sum(x.numel() for x in kept), B * N * (C + R))
+    def test_keeps_its_output_and_what_it_adds_in_the_bottleneck(self):
+        block, x = randomise(DVPTBlock(C, R, M)), torch.randn(B, N, C, requires_grad=True)
+        self.assertEqual(bytes_alive(lambda: block(x * 1)), 4 * B * N * (C + R))
+
+    def test_second_derivatives(self):
+        block, x = randomise(DVPTBlock(C, R, M)).double(), torch.randn(B, N, C, dtype=torch.float64, requires_grad=True)
+        found = []
+        for y in (block(x), x + block.up(block.change(x))):
+            gradients = torch.autograd.grad(y.square().sum(), [x, *block.parameters()], create_graph=True)
+            penalty = sum(gradient.square().sum() for gradient in gradients)
+            found.append(torch.autograd.grad(penalty, [x, *block.parameters()]))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.abs().max()))
+
+    def test_parameters_of_a_call(self):
+        """Those that ``functional_call`` gives for one call are gone in the backward pass."""
+        block, x = randomise(DVPTBlock(C, R, M)), torch.randn(B, N, C)
+        given = {name: (2 * tensor).detach().requires_grad_() for name, tensor in block.named_parameters()}
+        found = torch.autograd.grad(functional_call(block, given, (x,)).square().sum(), list(given.values()))
+        other = DVPTBlock(C, R, M)
+        other.load_state_dict(given)
+        other(x).square().sum().backward()
+        for one, parameter in zip(found, other.parameters(), strict=True):
+            torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+        y = functional_call(block, {name: nn.Parameter(tensor) for name, tensor in given.items()}, (x,))
+        with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
+            y.sum().backward()
 
     def test_replicas_pass_their_gradients_on(self):
         """``nn.DataParallel`` makes replicas whose parameters are tensors of a graph."""
@@ -160,12 +258,15 @@ class TestDVPTBlock(unittest.TestCase):
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
 
-    def test_hooks_see_every_call_once(self):
+    def test_hooks_see_every_call(self):
+        """That of the forward pass, and where the block is computed again that of the backward pass."""
         block, x = randomise(DVPTBlock(C, R, M)), torch.randn(B, N, C)
         calls = []
         block.up.register_forward_hook(lambda module, inputs, output: calls.append(1) or 3 * output)
-        gradients = torch.autograd.grad(block(x).sum(), list(block.parameters()))
+        y = block(x)
         self.assertEqual(len(calls), 1)
+        gradients = torch.autograd.grad(y.sum(), list(block.parameters()))
+        self.assertEqual(len(calls), 2)
         block.up._forward_hooks.clear()
         tripled = torch.autograd.grad((3 * block.up(block.change(x))).sum(), list(block.parameters()))
         for one, other in zip(gradients, tripled, strict=True):
@@ -230,10 +331,15 @@ class TestDVPTBlock(unittest.TestCase):
             ("bottleneck_size", C, {"bottleneck_size": C}),
             ("num_prompts", -1, {"num_prompts": -1}),
             ("num_prompts", 2.5, {"num_prompts": 2.5}),
+            ("aggregation", "sum", {"aggregation": "sum"}),
+            ("norm", "batch", {"norm": "batch"}),
+            ("zero_init", None, {"zero_init": None}),
+            ('num_prompts must be at least 1 with aggregation="mean"', 0, {"num_prompts": 0, "aggregation": "mean"}),
         ]
     )
-    def test_bad_argument(self, name, value, changes):
-        with self.assertRaisesRegex(ValueError, f"^{name} must .*got {value}\\.$"):
+    def test_bad_argument(self, words, value, changes):
+        words = words if " " in words else f"{words} must "
+        with self.assertRaisesRegex(ValueError, f"^{words}.*got {value}\\.$"):
             DVPTBlock(**{"hidden_size": C, "bottleneck_size": R, "num_prompts": M, **changes})
 
     @parameterized.expand([(1,), (C - 1,)])
@@ -250,14 +356,27 @@ class TestDVPTBlock(unittest.TestCase):
         for name, parameter in block.named_parameters():
             self.assertTrue((parameter.grad != 0).all(), name)
 
+    @parameterized.expand([(options,) for options in CHOICES])
+    def test_gradients_of_choices(self, options):
+        block, x = DVPTBlock(C, R, M, **options), torch.randn(B, N, C)
+        block(x).square().sum().backward()
+        reached = {name for name, parameter in block.named_parameters() if parameter.grad.abs().max() > 0}
+        self.assertEqual(
+            reached, {"gate", "up.bias"} if options.get("zero_init") == "gate" else {"up.weight", "up.bias"}
+        )
+        randomise(block).zero_grad()
+        block(x).square().sum().backward()
+        for name, parameter in block.named_parameters():
+            self.assertTrue((parameter.grad != 0).all(), name)
+
     def test_no_parameter_is_left_out_of_the_graph(self):
         block = DVPTBlock(C, R, num_prompts=0)  # DDP rejects a parameter without a gradient, also an empty one
         block(torch.randn(B, N, C)).sum().backward()
         self.assertEqual([name for name, parameter in block.named_parameters() if parameter.grad is None], [])
 
-    @parameterized.expand([(M,), (0,)])
-    def test_torchscript(self, num_prompts):
-        block, x = randomise(DVPTBlock(C, R, num_prompts)), torch.randn(B, N, C)
+    @parameterized.expand([(M, {}), (0, {}), *((M, options) for options in CHOICES)])
+    def test_torchscript(self, num_prompts, options):
+        block, x = randomise(DVPTBlock(C, R, num_prompts, **options)), torch.randn(B, N, C)
         self.assertTrue(torch.equal(torch.jit.script(block)(x), block(x)))
 
     @parameterized.expand([(M,), (0,)])

@@ -12,13 +12,16 @@ import os
 import tempfile
 import unittest
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from monai.networks.utils import convert_to_onnx
 from monai.utils import optional_import
 from parameterized import parameterized
-from utils_networks import small_image, small_network
+from utils_networks import small_image, small_network, tuned_network
+
+from monai_dvpt.networks.adapter import disable_adapter, merge
 
 onnxruntime, has_onnxruntime = optional_import("onnxruntime")
 _, has_onnxscript = optional_import("onnxscript")
@@ -73,13 +76,18 @@ def network_and_images(case: str, arguments: dict) -> tuple[torch.nn.Module, tor
     return net, image, 0.5 - 2 * image.flip(-1)
 
 
+def switched(net: torch.nn.Module, enabled: bool) -> AbstractContextManager:
+    """Within the context DVPT is on or off."""
+    return nullcontext() if enabled else disable_adapter(net)
+
+
 def outputs(net: torch.nn.Module, image: torch.Tensor) -> dict[bool, torch.Tensor]:
-    """Output of a network with DVPT on and off; leaves it on."""
+    """Output of a network with DVPT on and off."""
     values = {}
     with torch.no_grad():
         for enabled in (False, True):
-            net.dvpt_enabled = enabled
-            values[enabled] = net(image)
+            with switched(net, enabled):
+                values[enabled] = net(image)
     return values
 
 
@@ -102,8 +110,8 @@ class TestTorchScript(unittest.TestCase):
         expected = outputs(net, image)
         self.assertGreater((expected[True] - expected[False]).abs().max(), 1e-3)
         for enabled in (True, False):
-            net.dvpt_enabled = enabled
-            script = reloaded(convert(net, example))
+            with switched(net, enabled):
+                script = reloaded(convert(net, example))
             with torch.no_grad():
                 torch.testing.assert_close(script(image), expected[enabled], rtol=1e-5, atol=1e-6)
 
@@ -121,6 +129,29 @@ class TestTorchScript(unittest.TestCase):
 
         self.check(trace, case, arguments)
 
+    @parameterized.expand(
+        [
+            (f"{case}_{method}", case, method)
+            for case in ("vit_cls_2d", "unetr_2d")
+            for method in ("linear", "full", "lora", "adaptformer", "vpt_deep", "bottleneck")
+        ]
+    )
+    def test_script_of_other_methods(self, _, case, method):
+        net = tuned_network(case, method).eval()
+        image = small_image(net, batch=2)
+        script = reloaded(torch.jit.script(net))
+        with torch.no_grad():
+            torch.testing.assert_close(script(image), net(image), rtol=1e-5, atol=1e-6)
+
+    @parameterized.expand([("vit_cls_2d", "ssf"), ("unetr_2d", "ssf"), ("vit_cls_2d", "lora"), ("unetr_2d", "lora")])
+    def test_script_after_merging(self, case, method):
+        net = tuned_network(case, method).eval()
+        image = small_image(net, batch=2)
+        with torch.no_grad():
+            expected = net(image)
+            script = reloaded(torch.jit.script(merge(net)))
+            torch.testing.assert_close(script(image), expected, rtol=1e-4, atol=1e-5)
+
     @parameterized.expand([("vit_2d", "vit_both_2d", VIT), ("unetr_2d", "unetr_2d", {})])
     def test_trace_with_checkpoints(self, _, case, arguments):
         """Checkpoints have no place in a file, also where the trace is made without ``torch.no_grad``."""
@@ -137,8 +168,7 @@ class TestExportedProgramAndOnnx(unittest.TestCase):
     def test_equals_the_network(self, _, case, arguments, enabled):
         net, example, image = network_and_images(case, arguments)
         expected = outputs(net, image)[enabled]
-        net.dvpt_enabled = enabled
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), switched(net, enabled):
             program, path = torch.export.export(net, (example,)), Path(folder) / "model"
             torch.export.save(program, path.with_suffix(".pt2"))
             for each in (program, torch.export.load(path.with_suffix(".pt2"))):

@@ -17,9 +17,11 @@ from utils_networks import (
     copy_of_state,
     expected_part,
     randomise,
+    randomise_method,
     small_image,
     small_network,
     to_be_trained,
+    tuned_network,
     with_backbone_of,
 )
 
@@ -32,7 +34,7 @@ from monai_dvpt.networks.adapter import (
     save_adapter,
     set_adapter,
 )
-from monai_dvpt.networks.parts import freeze_backbone
+from monai_dvpt.networks.parts import freeze_backbone, tune
 from monai_dvpt.utils import InputError
 
 BATCH_NORM = ("batch", {"affine": True})
@@ -60,6 +62,11 @@ def places(tensors: dict[str, torch.Tensor]) -> dict[str, int]:
 
 def trained(net: nn.Module) -> set[str]:
     return {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+
+
+def settings(net: nn.Module) -> dict[str, Any]:
+    """Of the network and of its method."""
+    return {**net.arguments, **net.method.options}
 
 
 @torch.no_grad()
@@ -111,7 +118,7 @@ class TestSwitching(Base):
     @parameterized.expand(OTHER + HEADLESS)
     def test_each_is_saved_with_its_own_settings(self, case, arguments):
         net = small_network(case, 1).eval()
-        randomise(add_adapter(net, "second", **arguments).dvpt, 4)
+        randomise_method(add_adapter(net, "second", **arguments), 4)
         for name in ("default", "second"):
             save_adapter(set_adapter(net, name), self.path)
             other = with_backbone_of(net, 5, **(arguments if name == "second" else {}))
@@ -120,15 +127,16 @@ class TestSwitching(Base):
     @parameterized.expand(OTHER + HEADLESS)
     def test_added_one_is_new(self, case, arguments):
         net = small_network(case, 1).eval()
-        first = net.dvpt
+        first = net.encoder().dvpt
         self.assertIs(add_adapter(net, "second", **arguments), net)
         self.assertEqual(adapter_names(net), ["second", "default"])
-        self.assertIsNot(net.dvpt, first)
+        self.assertIsNot(net.encoder().dvpt, first)
         added = answer(net)
         with disable_adapter(net):
             self.check_equal(answer(net), added)  # a new DVPT block is the identity
-        self.assertEqual(net.arguments, {**set_adapter(net, "default").arguments, **arguments})
-        self.assertIs(net.dvpt, first)
+        found = settings(net)
+        self.assertEqual(found, {**settings(set_adapter(net, "default")), **arguments})
+        self.assertIs(net.encoder().dvpt, first)
 
     @parameterized.expand([("swin_unetr_2d_norm", {"norm"}), ("swin_unetr_2d_none", set())])
     def test_frozen_decoder_is_not_copied(self, case, own):
@@ -137,7 +145,7 @@ class TestSwitching(Base):
         self.saved(net, 2)
         load_adapter(net, self.path, name="second")
         moved = {name for name, place in places(net.state_dict()).items() if before[name] != place}
-        decoder = {name for name in moved if not name.startswith(("dvpt.", "out."))}
+        decoder = {name for name in moved if not name.startswith(("swinViT.dvpt.", "out."))}
         self.assertEqual({name.split(".")[-2][:-1] for name in decoder}, own)
         self.assertEqual(moved, {name for name in before if expected_part(net, name) != "backbone"})
         self.assertIn("decoder1.conv_block.conv1.conv.weight", before.keys() - moved)
@@ -203,15 +211,15 @@ class TestSwitching(Base):
 class TestTraining(Base):
     @parameterized.expand(
         [
-            ("unetr_2d", ("dvpt",)),
+            ("unetr_2d", ("method",)),
             ("unetr_2d", ("decoder", "head")),
-            ("unetr_2d", ("backbone", "dvpt", "head")),
+            ("unetr_2d", ("method", "head"), "full"),
             ("swin_unetr_2d_norm", ("decoder",)),
             ("vit_cls_2d", ("head",)),
         ]
     )
-    def test_what_is_trained_follows_the_current_one(self, case, train):
-        net = freeze_backbone(small_network(case, 1), train).train()
+    def test_what_is_trained_follows_the_current_one(self, case, train, method=None):
+        net = freeze_backbone(tuned_network(case, method, 1) if method else small_network(case, 1), train).train()
         expected = to_be_trained(net, train)
         self.saved(net, 2)
         load_adapter(net, self.path, name="second")
@@ -219,7 +227,8 @@ class TestTraining(Base):
         add_adapter(net, "third")
         self.assertEqual(trained(net), expected)
         self.assertTrue(net.training)
-        self.assertEqual(net.dvpt.training, "dvpt" in train)
+        self.assertEqual(net.encoder().blocks[1].training, method is not None)
+        self.assertEqual(net.encoder().dvpt.training, "method" in train)
 
     def test_a_step_changes_the_active_one_alone(self):
         net = small_network("unetr_2d", 1)
@@ -244,8 +253,8 @@ class TestDisabled(Base):
     def test_inside_the_context(self, case):
         net = small_network(case, 1).eval()
         expected, without = answer(net), with_backbone_of(net, 2)
-        without.load_state_dict({**net.state_dict(), **{f"dvpt.{k}": v for k, v in without.dvpt.state_dict().items()}})
-        without.dvpt_enabled = False
+        tune(without, "linear")
+        without.load_state_dict({k: v for k, v in net.state_dict().items() if expected_part(net, k) != "method"})
         with disable_adapter(net) as inside:
             self.assertIs(inside, net)
             self.check_equal(answer(net), answer(without))
@@ -345,7 +354,7 @@ class TestRefused(Base):
         with self.assertRaisesRegex(ValueError, "^name must not be empty"):
             load_adapter(net, self.path, name="")
         with self.assertRaisesRegex(ValueError, "^parts must be None for an adapter with a name"):
-            load_adapter(net, self.path, name="second", parts=["dvpt"])
+            load_adapter(net, self.path, name="second", parts=["method"])
         self.assertEqual(adapter_names(net), ["default"])
 
     def test_other_decoder_tuning(self):

@@ -33,10 +33,10 @@ from utils_networks import (
     with_backbone_of,
 )
 
-from monai_dvpt.networks.adapter import backbone_sha256, load_adapter, save_adapter
+from monai_dvpt.networks.adapter import backbone_sha256, disable_adapter, load_adapter, save_adapter
 from monai_dvpt.networks.blocks import dvpt
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
-from monai_dvpt.networks.parts import freeze_backbone
+from monai_dvpt.networks.parts import freeze_backbone, tune
 from monai_dvpt.utils import InputError
 
 CASES = [(name,) for name in NETWORKS]
@@ -113,17 +113,17 @@ class TestEqualsMonai(unittest.TestCase):
         plain, net = plain_monai(case, **changes), new_network(case, **changes).eval()
         report = net.load_state_dict(plain.state_dict(), strict=False)
         self.assertEqual(report.unexpected_keys, [])
-        new = {"dvpt", "classification_head"} - set(dict(plain.named_children()))
-        expected = {name for name in net.state_dict() if name.split(".")[0] in new}
+        new = {"dvpt", *({"classification_head"} - set(dict(plain.named_children())))}
+        expected = {name for name in net.state_dict() if new & set(name.split("."))}
         self.assertEqual(set(report.missing_keys), expected)
         plain, net, image = plain.double(), net.double(), small_image(net, batch=2).double()
         with torch.no_grad():
             expected = output_of_monai(plain, net, image)
             torch.testing.assert_close(net(image), expected, **ROUNDING)  # a new DVPT block is the identity
-            randomise(net.dvpt)
+            randomise(net.encoder().dvpt)
             self.assertGreater((net(image) - expected).abs().max(), 1e-3)
-            net.dvpt_enabled = False
-            torch.testing.assert_close(net(image), expected, **ROUNDING)
+            with disable_adapter(net):
+                torch.testing.assert_close(net(image), expected, **ROUNDING)
 
     @parameterized.expand([case for case in CASES if case[0].endswith("2d")])
     def test_dropout(self, case):
@@ -140,11 +140,12 @@ class TestEqualsMonai(unittest.TestCase):
 
     def test_patch_size_8_at_initialisation(self):
         net = new_network("unetr_3d_patch_8").eval()
-        randomise(net.vit)
+        with disable_adapter(net):
+            randomise(net.vit)
         with torch.no_grad():
             expected = net(small_image(net))
-            net.dvpt_enabled = False
-            self.assertTrue(torch.equal(net(small_image(net)), expected))
+            with disable_adapter(net):
+                self.assertTrue(torch.equal(net(small_image(net)), expected))
 
 
 class TestFreezing(unittest.TestCase):
@@ -155,9 +156,15 @@ class TestFreezing(unittest.TestCase):
     def test_gradients_reach_what_is_trained(self, case):
         net = small_network(case).train()
         image, parts = small_image(net), parts_of(net)
-        without_dvpt = tuple(part for part in parts if part != "dvpt")
-        for train in (None, ("dvpt",), parts[-1:], ("dvpt", parts[-1]), without_dvpt, parts):
-            with self.subTest(train=train):
+        tried = [
+            ("dvpt", train)
+            for train in (None, ("method",), parts[-1:], ("method", parts[-1]), parts[2:])
+            if train != ()
+        ]
+        for method, train in [*tried, ("full", None), ("full", ("method",)), ("bitfit", None)]:
+            with self.subTest(method=method, train=train):
+                if method != net.method.name:
+                    tune(net, method)
                 found = gradients(freeze_backbone(net, train), image)
                 expected = to_be_trained(net, parts[1:] if train is None else train)
                 self.assertEqual(found.keys(), expected)
@@ -194,17 +201,20 @@ class TestFreezing(unittest.TestCase):
         image, encoder = small_image(net), layers_of(net)
         with torch.no_grad():
             freeze_backbone(net).train()
-            self.assertTrue(net.dvpt.training)
+            self.assertTrue(net.encoder().dvpt.training)
             self.assertFalse(any(module.training for layer in encoder for module in layer.modules()))
             frozen = net(image)
             self.assertTrue(torch.equal(net(image), frozen))
-            freeze_backbone(net, parts_of(net)).train()
+            self.assertTrue(torch.equal(net.eval()(image), frozen))
+            tune(net, "full").train()
             self.assertTrue(all(layer.training for layer in encoder))
             self.assertFalse(torch.equal(net(image), net(image)))
             net.eval()
             self.assertFalse(any(module.training for module in net.modules()))
             self.assertTrue(torch.equal(net(image), net(image)))
-            self.assertTrue(torch.equal(net(image), frozen))
+            trained = net(image)
+            with disable_adapter(net):
+                self.assertTrue(torch.equal(net(image), trained))  # it starts from what it was
 
     @parameterized.expand(CASES)
     def test_bfloat16_autocast_step(self, case):
@@ -222,23 +232,23 @@ class TestFreezing(unittest.TestCase):
     @parameterized.expand(QUICK)
     def test_checkpointing_changes_no_value(self, case):
         nets = [small_network(case, use_checkpoint=use, **with_dropout(case)).train() for use in (False, True)]
-        image, parts = small_image(nets[0]), parts_of(nets[0])
+        image = small_image(nets[0])
         calls = {False: 0, True: 0}
         for net in nets:
             for layer in layers_of(net):
                 use = net.arguments["use_checkpoint"]
                 layer.norm1.register_forward_hook(lambda *_, use=use: calls.update({use: calls[use] + 1}))
-        for train in (parts[1:], parts):
+        for method in ("dvpt", "full"):
             calls.update({False: 0, True: 0})
             found = []
             for net in nets:
-                freeze_backbone(net, train)
+                tune(net, net.method if method == "dvpt" else method)
                 torch.manual_seed(3)
                 found.append(gradients(net, image))
             torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-7)
             layers = len(layers_of(nets[0]))
             # a frozen first layer has no graph, so nothing of it is computed again
-            self.assertEqual(calls, {False: layers, True: 2 * layers - ("backbone" not in train)})
+            self.assertEqual(calls, {False: layers, True: 2 * layers - (method == "dvpt")})
         with torch.no_grad():
             self.assertTrue(torch.equal(*(net.eval()(image) for net in nets)))
 
@@ -262,9 +272,10 @@ class TestSharing(unittest.TestCase):
     )
     def test_block_after_each_layer(self, case, share_every, start_layer, mapping):
         net = small_network(case, share_every=share_every, start_layer=start_layer).eval()
-        self.assertEqual(len(net.dvpt), max(mapping) + 1)
+        dvpt = net.encoder().dvpt
+        self.assertEqual(len(dvpt), max(mapping) + 1)
         called = []
-        for kind, modules in (("layer", layers_of(net)), ("dvpt", net.dvpt)):
+        for kind, modules in (("layer", layers_of(net)), ("dvpt", dvpt)):
             for index, module in enumerate(modules):
                 module.register_forward_hook(lambda *_, entry=(kind, index): called.append(entry))
         with torch.no_grad():
@@ -276,19 +287,19 @@ class TestSharing(unittest.TestCase):
             served = {
                 index: {widths[layer] for layer, other in enumerate(mapping) if other == index} for index in mapping
             }
-            self.assertEqual([served[i] for i in range(len(net.dvpt))], [{block.hidden_size} for block in net.dvpt])
+            self.assertEqual([served[i] for i in range(len(dvpt))], [{block.hidden_size} for block in dvpt])
 
     @parameterized.expand(CASES)
     def test_saved_once(self, case):
         net = small_network(case)
-        path = save_adapter(net, temporary_folder(self) / "adapter.safetensors", parts=("dvpt",))
+        path = save_adapter(net, temporary_folder(self) / "adapter.safetensors", parts=("method",))
         names = {name for name in net.state_dict() if "dvpt" in name}
-        self.assertEqual(len(names), 6 * len(net.dvpt))
+        self.assertEqual(len(names), 6 * len(net.encoder().dvpt))
         self.assertEqual(len({net.state_dict()[name].data_ptr() for name in names}), len(names))
         self.assertEqual(load_file(path).keys(), names)
         blocks = [module for module in net.modules() if type(module).__name__ == "DVPTBlock"]
-        self.assertEqual(len(blocks), len(net.dvpt))
-        self.assertLess(len(net.dvpt), len(layers_of(net)))
+        self.assertEqual(len(blocks), len(net.encoder().dvpt))
+        self.assertLess(len(net.encoder().dvpt), len(layers_of(net)))
 
 
 class TestAdapterFile(unittest.TestCase):
@@ -336,7 +347,7 @@ class TestBehaviour(unittest.TestCase):
         with torch.no_grad():
             expected = net(image)
             self.assertTrue(torch.equal(twin(image), expected))
-            randomise(twin.dvpt, seed=8)
+            randomise(twin.encoder().dvpt, seed=8)
             self.assertFalse(torch.equal(twin(image), expected))
             self.assertTrue(torch.equal(net(image), expected))
         self.assertEqual(
@@ -474,10 +485,11 @@ def run_rank(rank: int, folder: Path) -> None:
     for case in DISTRIBUTED:
         net = small_network(case, seed=rank).train()  # wrapping gives all ranks the weights of the first
         image = small_image(net, batch=2)[rank : rank + 1]
-        for train in (parts_of(net)[1:], parts_of(net)):
-            wrapped = DistributedDataParallel(freeze_backbone(net, train), find_unused_parameters=False)
+        for method in ("dvpt", "full"):
+            tune(net, net.method if method == "dvpt" else method)
+            wrapped = DistributedDataParallel(net, find_unused_parameters=False)
             gradients(wrapped, image)  # an unused parameter is an error in the step that follows
-            found[case, train] = gradients(wrapped, image)
+            found[case, method] = gradients(wrapped, image)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -488,11 +500,12 @@ class TestDistributed(unittest.TestCase):
         torch.multiprocessing.spawn(run_rank, args=(folder,), nprocs=2)
         ranks = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
         self.assertEqual({case for case, _ in ranks[0]}, set(DISTRIBUTED))
-        for (case, train), found in ranks[0].items():
-            net = freeze_backbone(small_network(case).train(), train)
+        for (case, method), found in ranks[0].items():
+            net = freeze_backbone(small_network(case).train())
+            net = net if method == "dvpt" else tune(net, method)
             expected = {f"module.{name}": value for name, value in gradients(net, small_image(net, batch=2)).items()}
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
-            torch.testing.assert_close(ranks[1][case, train], found, rtol=0, atol=0)
+            torch.testing.assert_close(ranks[1][case, method], found, rtol=0, atol=0)
 
 
 if __name__ == "__main__":

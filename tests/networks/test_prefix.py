@@ -10,7 +10,7 @@ import torch
 from monai.networks.blocks import TransformerBlock
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from parameterized import parameterized
-from utils_networks import NETWORKS, new_network, randomise, small_image, small_network
+from utils_networks import NETWORKS, new_network, randomise_method, small_image, small_network
 
 from monai_dvpt.networks.adapter import (
     adapter_names,
@@ -73,13 +73,13 @@ class TestPrefix(unittest.TestCase):
         net = frozen_network(case, start_layer=2)
         image = small_image(net)
         prefix = net.forward_prefix(image)
-        randomise(net.dvpt, seed=7)
+        randomise_method(net, seed=7)
         self.assertTrue(torch.equal(net.forward_prefix(image), prefix))
         other = freeze_backbone(small_network(case, start_layer=2, bottleneck_size=4, num_prompts=2, share_every=1))
         self.assertTrue(torch.equal(other.forward_prefix(image), prefix))
         self.assertEqual(encoder_sha256(other), encoder_sha256(net))
         self.assertNotEqual(encoder_sha256(small_network(case, seed=1)), encoder_sha256(net))
-        self.assertTrue(net.dvpt_enabled)
+        self.assertEqual(net.method.name, "dvpt")
 
     @parameterized.expand([("vit_cls_2d",), ("swin_unetr_2d",)])
     def test_refuses(self, case):
@@ -91,7 +91,7 @@ class TestPrefix(unittest.TestCase):
                 net(image, wrong)
         with self.assertRaisesRegex(ValueError, "side_path must be True or False, got 'false'"):
             small_network(case, side_path="false")
-        freeze_backbone(net, ["backbone", "head"])
+        net.requires_grad_(True)
         with self.assertRaisesRegex(ValueError, "frozen encoder, but .* is trained"):
             net.forward_prefix(image)
 
@@ -148,18 +148,19 @@ class TestSidePath(unittest.TestCase):
         net = small_network("swin_classifier_2d", side_path=True, start_layer=2, depths=(2, 2, 1, 1)).eval()
         image = small_image(net)
         with torch.no_grad(), disable_adapter(net):
-            frozen = net.encode(image)
+            frozen = net.swinViT.encode(image)
         with torch.no_grad():
-            found = net.encode(image)
+            found = net.swinViT.encode(image)
         for stage in (0, 1):
             self.assertTrue(torch.equal(found[stage], frozen[stage]))
         stage = net.swinViT.layers2[0]
         with torch.no_grad():
-            tokens = net._run(image, wanted=[2, 3])[1]
+            tokens = net.swinViT.run(image, None, [], [2, 3])[1]
             x = tokens[2].flatten(1, 2)
-            added = net.dvpt[0].up(net.dvpt[0].change(x))
+            block = net.swinViT.dvpt[0]
+            added = block.up(block.change(x))
             x = tokens[3].flatten(1, 2)
-            added = added + net.dvpt[0].up(net.dvpt[0].change(x + added))
+            added = added + block.up(block.change(x + added))
             expected = stage.downsample((x + added).view(tokens[3].shape)).movedim(-1, 1)
         torch.testing.assert_close(found[2], expected, **ROUNDING)
 
@@ -174,7 +175,7 @@ class TestPredictAdapters(unittest.TestCase):
     )
     def test_as_one_by_one(self, case, other):
         net = frozen_network(case, start_layer=1)
-        randomise(add_adapter(net, "other", **other).dvpt, seed=5)
+        randomise_method(add_adapter(net, "other", **other), seed=5)
         add_adapter(net, "third", side_path=True)
         set_adapter(net, "other")
         image = small_image(net, batch=2)
@@ -186,8 +187,11 @@ class TestPredictAdapters(unittest.TestCase):
         self.assertEqual(found.keys(), expected.keys())
         for name, answer in expected.items():
             torch.testing.assert_close(found[name], answer, **ROUNDING)
-        frozen, layers = max(net.prefix_layers[-1] + 1, len(layers_of(net))), len(layers_of(net))  # third needs all
-        again = sum(layers - 1 - set_adapter(net, name).prefix_layers[-1] for name in adapter_names(net))
+        frozen, layers = (
+            max(net.encoder().prefix_layers[-1] + 1, len(layers_of(net))),
+            len(layers_of(net)),
+        )  # third needs all
+        again = sum(layers - 1 - set_adapter(net, name).encoder().prefix_layers[-1] for name in adapter_names(net))
         self.assertEqual(len(ran), frozen + again)
 
     def test_some(self):

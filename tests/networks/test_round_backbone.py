@@ -83,13 +83,13 @@ class TestRoundBackbone(unittest.TestCase):
     def test_adapters_take_turns(self):
         net = round_backbone(frozen("vit_cls_2d"))
         set_adapter(add_adapter(net, "other"), "default")
-        self.assertEqual({tensor.dtype for _, tensor in net.tensors(["dvpt", "head"])}, {torch.float32})
+        self.assertEqual({tensor.dtype for _, tensor in net.tensors(["method", "head"])}, {torch.float32})
 
     def test_refuses(self):
         with self.assertRaisesRegex(ValueError, "dtype must be"):
             round_backbone(frozen("vit_cls_2d"), torch.int8)
         with self.assertRaisesRegex(ValueError, "are trained"):
-            round_backbone(freeze_backbone(small_network("vit_cls_2d"), ["backbone"]))
+            round_backbone(small_network("vit_cls_2d"))
         with self.assertRaisesRegex(ValueError, "before its backbone is rounded"):
             load_pretrained(round_backbone(frozen("vit_cls_2d")), "absent.pt")
 

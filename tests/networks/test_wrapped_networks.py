@@ -65,7 +65,7 @@ class TestWrapped(unittest.TestCase):
         self.assertEqual(changed(copy_of_state(self.net), other), set())
         for compute in (backbone_sha256, encoder_sha256, count_parameters, adapter_names):
             self.assertEqual(compute(wrapped), compute(self.net))
-        found, expected = (parameter_groups(net, {"dvpt": 0.1, "head": 0.2}) for net in (wrapped, self.net))
+        found, expected = (parameter_groups(net, {"method": 0.1, "head": 0.2}) for net in (wrapped, self.net))
         self.assertEqual([len(group["params"]) for group in found], [len(group["params"]) for group in expected])
 
     @parameterized.expand(WRAPPERS)
@@ -109,7 +109,7 @@ class TestWrapped(unittest.TestCase):
         )
 
     def test_distributed(self):
-        logger = "monai_dvpt.networks.adapter.wrapped"
+        logger = "monai_dvpt.networks.wrapped"
         with process_group(self.folder):
             wrapped = DistributedDataParallel(self.net)
             with self.assertNoLogs(logger):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from utils_networks import seal
 
 from monai_dvpt.commands.adapter import adapter_facts, check_adapter, write_full_model
 from monai_dvpt.networks.adapter import adapter_metadata, build_network, load_adapter, merge_full, save_adapter
+from monai_dvpt.networks.methods import METHODS
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
 from monai_dvpt.utils import InputError
 
@@ -64,6 +66,14 @@ def dvpt_tensors(widths: list[int]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def changed_facts(header: dict, changes: dict) -> dict:
+    """The arguments and the method of an adapter, changed where each of them has such an entry."""
+    method = header["method"]
+    options = {**method["options"], **{key: value for key, value in changes.items() if key in method["options"]}}
+    own = {key: value for key, value in changes.items() if key not in options}
+    return {"arguments": {**header["arguments"], **own}, "method": {**method, "options": options}}
+
+
 class TestMemory(unittest.TestCase):
     def test_no_network_is_built_before_it_fits(self):
         """Files of some kilobytes, whose networks would take gigabytes, under a limit of 1 GiB."""
@@ -85,10 +95,10 @@ class TestMemory(unittest.TestCase):
         paths = []
         for name, (changes, stored) in cases.items():
             paths.append(folder / f"{name}.safetensors")
-            facts = {**header, "arguments": {**header["arguments"], **changes}}
+            facts = {**header, **changed_facts(header, changes)}
             facts["tensors_sha256"] = sha256_of(stored)
             if not set(stored) >= {"classification_head.weight"}:
-                facts["parts"] = ["dvpt"]
+                facts["parts"] = ["method"]
             seal(stored, paths[-1], facts)
             self.assertLess(paths[-1].stat().st_size, 300_000)
         swin = folder / "swin.safetensors"
@@ -184,8 +194,14 @@ class TestRefused(unittest.TestCase):
 
     def test_an_argument_that_is_not_there(self):
         arguments = adapter_metadata(self.path)["arguments"]
-        self.edit(arguments={key: value for key, value in arguments.items() if key != "side_path"})
-        with self.assertRaisesRegex(InputError, r"unknown \[\], missing \['side_path'\]"):
+        self.edit(arguments={key: value for key, value in arguments.items() if key != "pooling"})
+        with self.assertRaisesRegex(InputError, r"unknown \[\], missing \['pooling'\]"):
+            build_network(self.path)
+
+    def test_an_option_that_is_not_there(self):
+        options = adapter_metadata(self.path)["method"]["options"]
+        self.edit(method={"name": "dvpt", "options": {k: v for k, v in options.items() if k != "side_path"}})
+        with self.assertRaisesRegex(InputError, r"method must have the options \[.*'side_path'.*\], got"):
             build_network(self.path)
 
     def test_an_encoder_that_the_backbone_does_not_hold(self):
@@ -213,7 +229,9 @@ class TestRefused(unittest.TestCase):
         self.edit(tensors, tensors_sha256=sha256_of(tensors))
         self.check_refused("dvpt.1.gate must be finite as float32")
 
-    @parameterized.expand([("labels", "abc"), ("labels", [1]), ("notes", []), ("versions", None), ("arguments", [])])
+    @parameterized.expand(
+        [("labels", "abc"), ("labels", [1]), ("notes", []), ("versions", None), ("arguments", []), ("method", None)]
+    )
     def test_entries(self, key, value):
         self.edit(**{key: value})
         self.check_refused(f"{key} must be ", info=True)
@@ -274,8 +292,13 @@ class TestAnnotations(unittest.TestCase):
         from monai_dvpt.networks.adapter.built import RULES
 
         for kind in (DVPTViT, DVPTUNETR, DVPTSwinUNETR, DVPTSwinClassifier):
-            annotations = {key: value for key, value in kind.__init__.__annotations__.items() if key != "return"}
+            annotations = dict(kind.__init__.__annotations__)
+            for key in ("return", "method", "options"):  # what the last two may be stands in the method's own fields
+                del annotations[key]
             self.assertLessEqual(set(annotations.values()), set(RULES), kind)
+        for method in METHODS.values():
+            annotations = [field.type.removesuffix(" | None") for field in dataclasses.fields(method)]
+            self.assertLessEqual(set(annotations), set(RULES), method)
 
 
 if __name__ == "__main__":

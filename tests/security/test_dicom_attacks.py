@@ -37,7 +37,7 @@ import json
 
 import numpy
 
-from monai_dvpt.data import find_series
+from monai_dvpt.data import SeriesGrid, find_series
 from monai_dvpt.data.dicom_segmentation import read_dicom_seg
 from monai_dvpt.transforms import LoadImage2D, LoadVolume
 
@@ -45,7 +45,7 @@ readers = {
     "volume": lambda path: LoadVolume()(path),
     "list": lambda path: "; ".join(series.reason for series in find_series([path])),
     "image": lambda path: LoadImage2D()(path),
-    "segmentation": lambda path: read_dicom_seg(path, (7, 5, 2), numpy.eye(4), [[path, 1]]),
+    "segmentation": lambda path: read_dicom_seg(path, SeriesGrid((), {}, (7, 5, 2), numpy.eye(4))),
 }
 told = []
 for path, way in zip(arguments[::2], arguments[1::2], strict=True):

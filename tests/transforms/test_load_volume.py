@@ -233,7 +233,7 @@ class TestLoadDICOM(unittest.TestCase):
         folder = self.series(name)
         self.assertIn(PATIENT, str(pydicom.dcmread(next(folder.iterdir())).PatientName))
         meta = LoadVolume()(str(folder)).meta
-        expected = {*GEOMETRY, "dicom_frames", "padding_voxels", "resampled", "set_aside"}
+        expected = {*GEOMETRY, "series_grid", "padding_voxels", "resampled", "set_aside"}
         self.assertEqual({str(getattr(key, "value", key)) for key in meta} - {"affine"}, expected)
         for word in PATIENT.split("^"):
             self.assertNotIn(word, str(meta))

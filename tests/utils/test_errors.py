@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import unittest
+from pathlib import Path
 
 from parameterized import parameterized
 
-from monai_dvpt.utils import InputError, reason
+from monai_dvpt.utils import InputError, naming, reason
 
 HEAD = """
 from monai_dvpt.utils import InputError, report_input_errors
@@ -74,6 +76,25 @@ class TestReason(unittest.TestCase):
     def test_names_the_last_cause_otherwise(self):
         self.assertEqual(reason(chain(OSError("disk"), ValueError("a"), RuntimeError("b"))), "OSError: disk")
         self.assertEqual(reason(ValueError("a\nb")), "ValueError: a b")
+
+
+class TestNaming(unittest.TestCase):
+    def told(self, *contexts, error: Exception) -> str:
+        with self.assertRaises(type(error)) as raised, contextlib.ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            raise error
+        return str(raised.exception)
+
+    def test_names_a_file_once(self):
+        self.assertEqual(self.told(naming("a/b.nii"), error=InputError("is cut.")), "a/b.nii: is cut.")
+        inner = self.told(naming(Path("pair.hdr")), naming("pair.img"), error=InputError("is cut."))
+        self.assertEqual(inner, "pair.img: is cut.")
+        both = self.told(naming("folder", outer=True), naming("1.dcm"), error=InputError("is cut."))
+        self.assertEqual(both, "folder: 1.dcm: is cut.")
+
+    def test_leaves_other_errors(self):
+        self.assertEqual(self.told(naming("a.nii"), error=ValueError("ours")), "ours")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from utils_data import AFFINE_RAS
 from utils_networks import NETWORKS, changed, copy_of_state, new_network, small_image, small_network
 
 from monai_dvpt.inferers import AutocastInferer
-from monai_dvpt.networks.parts import freeze_backbone
+from monai_dvpt.networks.adapter import disable_adapter
+from monai_dvpt.networks.parts import freeze_backbone, tune
 from monai_dvpt.visualize import PromptAttention, plot_prompt_attention, prompt_attention_maps
 
 CASES = [(name,) for name in NETWORKS]
@@ -44,7 +45,7 @@ def by_hand(net: Any, image: torch.Tensor, layer: int) -> np.ndarray:
         net.eval()(image)
     hook.remove()
     x = seen[0].flatten(1, -2).double().numpy()  # (B, N, C)
-    block = net.dvpt[net.dvpt_of_layer[layer]]
+    block = net.encoder().dvpt[net.encoder().dvpt_of_layer[layer]]
     weight, bias, prompts = (t.detach().double().numpy() for t in (block.down.weight, block.down.bias, block.prompts))
     x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
     z = x @ weight.T + bias
@@ -63,10 +64,10 @@ class TestPromptAttention(unittest.TestCase):
     def test_by_hand_after_every_layer(self, name):
         net = small_network(name)
         image = small_image(net, batch=2)
-        for layer in range(len(net.dvpt_of_layer)):
+        for layer in range(len(net.encoder().dvpt_of_layer)):
             maps = PromptAttention(net, layer)(image)
             self.assertEqual((tuple(maps.shape), maps.dtype), ((2, 7, *image.shape[2:]), torch.float32))
-            size = net.token_size(layer)
+            size = net.encoder().token_size(layer)
             grid = [side // step for side, step in zip(image.shape[2:], size, strict=True)]
             attention = by_hand(net, image, layer)
             relative = attention * attention.shape[-1]
@@ -95,14 +96,14 @@ class TestPromptAttention(unittest.TestCase):
         image = torch.randn(1, 2, 243, 243, generator=torch.Generator().manual_seed(0))
         attention = by_hand(net, image, 5)[0, 0].reshape(21, 21) * 21**2  # third stage: 81 tokens, 41, 21
         maps = PromptAttention(net, 5)(image)
-        self.assertEqual((net.token_size(5), tuple(maps.shape)), ([12, 12], (1, 7, 243, 243)))
+        self.assertEqual((net.encoder().token_size(5), tuple(maps.shape)), ([12, 12], (1, 7, 243, 243)))
         expected = interpolate(attention, [12, 12], image.shape[2:])
         np.testing.assert_allclose(maps[0, 0].numpy(), expected, rtol=1e-4)
 
     @parameterized.expand(ONE_OF_EACH)
     def test_network_is_unchanged(self, name):
         net = freeze_backbone(small_network(name)).train()
-        net.dvpt[0].eval()  # a mode that no call of train() would restore
+        net.encoder().dvpt[0].eval()  # a mode that no call of train() would restore
         image = small_image(net)
         state, modes = copy_of_state(net), [module.training for module in net.modules()]
         attributes = {key: value for key, value in vars(net).items() if not key.startswith("_")}
@@ -156,10 +157,14 @@ class TestPromptAttention(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "num_prompts must be at least 1 .*, got 0"):
             PromptAttention(new_network("unetr_2d", num_prompts=0))
         attention = PromptAttention(net)
-        net.dvpt_enabled = False
-        for refused in (lambda: PromptAttention(net), lambda: attention(small_image(net))):
-            with self.assertRaisesRegex(ValueError, "dvpt_enabled must be True .*, got False"):
-                refused()
+        refused = (lambda: PromptAttention(net), lambda: attention(small_image(net)))
+        words = '^the network must be tuned by "dvpt" .*, got "{}'
+        with disable_adapter(net):
+            for call in refused:
+                self.assertRaisesRegex(ValueError, words.format("None"), call)
+        tune(net, "lora")
+        for call in refused:
+            self.assertRaisesRegex(ValueError, words.format("LoRA"), call)
 
 
 class TestPromptAttentionMaps(unittest.TestCase):

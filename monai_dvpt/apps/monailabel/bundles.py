@@ -15,11 +15,11 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from monai_dvpt.data.dicom_writers import segment_codes
-from monai_dvpt.networks.adapter import adapter_metadata, adapter_names, delete_adapter, set_adapter
+from monai_dvpt.networks.adapter import adapter_metadata, adapter_names, delete_adapter, merge_full, set_adapter
 from monai_dvpt.networks.adapter.built import checked_network
 from monai_dvpt.networks.methods import METHODS, as_method
 from monai_dvpt.networks.parts import TunableNetwork
-from monai_dvpt.utils import InputError, path_for_config, reason, root_cause, setting_for_config
+from monai_dvpt.utils import InputError, path_for_config, setting_for_config
 
 from .labels import ModelLabels
 from .versions import SHIPPED, AdapterVersions
@@ -110,7 +110,7 @@ class ServedBundle:
     def labels(self) -> ModelLabels:
         names = [str(name) for name in self.config.get_parsed_content("labels")]
         segments = segment_codes(names, self.metadata) if self.is_segmentation else {}
-        return ModelLabels(tuple(names), segments, self.metadata["name"], self.metadata["version"])
+        return ModelLabels(self.metadata["name"], self.metadata["version"], segments, tuple(names))
 
     @cached_property
     def methods(self) -> list[str]:
@@ -138,14 +138,10 @@ class ServedBundle:
         """
         if self.lacks:
             raise InputError(self.lacks)
-        config = self._config()
-        config["device"] = torch.device("cpu")
         try:
-            return config.get_parsed_content("network").eval()
-        except Exception as error:
-            if not isinstance(root_cause(error), InputError):
-                raise
-            raise InputError(f"{self.name}: {reason(error)}") from error
+            return merge_full(self.adapter_path, self.backbone_path, self.labels.names)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
 
     def _config(self) -> ConfigParser:
         config = ConfigParser()

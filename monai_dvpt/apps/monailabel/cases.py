@@ -12,12 +12,12 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
+from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.utils import InputError, reason
 
 from .dicom_labels import read_label_file
 from .labels import ModelLabels, to_model_values
-from .series import save_nifti
 
 __all__ = ["labelled_cases", "split_cases"]
 
@@ -91,5 +91,5 @@ def _case(name: str, entry: Case, label_info: Any, labels: ModelLabels, folder: 
     values = to_model_values(label, label_info, labels)
     if not values.any():
         raise InputError(f"{entry['label']}: must have a label, got background alone.")
-    copy = save_nifti(folder / f"{name}.nii.gz", values, affine)
+    copy = save_nifti(folder / f"{name}.nii.gz", values, affine, scanner=True)
     return {"name": name, "image": entry["image"], "label": str(copy)}

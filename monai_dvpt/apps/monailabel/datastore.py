@@ -25,15 +25,15 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from monai_dvpt.data.dicom import DicomSeriesReader
+from monai_dvpt.data.dicom import DicomSeriesReader, SeriesGrid
 from monai_dvpt.data.dicom_segmentation import read_dicom_seg
 from monai_dvpt.data.dicom_writers.codes import long_string
+from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.utils import InputError, reason
 
-from .dicom_labels import DicomGrid, choose_model, read_label_file, told_segments, write_seg
+from .dicom_labels import choose_model, read_label_file, read_series, told_segments, write_seg
 from .labels import ModelLabels, labels_in_file, plain, to_model_values
 from .pacs import Pacs, Segmentation
-from .series import save_nifti
 from .studies import check_tag
 
 __all__ = ["PacsDatastore", "check_uid"]
@@ -145,9 +145,9 @@ class PacsDatastore(DICOMWebDatastore):
             folder = self.series_folder(image_id)
             path = folder.parent / f"{image_id}.nii.gz"
             if not path.exists() or "SeriesInstanceUID" not in self.get_image_info(image_id):
-                values, grid = DicomGrid.read(folder, self._reader)
+                values, grid = read_series(folder, self._reader)
                 with self._temporary() as temporary:
-                    os.replace(save_nifti(Path(temporary) / path.name, values, grid.affine_ras), path)
+                    os.replace(save_nifti(Path(temporary) / path.name, values, grid.affine_ras, scanner=True), path)
                 self.refresh()
                 series = self._pacs.find(image_id)
                 told = {keyword: series[keyword] for keyword in ("SeriesInstanceUID", "StudyInstanceUID", "Modality")}
@@ -206,7 +206,7 @@ class PacsDatastore(DICOMWebDatastore):
         """
         tag, told = check_tag(label_tag), told_segments((label_info or {}).get("label_info"))
         with self._lock:
-            _, grid = DicomGrid.read(Path(self.get_image_uri(image_id)).parent / image_id, self._reader)
+            _, grid = read_series(Path(self.get_image_uri(image_id)).parent / image_id, self._reader)
             label = read_label_file(label_filename, grid.shape, grid.affine_ras)
             if tag != FINAL:  # such as a result of a model
                 kept = {key: label_info[key] for key in ("label_info", "model", "params") if key in (label_info or {})}
@@ -263,7 +263,7 @@ class PacsDatastore(DICOMWebDatastore):
             wanted = [{**known, **_final_info(model, seg.uid)} for model in self._models]
             if path.exists() and known in wanted:  # made of this segmentation, with the labels of a model
                 return path
-            _, grid = DicomGrid.read(image.parent / seg.image, self._reader)
+            _, grid = read_series(image.parent / seg.image, self._reader)
             try:
                 label, names = self._read_seg(seg, grid)
                 model = choose_model(self._models, [{"name": name} for name in names.values()])
@@ -279,20 +279,20 @@ class PacsDatastore(DICOMWebDatastore):
             self._keep_label(seg.image, mapped, grid, FINAL, _final_info(model, seg.uid))
         return path
 
-    def _read_seg(self, seg: Segmentation, grid: DicomGrid) -> tuple[np.ndarray, dict[int, str]]:
+    def _read_seg(self, seg: Segmentation, grid: SeriesGrid) -> tuple[np.ndarray, dict[int, str]]:
         with self._temporary() as temporary:
             folder = Path(temporary) / "seg"
             self._pacs.fetch(seg.study, seg.uid, folder)
             files = list(folder.iterdir())
             if len(files) != 1:
                 raise InputError(f"must be one file, has {len(files)}.")
-            return read_dicom_seg(files[0], *grid)
+            return read_dicom_seg(files[0], grid)
 
-    def _keep_label(self, image_id: str, label: np.ndarray, grid: DicomGrid, tag: str, info: dict[str, Any]) -> str:
+    def _keep_label(self, image_id: str, label: np.ndarray, grid: SeriesGrid, tag: str, info: dict[str, Any]) -> str:
         if label.dtype in (np.int64, np.uint64):
             label = label.astype(np.int32)  # NIfTI readers know no longer ones
         with self._temporary() as temporary:
-            path = save_nifti(Path(temporary) / f"{image_id}.nii.gz", label, grid.affine_ras)
+            path = save_nifti(Path(temporary) / f"{image_id}.nii.gz", label, grid.affine_ras, scanner=True)
             return LocalDatastore.save_label(self, image_id, str(path), tag, info)
 
     def _temporary(self) -> tempfile.TemporaryDirectory:

@@ -6,52 +6,36 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import SimpleITK
 from monai.config import PathLike
 
-from monai_dvpt.data.dicom import DicomSeriesReader, frames_of
-from monai_dvpt.data.dicom.geometry import TOLERANCE_MM
-from monai_dvpt.data.dicom_writers import write_dicom_seg
+from monai_dvpt.data.dicom import DicomSeriesReader, SeriesGrid
+from monai_dvpt.data.dicom.geometry import RAS_TO_LPS, TOLERANCE_MM, corner_offsets_mm
+from monai_dvpt.data.dicom_writers import place, write_dicom_seg
 from monai_dvpt.utils import InputError
 
 from .labels import ModelLabels, plain, to_model_values
 
-__all__ = ["DicomGrid", "SegConverter", "choose_model", "read_label_file", "told_segments", "write_seg"]
-
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+__all__ = ["SegConverter", "choose_model", "read_label_file", "read_series", "told_segments", "write_seg"]
 
 
-class DicomGrid(NamedTuple):
+def read_series(folder: PathLike, reader: DicomSeriesReader) -> tuple[np.ndarray, SeriesGrid]:
     """
-    Where the voxels of a series lie.
+    The values of a series, float32, and its grid.
 
-    Attributes:
-        shape: of the volume, (x, y, z).
-        affine_ras: 4x4 matrix from voxels to patient coordinates (RAS, mm).
-        frames: ``[path, number]`` of the frames of the series.
+    Raises:
+        InputError: if the reader refuses it, or its grid is sheared.
     """
-
-    shape: tuple[int, ...]
-    affine_ras: np.ndarray
-    frames: list[list[Any]]
-
-    @classmethod
-    def read(cls, folder: PathLike, reader: DicomSeriesReader) -> tuple[np.ndarray, DicomGrid]:
-        """
-        The values of a series, float32, and its grid.
-
-        Raises:
-            InputError: if the reader refuses it, or its grid is sheared.
-        """
-        values, meta = reader.get_data(reader.read(folder))
-        axes = meta["affine"][:3, :3] / np.linalg.norm(meta["affine"][:3, :3], axis=0)
-        corner = np.abs((axes.T @ axes - np.eye(3)) * (values.shape * np.linalg.norm(meta["affine"][:3, :3], axis=0)))
-        if corner.max() > TOLERANCE_MM:
-            raise InputError(f"{folder}: axes must be at right angles, are {corner.max():.3f} mm off at the far end.")
-        return values, cls(values.shape, meta["affine"], frames_of(meta))
+    values, meta = reader.get_data(reader.read(folder))
+    sides = np.linalg.norm(meta["affine"][:3, :3], axis=0)
+    axes = meta["affine"][:3, :3] / sides
+    corner = np.abs((axes.T @ axes - np.eye(3)) * (values.shape * sides)).max()
+    if corner > TOLERANCE_MM:
+        raise InputError(f"{folder}: axes must be at right angles, are {corner:.3f} mm off at the far end.")
+    return values, meta["series_grid"]
 
 
 def told_segments(label_info: Any) -> list[Mapping[str, Any]]:
@@ -135,28 +119,27 @@ def read_label_file(path: PathLike, shape: Sequence[int], affine_ras: np.ndarray
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    far = np.array(shape) - 1
-    corners = np.array([[x, y, z, 1] for x in (0, far[0]) for y in (0, far[1]) for z in (0, far[2])]).T
-    offset = np.linalg.norm(((affine - RAS_TO_LPS @ affine_ras) @ corners)[:3], axis=0).max()
+    offset = corner_offsets_mm(affine, RAS_TO_LPS @ affine_ras, shape)
     if not offset <= TOLERANCE_MM:
         raise InputError(f"{path}: must lie on the image to {TOLERANCE_MM} mm, but is {offset:.3f} mm off.")
     return SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
 
 
-def write_seg(path: PathLike, label: np.ndarray, grid: DicomGrid, model: ModelLabels, corrected: bool = False) -> None:
+def write_seg(
+    path: PathLike, label: np.ndarray, source: SeriesGrid, model: ModelLabels, corrected: bool = False
+) -> None:
     """
     Writes a label map with the values of a model as DICOM Segmentation of a series, see :func:`write_dicom_seg`.
 
     Args:
         path: the file.
-        label: label values on the grid.
-        grid: of the series.
+        label: label values on the grid of the series.
+        source: the series.
         model: whose labels they are; all are declared, whatever values are present.
         corrected: whether a person had a part in it.
     """
-    about = (model.segments, model.algorithm_name, model.algorithm_version)
-    kind = "SEMIAUTOMATIC" if corrected else "AUTOMATIC"
-    write_dicom_seg(path, label, grid.affine_ras, grid.frames, *about, algorithm_type=kind)
+    placed = place(source, model, source.affine_ras, label, corrected=corrected)
+    write_dicom_seg(path, placed, source, model)
 
 
 class SegConverter:
@@ -195,7 +178,7 @@ class SegConverter:
         Raises:
             InputError: if it is not known which model's the result is, it has other values, or lies elsewhere.
         """
-        _, grid = DicomGrid.read(series_dir, self.reader)
+        _, grid = read_series(series_dir, self.reader)
         found = read_label_file(label, grid.shape, grid.affine_ras)
         model = choose_model(self.models, told_segments(label_info))
         values = to_model_values(found, None, model)

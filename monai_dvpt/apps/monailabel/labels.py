@@ -9,27 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from monai_dvpt.data.dicom_writers import Model
 from monai_dvpt.utils import InputError
 
 __all__ = ["ModelLabels", "labels_in_file", "to_model_values"]
 
 
 @dataclass(frozen=True)
-class ModelLabels:
+class ModelLabels(Model):
     """
-    The labels of a segmentation model.
+    A segmentation model and its labels.
 
     Attributes:
         names: names of the classes in the order of their values, background first.
-        segments: description of each label value for DICOM, see :func:`monai_dvpt.data.dicom_writers.segment_codes`.
-        algorithm_name: name of the model.
-        algorithm_version: version of the model.
     """
 
-    names: tuple[str, ...]
-    segments: Mapping[int, Mapping[str, Any]]
-    algorithm_name: str
-    algorithm_version: str
+    names: tuple[str, ...] = ()
 
     def value_of(self, name: str) -> int | None:
         """The value of a label by its name, in upper or lower case; None where there is none of that name."""

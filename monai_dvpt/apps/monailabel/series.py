@@ -1,30 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes as NIfTI files, as viewers and networks are given them."""
+"""DICOM series as NIfTI files, as viewers and networks are given them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
 from monai_dvpt.data.dicom import DicomSeriesReader
+from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.utils import atomic_path, fingerprint
 
-from .dicom_labels import DicomGrid
+from .dicom_labels import read_series
 
-__all__ = ["nifti_of_series", "save_nifti"]
-
-
-def save_nifti(path: Path, values: np.ndarray, affine_ras: np.ndarray) -> Path:
-    """Writes a volume of shape (x, y, z), placed by a 4x4 matrix from voxels to RAS in mm; returns ``path``."""
-    image = nib.Nifti1Image(values, affine_ras)
-    image.set_sform(affine_ras, code="scanner")
-    image.set_qform(affine_ras, code="scanner")
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as part:
-        nib.save(image, part)
-    return path
+__all__ = ["nifti_of_series"]
 
 
 def nifti_of_series(folder: Path, path: Path) -> Path:
@@ -48,8 +35,8 @@ def nifti_of_series(folder: Path, path: Path) -> Path:
     if path.is_file() and record.is_file() and record.read_text() == made_of:
         return path
     path.unlink(missing_ok=True)
-    values, grid = DicomGrid.read(folder, DicomSeriesReader())
-    save_nifti(path, values, grid.affine_ras)
+    values, grid = read_series(folder, DicomSeriesReader())
+    save_nifti(path, values, grid.affine_ras, scanner=True)
     with atomic_path(record) as temporary:
         temporary.write_text(made_of)
     return path

@@ -129,7 +129,7 @@ class AdapterTrainTask(TrainTask):
         workflow = self._workflow(request, first, run, training, validation or training)
         workflow.initialize()
         workflow.run()
-        saver = workflow.parser.get_parsed_content("train#saver")
+        saver = workflow.parser.get_parsed_content("train#handlers")[-1].saver
         load_adapter(network, run / f"adapter_{'best' if saver.best['epoch'] else 'last'}.safetensors")
         facts = {
             "start": start,

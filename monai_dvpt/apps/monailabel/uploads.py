@@ -16,7 +16,7 @@ from fastapi import UploadFile
 
 from monai_dvpt.data.text_headers import check_nrrd
 from monai_dvpt.transforms import LoadImage2D, LoadVolume
-from monai_dvpt.utils import InputError, check_bytes, reason
+from monai_dvpt.utils import InputError, check_bytes, naming, reason
 
 __all__ = ["check_image", "check_label", "check_type"]
 
@@ -46,7 +46,7 @@ def check_type(upload: UploadFile, kind: str, types: Iterable[str]) -> str:
         raise InputError(f"{kind} must be a file of the type {', '.join(known)}.")
     upload.filename = f"{kind}{'.jpg' if found == '.jpeg' else found}"
     if found == ".nrrd":
-        with _copy_of(upload) as path, _told_of(kind, path):
+        with _copy_of(upload) as path, _told_of(kind, path), naming(path):
             check_nrrd(path, alone=True)
     if found == ".nii.gz":
         _check_inflated(upload, kind)

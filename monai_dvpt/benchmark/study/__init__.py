@@ -103,9 +103,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    methods = [parse_method(text) for text in dict.fromkeys(arguments.methods)]
-    reference = str(parse_method(arguments.reference))
-    _check(arguments, reference in map(str, methods))
+    methods = list(dict.fromkeys(text.replace(" ", "") for text in arguments.methods))
+    reference = arguments.reference.replace(" ", "")
+    for text in (*methods, reference):
+        parse_method(text)
+    _check(arguments, reference in methods)
     settings = dict(_setting(text, arguments.bundle) for text in arguments.set)
     task = Task(str(arguments.bundle), settings, arguments.threads, arguments.equal_steps)
     workers = arguments.workers or (1 if torch.cuda.is_available() else max(1, _cores() // arguments.threads))

@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 from monai_dvpt.handlers import peak_memory_mib
+from monai_dvpt.networks.methods import as_method
 from monai_dvpt.networks.parts import count_parameters
 from monai_dvpt.utils import InputError, path_for_config, reason
 
@@ -24,7 +25,7 @@ from .plan import Job, Split, parse_method
 
 __all__ = ["GIVEN", "Task", "read_cases", "run_job", "train_and_score"]
 
-GIVEN = ("cases", "learning_rates", "network", "seed", "trainable")
+GIVEN = ("cases", "learning_rates", "method", "seed")
 """Keys of ``train.yaml`` that a study sets itself."""
 KEPT_HANDLERS = ("LrScheduleHandler",)
 """Of the trainer's handlers, those that change the training; all others write files or validate."""
@@ -36,10 +37,9 @@ class Task:
     What all jobs of a study have in common.
 
     Attributes:
-        bundle: folder of a bundle whose ``configs/train.yaml`` has the keys ``cases``, ``network_def``,
-            ``backbone_path``, ``network``, ``learning_rates``, ``device``, ``train#trainer``, ``train#handlers`` and
-            ``validate#evaluator``; for ``equal_steps`` also ``max_epochs``, ``batch_size`` and, where an epoch has
-            several crops of each case, ``crops_per_case``.
+        bundle: folder of a bundle whose ``configs/train.yaml`` has the keys ``cases``, ``method``, ``network``,
+            ``learning_rates``, ``train#trainer``, ``train#handlers`` and ``validate#evaluator``; for ``equal_steps``
+            also ``max_epochs``, ``batch_size`` and, where an epoch has several crops of each case, ``crops_per_case``.
         settings: values that replace those of the config, by key.
         threads: of each job.
         equal_steps: whether a job with a share of the labels trains for more epochs, so that it takes as many steps as
@@ -94,7 +94,8 @@ def run_job(task: Task, job: Job, split: Split) -> dict[str, Any]:
 
 def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     """
-    Trains as the bundle does, without its validations and files, and scores the last epoch.
+    Trains as the bundle does, without its validations and files, and scores the last epoch. Of the bundle's own method,
+    the options that the job leaves open are the bundle's.
 
     Args:
         task: the bundle.
@@ -107,24 +108,16 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     """
     torch.set_num_threads(task.threads)
     training, scored = split.cases(job)
-    method = parse_method(job.method)
-    parts = {"backbone": job.encoder_rate, "dvpt": job.encoder_rate, "decoder": job.head_rate, "head": job.head_rate}
-    workflow = task.workflow(seed=job.seed, learning_rates=parts)
+    rates = {"method": job.encoder_rate, "decoder": job.head_rate, "head": job.head_rate}
+    workflow = task.workflow(seed=job.seed, learning_rates=rates)
     parser = workflow.parser
+    own, chosen = as_method(parser.get_parsed_content("method")), parse_method(job.method)
+    parser["method"] = {**(own.options if own.name == chosen["name"] else {}), **chosen}
     if task.equal_steps and job.fraction < 1:
         everything, _ = split.cases(replace(job, fraction=1.0))
         steps = parser.get_parsed_content("max_epochs") * _batches(everything, parser)
         parser["max_epochs"] = round(steps / _batches(training, parser))
     parser["cases"] = UserDict({"training": training, "validation": scored})  # a dict would be parsed
-    parser["imports"] = [
-        *parser.get("imports", []),
-        "$from monai_dvpt.baselines import tune",
-        "$from monai_dvpt.networks.pretrained import load_pretrained",
-    ]
-    parser["network"] = (
-        "$tune(load_pretrained(@network_def, @backbone_path).network, "
-        f"{method.name!r}, **{dict(method.options)!r}).to(@device)"
-    )
     handlers = parser.get("train#handlers")
     parser["train#handlers"] = [h for h in handlers if str(h["_target_"]).endswith(KEPT_HANDLERS)]
     parser["validate#handlers"], parser["validate#additional_metrics"] = [], {}
@@ -144,7 +137,7 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
         "score": float(evaluator.state.metrics[evaluator.state.key_metric_name]),
         "training_cases": len(training),
         "scored_cases": len(scored),
-        "encoder_parameters": counts["backbone"] + counts["dvpt"],
+        "encoder_parameters": counts["method"],
         "head_parameters": counts["head"] + counts["decoder"],
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(memory),

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from scipy.stats import qmc
 
-from monai_dvpt.networks.methods import METHODS
+from monai_dvpt.networks.methods import METHODS, as_method
 from monai_dvpt.utils import InputError
 
-__all__ = ["HEAD_RATES", "RATES", "Job", "Method", "Split", "final_jobs", "make_splits", "parse_method", "trial_jobs"]
+__all__ = ["HEAD_RATES", "RATES", "Job", "Split", "final_jobs", "make_splits", "parse_method", "trial_jobs"]
 
 HEAD_RATES = (3e-4, 1e-2)
 """Search range of the learning rate of head and decoder, for every method; log-uniform, as are those below."""
@@ -27,24 +26,6 @@ RATES = {
 }
 """Search range of the learning rate of what a method tunes in the encoder, where it is not ``OTHER_RATES``."""
 OTHER_RATES = (3e-4, 6e-3)
-
-
-@dataclass(frozen=True)
-class Method:
-    """
-    A tuning method of a study.
-
-    Attributes:
-        name: one of :data:`monai_dvpt.networks.methods.METHODS`.
-        options: its options.
-    """
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        options = ",".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.name}:{options}" if options else self.name
 
 
 @dataclass(frozen=True)
@@ -100,17 +81,21 @@ class Split:
         return chosen, list(self.test)
 
 
-def parse_method(text: str) -> Method:
+def parse_method(text: str) -> dict[str, Any]:
     """
+    A method as :func:`monai_dvpt.networks.methods.as_method` takes it: its "name" and the options that are given.
+
     Args:
         text: a name, or a name and options such as ``lora:rank=8,alpha=8``.
 
     Raises:
-        InputError: if the name or an option is unknown, or an option is given twice or not as ``key=number``.
+        InputError: if the name or an option is unknown, or an option is given twice, not as ``key=number``, or outside
+            its range.
     """
     name, _, listed = text.partition(":")
     if name not in METHODS:
         raise InputError(f"--methods must be of {list(METHODS)}, got {name}.")
+    known = [option.name for option in fields(METHODS[name])]
     options: dict[str, Any] = {}
     for part in filter(None, listed.split(",")):
         key, _, value = (piece.strip() for piece in part.partition("="))
@@ -118,11 +103,14 @@ def parse_method(text: str) -> Method:
             number = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
             raise InputError(f"--methods must have options of the form key=number, got {text}.") from error
-        known = list(inspect.signature(METHODS[name].apply).parameters)[1:]
         if key not in known or key in options:
             raise InputError(f"--methods must have options of {known} for {name}, each once, got {text}.")
         options[key] = number
-    return Method(name, options)
+    try:
+        as_method(name, **options)
+    except ValueError as error:
+        raise InputError(f"--methods must have options in their ranges, got {text}: {error}") from error
+    return {"name": name, **options}
 
 
 def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tuning_fraction: float) -> list[Split]:
@@ -158,13 +146,13 @@ def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tunin
     return splits
 
 
-def trial_jobs(methods: Sequence[Method], folds: int, trials: int) -> list[Job]:
+def trial_jobs(methods: Sequence[str], folds: int, trials: int) -> list[Job]:
     """
     The same number of trials for every method, at the same points (Halton sequence) of its search ranges, with all
     labels and seed 0. A method without anything to tune in the encoder searches the head's range alone.
 
     Args:
-        methods: the methods.
+        methods: the methods, as text.
         folds: number of splits; learning rates are chosen for each.
         trials: number of trials per method and split.
     """
@@ -173,8 +161,8 @@ def trial_jobs(methods: Sequence[Method], folds: int, trials: int) -> list[Job]:
     for fold in range(folds):
         for method in methods:
             for x, y in points:
-                rates = (_between(RATES.get(method.name, OTHER_RATES), x), _between(HEAD_RATES, y))
-                jobs.append(Job("trial", str(method), fold, 0, 1.0, *rates))
+                rates = (_between(RATES.get(method.partition(":")[0], OTHER_RATES), x), _between(HEAD_RATES, y))
+                jobs.append(Job("trial", method, fold, 0, 1.0, *rates))
     return jobs
 
 

@@ -67,7 +67,7 @@ class Results:
 def run_study(
     task: Task,
     splits: Sequence[Split],
-    methods: Sequence[Any],
+    methods: Sequence[str],
     fractions: Sequence[float],
     seeds: Sequence[int],
     trials: int,
@@ -81,7 +81,7 @@ def run_study(
     Args:
         task: the bundle.
         splits: the cases.
-        methods: of :func:`monai_dvpt.benchmark.study.plan.parse_method`.
+        methods: as :func:`monai_dvpt.benchmark.study.plan.parse_method` reads them.
         fractions: shares of the labels, in (0, 1].
         seeds: one final run each.
         trials: number of trials per method and split.

@@ -2,8 +2,9 @@
 """DICOM series in: found, judged, chosen and read, right to 0.1 mm or refused with a reason."""
 
 from .choose import choose_series
-from .reader import DicomSeriesReader, frames_of
+from .grid import SeriesGrid
+from .reader import DicomSeriesReader
 from .series import DicomSeries, find_series
 from .volumes import DicomVolume
 
-__all__ = ["DicomSeries", "DicomSeriesReader", "DicomVolume", "choose_series", "find_series", "frames_of"]
+__all__ = ["DicomSeries", "DicomSeriesReader", "DicomVolume", "SeriesGrid", "choose_series", "find_series"]

@@ -3,17 +3,34 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .headers import Frame
 
-__all__ = ["TOLERANCE_MM", "Grid", "GridError", "corners_lps", "in_plane", "lay_out", "order_along_normal"]
+__all__ = [
+    "RAS_TO_LPS",
+    "TOLERANCE_MM",
+    "Grid",
+    "GridError",
+    "corner_offsets_mm",
+    "corners",
+    "corners_lps",
+    "in_plane",
+    "lay_out",
+    "order_along_normal",
+    "plane_lps",
+]
+
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From MONAI's and NIfTI's patient coordinates to those of DICOM, and back."""
 
 TOLERANCE_MM = 0.1
-"""Largest distance between where a volume has the corner of a slice and where its header has it."""
+"""Largest distance between where two grids may have the same corner, such as a volume and the header of a slice."""
 MAX_TILT_DEGREES = 45
 """Of a gantry; beyond it slices rather lie beside each other."""
 
@@ -39,11 +56,6 @@ class Grid:
     tilt_degrees: float
 
     @property
-    def affine_ras(self) -> np.ndarray:
-        """The affine in MONAI's and NIfTI's coordinates."""
-        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps
-
-    @property
     def shift_pixels(self) -> np.ndarray:
         """How far each slice lies beyond the one before, within the plane, in columns and rows; of shape (2,)."""
         if self.tilt_degrees == 0:
@@ -54,6 +66,43 @@ class Grid:
 def in_plane(frame: Frame) -> np.ndarray:
     """Steps from column to column and from row to row in mm, of shape (3, 2)."""
     return np.array(frame.orientation_lps).T * np.array(frame.spacing_mm)
+
+
+def plane_lps(position: Sequence[float], orientation: Any, spacing_mm: Sequence[float]) -> np.ndarray:
+    """
+    Args:
+        position: of the centre of the first pixel (LPS, mm).
+        orientation: directions along a row and along a column, six numbers.
+        spacing_mm: distance between columns and between rows.
+
+    Returns:
+        4x4 matrix from (column, row, distance along the normal) to patient coordinates (LPS, mm).
+    """
+    plane, (row, column) = np.eye(4), np.reshape(orientation, (2, 3))
+    plane[:3, 0], plane[:3, 1] = row * spacing_mm[0], column * spacing_mm[1]
+    plane[:3, 2], plane[:3, 3] = np.cross(row, column), position
+    return plane
+
+
+def corners(size: Sequence[int]) -> np.ndarray:
+    """Indices of the corners of a grid, of two or three axes, as columns (x, y, z, 1), of shape (4, 4 or 8)."""
+    ends = [*((0, count - 1) for count in size), *[(0,)] * (3 - len(size)), (1,)]
+    return np.array(list(itertools.product(*ends[::-1])), dtype=float).T[::-1]  # x changes first
+
+
+def corner_offsets_mm(affine: np.ndarray, other: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """
+    The largest distance between where two affines have a corner.
+
+    Args:
+        affine: of shape (..., 4, 4).
+        other: the same, or broadcast to it.
+        size: of the grid along its axes, or of a plane of it.
+
+    Returns:
+        mm, of shape (...).
+    """
+    return np.linalg.norm(((affine - other) @ corners(size))[..., :3, :], axis=-2).max(axis=-1)
 
 
 def corners_lps(frame: Frame, size: tuple[int, int]) -> np.ndarray:
@@ -67,9 +116,7 @@ def corners_lps(frame: Frame, size: tuple[int, int]) -> np.ndarray:
     Returns:
         of shape (4, 3).
     """
-    last = np.array(size) - 1
-    pixels = np.array([(0, 0), (last[0], 0), (0, last[1]), last])
-    return np.array(frame.position_lps) + pixels @ in_plane(frame).T
+    return np.array(frame.position_lps) + corners(size)[:2].T @ in_plane(frame).T
 
 
 def order_along_normal(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
@@ -94,17 +141,20 @@ def lay_out(frames: Sequence[Frame], size: tuple[int, int]) -> Grid:
     Raises:
         GridError: if no grid has every corner within ``TOLERANCE_MM`` of where its own header has it.
     """
-    corners = np.array([corners_lps(frame, size) for frame in frames])  # (slices, 4, 3)
+    planes = np.array([plane_lps(f.position_lps, f.orientation_lps, f.spacing_mm) for f in frames])  # type: ignore
+    middles = np.array([corners_lps(frame, size) for frame in frames]).mean(axis=1)  # (slices, 3)
     index = np.arange(len(frames))
-    centre, step = _fit_line(index, corners.mean(axis=1))
+    centre, step = _fit_line(index, middles)
     normal = np.cross(*np.array(frames[0].orientation_lps))
     straight = (step @ normal) * normal
     for third in (straight, step):
         affine = _affine(frames[0], size, centre - third * index.mean(), third)
-        if np.linalg.norm(_corners_of(affine, size, index) - corners, axis=-1).max() <= TOLERANCE_MM:
+        laid = np.repeat(affine[None], len(frames), axis=0)
+        laid[:, :3, 3] += index[:, None] * third
+        if corner_offsets_mm(laid, planes, size).max() <= TOLERANCE_MM:
             break
     else:
-        raise GridError(_irregularity(corners.mean(axis=1), normal))
+        raise GridError(_irregularity(middles, normal))
     cosine = np.clip(step @ normal / np.linalg.norm(step), -1, 1)
     tilt = 0.0 if third is straight else float(np.degrees(np.arccos(cosine)))
     if tilt > MAX_TILT_DEGREES:
@@ -125,14 +175,6 @@ def _affine(frame: Frame, size: tuple[int, int], centre: np.ndarray, step: np.nd
     affine[:3, :2], affine[:3, 2] = in_plane(frame), step
     affine[:3, 3] = centre - in_plane(frame) @ ((np.array(size) - 1) / 2)
     return affine
-
-
-def _corners_of(affine: np.ndarray, size: tuple[int, int], index: np.ndarray) -> np.ndarray:
-    """Patient coordinates of the corners of every slice, of shape (slices, 4, 3)."""
-    columns, rows = np.array(size) - 1
-    pixels = np.array([(0, 0), (columns, 0), (0, rows), (columns, rows)])
-    in_slice = pixels @ affine[:3, :2].T
-    return affine[:3, 3] + index[:, None, None] * affine[:3, 2] + in_slice
 
 
 def _irregularity(middles: np.ndarray, normal: np.ndarray) -> str:

@@ -21,7 +21,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from monai_dvpt.data.kinds import is_regular
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 from monai_dvpt.utils.limits import MAX_FRAMES
 
 from .limited import LimitedFile, refusal
@@ -51,7 +51,8 @@ KEYWORDS = (
     *("Modality", "SeriesDescription", "SeriesNumber", "LossyImageCompression"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("RescaleSlope", "RescaleIntercept"),
     *(*(names[0] for names in TIME_KEYS.values()), *GROUPS),
 )
 TAGS: list[Any] = [Tag(keyword) for keyword in KEYWORDS]
@@ -72,7 +73,9 @@ class Frame:
         number: from 1, as the standard counts.
         position_lps: patient coordinates of the centre of the first pixel in mm, or None.
         orientation_lps: unit vectors along a row and along a column, of shape (2, 3), or None.
+        orientation_stated: the same six numbers as the header has them, which a result repeats.
         spacing_mm: distance between columns and between rows, or None.
+        thickness_mm: of the slice; 0 if it is not stated.
         slope: of the stored values, or None.
         intercept: of the stored values, or None.
         stack: identifier of the stack in a multi-frame file.
@@ -82,7 +85,9 @@ class Frame:
     number: int
     position_lps: tuple[float, ...] | None
     orientation_lps: tuple[tuple[float, ...], ...] | None
+    orientation_stated: tuple[float, ...] | None
     spacing_mm: tuple[float, float] | None
+    thickness_mm: float
     slope: float | None
     intercept: float | None
     stack: str = field(repr=False)
@@ -168,59 +173,60 @@ def read_header(path: str | os.PathLike) -> DicomFile:
         InputError: if it cannot be read as DICOM, or says something that cannot be.
     """
     path = Path(path)
-    try:
-        if os.path.exists(path) and not is_regular(path):
-            raise InputError(f"{path.name}: must be a regular file that can be opened.")
-        with quiet_pydicom(), LimitedFile(path, path.name) as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
-            if not _sop_class(path, dataset) and "SOPInstanceUID" not in dataset:
-                raise InputError(f"{path.name}: must be a DICOM object, has no SOPClassUID.")
-            return _describe(path, dataset, _pixel_problem(path, file, dataset))
-    except Exception as error:  # damaged files raise whatever their bytes lead to
-        if (refused := refusal(error)) is not None:
-            raise refused from None
-        deep = isinstance(error, RecursionError)
-        why = "sequences are nested too deeply" if deep else type(error).__name__
-        if isinstance(error, OSError) and error.errno:
-            why += f", {os.strerror(error.errno)}"
-        raise InputError(f"{path.name}: cannot be read: {why}.") from error
+    with naming(path.name):
+        try:
+            if os.path.exists(path) and not is_regular(path):
+                raise InputError("must be a regular file that can be opened.")
+            with quiet_pydicom(), LimitedFile(path) as file:
+                dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=TAGS)
+                if not _sop_class(dataset) and "SOPInstanceUID" not in dataset:
+                    raise InputError("must be a DICOM object, has no SOPClassUID.")
+                return _describe(path, dataset, _pixel_problem(file, dataset))
+        except Exception as error:  # damaged files raise whatever their bytes lead to
+            if (refused := refusal(error)) is not None:
+                raise refused from None
+            deep = isinstance(error, RecursionError)
+            why = "sequences are nested too deeply" if deep else type(error).__name__
+            if isinstance(error, OSError) and error.errno:
+                why += f", {os.strerror(error.errno)}"
+            raise InputError(f"cannot be read: {why}.") from error
 
 
 def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
     size, count = None, 0
     if "Rows" in dataset and "Columns" in dataset:
-        size = (_whole(path, dataset, "Columns"), _whole(path, dataset, "Rows"))
-        count = _whole(path, dataset, "NumberOfFrames") if dataset.get("NumberOfFrames") else 1
+        size = (_whole(dataset, "Columns"), _whole(dataset, "Rows"))
+        count = _whole(dataset, "NumberOfFrames") if dataset.get("NumberOfFrames") else 1
         if count > MAX_FRAMES:
-            raise InputError(f"{path.name}: NumberOfFrames must be at most {MAX_FRAMES:,}, got {count:,}.")
-    elif not (name := UID(_sop_class(path, dataset)).name) or "Image Storage" in name:
-        raise InputError(f"{path.name}: must have Rows and Columns, as an image, or say that it is something else.")
+            raise InputError(f"NumberOfFrames must be at most {MAX_FRAMES:,}, got {count:,}.")
+    elif not (name := UID(_sop_class(dataset)).name) or "Image Storage" in name:
+        raise InputError("must have Rows and Columns, as an image, or say that it is something else.")
     identifiers, description = identifiers_of(dataset), _text(dataset, "SeriesDescription")
     return DicomFile(
         path=path,
-        sop_class=_sop_class(path, dataset),
-        sop_uid=_uid(path, dataset, "SOPInstanceUID"),
-        study_uid=_uid(path, dataset, "StudyInstanceUID"),
-        series_uid=_uid(path, dataset, "SeriesInstanceUID"),
-        frame_of_reference=_uid(path, dataset, "FrameOfReferenceUID"),
+        sop_class=_sop_class(dataset),
+        sop_uid=_uid(dataset, "SOPInstanceUID"),
+        study_uid=_uid(dataset, "StudyInstanceUID"),
+        series_uid=_uid(dataset, "SeriesInstanceUID"),
+        frame_of_reference=_uid(dataset, "FrameOfReferenceUID"),
         patient=hash((_text(dataset, "PatientID"), _text(dataset, "PatientName"))),
         modality=term(_text(dataset, "Modality"), MODALITIES),
         description="(names the patient)" if names_patient(description, identifiers) else description,
-        series_number=int(_scalar(path, "SeriesNumber", dataset.get("SeriesNumber")) or 0),
+        series_number=int(_scalar("SeriesNumber", dataset.get("SeriesNumber")) or 0),
         size=size,
         photometric=term(_text(dataset, "PhotometricInterpretation"), PHOTOMETRIC),
-        samples=int(_scalar(path, "SamplesPerPixel", dataset.get("SamplesPerPixel")) or 1),
+        samples=int(_scalar("SamplesPerPixel", dataset.get("SamplesPerPixel")) or 1),
         problem=problem,
-        frames=tuple(_frames(path, dataset, count)),
+        frames=tuple(_frames(dataset, count)),
         lossy=_is_lossy(dataset),
         identifiers=identifiers,
     )
 
 
-def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
+def _frames(dataset: Dataset, count: int) -> list[Frame]:
     shared, each = ([*(dataset.get(name) or [])] for name in GROUPS)
     if each and len(each) != count:
-        raise InputError(f"{path.name}: must describe each of its {count} frames, describes {len(each)}.")
+        raise InputError(f"must describe each of its {count} frames, describes {len(each)}.")
     if not each and not shared and count > 1:
         each = [Dataset()] * count  # says nothing about its frames: nothing of the file holds for all of them
         dataset = Dataset()
@@ -229,7 +235,8 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
         levels = [*each[index : index + 1], *shared[:1], dataset]
         stack = _find(levels, "FrameContentSequence.StackID")
         position = _find(levels, "PlanePositionSequence.ImagePositionPatient", "ImagePositionPatient")
-        orientation = _find(levels, "PlaneOrientationSequence.ImageOrientationPatient", "ImageOrientationPatient")
+        stated = _find(levels, "PlaneOrientationSequence.ImageOrientationPatient", "ImageOrientationPatient")
+        orientation = _vector("ImageOrientationPatient", stated, 6)
         spacing = _find(levels, "PixelMeasuresSequence.PixelSpacing", "PixelSpacing")
         slope = _find(levels, "PixelValueTransformationSequence.RescaleSlope", "RescaleSlope")
         intercept = _find(levels, "PixelValueTransformationSequence.RescaleIntercept", "RescaleIntercept")
@@ -237,11 +244,13 @@ def _frames(path: Path, dataset: Dataset, count: int) -> list[Frame]:
         frames.append(
             Frame(
                 index + 1,
-                _vector(path, "ImagePositionPatient", position, 3),
-                _directions(path, _vector(path, "ImageOrientationPatient", orientation, 6)),
-                _spacing(path, _vector(path, "PixelSpacing", spacing, 2)),
-                _scalar(path, "RescaleSlope", slope),
-                _scalar(path, "RescaleIntercept", intercept),
+                _vector("ImagePositionPatient", position, 3),
+                _directions(orientation),
+                orientation,
+                _spacing(_vector("PixelSpacing", spacing, 2)),
+                _thickness(levels),
+                _scalar("RescaleSlope", slope),
+                _scalar("RescaleIntercept", intercept),
                 str(stack or ""),
                 {key: _comparable(value) for key, value in times.items() if value is not None},
             )
@@ -268,7 +277,7 @@ def _comparable(value: Any) -> Any:
     return str(value) if isinstance(value, str) or not hasattr(value, "__len__") else tuple(map(str, value))
 
 
-def _vector(path: Path, name: str, value: Any, count: int) -> tuple[float, ...] | None:
+def _vector(name: str, value: Any, count: int) -> tuple[float, ...] | None:
     if value is None or (hasattr(value, "__len__") and len(value) == 0):
         return None
     try:
@@ -276,31 +285,37 @@ def _vector(path: Path, name: str, value: Any, count: int) -> tuple[float, ...] 
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise InputError(f"{path.name}: {name} must have {count} finite numbers, got {number_text(value)}.")
+        raise InputError(f"{name} must have {count} finite numbers, got {number_text(value)}.")
     return numbers
 
 
-def _directions(path: Path, numbers: tuple[float, ...] | None) -> tuple[tuple[float, ...], ...] | None:
+def _directions(numbers: tuple[float, ...] | None) -> tuple[tuple[float, ...], ...] | None:
     if numbers is None:
         return None
     vectors = np.reshape(numbers, (2, 3))
     lengths = np.linalg.norm(vectors, axis=1)
     if (abs(lengths - 1) > 0.01).any() or abs(vectors[0] @ vectors[1]) > 1e-3:
-        raise InputError(
-            f"{path.name}: ImageOrientationPatient must be two perpendicular unit vectors, got {number_text(numbers)}."
-        )
+        raise InputError(f"ImageOrientationPatient must be two perpendicular unit vectors, got {number_text(numbers)}.")
     return tuple(map(tuple, (vectors / lengths[:, None]).tolist()))
 
 
-def _spacing(path: Path, numbers: tuple[float, ...] | None) -> tuple[float, float] | None:
+def _spacing(numbers: tuple[float, ...] | None) -> tuple[float, float] | None:
     if numbers is None:
         return None
     if min(numbers) <= 0:
-        raise InputError(f"{path.name}: PixelSpacing must be above 0, got {number_text(numbers)}.")
+        raise InputError(f"PixelSpacing must be above 0, got {number_text(numbers)}.")
     return numbers[1], numbers[0]  # the standard has rows first
 
 
-def _scalar(path: Path, name: str, value: Any) -> float | None:
+def _thickness(levels: Sequence[Dataset]) -> float:
+    try:
+        thickness = float(_find(levels, "PixelMeasuresSequence.SliceThickness", "SliceThickness"))
+    except Exception:  # absent, or damaged: nothing is placed by it
+        return 0.0
+    return thickness if math.isfinite(thickness) else 0.0
+
+
+def _scalar(name: str, value: Any) -> float | None:
     if value is None or value == "":
         return None
     try:
@@ -309,16 +324,14 @@ def _scalar(path: Path, name: str, value: Any) -> float | None:
         number = math.nan
     if not math.isfinite(number) or name == "RescaleSlope" and number == 0:
         rule = "a finite number other than 0" if name == "RescaleSlope" else "a finite number"
-        raise InputError(f"{path.name}: {name} must be {rule}, got {number_text(value)}.")
+        raise InputError(f"{name} must be {rule}, got {number_text(value)}.")
     return number
 
 
-def _whole(path: Path, dataset: Dataset, name: str) -> int:
-    number = _scalar(path, name, dataset.get(name))
+def _whole(dataset: Dataset, name: str) -> int:
+    number = _scalar(name, dataset.get(name))
     if number is None or number < 1 or number != int(number):
-        raise InputError(
-            f"{path.name}: {name} must be a whole number of at least 1, got {number_text(dataset.get(name))}."
-        )
+        raise InputError(f"{name} must be a whole number of at least 1, got {number_text(dataset.get(name))}.")
     return int(number)
 
 
@@ -327,10 +340,10 @@ def _is_lossy(dataset: Dataset) -> bool:
     return _text(dataset, "LossyImageCompression") == "01" or syntax in LOSSY
 
 
-def _bits_problem(path: Path, dataset: Dataset) -> str:
+def _bits_problem(dataset: Dataset) -> str:
     """Why the bits of a pixel are none that the standard has; they are numbers from here on."""
     names = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration")
-    numbers = [_scalar(path, name, dataset.get(name)) for name in names]
+    numbers = [_scalar(name, dataset.get(name)) for name in names]
     allocated, stored, high, signed, planar = numbers
     if stored is not None and high is not None and high != stored - 1:
         return f"must have a HighBit of one less than its BitsStored {stored:g}, has {high:g}"
@@ -341,24 +354,24 @@ def _bits_problem(path: Path, dataset: Dataset) -> str:
     return ""
 
 
-def _sop_class(path: Path, dataset: Dataset) -> str:
+def _sop_class(dataset: Dataset) -> str:
     """The SOP Class UID; a DICOMDIR, whatever its file is called, states it in its file meta information alone."""
     stored = _text(getattr(dataset, "file_meta", Dataset()), "MediaStorageSOPClassUID")
-    return stored if stored == MediaStorageDirectoryStorage else _uid(path, dataset, "SOPClassUID")
+    return stored if stored == MediaStorageDirectoryStorage else _uid(dataset, "SOPClassUID")
 
 
 def _text(dataset: Dataset, name: str) -> str:
     return str(dataset.get(name) or "").strip()
 
 
-def _uid(path: Path, dataset: Dataset, name: str) -> str:
+def _uid(dataset: Dataset, name: str) -> str:
     text = _text(dataset, name)
     if not re.fullmatch(r"[\d.]*", text):
-        raise InputError(f"{path.name}: {name} must be of digits and points, as a UID, and is not.")
+        raise InputError(f"{name} must be of digits and points, as a UID, and is not.")
     return text
 
 
-def _pixel_problem(path: Path, file: LimitedFile, dataset: Dataset) -> str:
+def _pixel_problem(file: LimitedFile, dataset: Dataset) -> str:
     """Why the pixels that should follow cannot be all there, or nothing; the file stands behind the header."""
     syntax = getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID")
     start = file.tell()
@@ -366,7 +379,7 @@ def _pixel_problem(path: Path, file: LimitedFile, dataset: Dataset) -> str:
         return "has no pixel data"
     if syntax is not None and UID(syntax).type != "Transfer Syntax":
         return f"has the transfer syntax {uid_text(syntax)}, which the standard does not define"
-    if problem := _bits_problem(path, dataset):
+    if problem := _bits_problem(dataset):
         return problem
     if deflated or syntax is not None and syntax.is_compressed:
         return ""  # is known only when all is decoded

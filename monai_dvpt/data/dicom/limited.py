@@ -32,15 +32,13 @@ class LimitedFile(io.BufferedReader):
 
     Args:
         path: the file.
-        label: what it is called in errors.
 
     Raises:
         InputError: if it has more than the limits allow.
     """
 
-    def __init__(self, path: str | os.PathLike, label: str) -> None:
+    def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(io.FileIO(path))
-        self.label = label
         self.size = os.fstat(self.fileno()).st_size
         self._limit, self._taken, self._items = max_bytes(), 0, 0
         try:
@@ -54,7 +52,7 @@ class LimitedFile(io.BufferedReader):
         if size is None or not 0 <= size <= min(SMALL, self._limit - self._taken):
             left = max(self.size - self.tell(), 0)
             size = left if size is None or size < 0 else min(size, left)
-            check_bytes(f"{self.label}: what is read of it", self._taken + size)
+            check_bytes("what is read of it", self._taken + size)
         data = super().read(size)
         self._taken += len(data)
         self._count(data)
@@ -66,7 +64,7 @@ class LimitedFile(io.BufferedReader):
         elif data.startswith(ITEM_TAGS):  # most of what pydicom reads is the tag, VR and length of an element
             self._items += 1
         if self._items > MAX_ITEMS:
-            raise InputError(f"{self.label}: sequences must have at most {MAX_ITEMS:,} items in all, have more.")
+            raise InputError(f"sequences must have at most {MAX_ITEMS:,} items in all, have more.")
 
     def _check_inflated(self) -> None:
         start = super().read(1024)
@@ -79,7 +77,7 @@ class LimitedFile(io.BufferedReader):
                 inflated = inflater.decompress(chunk, 1 << 20)
                 size += len(inflated)
                 if size > self._limit:
-                    check_bytes(f"{self.label}: what it inflates to", size)
+                    check_bytes("what it inflates to", size)
                 self._count(inflated)
             self.seek(0)
         self._taken = self._items = 0

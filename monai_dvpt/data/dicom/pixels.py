@@ -15,10 +15,11 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from scipy.ndimage import shift
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 from monai_dvpt.utils.limits import check_bytes
 
 from .geometry import Grid
+from .grid import GRID_TAGS, reference_of
 from .headers import DicomFile, Frame, quiet_pydicom
 from .limited import LimitedFile, refusal
 from .streams import check_streams
@@ -48,7 +49,7 @@ AIR = -1000.0
 """What CT measures where there is nothing; others measure 0."""
 
 
-def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
+def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float, dict[Path, Dataset]]:
     """
     Args:
         volume: slices and where they lie.
@@ -56,8 +57,9 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
     Returns:
         of shape (columns, rows, slices), float32: stored value x RescaleSlope + RescaleIntercept, each slice by its
         own, or by its Modality LUT (PS3.3 C.11.1), MONOCHROME1 changes nothing: it says how values are shown; how many
-        of them were padding; and the value that stands where nothing was measured, as there. That is 0, in CT -1000 or
-        the least of the others where it is lower: a normalisation that leaves out 0, or clips, leaves it out.
+        of them were padding; the value that stands where nothing was measured, as there; and what results refer to, by
+        file. Padding becomes 0, in CT -1000 or the least of the others where it is lower: a normalisation that leaves
+        out 0, or clips, leaves it out.
 
     Raises:
         InputError: if a file cannot be decoded, its pixels are not what its header says, or all are padding.
@@ -68,12 +70,15 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
     for index, (file, frame) in enumerate(volume.slices):
         wanted.setdefault(file.path, []).append((index, frame))
     files = {file.path: file for file, _ in volume.slices}
+    references = {}
     try:
         values, padded = np.empty((count, rows, columns), np.float32), np.zeros((count, rows, columns), bool)
         for path, frames in wanted.items():
-            dataset, stored, padding = decode(files[path])
+            dataset, stored, padding = decode(files[path], GRID_TAGS)
+            references[path] = reference_of(dataset)
             for index, frame in frames:
-                values[index] = _rescale(stored[frame.number - 1], dataset, frame, files[path].label)
+                with naming(files[path].label):
+                    values[index] = _rescale(stored[frame.number - 1], dataset, frame)
                 padded[index] = padding[frame.number - 1]
     except MemoryError:
         raise InputError("a volume cannot be read in the memory there is.") from None
@@ -81,7 +86,7 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float]:
     if volume.slices[0][0].modality.upper() == "CT":
         nothing = min(AIR, float(values.min(initial=math.inf, where=~padded)))
     fill_padding("a volume", values, padded, nothing)
-    return values.transpose(2, 1, 0), int(padded.sum()), nothing
+    return values.transpose(2, 1, 0), int(padded.sum()), nothing, references
 
 
 def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, nothing: float | None = None) -> None:
@@ -119,34 +124,35 @@ def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.n
     Raises:
         InputError: if it cannot be decoded, or is not what the header says.
     """
-    if file.problem:
-        raise InputError(f"{file.label}: cannot be read: {file.problem}.")
-    if file.photometric not in PHOTOMETRIC:  # a decoder would quote it
-        kind = file.photometric or "none"
-        raise InputError(f"{file.label}: PhotometricInterpretation must be one of the standard, is {kind}.")
-    columns, rows = file.size or (0, 0)
-    tags: Any = [Tag(keyword) for keyword in (*PIXEL_TAGS, *keywords)]
-    try:
-        with quiet_pydicom():
-            with LimitedFile(file.path, file.label) as opened:
-                dataset = pydicom.dcmread(opened, force=True, specific_tags=tags)
-            if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its preamble
-                dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-            size = math.prod((rows, columns, len(file.frames), file.samples))
-            check_bytes(f"{file.label}: its pixels", size * int(dataset.get("BitsAllocated") or 8) // 8)
-            compressed = "PixelData" in dataset and dataset.file_meta.TransferSyntaxUID.is_compressed
-            bits = check_streams(dataset, file.label) if compressed else [None] * len(file.frames)
-            words = _words(dataset).reshape(-1, rows, columns)
-            if len(words) != len(file.frames):
-                raise InputError(f"{file.label}: must have the pixels of {len(file.frames)} frames, has {len(words)}.")
-            stored = _stored(words, dataset, bits)
-            return dataset, stored, _padding(words, stored, dataset, file.label)
-    except MemoryError:
-        raise InputError(f"{file.label}: cannot be decoded in the memory there is.") from None
-    except Exception as error:  # every decoder has its own kinds of error
-        if (refused := refusal(error)) is not None:
-            raise refused from None
-        raise InputError(f"{file.label}: pixel data cannot be decoded: {_why(error)}") from error
+    with naming(file.label):
+        if file.problem:
+            raise InputError(f"cannot be read: {file.problem}.")
+        if file.photometric not in PHOTOMETRIC:  # a decoder would quote it
+            kind = file.photometric or "none"
+            raise InputError(f"PhotometricInterpretation must be one of the standard, is {kind}.")
+        columns, rows = file.size or (0, 0)
+        tags: Any = [Tag(keyword) for keyword in (*PIXEL_TAGS, *keywords)]
+        try:
+            with quiet_pydicom():
+                with LimitedFile(file.path) as opened:
+                    dataset = pydicom.dcmread(opened, force=True, specific_tags=tags)
+                if "TransferSyntaxUID" not in dataset.file_meta:  # a file without its preamble
+                    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+                size = math.prod((rows, columns, len(file.frames), file.samples))
+                check_bytes("its pixels", size * int(dataset.get("BitsAllocated") or 8) // 8)
+                compressed = "PixelData" in dataset and dataset.file_meta.TransferSyntaxUID.is_compressed
+                bits = check_streams(dataset) if compressed else [None] * len(file.frames)
+                words = _words(dataset).reshape(-1, rows, columns)
+                if len(words) != len(file.frames):
+                    raise InputError(f"must have the pixels of {len(file.frames)} frames, has {len(words)}.")
+                stored = _stored(words, dataset, bits)
+                return dataset, stored, _padding(words, stored, dataset)
+        except MemoryError:
+            raise InputError("cannot be decoded in the memory there is.") from None
+        except Exception as error:  # every decoder has its own kinds of error
+            if (refused := refusal(error)) is not None:
+                raise refused from None
+            raise InputError(f"pixel data cannot be decoded: {_why(error)}") from error
 
 
 def _words(dataset: Dataset) -> np.ndarray:
@@ -183,7 +189,7 @@ def _lowest(words: np.ndarray, bits: Any, signed: bool) -> np.ndarray:
     return lifted.view(f"{'i' if signed else 'u'}{width}") >> above.astype(f"{'i' if signed else 'u'}{width}")
 
 
-def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset, label: str) -> np.ndarray:
+def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     """
     Where stored values are padding. Its value and limit have the bits of a pixel, whichever sign their VR gives them.
     Where they need more bits than BitsStored, as some scanners have it, they are looked for in all bits of the pixels.
@@ -194,7 +200,7 @@ def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset, label: str
     if value in (None, ""):
         return np.zeros(words.shape, bool)
     if not all(isinstance(each, (int, float)) for each in (value, limit)):
-        raise InputError(f"{label}: {' and '.join(keywords)} must be numbers, got {number_text([value, limit])}.")
+        raise InputError(f"{' and '.join(keywords)} must be numbers, got {number_text([value, limit])}.")
     if words.dtype.kind == "f":
         low, high = sorted((value, limit))
         return (words >= low) & (words <= high)
@@ -209,13 +215,13 @@ def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset, label: str
     return (pixels >= ends.min()) & (pixels <= ends.max())
 
 
-def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame, label: str) -> Any:
+def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame) -> Any:
     try:
         with quiet_pydicom():
             if dataset.get("ModalityLUTSequence"):
                 return apply_modality_lut(stored, dataset)
     except Exception as error:  # its message may quote the header
-        raise InputError(f"{label}: its Modality LUT makes a {type(error).__name__}.") from None
+        raise InputError(f"its Modality LUT makes a {type(error).__name__}.") from None
     slope = 1.0 if frame.slope is None else frame.slope
     intercept = frame.intercept or 0.0
     return stored if (slope, intercept) == (1.0, 0.0) else stored * np.float64(slope) + intercept

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from monai.config import PathLike
 from monai.data import ImageReader
 from monai.utils import SpaceKeys, ensure_tuple
 
-from monai_dvpt.utils import InputError, as_bool
+from monai_dvpt.utils import InputError, as_bool, naming
 
 from .choose import choose_series
+from .geometry import RAS_TO_LPS
+from .grid import SeriesGrid
 from .pixels import read_values, straighten
 from .series import DicomSeries, find_series
 from .volumes import DicomVolume
 
-__all__ = ["DicomSeriesReader", "frames_of"]
+__all__ = ["DicomSeriesReader"]
 
 
 class DicomSeriesReader(ImageReader):
@@ -104,22 +106,20 @@ class DicomSeriesReader(ImageReader):
             "original_affine" (RAS+, mm), "spatial_shape", "space", "modality", "tilt_degrees" as acquired,
             "resampled" (whether it was put straight), "lossy" (whether pixels were compressed with loss),
             "padding_voxels" (how many of the slices' voxels were padding), "set_aside" (JSON: files of the series that
-            are in no volume, such as localizers, each with the reason), and "dicom_frames", see :func:`frames_of`.
+            are in no volume, such as localizers, each with the reason), and "series_grid", a :class:`SeriesGrid`.
 
         Raises:
             InputError: if a rule of the class is broken.
         """
         source = img[0] if len(img) == 1 else img
-        try:
+        with naming(f"{len(img)} DICOM files" if len(img) > 1 else img[0], outer=True):
             series = self.choose(find_series(source, self.merge_acquisitions))
             volume = self.volume_of(series)
-            values, padding, nothing = read_values(volume)
+            values, padding, nothing, references = read_values(volume)
             affine = volume.grid.affine_lps
             if resampled := volume.grid.tilt_degrees > 0:
                 values, affine = straighten(values, volume.grid, nothing)
-        except InputError as error:
-            raise InputError(f"{f'{len(img)} DICOM files' if len(img) > 1 else img[0]}: {error}") from error
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+        affine = RAS_TO_LPS @ affine
         return values, {
             "affine": affine,
             "original_affine": affine.copy(),
@@ -132,7 +132,7 @@ class DicomSeriesReader(ImageReader):
             "lossy": series.lossy,
             "padding_voxels": padding,
             "set_aside": json.dumps(series.facts()["set_aside"]),
-            "dicom_frames": json.dumps([[str(file.path), frame.number] for file, frame in volume.slices]),
+            "series_grid": SeriesGrid.of(volume.slices, references, values.shape, affine.copy()),
         }
 
     def choose(self, found: Sequence[DicomSeries]) -> DicomSeries:
@@ -172,14 +172,3 @@ class DicomSeriesReader(ImageReader):
         if volume.grid.tilt_degrees and self.tilt == "refuse":
             raise InputError(f"must be straight: {series}.")
         return volume
-
-
-def frames_of(meta: Mapping[str, Any]) -> list[list[Any]]:
-    """
-    Args:
-        meta: metadata of an image. Its "dicom_frames" is text, so that images of different sizes can be in one batch.
-
-    Returns:
-        for every slice the path of its file and the number of its frame, from 1; nothing if it was read from no DICOM.
-    """
-    return json.loads(meta.get("dicom_frames", "[]"))

@@ -33,11 +33,10 @@ STARTS = (b"\xff\x4f", b"\xff\xd8")
 MAX_LAYERS = 256
 
 
-def check_streams(dataset: Dataset, label: str) -> list[int | None]:
+def check_streams(dataset: Dataset) -> list[int | None]:
     """
     Args:
         dataset: with encapsulated pixel data, and numbers that are such.
-        label: of the file, for errors.
 
     Returns:
         for each frame the bits of a value in its JPEG 2000 or JPEG-LS stream, the highest of which is the sign if the
@@ -51,29 +50,29 @@ def check_streams(dataset: Dataset, label: str) -> list[int | None]:
     count = int(dataset.get("NumberOfFrames") or 1)
     wanted = (int(dataset.Columns), int(dataset.Rows), int(dataset.get("SamplesPerPixel") or 1))
     bits: list[int | None] = []
-    for frame in _frames(dataset, count, label):
+    for frame in _frames(dataset, count):
         if syntax == RLELossless:
-            _check_run_lengths(frame, wanted, int(dataset.BitsAllocated), label)
+            _check_run_lengths(frame, wanted, int(dataset.BitsAllocated))
             bits.append(None)
             continue
         if syntax not in (*JPEG, *JPEG_2000):
-            raise InputError(f"{label}: has the transfer syntax {syntax.name} ({syntax}), which is not read.")
+            raise InputError(f"has the transfer syntax {syntax.name} ({syntax}), which is not read.")
         try:
             *size, precision = _codestream(frame) if syntax in JPEG_2000 else _jpeg(frame)
         except (IndexError, ValueError):
-            raise InputError(f"{label}: pixel data cannot be decoded: a frame is no stream of {syntax.name}.") from None
+            raise InputError(f"pixel data cannot be decoded: a frame is no stream of {syntax.name}.") from None
         if tuple(size) != wanted:
             raise InputError(
-                f"{label}: must have Columns, Rows and SamplesPerPixel as its compressed pixel data, "
+                f"must have Columns, Rows and SamplesPerPixel as its compressed pixel data, "
                 f"{'x'.join(map(str, size))}, has {'x'.join(map(str, wanted))}."
             )
         bits.append(precision if syntax in (*JPEG_2000, *JPEG_LS) else None)
     if len(bits) < count:
-        raise InputError(f"{label}: must have the pixels of {count} frames, has {len(bits)}.")
+        raise InputError(f"must have the pixels of {count} frames, has {len(bits)}.")
     return bits[:count]
 
 
-def _frames(dataset: Dataset, count: int, label: str) -> Iterator[bytes]:
+def _frames(dataset: Dataset, count: int) -> Iterator[bytes]:
     """The frames as the decoders of pydicom have them; of pydicom 2 also the fragments that some take for frames."""
     if is_pydicom_3:
         offsets: Any = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
@@ -83,18 +82,18 @@ def _frames(dataset: Dataset, count: int, label: str) -> Iterator[bytes]:
         return
     fragments = [part for part in encaps.decode_data_sequence(dataset.PixelData) if part[:2] in STARTS]
     if len(fragments) > count:  # pydicom 2 would leave them out
-        raise InputError(f"{label}: must have the pixels of {count} frames, has {len(fragments)}.")
+        raise InputError(f"must have the pixels of {count} frames, has {len(fragments)}.")
     yield from chain(encaps.generate_pixel_data_frame(dataset.PixelData, count), fragments)
 
 
-def _check_run_lengths(frame: bytes, size: tuple[int, int, int], bits: int, label: str) -> None:
+def _check_run_lengths(frame: bytes, size: tuple[int, int, int], bits: int) -> None:
     """Two bytes stand for 128 at most, and 128 take 129 at most; rows are packed one by one."""
     columns, rows, samples = size
     total = columns * rows * samples * max(bits // 8, 1)
     at_most = 64 + 16 + 2 * rows * samples * max(bits // 8, 1) + 2 * total
     if not 64 + total // 64 <= len(frame) <= at_most:
         raise InputError(
-            f"{label}: must have {64 + total // 64:,} to {at_most:,} bytes in an RLE frame of {columns}x{rows} pixels, "
+            f"must have {64 + total // 64:,} to {at_most:,} bytes in an RLE frame of {columns}x{rows} pixels, "
             f"has {len(frame):,}."
         )
 

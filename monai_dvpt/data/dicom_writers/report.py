@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
+from monai_dvpt.data.dicom import SeriesGrid
 from monai_dvpt.utils import InputError
 
 from .codes import long_string, private_code
-from .source import Source, document, read_source, require_highdicom, save_document
+from .document import Model, Placed, document, require_highdicom, save_document
 
 __all__ = ["write_dicom_sr"]
 
@@ -25,32 +26,16 @@ SERIES_NUMBER = 9002
 MILLILITRE = Code("mL", "UCUM", "milliliter")
 
 
-def write_dicom_sr(
-    path: PathLike,
-    frames: Sequence[Sequence[Any]],
-    algorithm_name: str,
-    algorithm_version: str,
-    grades: Mapping[str, Mapping[str, Any]] | None = None,
-    volumes_ml: Mapping[str, float] | None = None,
-    segments: Mapping[int, Mapping[str, Any]] | None = None,
-    segmentation: PathLike | None = None,
-    series_description: str = "Report",
-) -> Path:
+def write_dicom_sr(path: PathLike, placed: Placed, source: SeriesGrid, model: Model) -> Path:
     """
     Writes a report of measurements: for each graded output a qualitative evaluation with the probability of the grade,
     and for each label its volume. It is preliminary and unverified.
 
     Args:
         path: the file.
-        frames: ``[path, number]`` of the source's frames, numbers from 1.
-        algorithm_name: name of the model.
-        algorithm_version: version of the model.
-        grades: by output its "grade" and "confidence" (the probability of that grade), as of
-            :func:`monai_dvpt.handlers.grade_writer.grades_of`.
-        volumes_ml: by name of label the volume in millilitres.
-        segments: description of each label value, see :func:`segment_codes`; needed for volumes.
-        segmentation: DICOM SEG of these segments, which the volumes then refer to.
-        series_description: what viewers list.
+        placed: its grades and volumes, and the DICOM SEG that the volumes refer to.
+        source: what it is about.
+        model: whose result it is.
 
     Raises:
         InputError: if a file cannot be read or written, or the segmentation is not of these segments and this study.
@@ -58,22 +43,22 @@ def write_dicom_sr(
         ValueError: if there is nothing to report, or volumes without a description.
     """
     highdicom = require_highdicom()
-    sr, grades, volumes_ml = highdicom.sr, grades or {}, volumes_ml or {}
-    by_name = {segment["name"]: (value, segment) for value, segment in (segments or {}).items()}
+    sr, grades, volumes_ml = highdicom.sr, placed.grades, placed.volumes_ml
+    by_name = {segment["name"]: (value, segment) for value, segment in model.segments.items()}
     if not grades and not volumes_ml:
         raise ValueError("grades or volumes_ml must hold something to report, got neither.")
     if unknown := sorted(set(volumes_ml) - set(by_name)):
         raise ValueError(f"volumes_ml must be of the segments {sorted(by_name)}, got {unknown}.")
-    source = read_source(frames)
-    seg = None if segmentation is None else _read_segmentation(segmentation, segments or {}, source)
-    algorithm = sr.AlgorithmIdentification(long_string(algorithm_name), long_string(algorithm_version))
+    seg = None if placed.segmentation is None else _read_segmentation(placed.segmentation, model, source)
+    name, version = model.algorithm_name, model.algorithm_version
+    algorithm = sr.AlgorithmIdentification(long_string(name), long_string(version))
     groups = [_grade(sr, output, found, source, algorithm) for output, found in grades.items()]
-    groups += [_volume(sr, *by_name[name], volume, source, seg, algorithm) for name, volume in volumes_ml.items()]
+    groups += [_volume(sr, *by_name[label], volume, source, seg, algorithm) for label, volume in volumes_ml.items()]
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=generate_uid(entropy_srcs=[algorithm_name, algorithm_version]),
-        name=long_string(algorithm_name),
+        uid=generate_uid(entropy_srcs=[name, version]),
+        name=long_string(name),
         manufacturer_name="monai_dvpt",
-        model_name=long_string(f"{algorithm_name} {algorithm_version}"),
+        model_name=long_string(f"{name} {version}"),
     )
     observer = sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
     content = sr.MeasurementReport(
@@ -83,11 +68,11 @@ def write_dicom_sr(
         title=codes.DCM.ImagingMeasurementReport,
     )
     evidence = [*source.images.values(), *([] if seg is None else [seg])]
-    arguments = document(algorithm_name, algorithm_version, series_description, SERIES_NUMBER)
-    return save_document(sr.ComprehensiveSR(evidence, content, is_complete=True, **arguments), source, path)
+    about = document(model, "Report", SERIES_NUMBER)
+    return save_document(sr.ComprehensiveSR(evidence, content, is_complete=True, **about), source, path)
 
 
-def _grade(sr: Any, output: str, found: Mapping[str, Any], source: Source, algorithm: Any) -> Any:
+def _grade(sr: Any, output: str, found: Mapping[str, Any], source: SeriesGrid, algorithm: Any) -> Any:
     grade = str(found["grade"])
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=generate_uid(), identifier=long_string(output)),
@@ -99,7 +84,13 @@ def _grade(sr: Any, output: str, found: Mapping[str, Any], source: Source, algor
 
 
 def _volume(
-    sr: Any, value: int, segment: Mapping[str, Any], volume: float, source: Source, seg: Dataset | None, algorithm: Any
+    sr: Any,
+    value: int,
+    segment: Mapping[str, Any],
+    volume: float,
+    source: SeriesGrid,
+    seg: Dataset | None,
+    algorithm: Any,
 ) -> Any:
     common = {
         "finding_category": Code(*segment["category"]),
@@ -113,7 +104,7 @@ def _volume(
         images = _source_images(sr, source)
         return sr.MeasurementsAndQualitativeEvaluations(tracking, source_images=images, **common)
     description = seg.SegmentSequence[value - 1]
-    series = sr.SourceSeriesForSegmentation(source.images[source.paths[0]].SeriesInstanceUID)
+    series = sr.SourceSeriesForSegmentation(source.first.SeriesInstanceUID)
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         sr.TrackingIdentifier(uid=description.TrackingUID, identifier=description.TrackingID),
         referenced_segment=sr.ReferencedSegment(seg.SOPClassUID, seg.SOPInstanceUID, value, source_series=series),
@@ -121,21 +112,21 @@ def _volume(
     )
 
 
-def _source_images(sr: Any, source: Source) -> list[Any]:
+def _source_images(sr: Any, source: SeriesGrid) -> list[Any]:
     return [
         sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID, numbers)
         for image, numbers in source.references()
     ]
 
 
-def _read_segmentation(path: PathLike, segments: Mapping[int, Mapping[str, Any]], source: Source) -> Dataset:
+def _read_segmentation(path: PathLike, model: Model, source: SeriesGrid) -> Dataset:
     try:
         seg = pydicom.dcmread(path, stop_before_pixels=True)
         names = {item.SegmentNumber: item.SegmentLabel for item in seg.SegmentSequence}
         study = seg.StudyInstanceUID
     except Exception as error:
         raise InputError(f"{path}: cannot be read as DICOM SEG: {type(error).__name__}.") from None
-    expected = {value: long_string(segment["name"]) for value, segment in segments.items()}
-    if names != expected or study != source.identity.StudyInstanceUID:
+    expected = {value: long_string(segment["name"]) for value, segment in model.segments.items()}
+    if names != expected or study != source.first.StudyInstanceUID:
         raise InputError(f"{path}: must be of the segments {expected} and the study of the source, got {names}.")
     return seg

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from contourpy import FillType, contour_generator
@@ -16,9 +14,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 from scipy.spatial.distance import cdist
 
+from monai_dvpt.data.dicom import SeriesGrid
+
 from .codes import label_colour, long_string
-from .segmentation import check_labels
-from .source import Source, document, place_on_frames, read_source, require_highdicom, save_document
+from .document import Model, Placed, document, image_items, require_highdicom, save_document
 
 __all__ = ["outlines", "write_rtstruct"]
 
@@ -28,16 +27,7 @@ OUTLINE_AT = 0.51
 round to whole pixels find the same pixels as those that ask whether centres lie inside."""
 
 
-def write_rtstruct(
-    path: PathLike,
-    label: np.ndarray,
-    affine_ras: np.ndarray,
-    frames: Sequence[Sequence[Any]],
-    segments: Mapping[int, Mapping[str, Any]],
-    algorithm_name: str,
-    algorithm_version: str,
-    series_description: str = "Contours",
-) -> Path:
+def write_rtstruct(path: PathLike, placed: Placed, source: SeriesGrid, model: Model) -> Path:
     """
     Writes the outlines of a label map on every frame as closed planar contours, 1/100 of a pixel inward from halfway
     between pixels, so that readers that round to whole pixels find the same ones. ROI numbers are label values; a
@@ -45,47 +35,40 @@ def write_rtstruct(
 
     Args:
         path: the file.
-        label: label values of shape (x, y, z), 0 is background.
-        affine_ras: 4x4 matrix from voxels to patient coordinates (RAS, mm).
-        frames: ``[path, number]`` of the source's frames, one for each z, numbers from 1.
-        segments: description of each label value, see :func:`segment_codes`.
-        algorithm_name: name of the model.
-        algorithm_version: version of the model.
-        series_description: what viewers list.
+        placed: its labels.
+        source: what it is about.
+        model: whose result it is.
 
     Raises:
-        InputError: if the label map does not lie on the frames, has values that are not described, or a file cannot be
-            read or written.
+        InputError: if a file cannot be read or written.
         OptionalImportError: if highdicom is not installed.
     """
     highdicom = require_highdicom()
-    source = read_source(frames)
-    placed = place_on_frames(check_labels(label, segments), affine_ras, source)
-    arguments = document(algorithm_name, algorithm_version, series_description, SERIES_NUMBER)
-    study, image = source.identity.StudyInstanceUID, source.images[source.paths[0]]
+    study, image = source.first.StudyInstanceUID, source.first
+    arguments = document(model, "Contours", SERIES_NUMBER)
     syntax = ImplicitVRLittleEndian  # in explicit VR no contour could be longer than 64 kB
     dataset = highdicom.base.SOPClass(
         study, sop_class_uid=RTStructureSetStorage, modality="RTSTRUCT", transfer_syntax_uid=syntax, **arguments
     )
     dataset.OperatorsName = ""
     dataset.StructureSetLabel = "LABELS"
-    dataset.StructureSetName = long_string(algorithm_name)
+    dataset.StructureSetName = long_string(model.algorithm_name)
     dataset.StructureSetDate, dataset.StructureSetTime = datetime.now().strftime("%Y%m%d %H%M%S").split()
     dataset.ApprovalStatus = "UNAPPROVED"
     dataset.FrameOfReferenceUID = image.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = image.PositionReferenceIndicator
     dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(source)]
     dataset.StructureSetROISequence, dataset.ROIContourSequence, dataset.RTROIObservationsSequence = [], [], []
-    for value, segment in sorted(segments.items()):
+    for value, segment in sorted(model.segments.items()):
         roi, contours, observation = Dataset(), Dataset(), Dataset()
         roi.ROINumber = contours.ReferencedROINumber = observation.ReferencedROINumber = value
         roi.ReferencedFrameOfReferenceUID = image.FrameOfReferenceUID
         roi.ROIName = long_string(segment["name"])
         roi.ROIGenerationAlgorithm = "AUTOMATIC"
-        roi.ROIGenerationDescription = long_string(f"{algorithm_name}, {algorithm_version}")
+        roi.ROIGenerationDescription = long_string(f"{model.algorithm_name}, {model.algorithm_version}")
         contours.ROIDisplayColor = list(label_colour(value, segment))
         contours.ContourSequence = [
-            contour for index, frame in enumerate(placed == value) for contour in _contours(frame, index, source)
+            contour for index, frame in enumerate(placed.labels == value) for contour in _contours(frame, index, source)
         ]
         if not contours.ContourSequence:  # it may be absent, but not empty
             del contours.ContourSequence
@@ -132,7 +115,7 @@ def _corner_points(ring: np.ndarray) -> np.ndarray:
     return ring[np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]) > 1e-9]
 
 
-def _contours(mask: np.ndarray, index: int, source: Source) -> list[Dataset]:
+def _contours(mask: np.ndarray, index: int, source: SeriesGrid) -> list[Dataset]:
     found = []
     for polygon in outlines(mask):
         contour, plane = Dataset(), source.planes[index]
@@ -140,27 +123,16 @@ def _contours(mask: np.ndarray, index: int, source: Source) -> list[Dataset]:
         contour.ContourGeometricType = "CLOSED_PLANAR"
         contour.NumberOfContourPoints = len(points)
         contour.ContourData = [f"{coordinate:.4f}" for coordinate in points.ravel()]  # below 16 characters
-        contour.ContourImageSequence = _image_items(source, [index])
+        contour.ContourImageSequence = image_items(source, [index])
         found.append(contour)
     return found
 
 
-def _image_items(source: Source, indices: Sequence[int] | None = None) -> list[Dataset]:
-    items = []
-    for image, numbers in source.references(indices):
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
-        if numbers is not None:
-            item.ReferencedFrameNumber = numbers
-        items.append(item)
-    return items
-
-
-def _frame_of_reference(source: Source) -> Dataset:
-    image = source.images[source.paths[0]]
+def _frame_of_reference(source: SeriesGrid) -> Dataset:
+    image = source.first
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = image.SeriesInstanceUID
-    series.ContourImageSequence = _image_items(source)
+    series.ContourImageSequence = image_items(source)
     study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management
     study.ReferencedSOPInstanceUID = image.StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]

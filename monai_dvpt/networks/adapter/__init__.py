@@ -6,6 +6,7 @@ from monai_dvpt.networks.parts import PARTS, TunableNetwork, count_parameters, f
 from .built import build_network
 from .file import backbone_sha256, load_adapter, merge, merge_full, save_adapter
 from .named import adapter_names, add_adapter, delete_adapter, disable_adapter, predict_adapters, set_adapter
+from .peft import load_peft, save_peft
 from .rounded import round_backbone
 from .shared import encoder_sha256, share_backbone
 from .stored import adapter_metadata, tensors_sha256
@@ -20,11 +21,13 @@ __all__ = [
     "disable_adapter",
     "encoder_sha256",
     "load_adapter",
+    "load_peft",
     "merge",
     "merge_full",
     "predict_adapters",
     "round_backbone",
     "save_adapter",
+    "save_peft",
     "set_adapter",
     "share_backbone",
     "tensors_sha256",

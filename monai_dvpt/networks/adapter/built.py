@@ -132,10 +132,10 @@ def stored_method(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Metho
     Raises:
         InputError: if it or one of its options is unknown, or an option is outside what is stated for its type.
     """
-    entry = metadata["method"]
-    if entry.get("name") not in METHODS:
-        raise InputError(f"{path}: method must be one of {list(METHODS)}, got {_short(entry.get('name'))}.")
-    kind, options = METHODS[entry["name"]], entry.get("options")
+    name, options = (metadata["method"].get(key) for key in ("name", "options"))
+    if not isinstance(name, str) or name not in METHODS:
+        raise InputError(f"{path}: method must be one of {list(METHODS)}, got {_short(name)}.")
+    kind = METHODS[name]
     known = {field.name: field.type for field in dataclasses.fields(kind)}
     if not isinstance(options, dict) or options.keys() != known.keys():
         raise InputError(f"{path}: method must have the options {sorted(known)}, got {_short(options)}.")

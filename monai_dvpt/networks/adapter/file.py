@@ -162,10 +162,10 @@ def load_adapter(
     tensors = fitting_tensors(path, metadata, targets)
     if name is not None:
         lacking = [part for part in adapter_parts(target) if part not in expected]
-        tensors |= (copies := {key: tensor.detach().clone() for key, tensor in net.tensors(lacking)})
-        told = f"{path}: with {lacking} of the adapter in use"
-        check_fit(told, {"parts": lacking}, copies, dict(target.tensors(lacking)))
-        target.load_state_dict(tensors, strict=False, assign=True)  # its backbone stays without memory
+        rest = {key: tensor.detach().clone() for key, tensor in net.tensors(lacking)}
+        where = f"{path}: with {lacking} of the adapter in use"
+        check_fit(where, {"parts": lacking}, rest, dict(target.tensors(lacking)))
+        target.load_state_dict({**tensors, **rest}, strict=False, assign=True)  # its backbone stays without memory
         return adopt_adapter(net, name, target, like=net)
     with torch.no_grad():
         for key, tensor in targets.items():
@@ -196,7 +196,12 @@ def merge(net: TunableNetwork) -> TunableNetwork:
     return net.train(net.training)
 
 
-def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = None) -> TunableNetwork:
+def merge_full(
+    path: str | os.PathLike,
+    backbone: str | os.PathLike | None = None,
+    labels: Sequence[str] | None = None,
+    fold: bool = False,
+) -> TunableNetwork:
     """
     The whole network of an adapter: built as its file says, with its backbone and the adapter loaded.
 
@@ -204,18 +209,22 @@ def merge_full(path: str | os.PathLike, backbone: str | os.PathLike | None = Non
         path: file written by :func:`save_adapter`.
         backbone: file of the backbone, of any kind that :func:`monai_dvpt.networks.pretrained.load_pretrained` takes;
             by default the file that the adapter names, beside it or among the weights of this package.
+        labels: see :func:`load_adapter`.
+        fold: whether a method that changes weights alone, such as LoRA, is folded into them, see :func:`merge`, so that
+            it costs nothing.
 
     Returns:
         the network in eval mode; ``torch.save(net.state_dict(), "model.pt")`` writes it for tools that want one file.
 
     Raises:
-        InputError: if a file is missing or damaged, or the backbone is not the one of the adapter.
+        InputError: if a file is missing or damaged, or the backbone or the labels are not those of the adapter.
     """
     found = find_backbone(path, adapter_metadata(path), backbone)
     if found is None:
         named = adapter_metadata(path).get("backbone_file")
         raise InputError(f"{path}: needs its backbone; the file it names, {named}, is not found, so give one.")
-    return load_adapter(load_backbone(path, found), path).eval()
+    net = load_adapter(load_backbone(path, found), path, labels=labels).eval()
+    return merge(net) if fold and net.method.can_merge else net
 
 
 def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> TunableNetwork:

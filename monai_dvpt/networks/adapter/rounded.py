@@ -40,8 +40,9 @@ def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> 
         raise ValueError(f"net must have a frozen backbone to be rounded, {trained[:3]} are trained.")
     before = backbone_sha256(net)
     for name, module in net.named_modules():
-        if isinstance(module, (nn.Linear, _ConvNd)) and net.part_of(f"{name}.weight") == "backbone":
-            for key, parameter in list(module.named_parameters()):  # new ones, as another network may use these
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(module, (nn.Linear, _ConvNd)) and net.part_of(f"{name}.{key}") == "backbone":
+                # a new one, as another network may use this
                 setattr(module, key, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
     net.rounding = backbone_sha256(net), before
     return net

@@ -202,6 +202,16 @@ class Encoder(Slot):
         return self.pack_prefix(*self.frozen_states(image, self.prefix_layers))
 
     @torch.jit.unused
+    def check_frozen(self) -> None:
+        """
+        Raises:
+            ValueError: if a parameter of the backbone is trained.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and name not in self.owned and self.is_own(name):
+                raise ValueError(f"a prefix must come from a frozen encoder, but {name} is trained.")
+
+    @torch.jit.unused
     @torch.no_grad()
     def frozen_states(
         self, image: torch.Tensor, layers: Sequence[int]
@@ -219,9 +229,7 @@ class Encoder(Slot):
         Raises:
             ValueError: if a parameter of the backbone is trained.
         """
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and name not in self.owned and self.is_own(name):
-                raise ValueError(f"a prefix must come from a frozen encoder, but {name} is trained.")
+        self.check_frozen()
         self.train(self.training)  # so that frozen dropout is off
         with self.without_method():
             return self.run(image, None, self.outputs, list(layers))

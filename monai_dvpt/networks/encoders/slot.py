@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+from typing_extensions import Self
 
 if TYPE_CHECKING:
     from monai_dvpt.networks.methods import Method
@@ -50,31 +51,39 @@ class Slot(nn.Module):
 
     def attach(self, method: Method, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
         """
-        Puts a method into the slot.
+        Puts a method into the slot; the one that is there is taken out before, and stays where this one does not fit.
 
         Args:
-            method: the method; one that is there is taken out before.
+            method: the method.
             tensors: its tensors as :meth:`detach` gave them; what is not among them starts anew.
+
+        Raises:
+            ValueError: if the method or one of its options does not fit.
         """
-        self.detach()
-        method = method.for_encoder(self)  # type: ignore[arg-type]
-        given = {} if tensors is None else tensors
+        taken = self.detach()
+        try:
+            self._put(method.for_encoder(self), {} if tensors is None else tensors)  # type: ignore[arg-type]
+        except Exception:
+            self._clear()
+            if taken is not None:
+                self._put(taken.method, taken.tensors)
+            raise
+
+    def _put(self, method: Method, given: Mapping[str, torch.Tensor]) -> None:
+        encoder: Any = self
         before = self.state_dict().keys()
-        for name in method.trains(self):  # type: ignore[arg-type]
-            own: Any = self.get_parameter(name)
-            self.originals[name] = own.requires_grad_(False)
+        for name in method.trains(encoder):
+            own = self.get_parameter(name)
+            own.requires_grad_(False)
+            self.originals[name] = own
             set_tensor(self, name, nn.Parameter(own.detach() if name in given else own.detach().clone()))
-        if given:
-            with torch.random.fork_rng(devices=[]):
-                method.attach(self)  # type: ignore[arg-type]
-        else:
-            method.attach(self)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]) if given else nullcontext():  # what is given needs no random start
+            method.attach(encoder)
         self.slot = method
         self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
-        like = self.like()
-        for name in self.owned:
-            tensor = given.get(name, get_tensor(self, name))
-            tensor.data = tensor.data.to(like)  # what was out of the slot stayed behind when the network was moved
+        moved = nn.ParameterList([given.get(name, get_tensor(self, name)) for name in self.owned])
+        moved.to(self.like())  # what is given stayed behind when the network was moved
+        for name, tensor in zip(self.owned, moved, strict=True):
             set_tensor(self, name, tensor)
         self.slot_changed()
 
@@ -83,16 +92,24 @@ class Slot(nn.Module):
         if self.slot is None:
             return None
         taken = Attached(self.slot, {name: get_tensor(self, name) for name in self.owned})
+        self._clear()
+        return taken
+
+    def _clear(self) -> None:
         changed: list[Any] = [module for module in self.modules() if hasattr(module, "give_back")]
         for module in changed:
             module.give_back()
         for name, tensor in self.originals.items():
-            if not tensor.is_meta:  # of a network without values
-                tensor.data = tensor.data.to(self.like().device)
             set_tensor(self, name, tensor)
         self.slot, self.owned, self.originals = None, [], {}
         self.slot_changed()
-        return taken
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Moves and conversions reach the backbone's tensors that are out of their place, too."""
+        super()._apply(fn, recurse)
+        moved = nn.ParameterList(self.originals.values())._apply(fn)
+        self.originals = dict(zip(self.originals, moved, strict=True))
+        return self
 
     @contextmanager
     def without_method(self, restart: bool = False) -> Iterator[None]:

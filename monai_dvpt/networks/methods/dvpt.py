@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from typing_extensions import Self
 
 from monai_dvpt.networks.blocks import DVPTList
@@ -26,6 +27,8 @@ class Bottleneck(Method):
         share_every: see there.
         start_layer: see there.
         side_path: see there.
+        norm: see there.
+        zero_init: see there.
 
     Raises:
         ValueError: if an option is outside its range.
@@ -35,6 +38,8 @@ class Bottleneck(Method):
     share_every: int | None = None
     start_layer: int = 0
     side_path: bool = False
+    norm: str = "plain"
+    zero_init: str = "up"
 
     name = "bottleneck"
     description = "DVPT without prompts"
@@ -46,15 +51,21 @@ class Bottleneck(Method):
 
     def for_encoder(self, encoder: Encoder) -> Self:
         stages = len(set(encoder.widths()))
-        return replace(
+        method = replace(
             self,
             bottleneck_size=(32 if stages == 1 else 16) if self.bottleneck_size is None else self.bottleneck_size,
             share_every=(3 if stages == 1 else 2) if self.share_every is None else self.share_every,
         )
+        with torch.device("meta"):  # a refusal comes before the encoder is changed
+            method._blocks(encoder)
+        return method
+
+    def _blocks(self, encoder: Encoder) -> DVPTList:
+        options = {key: value for key, value in self.options.items() if key != "side_path"}
+        return DVPTList(encoder.widths(), **{"num_prompts": 0, **options})
 
     def attach(self, encoder: Encoder) -> None:
-        options = {key: value for key, value in self.options.items() if key != "side_path"}
-        blocks = DVPTList(encoder.widths(), **{"num_prompts": 0, **options})
+        blocks = self._blocks(encoder)
         encoder.follow_layers(blocks.to(encoder.like()), blocks.block_of_layer, self.side_path)
 
 
@@ -71,12 +82,16 @@ class DVPT(Bottleneck):
         start_layer: first layer that is followed by a block.
         side_path: whether the blocks only read the frozen layers, which then need no backward pass but for the merging
             of tokens between stages; what they add reaches head and decoder beside them. A variant of the method.
+        norm: see :class:`monai_dvpt.networks.blocks.DVPTBlock`, as for the next two.
+        zero_init: see there.
+        aggregation: see there.
 
     Raises:
         ValueError: if an option is outside its range.
     """
 
     num_prompts: int = 10
+    aggregation: str = "read_back"
 
     name = "dvpt"
     description = "dynamic prompts in a bottleneck after the layers"

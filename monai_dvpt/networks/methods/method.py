@@ -37,6 +37,11 @@ class Method:
         """The options by name."""
         return dataclasses.asdict(self)
 
+    @property
+    def can_merge(self) -> bool:
+        """Whether the method changes weights alone, see :meth:`merge`."""
+        return type(self).merge is not Method.merge
+
     def for_encoder(self, encoder: Encoder) -> Self:
         """
         The method with what is left open in its options decided for an encoder.

@@ -15,7 +15,7 @@ from monai.utils import optional_import
 
 from monai_dvpt.utils import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, InputError, read_npz, read_safetensors, read_torch
 
-__all__ = ["find_file", "read_config", "read_weights"]
+__all__ = ["find_file", "read_config", "read_json", "read_weights"]
 
 # what is read of a config.json
 CONFIG_TYPES: dict[str, Any] = {"layer_norm_eps": (int, float), "hidden_act": str, "num_attention_heads": int}
@@ -94,7 +94,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path.parent / "config.json"
     if not file.exists():
         return {}
-    config = _read_json(file)
+    config = read_json(file)
     vision = config.get("vision_config")
     config = vision if isinstance(vision, dict) else config
     for name, kind in CONFIG_TYPES.items():
@@ -106,7 +106,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """
+    The object in a JSON file.
+
+    Raises:
+        InputError: if the file is none, cannot be read, is too large or holds something else.
+    """
     if not file.is_file():
         raise InputError(f"{file}: must be an existing file, and a regular one.")
     try:
@@ -126,7 +132,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The file of each tensor of a sharded checkpoint."""
-    found = _read_json(path).get("weight_map")
+    found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise InputError(f"{path}: must hold a JSON object weight_map, of the file of each tensor.")
     if len(found) > MAX_TENSORS:

@@ -14,14 +14,14 @@ from monai_dvpt.utils import InputError, check_type
 
 from .choose import choose_network, depth, places
 
-__all__ = ["Source", "recognise"]
+__all__ = ["PretrainedWeights", "recognise"]
 
 
 State = dict[str, torch.Tensor]
 
 
 @dataclass
-class Source:
+class PretrainedWeights:
     """Weights under the names of MONAI's encoder, with what is needed to use them."""
 
     kind: str  # for people
@@ -137,7 +137,9 @@ _UNREPRESENTABLE = (
 )
 
 
-def recognise(path: Any, states: Mapping[str, State], config: Mapping[str, Any], tokens: int | None = None) -> Source:
+def recognise(
+    path: Any, states: Mapping[str, State], config: Mapping[str, Any], tokens: int | None = None
+) -> PretrainedWeights:
     """
     Args:
         path: named in errors.
@@ -169,15 +171,15 @@ def recognise(path: Any, states: Mapping[str, State], config: Mapping[str, Any],
     )
 
 
-def _with_others(source: Source, others: list[str]) -> Source:
+def _with_others(source: PretrainedWeights, others: list[str]) -> PretrainedWeights:
     """``source``, which is the teacher if there are names of another network."""
     source.unused += others
     source.kind += ", the teacher of two networks" * bool(others)
     return source
 
 
-def _monai_vit(prefix: str, tensors: State) -> Source:
-    source = Source("MONAI UNETR" if prefix.endswith("vit.") else "MONAI ViT", {}, is_monai=True)
+def _monai_vit(prefix: str, tensors: State) -> PretrainedWeights:
+    source = PretrainedWeights("MONAI UNETR" if prefix.endswith("vit.") else "MONAI ViT", {}, is_monai=True)
     outer = prefix.removesuffix("vit.")
     for name, tensor in tensors.items():
         inner = name.removeprefix(prefix)
@@ -196,8 +198,8 @@ def _monai_vit(prefix: str, tensors: State) -> Source:
     return source
 
 
-def _monai_swin(prefix: str, tensors: State) -> Source:
-    source = Source("MONAI SwinUNETR", {}, is_swin=True)
+def _monai_swin(prefix: str, tensors: State) -> PretrainedWeights:
+    source = PretrainedWeights("MONAI SwinUNETR", {}, is_swin=True)
     for name, tensor in tensors.items():
         if name.startswith(prefix + "swinViT."):
             source.encoder[name.removeprefix(prefix + "swinViT.")] = tensor
@@ -208,9 +210,9 @@ def _monai_swin(prefix: str, tensors: State) -> Source:
     return source
 
 
-def _swin_ssl(prefix: str, tensors: State) -> Source:
+def _swin_ssl(prefix: str, tensors: State) -> PretrainedWeights:
     """The releases of self-supervised SwinUNETR weights: an encoder alone, with heads of the pretext tasks."""
-    source = Source("MONAI SwinUNETR, self-supervised", {}, is_swin=True)
+    source = PretrainedWeights("MONAI SwinUNETR, self-supervised", {}, is_swin=True)
     for name, tensor in tensors.items():
         inner = name.removeprefix(prefix)
         if not name.startswith(prefix) or not re.match(r"patch_embed\.|layers[1-4]c?\.", inner):
@@ -221,7 +223,7 @@ def _swin_ssl(prefix: str, tensors: State) -> Source:
     return source
 
 
-_MONAI: tuple[tuple[str, Callable[[str, State], Source]], ...] = (
+_MONAI: tuple[tuple[str, Callable[[str, State], PretrainedWeights]], ...] = (
     ("swinViT.patch_embed.proj.weight", _monai_swin),
     ("layers1.0.blocks.0.norm1.weight", _swin_ssl),
     ("layers1.0.0.blocks.0.norm1.weight", _swin_ssl),
@@ -236,12 +238,12 @@ def _vit(
     tensors: State,
     config: Mapping[str, Any],
     tokens: int | None,
-) -> Source:
+) -> PretrainedWeights:
     # timm's versions of CLIP have its epsilon, and of its activation their names tell
     clip = layout is _TIMM and prefix + "norm_pre.weight" in tensors
     quick = layout is _TIMM and "quickgelu" in str(config.get("architecture"))
     activation = config.get("hidden_act", "quick_gelu" if quick else layout.activation)
-    source = Source(
+    source = PretrainedWeights(
         layout.kind,
         {},
         layer_norm_eps=config.get("layer_norm_eps", 1e-5 if clip else layout.layer_norm_eps),
@@ -336,7 +338,7 @@ def _from_flax(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten() if name.startswith("blocks.") else tensor
 
 
-def _to_monai(path: Any, state: dict[str, torch.Tensor], source: Source, has_class_position: bool) -> None:
+def _to_monai(path: Any, state: dict[str, torch.Tensor], source: PretrainedWeights, has_class_position: bool) -> None:
     """Fills ``source`` from a ViT's weights in the layout of timm."""
     take: Callable[[str], torch.Tensor | None] = lambda name: state.pop(name, None)  # noqa: E731
     out, how = source.encoder, source.converted

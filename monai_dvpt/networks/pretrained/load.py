@@ -23,7 +23,7 @@ from monai_dvpt.utils import InputError, check_finite, check_type
 
 from .choose import depth
 from .files import find_file, read_config, read_weights
-from .formats import Source, recognise
+from .formats import PretrainedWeights, recognise
 from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, token_grid
 
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
@@ -150,7 +150,7 @@ def load_pretrained(
 def _load(
     path: Path,
     net: TunableNetwork,
-    found: Source,
+    found: PretrainedWeights,
     inflate_axis: int,
     min_match: float,
     arithmetic: tuple[float | None, str | None],
@@ -188,7 +188,7 @@ def _load(
 def _set_arithmetic(
     path: Path,
     net: TunableNetwork,
-    found: Source,
+    found: PretrainedWeights,
     eps: float | None,
     activation: str | None,
     report: PretrainedReport,
@@ -220,7 +220,7 @@ def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
     return math.prod(grid)
 
 
-def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
+def _check_kind(path: Path, net: TunableNetwork, found: PretrainedWeights) -> None:
     if found.is_swin != isinstance(net.encoder(), SwinEncoder):
         raise InputError(f"{path}: holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
@@ -248,7 +248,7 @@ def _check_kind(path: Path, net: TunableNetwork, found: Source) -> None:
 
 
 def _fit_encoder(
-    path: Path, net: TunableNetwork, found: Source, inflate_axis: int, report: PretrainedReport
+    path: Path, net: TunableNetwork, found: PretrainedWeights, inflate_axis: int, report: PretrainedReport
 ) -> dict[str, torch.Tensor]:
     """The source's encoder for the network's image, under the names in the network."""
     encoder = net.encoder().state_dict()
@@ -349,7 +349,7 @@ def _fit_positions(
     return resize_positions(positions.double(), source_grid, grid, axis)
 
 
-def _fit_outside(net: TunableNetwork, found: Source, report: PretrainedReport) -> dict[str, torch.Tensor]:
+def _fit_outside(net: TunableNetwork, found: PretrainedWeights, report: PretrainedReport) -> dict[str, torch.Tensor]:
     """Head and decoder of the source, each taken as a whole where it fits or not at all."""
     own = dict(net.tensors(["backbone", "decoder", "head"]))
     given = dict(found.outside)
@@ -382,7 +382,9 @@ def _is_affine_instance_norm(net: TunableNetwork, name: str) -> bool:
     return isinstance(net.get_submodule(owner), _InstanceNorm) and attribute in ("weight", "bias")
 
 
-def _check(path: Path, net: TunableNetwork, found: Source, tensors: dict[str, torch.Tensor], min_match: float) -> None:
+def _check(
+    path: Path, net: TunableNetwork, found: PretrainedWeights, tensors: dict[str, torch.Tensor], min_match: float
+) -> None:
     own = dict(net.tensors(["backbone", "decoder", "head"]))
     shapes = {name: own[name].shape for name in tensors if name in own}
     wrong = [

@@ -23,8 +23,9 @@ from monai_dvpt.networks.nets import DVPTViT
 from monai_dvpt.utils import folder_lock
 
 BUNDLE = Path(__file__).parents[3] / "bundles" / "xray_dvpt_vit_classification"
+DVPT = "dvpt:bottleneck_size=5,num_prompts=3"
 NETWORK = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 3, "num_heads": 2}
-ENCODER = DVPTViT(3, 32, 16, spatial_dims=2, num_classes=0, bottleneck_size=5, **NETWORK)
+ENCODER = DVPTViT(3, 32, 16, spatial_dims=2, num_classes=0, method="linear", **NETWORK)
 
 
 def write_data(folder: Path) -> None:
@@ -43,14 +44,14 @@ def write_data(folder: Path) -> None:
     with open(folder / "datalist.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
     torch.manual_seed(0)
-    encoder = {k: v for k, v in ENCODER.state_dict().items() if not k.startswith("dvpt")}
-    torch.save({name: torch.randn_like(tensor) * 0.05 for name, tensor in encoder.items()}, folder / "encoder.pt")
+    encoder = {name: torch.randn_like(tensor) * 0.05 for name, tensor in ENCODER.state_dict().items()}
+    torch.save(encoder, folder / "encoder.pt")
 
 
 def settings(folder: Path) -> dict:
     network = {f"network_def#{key}": value for key, value in NETWORK.items()}
     paths = {"dataset_dir": str(folder), "backbone_path": str(folder / "encoder.pt")}
-    sizes = {"img_size": 32, "bottleneck_size": 5, "num_prompts": 3, "max_epochs": 2}
+    sizes = {"img_size": 32, "max_epochs": 2}
     return {**paths, **sizes, **network, "outputs": ["A", "B"], "grades": ["none", "some", "much"]}
 
 
@@ -72,7 +73,7 @@ class TestStudy(unittest.TestCase):
 
     def test_runs_reports_and_goes_on(self):
         output = self.folder / "study"
-        methods = ("--methods", "dvpt", "linear", "--reference", "linear", "--fractions", "1", "0.5")
+        methods = ("--methods", DVPT, "linear", "--reference", "linear", "--fractions", "1", "0.5")
         methods += ("--equal-steps",)
         status, out, err = self.study(output, *methods, "--seeds", "0")
         self.assertEqual(status, 0, err)
@@ -85,8 +86,8 @@ class TestStudy(unittest.TestCase):
         counts = {row["method"]: (row["encoder_parameters"], row["head_parameters"]) for row in rows}
         block = 24 * 5 + 5 + 3 * 5 + 1 + 5 * 24 + 24
         head = str((2 * 24 + 1) * 2 * 3)  # of class token and mean, for two outputs of three grades
-        self.assertEqual(counts, {"dvpt": (str(3 * block), head), "linear": ("0", head)})
-        for method in ("dvpt", "linear"):
+        self.assertEqual(counts, {DVPT: (str(3 * block), head), "linear": ("0", head)})
+        for method in (DVPT, "linear"):
             trials = [row for row in rows if (row["method"], row["kind"]) == (method, "trial")]
             best = max(trials, key=lambda row: float(row["score"]))
             (chosen,) = {
@@ -146,10 +147,10 @@ class TestStudy(unittest.TestCase):
 
     def test_a_run_that_fails_leaves_the_others(self):
         output = self.folder / "failing"
-        methods = ("--methods", "linear", "lora:rank=0", "--reference", "linear", "--seeds", "0")
+        methods = ("--methods", "linear", "dvpt:bottleneck_size=24", "--reference", "linear", "--seeds", "0")
         status, _, err = self.study(output, *methods)
         self.assertEqual(status, 1)
-        self.assertEqual(len(err.splitlines()[-1].split("rank must be")), 3)  # of both trials, and nothing else
+        self.assertEqual(err.splitlines()[-1].count("bottleneck_size must be"), 2)  # of both trials, and nothing else
         self.assertNotIn("Traceback", err)
         self.assertIn("Traceback", (output / "log.txt").read_text())
         self.assertEqual({row["method"] for row in self.rows(output)}, {"linear"})
@@ -165,6 +166,10 @@ class TestStudy(unittest.TestCase):
                 "--set must have a key of train.yaml that the study does not set itself, got epochs.",
             ),
             (("--set", "seed=3"), "--set must have a key of train.yaml that the study does not set itself, got seed."),
+            (
+                ("--set", "method#num_prompts=3"),
+                "--set must have a key of train.yaml that the study does not set itself, got method#num_prompts.",
+            ),
             (("--set", "outputs=["), "outputs must have a value in YAML, got [."),
             (("--fractions", "0.5"), "--fractions must have 1, which the others are compared with, got [0.5]."),
         ):
@@ -206,9 +211,20 @@ class TestJob(unittest.TestCase):
 
     def test_a_seed_decides_the_score(self):
         folder, cases = self.data()
-        job = Job("final", "dvpt", 0, 3, 1.0, 1e-2, 1e-2)
+        job = Job("final", "dvpt:bottleneck_size=5", 0, 3, 1.0, 1e-2, 1e-2)
         results = [run_job(Task(str(BUNDLE), settings(folder)), job, Split(cases[:8], [], cases[8:])) for _ in range(2)]
         for result in results:
             result.pop("seconds"), result.pop("peak_memory_mib")
         self.assertEqual(*results)
         self.assertEqual(results[0]["metric"], "val_kappa")
+        # what the job leaves open is as in the bundle, whose 10 prompts serve one layer each
+        block = 24 * 5 + 5 + 10 * 5 + 1 + 5 * 24 + 24
+        self.assertEqual(results[0]["encoder_parameters"], 3 * block)
+
+    def test_parts_may_stay_frozen(self):
+        folder, cases = self.data()
+        settings_ = {**settings(folder), "trainable": ["method"]}
+        job = Job("final", "bitfit", 0, 0, 1.0, 1e-2, 1e-2)
+        result = run_job(Task(str(BUNDLE), settings_), job, Split(cases[:8], [], cases[8:]))
+        biases = 24 + 3 * (24 + 24 + 3 * 24 + 24 + 32 + 24) + 24  # patches; in a layer norms, qkv, out, MLP; last norm
+        self.assertEqual((result["encoder_parameters"], result["head_parameters"]), (biases, 0))

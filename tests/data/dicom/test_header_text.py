@@ -11,6 +11,7 @@ import pydicom
 from parameterized import parameterized
 from pydicom.uid import generate_uid
 from utils_data import PATIENT, save_dicom, temporary_folder
+from utils_dicom import grid_of
 from utils_words import change
 
 from monai_dvpt.data import DicomSeriesReader, find_series
@@ -40,7 +41,7 @@ def shown(folder, path) -> str:
     readers = [
         lambda: LoadVolume()(str(folder)),
         lambda: LoadImage2D()(path),
-        lambda: read_dicom_seg(path, (6, 8, 2), np.eye(4), [[str(path), 1]]),
+        lambda: read_dicom_seg(path, grid_of([[str(path), 1]], (6, 8, 2), np.eye(4))),
     ]
     for read in readers:
         try:

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import pydicom
 from utils_slices import compressed, mr, real, transfer_syntax
-from utils_truth import check_volume, sources
+from utils_truth import check_volume, frames_of, sources
 
-from monai_dvpt.data.dicom import DicomSeriesReader, frames_of
+from monai_dvpt.data.dicom import DicomSeriesReader
 from monai_dvpt.utils import InputError
 
 MEMORY_BYTES = 2 << 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import unittest
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,6 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
-
-from monai_dvpt.data.dicom import frames_of
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -126,6 +124,11 @@ def sources(made: Sequence[Path | tuple[Path, int]]) -> list[tuple[Path, int, Sl
         else:
             result += [(each, number, frame) for number, frame in enumerate(frames(each), 1)]
     return result
+
+
+def frames_of(meta: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """File and number of the frame of every slice."""
+    return [(path, frame.number) for path, frame in meta["series_grid"].frames]
 
 
 def check_volume(

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import unittest
+from dataclasses import replace
 
 import highdicom
 import numpy as np
@@ -9,19 +10,18 @@ import pydicom
 from parameterized import parameterized
 from pydicom.sr.codedict import codes
 from utils_data import save_dicom, temporary_folder
-from utils_dicom import validator_errors
+from utils_dicom import grid_of, validator_errors
 from utils_dicom_writers import (
     ANONYMOUS,
     ENHANCED,
     LIVER,
     MODEL,
-    SEGMENTS,
     THORAX,
     Series,
     instance_uid,
 )
 
-from monai_dvpt.data.dicom_writers import private_code, write_dicom_seg, write_dicom_sr
+from monai_dvpt.data.dicom_writers import Placed, place, private_code, write_dicom_seg, write_dicom_sr
 from monai_dvpt.utils import InputError
 
 GRADES = {
@@ -36,15 +36,15 @@ class TestWriteDicomSR(unittest.TestCase):
         self.folder = temporary_folder(self)
         self.path = self.folder / "report.dcm"
 
-    def write(self, frames: list, **arguments) -> highdicom.sr.ComprehensiveSR:
-        write_dicom_sr(self.path, frames, *MODEL, **arguments)
+    def write(self, series: Series, **found) -> highdicom.sr.ComprehensiveSR:
+        write_dicom_sr(self.path, Placed(**found), series.grid(), MODEL)
         self.assertEqual(validator_errors(self.path), [])
         return highdicom.sr.srread(self.path)
 
     @parameterized.expand([(LIVER,), (THORAX,), (ENHANCED,), (ANONYMOUS,)])
     def test_grades(self, name):
         series = Series(name)
-        groups = self.write(series.frames, grades=GRADES).content.get_image_measurement_groups()
+        groups = self.write(series, grades=GRADES).content.get_image_measurement_groups()
         self.assertEqual([group.tracking_identifier for group in groups], list(GRADES))
         for group, (output, found) in zip(groups, GRADES.items(), strict=True):
             (evaluation,) = group.get_qualitative_evaluations()
@@ -64,9 +64,9 @@ class TestWriteDicomSR(unittest.TestCase):
     def test_volumes_refer_to_the_segmentation(self):
         series = Series(LIVER)
         seg_path = self.folder / "seg.dcm"
-        write_dicom_seg(seg_path, series.labels(), series.affine_ras, series.frames, SEGMENTS, *MODEL)
-        arguments = {"volumes_ml": VOLUMES, "segments": SEGMENTS}
-        report = self.write(series.frames, **arguments, segmentation=seg_path)
+        grid, arguments = series.grid(), {"volumes_ml": VOLUMES}
+        write_dicom_seg(seg_path, place(grid, MODEL, series.affine_ras, series.labels()), grid, MODEL)
+        report = self.write(series, **arguments, segmentation=seg_path)
         seg = highdicom.seg.segread(seg_path)
         groups = report.content.get_volumetric_roi_measurement_groups()
         for value, group in enumerate(groups, start=1):
@@ -78,12 +78,12 @@ class TestWriteDicomSR(unittest.TestCase):
             self.assertEqual((group.tracking_uid, group.tracking_identifier), (segment.TrackingUID, segment.TrackingID))
             self.assertEqual(group.finding_type, segment.segmented_property_type)
         self.assertEqual(groups[0].finding_sites[0].value.meaning, "Abdomen")
-        alone = self.write(series.frames, **arguments).content.get_image_measurement_groups()
+        alone = self.write(series, **arguments).content.get_image_measurement_groups()
         self.assertEqual([group.tracking_identifier for group in alone], list(VOLUMES))
 
     def test_header(self):
         series = Series(LIVER)
-        report = self.write(series.frames, grades=GRADES)
+        report = self.write(series, grades=GRADES)
         self.assertEqual(report.PatientID, series.headers[0].PatientID)
         self.assertEqual((report.PreliminaryFlag, report.VerificationFlag), ("PRELIMINARY", "UNVERIFIED"))
         self.assertEqual((report.Manufacturer, report.ContentQualification), ("monai_dvpt", "RESEARCH"))
@@ -101,27 +101,34 @@ class TestWriteDicomSR(unittest.TestCase):
         dataset.SOPClassUID, dataset.Modality = pydicom.uid.DigitalXRayImageStorageForPresentation, "DX"
         dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
         dataset.save_as(path)
-        report = self.write([[str(path), 1]], grades=GRADES)
+        grid = grid_of([[str(path), 1]])
+        write_dicom_sr(self.path, Placed(grades=GRADES), grid, MODEL)
+        self.assertEqual(validator_errors(self.path), [])
+        report = highdicom.sr.srread(self.path)
         self.assertEqual(len(report.content.get_image_measurement_groups()), 2)
         with self.assertRaisesRegex(InputError, "has no ImagePositionPatient"):
-            write_dicom_seg(self.path, np.zeros((4, 5, 1)), np.eye(4), [[str(path), 1]], SEGMENTS, *MODEL)
+            place(grid, MODEL, np.eye(4), np.zeros((4, 5, 1)))
 
     def test_refusals(self):
         series, other = Series(LIVER), Series(ANONYMOUS)
         seg_path = self.folder / "seg.dcm"
-        write_dicom_seg(seg_path, other.labels(), other.affine_ras, other.frames, SEGMENTS, *MODEL)
+        grid = other.grid()
+        write_dicom_seg(seg_path, place(grid, MODEL, other.affine_ras, other.labels()), grid, MODEL)
         with self.assertRaisesRegex(ValueError, "something to report"):
-            self.write(series.frames)
+            self.write(series)
         with self.assertRaisesRegex(ValueError, "must be of the segments"):
-            self.write(series.frames, volumes_ml={"heart": 1.0}, segments=SEGMENTS)
+            self.write(series, volumes_ml={"heart": 1.0})
         with self.assertRaisesRegex(InputError, "study of the source"):
-            self.write(series.frames, volumes_ml=VOLUMES, segments=SEGMENTS, segmentation=seg_path)
+            self.write(series, volumes_ml=VOLUMES, segmentation=seg_path)
         with self.assertRaisesRegex(InputError, "cannot be read as DICOM SEG"):
-            self.write(series.frames, volumes_ml=VOLUMES, segments=SEGMENTS, segmentation=series.frames[0][0])
+            self.write(series, volumes_ml=VOLUMES, segmentation=series.frames[0][0])
         with self.assertRaisesRegex(InputError, "got none"):
-            self.write([], grades=GRADES)
+            write_dicom_sr(self.path, Placed(grades=GRADES), grid_of([]), MODEL)
+        grid = series.grid()
+        (path, frame), *_ = grid.frames
+        grid = replace(grid, frames=((__file__, frame),), headers={__file__: grid.headers[path]})
         with self.assertRaisesRegex(InputError, "cannot be read as DICOM"):
-            self.write([[__file__, 1]], grades=GRADES)
+            write_dicom_sr(self.path, Placed(grades=GRADES), grid, MODEL)
         self.assertFalse(self.path.exists())
 
 

@@ -16,7 +16,7 @@ from scipy.ndimage import affine_transform
 from utils_data import dice, shared_data, temporary_folder
 from utils_dicom_writers import ANONYMOUS, MODEL, SEGMENTS, THORAX, Series
 
-from monai_dvpt.data.dicom_writers import write_rtstruct
+from monai_dvpt.data.dicom_writers import place, write_rtstruct
 
 installed = optional_import("DicomRTTool")[1]
 
@@ -37,7 +37,8 @@ class TestDicomRTTool(unittest.TestCase):
     def check(self, folder: Path, series: Series, labels: np.ndarray) -> None:
         from DicomRTTool.ReaderWriter import DicomReaderWriter
 
-        write_rtstruct(folder / "contours.dcm", labels, series.affine_ras, series.frames, SEGMENTS, *MODEL)
+        grid = series.grid()
+        write_rtstruct(folder / "contours.dcm", place(grid, MODEL, series.affine_ras, labels), grid, MODEL)
         names = [SEGMENTS[value]["name"] for value in (1, 2, 3)]
         reader = DicomReaderWriter(Contour_Names=names, arg_max=False, require_all_contours=False, verbose=False)
         reader.walk_through_folders(str(folder))

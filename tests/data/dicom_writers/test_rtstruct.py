@@ -12,7 +12,7 @@ from utils_data import dice, shared_data, temporary_folder
 from utils_dicom import validator_errors
 from utils_dicom_writers import ANONYMOUS, ENHANCED, LIVER, MODEL, SEGMENTS, SERIES, TILTED, Series
 
-from monai_dvpt.data.dicom_writers import write_rtstruct
+from monai_dvpt.data.dicom_writers import place, write_rtstruct
 from monai_dvpt.data.dicom_writers.rtstruct import outlines
 from monai_dvpt.utils import InputError
 
@@ -34,7 +34,8 @@ def read_contours(dataset: pydicom.Dataset, series: Series) -> np.ndarray:
 class TestWriteRTStruct(unittest.TestCase):
     def write(self, series: Series, labels: np.ndarray) -> pydicom.Dataset:
         path = temporary_folder(self) / "contours.dcm"
-        write_rtstruct(path, labels, series.affine_ras, series.frames, SEGMENTS, *MODEL)
+        grid = series.grid()
+        write_rtstruct(path, place(grid, MODEL, series.affine_ras, labels), grid, MODEL)
         self.assertEqual(validator_errors(path), [])
         return pydicom.dcmread(path)
 

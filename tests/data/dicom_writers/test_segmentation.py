@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import functools
 import hashlib
-import json
 import logging
+import pickle
 import unittest
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,9 +14,8 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import SimpleITK
-import torch
-from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.transforms import LoadImage, SaveImage, SaveImaged
+from monai.data import DataLoader, Dataset, decollate_batch
+from monai.transforms import LoadImage
 from monai.utils import OptionalImportError
 from parameterized import parameterized
 from skimage.color import lab2rgb
@@ -35,16 +34,18 @@ from utils_dicom_writers import (
     instance_uid,
 )
 
-from monai_dvpt.data.dicom import DicomSeriesReader
+from monai_dvpt.data import DicomSeriesReader, SeriesGrid
 from monai_dvpt.data.dicom_writers import (
-    DicomSegWriter,
+    Placed,
+    place,
     write_dicom_seg,
     write_dicom_seg_probability,
     write_dicom_sr,
-    write_overlay,
-    write_picture,
     write_rtstruct,
+    write_secondary_capture,
 )
+from monai_dvpt.data.formats import FORMATS
+from monai_dvpt.transforms import LoadVolumed
 from monai_dvpt.utils import InputError
 
 TEXTS = (
@@ -82,9 +83,8 @@ class TestWriteDicomSeg(unittest.TestCase):
         self.path = self.folder / "seg.dcm"
 
     def write(self, series: Series, labels: np.ndarray, **changed) -> highdicom.seg.Segmentation:
-        arguments = {"affine_ras": series.affine_ras, "frames": series.frames, "segments": SEGMENTS, **changed}
-        model = dict(zip(("algorithm_name", "algorithm_version"), MODEL, strict=True))
-        write_dicom_seg(self.path, labels, **arguments, **model)
+        grid, affine, model = series.grid(), changed.pop("affine_ras", series.affine_ras), changed.pop("model", MODEL)
+        write_dicom_seg(self.path, place(grid, model, affine, labels, **changed), grid, model)
         return highdicom.seg.segread(self.path)
 
     @parameterized.expand([(name,) for name in SERIES])
@@ -128,7 +128,7 @@ class TestWriteDicomSeg(unittest.TestCase):
         affine = np.eye(4)
         affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
         affine[:3, 3] = image.GetOrigin()
-        self.write(series, labels, affine_ras=np.diag([-1, -1, 1, 1]) @ affine, frames=series.frames)
+        self.write(series, labels, affine_ras=np.diag([-1, -1, 1, 1]) @ affine)
         written = read_labels(self.path, series)
         self.assertEqual(written.sum(), labels.sum())
         given = read_labels(shared_data("dicom/ct_liver_seg/liver.dcm"), series, given=True)
@@ -154,12 +154,12 @@ class TestWriteDicomSeg(unittest.TestCase):
 
     def test_header(self):
         series = Series(LIVER)
-        seg = self.write(series, series.labels(), series_description="Organs")
+        seg = self.write(series, series.labels(), corrected=True)
         source = series.headers[0]
         for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
             self.assertEqual(seg[keyword].value, source[keyword].value)
         self.assertEqual(seg.Manufacturer, "monai_dvpt")
-        self.assertEqual((seg.ContentQualification, seg.SeriesDescription), ("RESEARCH", "Organs"))
+        self.assertEqual((seg.ContentQualification, seg.SeriesDescription), ("RESEARCH", "Segmentation"))
         self.assertNotEqual(seg.SeriesInstanceUID, source.SeriesInstanceUID)
         referred = {
             item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
@@ -170,7 +170,8 @@ class TestWriteDicomSeg(unittest.TestCase):
             (liver.segmented_property_type.value, liver.anatomic_regions[0].meaning), ("10200004", "Abdomen")
         )
         algorithm = liver.algorithm_identification[0]
-        self.assertEqual((algorithm.AlgorithmName, algorithm.AlgorithmVersion), MODEL)
+        self.assertEqual((algorithm.AlgorithmName, algorithm.AlgorithmVersion), ("Test model", "1.2.3"))
+        self.assertEqual(liver.SegmentAlgorithmType, "SEMIAUTOMATIC")
         self.assertEqual(liver.tracking_id, "Test model: liver")
         spine, other = seg.get_segment_description(2), seg.get_segment_description(3)
         if hasattr(highdicom.color.CIELabColor, "from_rgb"):  # not in 0.22, with which no colour is written
@@ -253,7 +254,7 @@ class TestWriteDicomSeg(unittest.TestCase):
         with self.assertRaisesRegex(InputError, "as many slices as frames"):
             self.write(series, series.labels()[..., :2])
         with self.assertRaisesRegex(ValueError, "without gaps"):
-            self.write(series, series.labels(), segments={2: SEGMENTS[2]})
+            self.write(series, series.labels() // 2 * 2, model=replace(MODEL, segments={2: SEGMENTS[2]}))
 
     def test_frames_of_two_series(self):
         series = Series("ct_liver_seg/23x38x3/image")
@@ -263,9 +264,9 @@ class TestWriteDicomSeg(unittest.TestCase):
             self.write(series, series.labels())
 
     def test_needs_highdicom(self):
-        with mock.patch("monai_dvpt.data.dicom_writers.source.optional_import", return_value=(None, False)):
+        with mock.patch("monai_dvpt.data.dicom_writers.document.optional_import", return_value=(None, False)):
             with self.assertRaisesRegex(OptionalImportError, r"pip install 'monai_dvpt\[dicom\]'"):
-                write_dicom_seg(self.path, np.zeros((1, 1, 1)), np.eye(4), [], SEGMENTS, *MODEL)
+                write_dicom_seg(self.path, Placed(), SeriesGrid((), {}), MODEL)
 
 
 class TestPatients(unittest.TestCase):
@@ -288,7 +289,8 @@ class TestPatients(unittest.TestCase):
 
     def write(self, series: Series) -> pydicom.Dataset:
         path = self.folder / "seg.dcm"
-        write_dicom_seg(path, series.labels(), series.affine_ras, series.frames, SEGMENTS, *MODEL)
+        grid = series.grid()
+        write_dicom_seg(path, place(grid, MODEL, series.affine_ras, series.labels()), grid, MODEL)
         np.testing.assert_array_equal(read_labels(path, series), series.labels())
         return pydicom.dcmread(path)
 
@@ -315,11 +317,13 @@ class TestPatients(unittest.TestCase):
         with self.assertLogs(level="DEBUG") as logs, self.assertRaises(InputError) as raised:
             logging.debug("begun")  # there must be one
             written = self.write(series)
-            labels, path = series.labels(), self.folder / "other.dcm"
-            write_rtstruct(path, labels, series.affine_ras, series.frames, SEGMENTS, *MODEL)
-            write_overlay(path, labels * 2.0, labels, series.affine_ras, series.frames, SEGMENTS, *MODEL)
-            write_picture(path, np.zeros((2, 2, 3), np.uint8), series.frames, *MODEL)
-            write_dicom_sr(path, series.frames, *MODEL, volumes_ml={"liver": 1.0}, segments=SEGMENTS)
+            grid = series.grid()
+            placed = place(grid, MODEL, series.affine_ras, series.labels(), image=series.labels() * 2.0)
+            placed = replace(placed, volumes_ml={"liver": 1.0})
+            for write in (write_rtstruct, write_secondary_capture, write_dicom_sr):
+                write(self.folder / "other.dcm", placed, grid, MODEL)
+            picture = Placed(picture=np.zeros((2, 2, 3), np.uint8))
+            write_secondary_capture(self.folder / "other.dcm", picture, grid, MODEL)
             series.affine_ras[2, 3] += 1
             self.write(series)  # one millimetre off
         text = "\n".join([*logs.output, str(raised.exception), repr(raised.exception.__context__)])
@@ -332,17 +336,12 @@ class TestPatients(unittest.TestCase):
 
     def test_optional_elements_of_patient_study_and_visit_stay_behind(self):
         source = self.change(**PLANTED)
-        labels, frames, folder = source.labels(), source.frames, self.folder
-        common = (source.affine_ras, frames, SEGMENTS, *MODEL)
-        probability = np.zeros((3, *source.shape), np.float32)
-        paths = [
-            write_dicom_seg(folder / "a.dcm", labels, *common),
-            write_dicom_seg_probability(folder / "b.dcm", probability, *common),
-            write_dicom_sr(folder / "c.dcm", frames, *MODEL, volumes_ml={"liver": 1.0}, segments=SEGMENTS),
-            write_rtstruct(folder / "d.dcm", labels, *common),
-            write_overlay(folder / "e.dcm", labels * 2.0, labels, *common),
-            write_picture(folder / "f.dcm", np.zeros((2, 2, 3), np.uint8), frames, *MODEL),
-        ]
+        grid, labels, probability = source.grid(), source.labels(), np.zeros((3, *source.shape), np.float32)
+        placed = place(grid, MODEL, source.affine_ras, labels, probability, labels * 2.0, volumes_ml={"liver": 1.0})
+        results = [(form.write, placed) for form in FORMATS.values() if form.write is not None]
+        results.append((write_secondary_capture, Placed(picture=np.zeros((2, 2, 3), np.uint8))))
+        paths = [write(self.folder / f"{n}.dcm", found, grid, MODEL) for n, (write, found) in enumerate(results)]
+        self.assertEqual(len(paths), 6)
         for path in paths:
             written = pydicom.dcmread(path)
             self.assertEqual([keyword for keyword in PLANTED if keyword in written], [], path.name)
@@ -357,7 +356,9 @@ class TestProbability(unittest.TestCase):
         probability = np.random.default_rng(0).random((3, *series.shape)).astype(np.float32)
         probability[0], probability[1, ..., 1] = 0, 1
         path = folder / "seg.dcm"
-        write_dicom_seg_probability(path, probability, series.affine_ras, series.frames, SEGMENTS, *MODEL)
+        grid = series.grid()
+        placed = place(grid, MODEL, series.affine_ras, np.zeros(series.shape), probability)
+        write_dicom_seg_probability(path, placed, grid, MODEL)
         self.assertEqual(validator_errors(path), [])
         seg = highdicom.seg.segread(path)
         uids = [{h.filename: h for h in series.headers}[p].SOPInstanceUID for p, _ in series.frames]
@@ -370,40 +371,21 @@ class TestProbability(unittest.TestCase):
         for value in (1.5, -0.1, np.nan):
             probability = np.full((3, *series.shape), value)
             with self.assertRaisesRegex(InputError, "probabilities must be in"):
-                write_dicom_seg_probability("x", probability, series.affine_ras, series.frames, SEGMENTS, *MODEL)
+                place(series.grid(), MODEL, series.affine_ras, np.zeros(series.shape), probability)
         with self.assertRaisesRegex(ValueError, "must have shape"):
-            write_dicom_seg_probability("x", probability[:2], series.affine_ras, series.frames, SEGMENTS, *MODEL)
+            place(series.grid(), MODEL, series.affine_ras, np.zeros(series.shape), probability[:2])
 
 
-class TestDicomSegWriter(unittest.TestCase):
-    def setUp(self):
-        self.folder = temporary_folder(self)
-        self.options = {"output_dir": self.folder, "output_ext": ".dcm", "separate_folder": False, "print_log": False}
-        self.writer = functools.partial(
-            DicomSegWriter, segments=SEGMENTS, algorithm_name=MODEL[0], algorithm_version=MODEL[1]
-        )
-
-    def meta_tensor(self, series: Series, data: np.ndarray) -> MetaTensor:
-        meta = {"filename_or_obj": "case.dcm", "dicom_frames": json.dumps(series.frames)}
-        return MetaTensor(torch.from_numpy(data), affine=torch.from_numpy(series.affine_ras), meta=meta)
-
-    def test_save_image_after_a_data_loader(self):
-        series = Series("ct_liver_seg/23x38x3/image")
-        case = {"pred": self.meta_tensor(series, series.labels()[None].astype(np.float32))}
-        batch = next(iter(DataLoader(Dataset([case]), batch_size=1, num_workers=0)))
-        SaveImaged("pred", writer=self.writer, output_postfix="seg", **self.options)(decollate_batch(batch)[0])
-        np.testing.assert_array_equal(read_labels(self.folder / "case_seg.dcm", series), series.labels())
-
+class TestWhatTheReaderRead(unittest.TestCase):
     @parameterized.expand([(LIVER,), (THORAX,), (ENHANCED,), (TILTED,)])
-    def test_what_the_reader_read_lies_on_its_pixels(self, name):
-        series = Series(name)
-        image = LoadImage(reader=DicomSeriesReader(tilt="resample"), ensure_channel_first=True)(
-            shared_data(f"dicom/{name}")
-        )
+    def test_lies_on_its_pixels(self, name):
+        series, path = Series(name), temporary_folder(self) / "seg.dcm"
+        folder = shared_data(f"dicom/{name}")
+        image = LoadImage(reader=DicomSeriesReader(tilt="resample"), ensure_channel_first=True)(folder)
         threshold = float(np.percentile(image.numpy(), 90))
-        image.meta["filename_or_obj"] = "case.dcm"
-        SaveImage(writer=self.writer, output_postfix="seg", **self.options)((image > threshold).float())
-        written = read_labels(self.folder / "case_seg.dcm", series)
+        labels, grid = (image > threshold).numpy()[0].astype(np.uint8), image.meta["series_grid"]
+        write_dicom_seg(path, place(grid, MODEL, image.affine.numpy(), labels), grid, MODEL)
+        written = read_labels(path, series)
         for index, (path, number) in enumerate(series.frames):
             dataset = pydicom.dcmread(path)
             stored = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)[number - 1]
@@ -415,25 +397,43 @@ class TestDicomSegWriter(unittest.TestCase):
             if name != TILTED:  # whose pixels are noise, interpolated along the columns
                 self.assertEqual(found[1], 1)
 
-    def test_probability(self):
-        series = Series("ct_liver_seg/23x38x3/image")
-        probability = np.random.default_rng(0).random((3, *series.shape)).astype(np.float32)
-        save = SaveImage(writer=functools.partial(self.writer, probability=True), output_postfix="p", **self.options)
-        save(self.meta_tensor(series, probability))
-        self.assertEqual(highdicom.seg.segread(self.folder / "case_p.dcm").SegmentationType, "FRACTIONAL")
+    @parameterized.expand([(0,), (2,)])
+    def test_after_a_data_loader(self, workers):
+        """The grid passes through processes and batches with its image, and no name of a patient with it."""
+        folder = temporary_folder(self)
+        save_dicom(
+            folder / "series", np.arange(6 * 5 * 4, dtype=np.uint16).reshape(6, 5, 4), np.eye(3), (3, 4, 5), (1, 2, 3)
+        )
+        series, path = Series(folder / "series"), folder / "seg.dcm"
+        cases = Dataset([{"image": str(folder / "series")}] * 2, LoadVolumed("image"))
+        (batch,) = DataLoader(cases, batch_size=2, num_workers=workers)
+        for case in decollate_batch(batch):
+            grid = case["image"].meta["series_grid"]
+            self.assertNotIn("identity", vars(grid))
+            write_dicom_seg(path, place(grid, MODEL, series.affine_ras, series.labels()), grid, MODEL)
+            np.testing.assert_array_equal(read_labels(path, series), series.labels())
+            self.assertEqual(pydicom.dcmread(path).PatientName, series.headers[0].PatientName)
+            self.assertIn(PATIENT.split("^")[0].encode(), pickle.dumps(series.headers[0].PatientName))
+            copied = pickle.loads(pickle.dumps(grid))
+            self.assertNotIn("identity", vars(copied))
+            self.assertEqual(len(copied.frames), 4)
+            for word in PATIENT.split("^"):
+                self.assertNotIn(word.encode(), pickle.dumps(grid))
+                self.assertNotIn(word, repr(case["image"]) + repr(grid) + str(grid))
 
-    def test_refusals(self):
-        series = Series("ct_liver_seg/23x38x3/image")
-        data = self.meta_tensor(series, series.labels()[None])
-        with self.assertRaisesRegex(RuntimeError, "resample must be False"):
-            SaveImage(writer=self.writer, resample=True, **self.options)(data)
-        with self.assertRaisesRegex(RuntimeError, "scale must be None"):
-            SaveImage(writer=self.writer, scale=255, **self.options)(data)
-        with self.assertRaisesRegex(RuntimeError, "must have one channel"):
-            SaveImage(writer=self.writer, **self.options)(self.meta_tensor(series, np.zeros((2, *series.shape))))
-        del data.meta["dicom_frames"]
-        with self.assertRaisesRegex(RuntimeError, r"metadata must have \['dicom_frames'\]"):
-            SaveImage(writer=self.writer, **self.options)(data)
+    def test_headers_are_not_read_again(self):
+        """Of a series with every output, only patient and study are read again, from one file."""
+        folder = temporary_folder(self)
+        image = LoadVolumed("image")({"image": str(shared_data("dicom/hippocampus_mr"))})["image"]
+        grid, affine = image.meta["series_grid"], image.affine.numpy()
+        labels, probability = (image.numpy()[0] > 100).astype(np.uint8), np.zeros((3, *grid.shape), np.float32)
+        placed = place(grid, MODEL, affine, labels, probability, image.numpy()[0], volumes_ml={"liver": 1.0})
+        with mock.patch("pydicom.dcmread", wraps=pydicom.dcmread) as read:
+            for name, form in FORMATS.items():
+                if form.write is not None:
+                    form.write(folder / name, placed, grid, MODEL)
+        self.assertEqual(len(list(folder.iterdir())), 5)
+        self.assertEqual(read.call_count, 1)
 
 
 if __name__ == "__main__":

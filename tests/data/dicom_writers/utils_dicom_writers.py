@@ -9,8 +9,10 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from utils_data import shared_data
+from utils_dicom import grid_of
 
-from monai_dvpt.data.dicom_writers import segment_codes
+from monai_dvpt.data import SeriesGrid
+from monai_dvpt.data.dicom_writers import Model, segment_codes
 
 LABELS = ("background", "liver", "spine", "a name without a code")
 CODES = {
@@ -18,7 +20,7 @@ CODES = {
     "spine": {"type": ["421060004", "SCT", "Vertebral column"], "color": [10, 200, 30]},
 }
 SEGMENTS = segment_codes(LABELS, {"segment_codes": CODES})
-MODEL = ("Test model", "1.2.3")
+MODEL = Model("Test model", "1.2.3", SEGMENTS)
 LIVER = "ct_liver_seg/ct-3slice"
 THORAX = "ct_thorax_jpeg2000/dicom"
 TILTED = "awkward/failing/gantrytilting/001"
@@ -77,6 +79,10 @@ class Series:
         affine[:3, 2] = (self.positions[-1] - self.positions[0]) / (len(found) - 1)
         affine[:3, 3] = self.positions[0]
         self.affine_ras = np.diag([-1, -1, 1, 1]) @ affine
+
+    def grid(self) -> SeriesGrid:
+        """What the reader makes of these frames."""
+        return grid_of(self.frames)
 
     def labels(self) -> np.ndarray:
         """Label map with labels 1 and 2, nothing symmetric; the last slice is empty."""

@@ -17,7 +17,6 @@ from utils_sources import save, timm_state
 
 from monai_dvpt.networks.adapter import add_adapter, save_adapter
 from monai_dvpt.networks.nets import DVPTSwinUNETR, DVPTViT
-from monai_dvpt.networks.parts import freeze_backbone
 from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.utils import InputError
 
@@ -100,7 +99,7 @@ class TestAssumptions(unittest.TestCase):
         self.assertIsNone(net.backbone_file)
 
     def test_adapter_of_a_trained_backbone(self):
-        net = freeze_backbone(DVPTViT(1, 32, 16, **SIZES), ["backbone", "head"])
+        net = DVPTViT(1, 32, 16, **SIZES)  # nothing of it is frozen
         with self.assertLogs("monai_dvpt.networks.adapter.file", "WARNING") as logs:
             save_adapter(net, self.folder / "adapter.safetensors")
         self.assertIn("the backbone is not frozen", logs.output[0])

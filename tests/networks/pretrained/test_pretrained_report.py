@@ -49,7 +49,7 @@ class TestReport(unittest.TestCase):
         touched = {name for name in after if name not in before or not torch.equal(after[name], before[name])}
         self.assertFalse(touched & set(report.initialised))
         self.assertLessEqual(touched, set(names))
-        self.assertFalse(any(name.startswith("dvpt.") for name in names))
+        self.assertFalse(any("dvpt" in name.split(".") for name in names))
         return report
 
     @parameterized.expand([(case,) for case in CASES])
@@ -65,7 +65,7 @@ class TestReport(unittest.TestCase):
         path = save(self.folder / "weights.pt", randomise(new_network(case), 5).state_dict())
         report = self.check(net, path)
         self.assertEqual((report.initialised, report.converted, report.interpolated), ([], {}, {}))
-        self.assertTrue(all(name.startswith("dvpt.") for name in report.unused))
+        self.assertTrue(all("dvpt" in name.split(".") for name in report.unused))
 
     def test_classifier_that_fits(self):
         net = vit()

@@ -58,7 +58,7 @@ def save(path: Path, content: Any, config: dict[str, Any] | None = None) -> Path
 
 def encoder_and_rest(net: TunableNetwork) -> set[str]:
     """The names that a report is about: all but DVPT, and what MONAI's networks hold and never compute with."""
-    names = {name for name in net.state_dict() if not name.startswith("dvpt.")}
+    names = {name for name in net.state_dict() if "dvpt" not in name.split(".")}
     return {name for name in names if "norm_cross_attn" not in name and not name.endswith("relative_position_index")}
 
 

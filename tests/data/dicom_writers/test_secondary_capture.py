@@ -14,24 +14,25 @@ from utils_dicom_writers import (
     ENHANCED,
     LIVER,
     MODEL,
-    SEGMENTS,
     THORAX,
     TILTED,
     Series,
     instance_uid,
 )
 
-from monai_dvpt.data.dicom_writers import write_overlay, write_picture
+from monai_dvpt.data.dicom_writers import Placed, place, write_secondary_capture
 
 
-class TestOverlay(unittest.TestCase):
+class TestSecondaryCapture(unittest.TestCase):
     def setUp(self):
-        self.path = temporary_folder(self) / "overlay.dcm"
+        self.path = temporary_folder(self) / "capture.dcm"
 
     def write(self, series: Series, labels: np.ndarray) -> pydicom.Dataset:
         self.image = np.random.default_rng(0).normal(50, 20, series.shape)
         self.image[0, 0], self.image[1, 0] = -1e4, 1e4
-        write_overlay(self.path, self.image, labels, series.affine_ras, series.frames, SEGMENTS, *MODEL)
+        grid = series.grid()
+        placed = place(grid, MODEL, series.affine_ras, labels, image=self.image)
+        write_secondary_capture(self.path, placed, grid, MODEL)
         self.assertEqual(validator_errors(self.path), [])
         return pydicom.dcmread(self.path)
 
@@ -68,14 +69,14 @@ class TestOverlay(unittest.TestCase):
     def test_picture(self):
         series = Series(ANONYMOUS)
         picture = np.random.default_rng(0).integers(0, 255, (7, 9, 3)).astype(np.uint8)
-        write_picture(self.path, picture, series.frames, *MODEL, series_description="Grades")
+        write_secondary_capture(self.path, Placed(picture=picture), series.grid(), MODEL)
         self.assertEqual(validator_errors(self.path), [])
         dataset = pydicom.dcmread(self.path)
         np.testing.assert_array_equal(dataset.pixel_array, picture)
-        self.assertEqual((dataset.BurnedInAnnotation, dataset.SeriesDescription), ("YES", "Grades"))
+        self.assertEqual((dataset.BurnedInAnnotation, dataset.SeriesDescription), ("YES", "Picture"))
         self.assertEqual(dataset.StudyInstanceUID, series.headers[0].StudyInstanceUID)
         with self.assertRaisesRegex(ValueError, "uint8 of shape"):
-            write_picture(self.path, picture[..., 0], series.frames, *MODEL)
+            write_secondary_capture(self.path, Placed(picture=picture[..., 0]), series.grid(), MODEL)
 
 
 if __name__ == "__main__":

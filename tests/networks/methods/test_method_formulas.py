@@ -16,7 +16,7 @@ from monai.networks.blocks import MLPBlock
 from parameterized import parameterized
 from utils_networks import small_image, small_network
 
-from monai_dvpt.networks.adapter import merge
+from monai_dvpt.networks.adapter import disable_adapter, merge
 from monai_dvpt.networks.parts import tune
 
 try:
@@ -79,8 +79,9 @@ class TestVPT(unittest.TestCase):
         image = small_image(plain, batch=2).double()
         expected = self.forward(plain, prompts, image, deep=method == "vpt_deep")
         torch.testing.assert_close(net(image), expected)
-        plain.dvpt_enabled = False
-        self.assertGreater((net(image) - plain(image)).abs().max(), 1e-3)
+        with disable_adapter(net):
+            frozen = net(image)
+        self.assertGreater((net(image) - frozen).abs().max(), 1e-3)
 
     def test_one_layer(self):
         nets = [tune(small_network("vit_cls_2d", num_layers=1).eval(), m, num_prompts=4) for m in METHODS_OF_VPT]
@@ -227,7 +228,7 @@ class TestMerge(unittest.TestCase):
         self.assertIs(merge(net), net)
         torch.testing.assert_close(net(image), expected, rtol=1e-9, atol=1e-9)
         # a network of MONAI's names and modules again, which another one takes strictly
-        plain = tune(type(net)(**net.arguments), "linear").double().eval()
+        plain = type(net)(**net.arguments, method="linear").double().eval()
         added = {k for k in net.state_dict() if method == "ssf" and k.endswith("downsample.reduction.bias")}
         self.assertEqual(net.state_dict().keys() - added, plain.state_dict().keys())
         self.assertEqual(bool(added), method == "ssf" and "swin" in case)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m monai_dvpt.benchmark cost``: what a training step and an inference cost, beside MONAI's own network."""
+"""``python -m benchmarks cost``: what a training step and an inference cost, beside MONAI's own network."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.report import machine_line, write_csv
 from monai_dvpt.benchmark.machine import machine_facts
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, atomic_path
 
-from .report import cost_figure, cost_tables, tokens_figure, tokens_table, write_report
+from .report import cost_figure, cost_tables, tokens_figure, tokens_table
 from .run import measure_cost
 from .tokens import measure_tokens
 from .variants import NETWORKS, REFERENCE, VARIANTS, Network
@@ -22,8 +23,8 @@ from .variants import NETWORKS, REFERENCE, VARIANTS, Network
 __all__ = ["add_parser"]
 
 EXAMPLE = """\
-example, which compares three methods on ViT-B/16 and writes cost.md, cost.csv, cost.json and cost.png:
-  python -m monai_dvpt.benchmark cost --networks vit_b16 --methods dvpt dvpt_side_cached lora --output results
+example, which compares three methods on ViT-B/16 and writes cost.csv and cost.png:
+  python -m benchmarks cost --networks vit_b16 --methods dvpt dvpt_side_cached lora --output results
 methods:
 """ + "\n".join(f"  {name:18}{variant.description}" for name, variant in VARIANTS.items())
 NOTES = f"""\
@@ -38,10 +39,10 @@ grows within a step, gradients included. FLOP: of matrix products and convolutio
 lora and ssf can be merged, and then cost what {REFERENCE} costs. Kept: file of what a task adds."""
 TOKEN_NOTES = """\
 Forward and backward pass of one DVPTBlock(768, 32, 10) on one image, medians of {rounds} rounds, all sizes in random
-order in each. Saved: storages that autograd keeps for the backward pass, the tokens themselves included. Grows with the
-number of tokens to the power of {seconds:.2f} (time), {flops:.2f} (FLOP) and {saved_bytes:.2f} (saved), fitted to the
-logarithms. Time on a CPU has a step where tensors outgrow 32 MB, and glibc takes each of them afresh from the system;
-the environment variables MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=17179869184 keep them."""
+order in each. Saved: storages that autograd keeps for the backward pass, with what the normalisation of the next layer
+keeps. Grows with the number of tokens to the power of {seconds:.2f} (time), {flops:.2f} (FLOP) and {saved_bytes:.2f}
+(saved), fitted to the logarithms. Time on a CPU has a step where tensors outgrow 32 MB, and glibc takes each of them
+afresh from the system; MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=17179869184 in the environment keep them."""
 
 
 def add_parser(commands: Any) -> None:
@@ -79,7 +80,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--tokens", action="store_true", help="measure one DVPT block against the number of tokens instead"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for tables (.md, .csv, .json) and plot")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for table (.csv) and plot (.png)")
     parser.set_defaults(run=_run)
 
 
@@ -87,10 +88,9 @@ def _run(arguments: argparse.Namespace) -> None:
     device = _check(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    report = {"machine": _facts(device, arguments.amp), "rounds": arguments.rounds}
+    machine = _facts(device, arguments.amp)
     if arguments.tokens:
         results, exponents = measure_tokens(rounds=arguments.rounds, device=device, amp=arguments.amp)
-        report |= {"exponents": exponents, "results": results}
         lines = [*tokens_table(results), "", _fill(TOKEN_NOTES, rounds=arguments.rounds, **exponents)]
         name, figure = "tokens", tokens_figure(results, exponents)
     else:
@@ -98,15 +98,15 @@ def _run(arguments: argparse.Namespace) -> None:
         results, left_out = measure_cost(
             networks, arguments.methods, arguments.rounds, device, arguments.amp, not arguments.no_peak
         )
-        report |= {"left_out": left_out, "results": results}
         memory = "allocated GPU memory" if device.type == "cuda" else "the memory of a process of its own"
         lines = [*cost_tables(results), _fill(NOTES, rounds=arguments.rounds, memory=memory)]
         lines += [f"Left out: {line}" for line in left_out]
         name, figure = "cost", cost_figure(results)
-    lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in report["machine"].items()))
-    print("\n".join(lines))
+    print("\n".join([*lines, machine_line(machine)]))
     if arguments.output is not None:
-        write_report(arguments.output, name, "\n".join([*lines, ""]), figure, report)
+        write_csv(arguments.output / f"{name}.csv", results, machine)
+        with atomic_path(arguments.output / f"{name}.png") as path:
+            figure.savefig(path, dpi=130)
 
 
 def _fill(text: str, **values: Any) -> str:

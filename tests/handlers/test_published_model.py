@@ -8,10 +8,10 @@ from parameterized import parameterized
 from utils_data import temporary_folder
 from utils_training import make_evaluator, make_trainer, tiny_network
 
-from monai_dvpt.handlers import AdapterSaver, HandlerGroup, ModelPublisher
+from monai_dvpt.handlers import AdapterSaver
 
 
-class TestModelPublisher(unittest.TestCase):
+class TestPublishedModel(unittest.TestCase):
     def setUp(self):
         self.root = temporary_folder(self)
         self.served = self.root / "served" / "model.pt"
@@ -21,8 +21,8 @@ class TestModelPublisher(unittest.TestCase):
     def train(self, scores, path) -> AdapterSaver:
         net = tiny_network()
         evaluator = make_evaluator(net, scores)
-        saver = AdapterSaver(net, self.root / "out", evaluator, validate_start=True)
-        make_trainer(net, len(scores) - 1, evaluator, [HandlerGroup([saver, ModelPublisher(saver, path)])]).run()
+        saver = AdapterSaver(net, self.root / "out", evaluator, validate_start=True, published_model=path)
+        make_trainer(net, len(scores) - 1, evaluator, [saver]).run()
         return saver
 
     def test_better_epoch_takes_the_place_and_the_file_from_before_is_kept(self):

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import unittest
 from functools import partial
 from unittest import mock
@@ -16,12 +15,12 @@ from utils_commands import UNETR as UNETR_SIZES
 from utils_commands import VIT, call
 from utils_data import entered, temporary_folder
 
-from monai_dvpt.benchmark.__main__ import main
-from monai_dvpt.benchmark.cost import NETWORKS
-from monai_dvpt.benchmark.cost.measure import Trial, count_flops, interleave, saved_bytes
-from monai_dvpt.benchmark.cost.run import RESULTS, measure_cost
-from monai_dvpt.benchmark.cost.tokens import fit_exponent, measure_tokens
-from monai_dvpt.benchmark.cost.variants import REFERENCE, VARIANTS, Network, build_variant
+from benchmarks.__main__ import main
+from benchmarks.cost import NETWORKS
+from benchmarks.cost.measure import Trial, count_flops, interleave, saved_bytes
+from benchmarks.cost.run import RESULTS, measure_cost
+from benchmarks.cost.tokens import fit_exponent, measure_tokens
+from benchmarks.cost.variants import REFERENCE, VARIANTS, Network, build_variant
 from monai_dvpt.networks.blocks import DVPTBlock
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTViT
 
@@ -158,7 +157,7 @@ class TestMeasureCost(unittest.TestCase):
         self.assertRegex(line, r"^unetr, vpt_shallow: .*net must be a DVPTViT .*, got DVPTUNETR\.$")
 
     def test_without_peft(self):
-        with mock.patch("monai_dvpt.benchmark.cost.variants.optional_import", return_value=(None, False)):
+        with mock.patch("benchmarks.cost.variants.optional_import", return_value=(None, False)):
             results, left_out = measure_cost({"vit": TINY["vit"]}, ["peft_lora"], rounds=1, peak_memory=False)
         self.assertEqual([row["method"] for row in results], [REFERENCE])
         self.assertEqual(len(left_out), 1)
@@ -194,12 +193,6 @@ class TestMeasureCost(unittest.TestCase):
         self.assertEqual([row["method"] for row in results], [REFERENCE])
         self.assertGreaterEqual(results[0]["peak_bytes"], 0)
 
-    def test_bad_arguments(self):
-        with self.assertRaisesRegex(ValueError, "^rounds must be at least 1, got 0"):
-            measure_cost(TINY, rounds=0)
-        with self.assertRaisesRegex(ValueError, r"^methods must be of \[.*\], got \['dvtp'\]"):
-            measure_cost(TINY, ["dvtp"])
-
 
 class TestTokens(unittest.TestCase):
     def test_exponent(self):
@@ -215,10 +208,6 @@ class TestTokens(unittest.TestCase):
             self.assertLessEqual(row["seconds_min"], row["seconds"])
             self.assertAlmostEqual(row["saved_bytes_per_token"], row["saved_bytes"] / row["tokens"])
 
-    def test_rounds(self):
-        with self.assertRaisesRegex(ValueError, "^rounds must be at least 1, got 0"):
-            measure_tokens(rounds=0)
-
 
 class TestCommand(unittest.TestCase):
     def setUp(self):
@@ -228,49 +217,43 @@ class TestCommand(unittest.TestCase):
         self.addCleanup(patch.stop)
         self.folder = temporary_folder(self)
 
-    def check_files(self, name):
-        """The report, after making sure that the CSV says the same."""
-        report = json.loads((self.folder / f"{name}.json").read_text())
+    def read_files(self, name, out):
+        """The rows of the CSV, and the tables that were printed, their heads and rules included."""
+        self.assertEqual((self.folder / f"{name}.png").read_bytes()[:4], b"\x89PNG")
         with open(self.folder / f"{name}.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        self.assertEqual(len(rows), len(report["results"]))
-        for row, result in zip(rows, report["results"], strict=True):
-            expected = {key: "" if value is None else str(value) for key, value in (result | report["machine"]).items()}
-            self.assertEqual(row, expected)
-        self.assertEqual((self.folder / f"{name}.png").read_bytes()[:4], b"\x89PNG")
-        return report
+        return rows, [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[:1] == "|"]
 
     def test_networks(self):
         argv = ["cost", "--methods", "vpt_shallow", "dvpt", "--rounds", 2, "--batch", 3, "--no-peak", "--device", "cpu"]
         status, out, err = call(main, *argv, "--output", self.folder)
         self.assertEqual(status, 0, err)
         self.assertIn("unetr: 100%", err)
-        report = self.check_files("cost")
+        rows, table = self.read_files("cost", out)
         expected = [("vit", name, 3) for name in (REFERENCE, "dvpt", "vpt_shallow")]
         expected += [("unetr", name, 3) for name in (REFERENCE, "dvpt")]
-        self.assertEqual([(row["network"], row["method"], row["batch"]) for row in report["results"]], expected)
-        self.assertEqual((self.folder / "cost.md").read_text(), out)
-        table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[:1] == "|"]
+        self.assertEqual([(row["network"], row["method"], int(row["batch"])) for row in rows], expected)
         names = [row[0] for row in table]
         self.assertEqual(names[2:5] + names[7:], [name for _, name, _ in expected])
-        saved = report["results"][1]["saved_bytes"]
-        self.assertEqual(table[3][table[0].index("saved, MB")], f"{saved / 1e6:.1f}")
+        self.assertEqual(table[3][table[0].index("saved, MB")], f"{int(rows[1]['saved_bytes']) / 1e6:.1f}")
+        self.assertEqual(rows[1]["peak_bytes"], "")
         self.assertRegex(table[2][2], r"^1.00 \(1.00 to 1.00\)$")
         self.assertIn("Left out: unetr, vpt_shallow: ", out)
         self.assertIn("of 2 rounds", out)
-        self.assertEqual(report["machine"]["precision"], "float32")
+        self.assertEqual(rows[0]["precision"], "float32")
 
     def test_tokens(self):
         tiny = partial(measure_tokens, partial(DVPTBlock, 24, 5, 7), (20, 50, 170))
-        with mock.patch("monai_dvpt.benchmark.cost.measure_tokens", tiny):
+        with mock.patch("benchmarks.cost.measure_tokens", tiny):
             argv = ["cost", "--tokens", "--rounds", 1, "--amp", "--device", "cpu", "--output", self.folder]
             status, out, err = call(main, *argv)
         self.assertEqual(status, 0, err)
-        report = self.check_files("tokens")
-        self.assertEqual((self.folder / "tokens.md").read_text(), out)
-        self.assertIn(f"{report['exponents']['saved_bytes']:.2f} (saved)", " ".join(out.split()))
-        self.assertEqual([row["tokens"] for row in report["results"]], [20, 50, 170])
-        self.assertEqual(report["machine"]["precision"], "bfloat16 autocast")
+        rows, table = self.read_files("tokens", out)
+        exponent = fit_exponent([20, 50, 170], [int(row["saved_bytes"]) for row in rows])
+        self.assertIn(f"{exponent:.2f} (saved)", " ".join(out.split()))
+        self.assertEqual([row["tokens"] for row in rows], ["20", "50", "170"])
+        self.assertEqual([row[0] for row in table[2:]], ["20", "50", "170"])
+        self.assertEqual(rows[0]["precision"], "bfloat16 autocast")
 
     @parameterized.expand(
         [

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from monai_dvpt.benchmark.machine import process_memory
+from benchmarks.memory import process_memory
 
 from .variants import Network
 

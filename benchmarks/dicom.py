@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m monai_dvpt.benchmark dicom``: the time and the memory that it takes to read a CT series."""
+"""``python -m benchmarks dicom``: the time and the memory that it takes to read a CT series."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from monai.data import ImageReader, ITKReader, PydicomReader
 from pydicom.uid import CTImageStorage, generate_uid
 from tqdm import tqdm
 
+from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.data.dicom import DicomSeriesReader, choose_series, find_series
-from monai_dvpt.utils import InputError, to_json
+from monai_dvpt.utils import InputError
 
-from .machine import machine_facts, process_memory
-from .table import markdown_table
+from .memory import process_memory
+from .report import cell_text, machine_line, markdown_table, write_csv
 
 __all__ = ["READERS", "add_parser", "make_series", "measure_readers"]
 
@@ -52,11 +53,11 @@ COLUMNS = [
     ("same", "same volume", "s"),
 ]
 NOTES = """\
-{slices} slices of {columns} x {rows}, made of {source} by repeating them, {bytes:,} bytes as float32. Times are of
-read and get_data of the folder, medians of {repeats} repeats, the readers in turn, in one process, from files in the
-operating system's cache; CPU is what the process worked, also when the machine is busy. / {base}: of the medians. Peak:
-by how much the memory of a process of its own grows while it reads once. Same volume: values and affine agree with
-those of {base}, to 0.001, in whatever order the slices are."""
+{slices} slices of {columns} x {rows}, made of {source_slices} slices by repeating them, {bytes:,} bytes as float32.
+Times are of read and get_data of the folder, medians of {repeats} repeats, the readers in turn, in one process, from
+files in the operating system's cache; CPU is what the process worked, also when the machine is busy. / {base}: of the
+medians. Peak: by how much the memory of a process of its own grows while it reads once. Same volume: values and affine
+agree with those of {base}, to 0.001, in whatever order the slices are."""
 
 
 def add_parser(commands: Any) -> None:
@@ -69,12 +70,12 @@ def add_parser(commands: Any) -> None:
         help="time and memory to read a DICOM series, beside MONAI's readers",
         description="Makes a long CT of a given one, uncompressed and in the encoding that it came in, and compares "
         "the readers of DICOM on it: seconds, memory, and whether they agree.",
-        epilog="example: python -m monai_dvpt.benchmark dicom --data ct_series --slices 300",
+        epilog="example: python -m benchmarks dicom --data ct_series --slices 300",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of one CT series")
     parser.add_argument("--slices", type=int, default=300, metavar="N", help="of the series made of it, 300 by default")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of every time measured, 5 by default")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for dicom.csv")
     parser.set_defaults(run=_run)
 
 
@@ -127,12 +128,7 @@ def measure_readers(
 
     Returns:
         for every reader its name, and the values that ``COLUMNS`` names, but "pixels".
-
-    Raises:
-        ValueError: if ``repeats`` is below 1.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}.")
     step = progress.update if progress is not None else lambda: None
     peaks: dict[str, int | None] = {}
     for name, build in readers.items():
@@ -225,25 +221,12 @@ def _run(arguments: argparse.Namespace) -> None:
                 written = make_series(files, Path(folder) / "ct", arguments.slices, decompress)
                 measured = measure_readers(Path(folder) / "ct", READERS, arguments.repeats, progress)
             results += [{"pixels": kind, "file_bytes": written, **result} for result in measured]
-    series = {"slices": arguments.slices, "columns": columns, "rows": rows, "source_slices": len(files)}
-    report = {"machine": machine_facts(), "repeats": arguments.repeats, **series, "results": results}
-    if arguments.json:
-        print(to_json(report))
-        return
-    print("\n".join(_table(results)))
-    source, size = f"{len(files)} slices", 4 * columns * rows * arguments.slices
-    print(NOTES.format(**{**series, "source": source, "bytes": size, "repeats": arguments.repeats, "base": BASE}))
-    print("Machine: " + ", ".join(f"{key} {value}" for key, value in report["machine"].items()))
-
-
-def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a Markdown table, one row for each reader."""
     cells = [[title for _, title, _ in COLUMNS]]
-    cells += [[_text(result[key], form) for key, _, form in COLUMNS] for result in results]
-    return markdown_table(cells, [form != "s" for *_, form in COLUMNS])
-
-
-def _text(value: Any, form: str) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "-" if value is None else format(value, form)
+    cells += [[cell_text(result[key], form) for key, _, form in COLUMNS] for result in results]
+    print("\n".join(markdown_table(cells, [form != "s" for *_, form in COLUMNS])))
+    series = {"slices": arguments.slices, "columns": columns, "rows": rows, "source_slices": len(files)}
+    print(NOTES.format(**series, bytes=4 * columns * rows * arguments.slices, repeats=arguments.repeats, base=BASE))
+    machine = machine_facts()
+    print(machine_line(machine))
+    if arguments.output is not None:
+        write_csv(arguments.output / "dicom.csv", [{**series, **result} for result in results], machine)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import json
+import csv
 import unittest
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -14,9 +13,9 @@ from parameterized import parameterized
 from utils_commands import call
 from utils_data import shared_data, temporary_folder
 
-from monai_dvpt.benchmark import dicom
-from monai_dvpt.benchmark.dicom import COLUMNS, READERS, make_series, measure_readers
-from monai_dvpt.commands import run_commands
+from benchmarks import dicom
+from benchmarks.__main__ import main
+from benchmarks.dicom import COLUMNS, READERS, make_series, measure_readers
 from monai_dvpt.data.dicom import find_series
 
 SMALL = "dicom/ct_liver_seg/23x38x3/image"
@@ -38,10 +37,6 @@ class Shifted(ITKReader):
     def get_data(self, img):
         values, meta = super().get_data(img)
         return values, {**meta, "affine": meta["affine"] + np.eye(4, k=3)}
-
-
-def main(argv: Sequence[str]) -> int:
-    return run_commands("benchmark", "", [dicom], ["dicom", *argv])
 
 
 def in_this_process(workers: int, _) -> ThreadPoolExecutor:
@@ -97,27 +92,25 @@ class TestMeasureReaders(unittest.TestCase):
         _, result = measure_readers(shared_data(SMALL), {"ITKReader": ITKReader, "wrong": reader}, 1)
         self.assertIs(result["same"], False)
 
-    def test_repeats(self):
-        with self.assertRaisesRegex(ValueError, "^repeats must be at least 1, got 0"):
-            measure_readers(shared_data(SMALL), READERS, 0)
-
 
 class TestCommand(unittest.TestCase):
-    def test_json_with_processes(self):
+    def test_file_with_processes(self):
+        folder = temporary_folder(self)
         with mock.patch.dict(dicom.READERS, {"ITKReader": ITKReader}, clear=True):
-            status, out, err = call(main, "--data", shared_data(CT), "--slices", 20, "--repeats", 1, "--json")
+            argv = ["--data", shared_data(CT), "--slices", 20, "--repeats", 1, "--output", folder]
+            status, _, err = call(main, "dicom", *argv)
         self.assertEqual(status, 0)
         self.assertIn("uncompressed: 100%", err)
-        report = json.loads(out)
-        self.assertEqual((report["slices"], report["columns"], report["rows"], report["repeats"]), (20, 512, 512, 1))
-        (result,) = report["results"]  # came uncompressed
-        self.assertEqual((result["pixels"], result["reader"], result["same"]), ("uncompressed", "ITKReader", True))
-        self.assertGreater(result["peak_megabytes"], 10)  # float32 has 21
-        self.assertGreater(result["file_bytes"], 20 * 2 * 512 * 512)
+        with open(folder / "dicom.csv", newline="") as file:
+            (result,) = csv.DictReader(file)  # came uncompressed
+        self.assertEqual([result[key] for key in ("slices", "columns", "rows")], ["20", "512", "512"])
+        self.assertEqual((result["pixels"], result["reader"], result["same"]), ("uncompressed", "ITKReader", "True"))
+        self.assertGreater(float(result["peak_megabytes"]), 10)  # float32 has 21
+        self.assertGreater(int(result["file_bytes"]), 20 * 2 * 512 * 512)
 
     def test_table(self):
         with mock.patch.object(dicom, "ProcessPoolExecutor", in_this_process):
-            status, out, _ = call(main, "--data", shared_data(RLE), "--slices", 4, "--repeats", 1)
+            status, out, _ = call(main, "dicom", "--data", shared_data(RLE), "--slices", 4, "--repeats", 1)
         self.assertEqual(status, 0)
         table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[0] == "|"]
         self.assertEqual(table[0], [title for _, title, _ in COLUMNS])
@@ -137,7 +130,7 @@ class TestCommand(unittest.TestCase):
             (("--data", shared_data("dicom/ct_liver_seg/23x38x3/multiframe")), "must have one slice in each file"),
             (("--data", shared_data("dicom/awkward/failing/sliceincrement/002")), "missing"),
         ):
-            status, out, err = call(main, *arguments)
+            status, out, err = call(main, "dicom", *arguments)
             self.assertEqual((status, out), (1, ""))
             self.assertIn(message, err)
 

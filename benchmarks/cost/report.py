@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables, files and plots of what was measured."""
+"""Tables and plots of what was measured."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from monai_dvpt.benchmark.table import markdown_table
-from monai_dvpt.utils import atomic_path, to_json
+from benchmarks.report import markdown_table
 
 from .variants import REFERENCE
 
-__all__ = ["cost_figure", "cost_tables", "tokens_figure", "tokens_table", "write_report"]
+__all__ = ["cost_figure", "cost_tables", "tokens_figure", "tokens_table"]
 
 Column: TypeAlias = tuple[str, str, float, str]
 # head, key of a result, factor, format; a key that has a spread shows it
@@ -112,30 +109,6 @@ def tokens_figure(results: Sequence[Mapping[str, Any]], exponents: Mapping[str, 
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     return figure
-
-
-def write_report(folder: Path, name: str, text: str, figure: Figure, report: Mapping[str, Any]) -> None:
-    """
-    Writes ``<name>.md``, ``.png``, ``.json`` and ``.csv``.
-
-    Args:
-        folder: where to.
-        name: of the files.
-        text: Markdown.
-        figure: the plot.
-        report: JSON-serialisable; its "results" are the rows of the CSV, each followed by its "machine".
-    """
-    rows = [{**row, **report["machine"]} for row in report["results"]]
-    with atomic_path(folder / f"{name}.md") as path:
-        path.write_text(text, encoding="utf-8")
-    with atomic_path(folder / f"{name}.json") as path:
-        path.write_text(to_json(report) + "\n", encoding="utf-8")
-    with atomic_path(folder / f"{name}.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    with atomic_path(folder / f"{name}.png") as path:
-        figure.savefig(path, dpi=130)
 
 
 def _by_network(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -128,10 +128,19 @@ def _plain(network: Network, template: TunableNetwork) -> nn.Module:
 
 
 def _dvpt(
-    network: Network, template: TunableNetwork, half: bool = False, side_path: bool = False, **arguments: Any
+    network: Network,
+    template: TunableNetwork,
+    half: bool = False,
+    side_path: bool = False,
+    keeps_output: bool = True,
+    **arguments: Any,
 ) -> nn.Module:
     start_layer = len(template.encoder().blocks) // 2 if half else 0
-    return tune(_share(network.dvpt(**arguments), template), "dvpt", start_layer=start_layer, side_path=side_path)
+    net = tune(_share(network.dvpt(**arguments), template), "dvpt", start_layer=start_layer, side_path=side_path)
+    if not keeps_output:
+        for block in net.encoder().dvpt:
+            vars(block)["_keeps_output"] = lambda x: False
+    return net
 
 
 def _baseline(network: Network, template: TunableNetwork, method: str) -> nn.Module:
@@ -164,6 +173,7 @@ VARIANTS: dict[str, Variant] = {
     "dvpt_side_cached": Variant(
         partial(_dvpt, side_path=True), "the frozen layers from a cache", cached=True, infers=False
     ),
+    "dvpt_plain": Variant(partial(_dvpt, keeps_output=False), "the blocks keep what autograd does, not their output"),
     **{name: Variant(partial(_baseline, method=name), METHODS[name].description) for name in BASELINES},
     "peft_lora": Variant(_peft_lora, "LoRA of Hugging Face peft, rank 8, on MONAI's own network"),
 }

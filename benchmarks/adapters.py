@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m monai_dvpt.benchmark adapters``: size of adapters, and the time to load and to switch them."""
+"""``python -m benchmarks adapters``: size of adapters, and the time to load and to switch them."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.networks.adapter import load_adapter, save_adapter, set_adapter
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, count_parameters
-from monai_dvpt.utils import InputError, atomic_path, to_json
+from monai_dvpt.utils import InputError
 
-from .machine import machine_facts
-from .table import markdown_table
+from .report import cell_text, machine_line, markdown_table, write_csv
 
 __all__ = ["NETWORKS", "add_parser", "measure_adapter_size", "measure_adapters"]
 
@@ -68,13 +67,13 @@ def add_parser(commands: Any) -> None:
         help="size of adapter and full model, time to load and to switch them",
         description="Compares adapters with full models: parameters, bytes on disk, seconds to load and to switch. "
         "Needs no data and no download: the weights are random.",
-        epilog="example: python -m monai_dvpt.benchmark adapters --networks vit_b16 --output results",
+        epilog="example: python -m benchmarks adapters --networks vit_b16 --output results",
     )
     parser.add_argument(
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME", help=", ".join(NETWORKS)
     )
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="of every time measured, 7 by default")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for adapters.csv and adapters.json")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for adapters.csv")
     parser.set_defaults(run=_run)
 
 
@@ -88,12 +87,7 @@ def measure_adapters(networks: Mapping[str, Callable[[], TunableNetwork]], repea
 
     Returns:
         for every network its name, and the values that ``ROWS`` names: numbers, a list of parts, a truth value.
-
-    Raises:
-        ValueError: if ``repeats`` is below 1.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}.")
     results = []
     with tqdm(total=len(networks) * (repeats + 2), unit="step") as progress, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -119,7 +113,7 @@ def measure_adapter_size(net: TunableNetwork, folder: Path, name: str = "adapter
     counts = count_parameters(net)
     adapter, full = save_adapter(net, folder / f"{name}.safetensors"), folder / f"{name}.pt"
     torch.save(net.state_dict(), full)
-    backbone, dvpt = counts["backbone"]["total"], counts["dvpt"]["total"]
+    backbone, dvpt = counts["backbone"]["total"], counts["method"]["total"]
     return {
         "backbone_parameters": backbone,
         "dvpt_parameters": dvpt,
@@ -197,35 +191,11 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.repeats < 1:
         raise InputError(f"--repeats must be at least 1, got {arguments.repeats}.")
     chosen = {name: NETWORKS[name] for name in dict.fromkeys(arguments.networks)}
-    facts = machine_facts()
-    results = measure_adapters(chosen, arguments.repeats)
-    print("\n".join(_table(results)))
-    print(NOTES.format(repeats=arguments.repeats))
-    print("Machine: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
-    if arguments.output is not None:
-        _save(arguments.output, {"machine": facts, "repeats": arguments.repeats, "results": results})
-
-
-def _table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a Markdown table, one column for each network."""
+    machine, results = machine_facts(), measure_adapters(chosen, arguments.repeats)
     cells = [["", *(result["network"] for result in results)]]
-    cells += [[title, *(_text(result[key], form) for result in results)] for key, title, form in ROWS]
-    return markdown_table(cells, [False] + [True] * len(results))
-
-
-def _text(value: Any, form: str) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(value) if isinstance(value, list) else format(value, form)
-
-
-def _save(folder: Path, report: Mapping[str, Any]) -> None:
-    with atomic_path(folder / "adapters.json") as temporary:
-        temporary.write_text(to_json(report) + "\n", encoding="utf-8")
-    keys = ["network", *(key for key, _, _ in ROWS)]
-    with atomic_path(folder / "adapters.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*keys, *report["machine"]])
-        writer.writeheader()
-        for result in report["results"]:
-            cells = {key: "+".join(value) if isinstance(value, list) else value for key, value in result.items()}
-            writer.writerow({**cells, **report["machine"]})
+    cells += [[title, *(cell_text(result[key], form) for result in results)] for key, title, form in ROWS]
+    print("\n".join(markdown_table(cells, [False] + [True] * len(results))))
+    print(NOTES.format(repeats=arguments.repeats))
+    print(machine_line(machine))
+    if arguments.output is not None:
+        write_csv(arguments.output / "adapters.csv", results, machine)

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m benchmarks COMMAND``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks import adapters, cost, dicom
+from monai_dvpt.commands import run_commands
+
+DESCRIPTION = "Measures on this machine what dynamic visual prompt tuning costs and saves."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Args:
+        argv: the arguments, by default those of the process.
+
+    Returns:
+        the exit status.
+    """
+    return run_commands("python -m benchmarks", DESCRIPTION, [adapters, cost, dicom], argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

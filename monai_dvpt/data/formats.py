@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The formats in which results are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .dicom_writers import (
+    write_dicom_seg,
+    write_dicom_seg_probability,
+    write_dicom_sr,
+    write_rtstruct,
+    write_secondary_capture,
+)
+
+__all__ = ["FORMATS", "Format"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """
+    A format of results.
+
+    Attributes:
+        description: of the file.
+        suffix: of its name, behind that of the case.
+        bundles: whose results it can hold, "segmentation" or "grading".
+        write: of a DICOM object, which needs DICOM input, the function that writes it: of a path, a
+            :class:`monai_dvpt.data.dicom_writers.Placed`, the :class:`monai_dvpt.data.SeriesGrid` that it is about and
+            a :class:`monai_dvpt.data.dicom_writers.Model`.
+    """
+
+    description: str
+    suffix: str
+    bundles: tuple[str, ...] = ("segmentation",)
+    write: Callable[..., Path] | None = None
+
+
+BOTH: Any = ("segmentation", "grading")
+FORMATS = {
+    "nifti": Format("label map, uint8, on the grid of the input, RAS+", "_seg.nii.gz"),
+    "json": Format("numbers; a picture and grades.csv are beside it", "_grades.json", ("grading",)),
+    "dicom_seg": Format(
+        "DICOM SEG, binary; the number of a segment is the value of its label, and a label that was not found stays "
+        "declared",
+        "_seg.dcm",
+        write=write_dicom_seg,
+    ),
+    "dicom_seg_probability": Format(
+        "DICOM SEG, fractional: the probability of each label", "_probability.dcm", write=write_dicom_seg_probability
+    ),
+    "dicom_sr": Format(
+        "TID 1500 report of the volumes, which refers to the segments if dicom_seg is written too, or of the grades "
+        "with their probabilities",
+        "_sr.dcm",
+        BOTH,
+        write_dicom_sr,
+    ),
+    "rtstruct": Format("RT Structure Set, outlines on each slice", "_rtstruct.dcm", write=write_rtstruct),
+    "secondary_capture": Format(
+        "Secondary Capture, colour, of the slices that hold labels, or of the picture of the grades",
+        "_secondary_capture.dcm",
+        BOTH,
+        write_secondary_capture,
+    ),
+}
+"""By name, in the order in which they are written: a report refers to what is written before it."""
