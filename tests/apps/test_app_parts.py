@@ -78,7 +78,7 @@ class TestTrainingOfABundle(unittest.TestCase):
         bundle = ServedBundle(REPOSITORY / "bundles" / CT, settings)
         task = AdapterTrainTask(bundle, AdapterVersions("versions", "shipped"))
         cases = [{"name": "a", "image": "/a.nii.gz", "label": "/l.nii.gz"}]
-        request = {"max_epochs": 7, "seed": 0, "device": "cpu"}  # without an adapter nothing is known of methods
+        request = {"max_epochs": 7, "seed": 0, "device": "cpu", "method": "dvpt"}
         workflow = task._workflow(request, Path("first"), Path("run"), cases, cases)
         parser = workflow.parser
         names = bundle.labels.names[1:]

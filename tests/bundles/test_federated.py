@@ -21,7 +21,7 @@ HIPPOCAMPUS = [(bundle.name, bundle, "dvpt") for bundle in BUNDLES if bundle.nam
 CASES = [["001", "004"], ["006", "007"]]  # training and validation case of each site
 ROUNDS = 3
 DVPT = ("method", "bottleneck_size", "num_prompts", "share_every")
-NEW = {"dvpt": ".prompts", "lora": ".lora_b"}  # what the names of tensors have that a method adds
+NEW = {"dvpt": "dvpt.", "lora": ".lora_b"}  # what the names of tensors have that a method adds
 Weights = dict[str, torch.Tensor]
 
 

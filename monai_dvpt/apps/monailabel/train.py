@@ -126,6 +126,7 @@ class AdapterTrainTask(TrainTask):
             network.encoder().attach(as_method(method))
         freeze_backbone(network, TRAINED)
         first = save_adapter(network, run / "start.safetensors", labels=self._labels)
+        request = {**request, "method": {"name": network.method.name, **network.method.options}}
         workflow = self._workflow(request, first, run, training, validation or training)
         workflow.initialize()
         workflow.run()
@@ -165,7 +166,7 @@ class AdapterTrainTask(TrainTask):
         settings: dict[str, Any] = {
             "output_dir": path_for_config(str(run)),
             "adapter_path": path_for_config(str(first)),
-            "start": "$load_adapter(@pretrained, @adapter_path, name='start', labels=@labels)",  # of any method
+            "method": request["method"],
             "published_model": None,
             "trainable": TRAINED,
             "max_epochs": epochs,
