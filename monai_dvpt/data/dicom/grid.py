@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import generate_uid
@@ -123,11 +122,13 @@ class SeriesGrid(str):
         read from the first file when a result is written.
 
         Raises:
-            InputError: if that cannot be read.
+            InputError: if that cannot be read, or is another one now.
         """
-        identity = Dataset()
-        with disable_value_validation():  # its warnings quote values
-            header = _read(self.frames[0][0])
+        identity, path = Dataset(), self.frames[0][0]
+        with naming(path), quiet_pydicom():
+            header = _read(path)
+            if reference_of(header).get("SOPInstanceUID") != self.first.SOPInstanceUID:
+                raise InputError("must be the file that the image was read from, is another.")
             for keyword in TYPE_2:
                 try:
                     identity[keyword] = header[keyword]
@@ -259,13 +260,12 @@ def reference_of(header: Dataset) -> Dataset:
 
 
 def _read(path: str) -> Dataset:
-    tags: Any = [Tag(keyword) for keyword in TYPE_2]
-    with naming(path):
-        try:
-            with LimitedFile(path) as file:
-                return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
-        except Exception as error:
-            raise refusal(error) or InputError(f"cannot be read as DICOM: {type(error).__name__}.") from None
+    tags: Any = [Tag(keyword) for keyword in (*TYPE_2, *REFERENCE)]
+    try:
+        with LimitedFile(path) as file:
+            return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+    except Exception as error:
+        raise refusal(error) or InputError(f"cannot be read as DICOM: {type(error).__name__}.") from None
 
 
 def _complete(images: Mapping[str, Dataset]) -> None:

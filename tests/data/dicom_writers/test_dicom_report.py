@@ -126,9 +126,14 @@ class TestWriteDicomSR(unittest.TestCase):
             write_dicom_sr(self.path, Placed(grades=GRADES), grid_of([]), MODEL)
         grid = series.grid()
         (path, frame), *_ = grid.frames
-        grid = replace(grid, frames=((__file__, frame),), headers={__file__: grid.headers[path]})
-        with self.assertRaisesRegex(InputError, "cannot be read as DICOM"):
-            write_dicom_sr(self.path, Placed(grades=GRADES), grid, MODEL)
+        for file, why in (
+            (__file__, "cannot be read as DICOM|is another"),
+            ("nothing.dcm", "cannot be read as DICOM"),
+            (other.frames[0][0], "must be the file that the image was read from, is another"),
+        ):
+            changed = replace(grid, frames=((file, frame),), headers={file: grid.headers[path]})
+            with self.assertRaisesRegex(InputError, f"^{file}: .*({why})"):
+                write_dicom_sr(self.path, Placed(grades=GRADES), changed, MODEL)
         self.assertFalse(self.path.exists())
 
 
