@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 
 import torch
-import yaml
 from ignite.engine import Engine, Events
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -20,7 +19,6 @@ from utils_data import shared_data, temporary_folder
 HIPPOCAMPUS = [(bundle.name, bundle, "dvpt") for bundle in BUNDLES if bundle.name.startswith("hippocampus_")]
 CASES = [["001", "004"], ["006", "007"]]  # training and validation case of each site
 ROUNDS = 3
-DVPT = ("method", "bottleneck_size", "num_prompts", "share_every")
 NEW = {"dvpt": "dvpt.", "lora": ".lora_b"}  # what the names of tensors have that a method adds
 Weights = dict[str, torch.Tensor]
 
@@ -33,8 +31,6 @@ class Site:
         items = [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in names]
         root.mkdir(exist_ok=True)
         (root / "datalist.json").write_text(json.dumps({"training": items[:1], "validation": items[1:]}))
-        network = yaml.safe_load((bundle / "configs" / "train.yaml").read_text())["network_def"]
-        other = {**{key: value for key, value in network.items() if key not in DVPT}, "method": method}
         self.client = MonaiAlgo(
             bundle_root=str(bundle),
             send_weight_diff=False,
@@ -46,7 +42,7 @@ class Site:
                 "output_dir": str(root / "out"),
                 "amp": False,
                 "val_interval": ROUNDS + 1,
-                **({} if method == "dvpt" else {"network_def": other}),
+                "method": method,
             },
         )
         with warnings.catch_warnings():
