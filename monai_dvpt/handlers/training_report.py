@@ -58,7 +58,8 @@ class TrainingReport:
         network, folder = self.saver.network, self.saver.output_dir
         parameters = count_parameters(network)
         total = parameters["network"]
-        encoder = sum(parameters[part]["total"] for part in ("backbone", "method"))
+        names = network.encoder().named_parameters()
+        encoder = sum(parameter.numel() for name, parameter in names if network.encoder().is_own(name))
         files = [folder / name for name in ("adapter_best.safetensors", "model.pt")]
         method_bytes = sum(tensor.nbytes for _, tensor in network.tensors(["method"]))
         report = {

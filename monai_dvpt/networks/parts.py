@@ -14,7 +14,9 @@ import torch.nn as nn
 from torch.nn.modules.batchnorm import _NormBase
 from typing_extensions import Self
 
-from .encoders import Encoder
+from monai_dvpt.utils import InputError
+
+from .encoders import Encoder, get_tensor
 from .methods import Method, as_method
 from .wrapped import on_network
 
@@ -26,6 +28,7 @@ __all__ = [
     "count_parameters",
     "freeze_backbone",
     "parameter_groups",
+    "restart_copies",
     "tune",
 ]
 
@@ -176,9 +179,9 @@ def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> 
     """
     chosen = adapter_parts(net) if train is None else list(train)
     if set(chosen) - set(PARTS[1:]):
-        raise ValueError(f"train must name parts of {sorted(PARTS[1:])}, got {chosen}.")
+        raise InputError(f"train must name parts of {sorted(PARTS[1:])}, got {chosen}.")
     if not any(net.part_of(name) in chosen for name, _ in net.named_parameters()):
-        raise ValueError(f"train must name a part that has parameters, got {chosen}.")
+        raise InputError(f"train must name a part that has parameters, got {chosen}.")
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(net.part_of(name) in chosen)
     counts = count_parameters(net)
@@ -228,8 +231,14 @@ def tune(net: TunableNetwork, method: str | Mapping[str, Any] | Method = "dvpt",
     """
     if not isinstance(net, TunableNetwork):
         raise ValueError(f"net must be a network of monai_dvpt.networks.nets, got {type(net).__name__}.")
-    net.encoder().attach(as_method(method, **options))
-    return freeze_backbone(net)
+    taken = net.encoder().detach()
+    try:
+        net.encoder().attach(as_method(method, **options))
+        return freeze_backbone(net)
+    except Exception:
+        if taken is not None:
+            net.encoder().attach(taken.method, taken.tensors)
+        raise
 
 
 @on_network
@@ -249,7 +258,7 @@ def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -
         if parameter.requires_grad:
             groups.setdefault(net.part_of(name), []).append(parameter)
     if missing := sorted(groups.keys() - learning_rates.keys()):
-        raise ValueError(
+        raise InputError(
             f"learning_rates must have one for {missing[0]}, which is trained, got {dict(learning_rates)}."
         )
     return [{"params": parameters, "lr": learning_rates[part]} for part, parameters in groups.items()]
@@ -269,6 +278,14 @@ def count_parameters(net: TunableNetwork) -> dict[str, dict[str, int]]:
             counts[part]["total"] += parameter.numel()
             counts[part]["trainable"] += parameter.numel() * parameter.requires_grad
     return counts
+
+
+@torch.no_grad()
+def restart_copies(net: TunableNetwork, source: TunableNetwork) -> None:
+    """What the method of a network trains of its encoder starts from the backbone of another network."""
+    backbone = dict(source.tensors(["backbone"]))
+    for name in net.encoder().originals:
+        get_tensor(net.encoder(), name).copy_(backbone[source.ENCODER + name])
 
 
 def check_decoder_tuning(decoder_tuning: str, decoder: Sequence[nn.Module]) -> None:

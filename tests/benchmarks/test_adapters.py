@@ -33,8 +33,8 @@ class TestMeasureAdapters(unittest.TestCase):
         block = 24 * 5 + 5 + 7 * 5 + 1 + 5 * 24 + 24
         self.assertEqual((vit["dvpt_parameters"], unetr["dvpt_parameters"]), (2 * block, 4 * block))
         self.assertAlmostEqual(vit["dvpt_percent"], 100 * 2 * block / backbone)
-        self.assertEqual(vit["adapter_parts"], ["dvpt", "head"])
-        self.assertEqual(unetr["adapter_parts"], ["dvpt", "decoder", "head"])
+        self.assertEqual(vit["adapter_parts"], ["method", "head"])
+        self.assertEqual(unetr["adapter_parts"], ["method", "decoder", "head"])
         self.assertGreater(vit["adapter_bytes"], 4 * (2 * block + 24 * 3 + 3))
         self.assertGreater(vit["full_bytes"], 4 * (backbone + 2 * block + 24 * 3 + 3))
         for row in (vit, unetr):

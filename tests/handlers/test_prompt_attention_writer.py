@@ -79,7 +79,7 @@ def run_config(bundle: Path, dataset_dir: Path, output_dir: Path, network: nn.Mo
     parser = ConfigParser()
     parser.read_config(bundle / "configs" / "inference.yaml")
     parser.update({"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "network": network})
-    parser.update({"device": "$torch.device('cpu')", "bundle_root": ".", "roi_size": [24, 28, 24], **settings})
+    parser.update({"device": "$torch.device('cpu')", "bundle_root": str(bundle), "roi_size": [24, 28, 24], **settings})
     with mock.patch("monai_dvpt.handlers.case_writer.plot_overlay", return_value=Figure(figsize=(0.1, 0.1))):
         parser.get_parsed_content("run")
 

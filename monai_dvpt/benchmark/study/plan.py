@@ -81,6 +81,9 @@ class Split:
         return chosen, list(self.test)
 
 
+WORDS = ("True", "False", "None")  # that are no text
+
+
 def parse_method(text: str) -> dict[str, Any]:
     """
     A method as :func:`monai_dvpt.networks.methods.as_method` takes it: its "name" and the options that are given.
@@ -89,7 +92,7 @@ def parse_method(text: str) -> dict[str, Any]:
         text: a name, or a name and options such as ``lora:rank=8,alpha=8``.
 
     Raises:
-        InputError: if the name or an option is unknown, or an option is given twice, not as ``key=number``, or outside
+        InputError: if the name or an option is unknown, or an option is given twice, not as ``key=value``, or outside
             its range.
     """
     name, _, listed = text.partition(":")
@@ -100,9 +103,9 @@ def parse_method(text: str) -> dict[str, Any]:
     for part in filter(None, listed.split(",")):
         key, _, value = (piece.strip() for piece in part.partition("="))
         try:
-            number = ast.literal_eval(value)
+            number = value if value.isidentifier() and value not in WORDS else ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
-            raise InputError(f"--methods must have options of the form key=number, got {text}.") from error
+            raise InputError(f"--methods must have options of the form key=value, got {text}.") from error
         if key not in known or key in options:
             raise InputError(f"--methods must have options of {known} for {name}, each once, got {text}.")
         options[key] = number

@@ -98,7 +98,7 @@ class SeriesGrid(str):
                 frame of reference or size.
         """
         if not self.frames:
-            raise InputError("dicom_frames must list the frames that the result is about, got none.")
+            raise InputError("the grid of the series must list the frames that the result is about, got none.")
         images = {path: Dataset(self.headers[path]) for path, _ in self.frames}
         for path, image in images.items():
             with naming(path):

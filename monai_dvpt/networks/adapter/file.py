@@ -14,7 +14,7 @@ import monai
 import torch
 
 from monai_dvpt import __version__
-from monai_dvpt.networks.methods import Linear
+from monai_dvpt.networks.methods import BitFit, Full, Linear
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, adapter_parts
 from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.networks.wrapped import on_network
@@ -148,6 +148,8 @@ def load_adapter(
         if key not in free and not _same_sides(theirs.get(key), value):
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
     target, method = net, stored_method(path, metadata)
+    if parts is not None and "method" not in parts:
+        method = net.method  # whose tensors stay
     if name is None and method != net.method:
         raise InputError(f"{path}: method must be that of the network, {net.method}, got {method}.")
     if name is not None:
@@ -187,8 +189,12 @@ def merge(net: TunableNetwork) -> TunableNetwork:
         ``net``.
 
     Raises:
-        ValueError: if the method cannot be merged.
+        ValueError: if the method cannot be merged, or there are other adapters, which need the backbone as it is.
     """
+    if net.inactive_adapters:
+        raise ValueError(f"net must have one adapter to be merged, got {[net.adapter_name, *net.inactive_adapters]}.")
+    if not isinstance(net.method, Linear) or isinstance(net.method, (Full, BitFit)):
+        net.backbone_file = None  # no file holds what the backbone is now
     net.encoder().merge()
     net.encoder().attach(Linear())
     attentions = [module.qkv for module in net.encoder().modules() if hasattr(module, "qkv")]

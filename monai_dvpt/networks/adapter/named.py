@@ -13,7 +13,7 @@ import torch.nn as nn
 
 from monai_dvpt.networks.encoders import Attached
 from monai_dvpt.networks.methods import Method, as_method
-from monai_dvpt.networks.parts import PARTS, TunableNetwork
+from monai_dvpt.networks.parts import PARTS, TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network, unwrap
 
 __all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", "predict_adapters", "set_adapter"]
@@ -60,15 +60,21 @@ def add_adapter(
     if fixed := sorted(arguments.keys() & net.arguments.keys()):
         raise ValueError(f"arguments of an adapter must be of {sorted(net.adapter_arguments())}, got {fixed}.")
     chosen = as_method(net.method if method is None else method, **arguments)
-    return adopt_adapter(net, name, type(net)(**{**net.arguments, **own}, method=chosen), like=net)
+    donor = type(net)(**{**net.arguments, **own}, method=chosen)
+    return adopt_adapter(net, name, donor, like=net, restart=True)
 
 
 def adopt_adapter(
-    net: TunableNetwork, name: str, donor: TunableNetwork, like: TunableNetwork | None = None
+    net: TunableNetwork,
+    name: str,
+    donor: TunableNetwork,
+    like: TunableNetwork | None = None,
+    restart: bool = False,
 ) -> TunableNetwork:
     """
     Moves the adapter of ``donor``, a network of the same class, into ``net`` as the active one named ``name``,
-    replacing one of that name. What is trained of it is as in ``like``, by parts; by default as in ``donor``.
+    replacing one of that name. What is trained of it is as in ``like``, by parts; by default as in ``donor``. With
+    ``restart``, what its method trains of the encoder itself starts from the encoder of ``net``.
     """
     shapes = [{k: v.shape for k, v in each.tensors(["backbone"])} for each in (net, donor)]
     if shapes[0] != shapes[1]:
@@ -81,6 +87,8 @@ def adopt_adapter(
             trained |= set(PARTS) - {like.part_of(key) for key, _ in like.named_parameters()}
         for key, parameter in donor.named_parameters():
             parameter.requires_grad_(donor.part_of(key) in trained)
+    if restart:
+        restart_copies(donor, net)
     net.inactive_adapters[name] = _inactive(donor)
     if name == net.adapter_name:
         net.adapter_name = ""  # what is active now is not kept
@@ -106,8 +114,16 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     if name == net.adapter_name:
         return net
     _check_known(net, name)
-    chosen = net.inactive_adapters.pop(name)
+    chosen = net.inactive_adapters[name]
+    for module in chosen.modules.values():
+        module.to(net.encoder().like())  # it may have stayed behind when the network was moved
     own = _inactive(net)
+    try:
+        net.encoder().attach(chosen.method.method, chosen.method.tensors)
+    except Exception:  # such as too little memory
+        net.encoder().attach(own.method.method, own.method.tensors)
+        raise
+    del net.inactive_adapters[name]
     if net.adapter_name:
         net.inactive_adapters[net.adapter_name] = own
     for key in own.modules.keys() - chosen.modules.keys():
@@ -115,8 +131,7 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
         delattr(net.get_submodule(owner), attribute)
     for key, module in chosen.modules.items():
         owner, _, attribute = key.rpartition(".")
-        setattr(net.get_submodule(owner), attribute, module.to(net.encoder().like()))  # it may have stayed behind
-    net.encoder().attach(chosen.method.method, chosen.method.tensors)
+        setattr(net.get_submodule(owner), attribute, module)
     net.arguments = {**net.arguments, **{key: chosen.arguments[key] for key in net.ADAPTER_ARGUMENTS}}
     net.adapter_name = name
     return net.train(net.training)

@@ -73,7 +73,7 @@ def load_peft(net: TunableNetwork, folder: str | os.PathLike, name: str | None =
     tensors = _read_factors(folder / WEIGHTS, encoder, method.rank)
     if name is not None:
         add_adapter(net, name, method)
-    trained = any(encoder.get_parameter(key).requires_grad for key in encoder.owned)
+    trained = not encoder.owned or any(encoder.get_parameter(key).requires_grad for key in encoder.owned)
     encoder.attach(method, {key: nn.Parameter(tensor, requires_grad=trained) for key, tensor in tensors.items()})
     return net.train(net.training)
 

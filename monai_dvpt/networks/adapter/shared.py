@@ -8,7 +8,7 @@ import hashlib
 import torch
 
 from monai_dvpt.networks.encoders import set_tensor
-from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network, unwrap
 from monai_dvpt.utils import to_json
 
@@ -61,9 +61,12 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
     for key in arithmetic[0].keys() & arithmetic[1].keys():
         if (values := [each[key] for each in arithmetic])[0] != values[1]:
             raise ValueError(f"net and source must have the same {key}, got {values}.")
+    fresh = encoder_sha256(net) != encoder_sha256(source)
     with net.encoder().without_method():
         for name, tensor in given.items():
             set_tensor(net.encoder(), name, tensor)
+    if fresh:
+        restart_copies(net, net)
     net.backbone_file, net.inflate_axis = source.backbone_file, source.inflate_axis
     return net.train(net.training)
 

@@ -230,9 +230,14 @@ class Encoder(Slot):
             ValueError: if a parameter of the backbone is trained.
         """
         self.check_frozen()
-        self.train(self.training)  # so that frozen dropout is off
         with self.without_method():
-            return self.run(image, None, self.outputs, list(layers))
+            modes = [(module, module.training) for module in self.modules()]
+            self.eval()  # so that dropout is off
+            try:
+                return self.run(image, None, self.outputs, list(layers))
+            finally:
+                for module, mode in modes:
+                    module.training = mode
 
     @torch.jit.unused
     def pack_prefix(self, states: Mapping[int, torch.Tensor], seen: Mapping[int, torch.Tensor]) -> torch.Tensor:

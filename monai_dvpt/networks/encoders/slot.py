@@ -37,6 +37,8 @@ class Slot(nn.Module):
         originals: by name, the backbone's tensors in whose place the method trains copies.
     """
 
+    __jit_ignored_attributes__ = ("originals", "owned", "slot")  # no part of a script
+
     if TYPE_CHECKING:  # TorchScript would try to compile annotations of a class
         slot: Method | None
         owned: list[str]
@@ -71,7 +73,7 @@ class Slot(nn.Module):
 
     def _put(self, method: Method, given: Mapping[str, torch.Tensor]) -> None:
         encoder: Any = self
-        before = self.state_dict().keys()
+        before, modules = self.state_dict().keys(), set(self.modules())
         for name in method.trains(encoder):
             own = self.get_parameter(name)
             own.requires_grad_(False)
@@ -79,6 +81,8 @@ class Slot(nn.Module):
             set_tensor(self, name, nn.Parameter(own.detach() if name in given else own.detach().clone()))
         with torch.random.fork_rng(devices=[]) if given else nullcontext():  # what is given needs no random start
             method.attach(encoder)
+        for module in set(self.modules()) - modules:
+            module.training = self.training
         self.slot = method
         self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
         moved = nn.ParameterList([given.get(name, get_tensor(self, name)) for name in self.owned])
@@ -112,20 +116,14 @@ class Slot(nn.Module):
         return self
 
     @contextmanager
-    def without_method(self, restart: bool = False) -> Iterator[None]:
-        """
-        Within the context the slot is empty: the encoder is the pretrained one.
-
-        Args:
-            restart: whether what the method trains of the encoder itself starts anew from what it is by then.
-        """
-        own = list(self.originals) if restart else []
+    def without_method(self) -> Iterator[None]:
+        """Within the context the slot is empty: the encoder is the pretrained one."""
         taken = self.detach()
         try:
             yield
         finally:
             if taken is not None:
-                self.attach(taken.method, {name: t for name, t in taken.tensors.items() if name not in own})
+                self.attach(taken.method, taken.tensors)
 
     def merge(self) -> None:
         """

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from monai_dvpt.utils import InputError
+
 from .adaptformer import AdaptFormer
 from .dvpt import DVPT, Bottleneck
 from .lora import LoRA
@@ -46,12 +48,12 @@ def as_method(method: str | Mapping[str, Any] | Method, **options: Any) -> Metho
         options: further options, by name.
 
     Raises:
-        ValueError: if the name or an option is unknown, or an option is outside its range.
+        InputError: if the name or an option is unknown, or an option is outside its range.
     """
     if isinstance(method, Method):
         method = {"name": method.name, **method.options}
     given = {"name": method} if isinstance(method, str) else dict(method)
     name = given.pop("name", None)
     if name not in METHODS:
-        raise ValueError(f"method must be one of {list(METHODS)}, got {name}.")
+        raise InputError(f"method must be one of {list(METHODS)}, got {name}.")
     return options_of(METHODS[name], {**given, **options})

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -22,7 +23,8 @@ __all__ = ["AdaptFormer", "AdaptMLP"]
 class AdaptMLP(Inserted, MLPBlock):
     """A feed-forward layer with a bottleneck beside it: ``MLP(x) + s (relu(x W_down + b_down) W_up + b_up)``."""
 
-    adapter_scale: float
+    if TYPE_CHECKING:  # TorchScript would try to compile it
+        adapter_scale: float
 
     def add_branch(self, bottleneck_size: int, scale: float) -> None:
         """

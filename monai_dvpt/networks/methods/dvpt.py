@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from monai_dvpt.networks.blocks import DVPTList
 from monai_dvpt.networks.encoders import Encoder
+from monai_dvpt.utils import check_counts
 
 from .method import Method
 
@@ -46,6 +47,11 @@ class Bottleneck(Method):
     paper = "https://arxiv.org/abs/2307.09787"
 
     def __post_init__(self) -> None:
+        if self.bottleneck_size is not None:
+            check_counts(bottleneck_size=self.bottleneck_size)
+        if self.share_every is not None:
+            check_counts(share_every=self.share_every)
+        check_counts(0, start_layer=self.start_layer)
         if not isinstance(self.side_path, bool):
             raise ValueError(f"side_path must be True or False, got {self.side_path!r}.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -26,7 +27,8 @@ class LoRALinear(Inserted, nn.Linear):
     :meth:`merge` forms ``B A``, so that training holds no gradient of the size of the weight.
     """
 
-    scaling: float
+    if TYPE_CHECKING:  # TorchScript would try to compile it
+        scaling: float
 
     def add_factors(self, rank: int, scaling: float) -> None:
         """

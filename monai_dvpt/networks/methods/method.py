@@ -13,6 +13,7 @@ import torch.nn as nn
 from typing_extensions import Self
 
 from monai_dvpt.networks.encoders import Encoder
+from monai_dvpt.utils import InputError
 
 __all__ = ["Inserted", "Method", "check_positive"]
 
@@ -114,9 +115,12 @@ def options_of(kind: type[Method], given: Mapping[str, Any]) -> Method:
     A method with its options.
 
     Raises:
-        ValueError: if an option is unknown or outside its range.
+        InputError: if an option is unknown or outside its range.
     """
     known = [field.name for field in dataclasses.fields(kind)]
     if unknown := sorted(given.keys() - set(known)):
-        raise ValueError(f'options must be of {known} for the method "{kind.name}", got {unknown}.')
-    return kind(**given)
+        raise InputError(f'options must be of {known} for the method "{kind.name}", got {unknown}.')
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise InputError(str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -26,8 +26,9 @@ class PromptedBlock(Inserted, TransformerBlock):
     position, so that to a transformer the end of the sequence is as good as the paper's place behind the class token.
     """
 
-    prompts: nn.Parameter | None  # (P, C)
-    num_dropped: int
+    if TYPE_CHECKING:  # TorchScript would try to compile it
+        prompts: nn.Parameter | None  # (P, C)
+        num_dropped: int
 
     def set_prompts(self, prompts: torch.Tensor | None, num_dropped: int) -> None:
         """

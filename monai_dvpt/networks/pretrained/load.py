@@ -17,7 +17,7 @@ import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from monai_dvpt.networks.encoders import SwinEncoder
-from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type
 
@@ -140,8 +140,9 @@ def load_pretrained(
     found = recognise(path, read_weights(path), config, _plane_tokens(net, inflate_axis))
     _check_kind(path, net, found)
     report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
-    with net.encoder().without_method(restart=True):
+    with net.encoder().without_method():
         _load(path, net, found, inflate_axis, min_match, (layer_norm_eps, activation), report)
+    restart_copies(net, net)
     if verbose and idist.get_rank() == 0:
         print(report)
     return report

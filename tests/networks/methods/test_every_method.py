@@ -40,10 +40,10 @@ from monai_dvpt.networks.methods import METHODS, Method
 from monai_dvpt.networks.parts import count_parameters, parameter_groups, tune
 from monai_dvpt.utils import InputError
 
-NETS = ("vit_cls_2d", "vit_mean_3d", "unetr_2d", "unetr_3d_patch_8", "swin_unetr_2d", "swin_classifier_2d")
-WINDOWS = ("swin_unetr_2d", "swin_classifier_2d")  # of tokens
+NETS = ("vit_cls_2d", "unetr_3d_patch_8", "swin_unetr_2d")
+WINDOWS = ("swin_unetr_2d",)  # of tokens
 IMPOSSIBLE = [
-    *(("vpt_shallow", case) for case in ("unetr_2d", "unetr_3d_patch_8", *WINDOWS)),
+    *(("vpt_shallow", case) for case in ("unetr_3d_patch_8", *WINDOWS)),
     *(("vpt_deep", case) for case in WINDOWS),
 ]
 CASES = [pair for pair in itertools.product(METHODS, NETS) if pair not in IMPOSSIBLE]
