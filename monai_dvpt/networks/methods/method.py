@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch.nn as nn
 from typing_extensions import Self
@@ -75,8 +75,9 @@ class Inserted(nn.Module):
     tensors to it, so that all other names, and so the keys of pretrained weights, stay MONAI's own.
     """
 
-    plain: type[nn.Module]
-    before: set[str]
+    if TYPE_CHECKING:  # TorchScript would try to compile it
+        plain: type[nn.Module]
+        before: set[str]
 
     @classmethod
     def take(cls, module: nn.Module) -> Self:

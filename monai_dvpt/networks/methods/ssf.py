@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -19,8 +19,9 @@ __all__ = ["SSF", "ScaleShift"]
 class ScaleShift(Inserted):
     """A linear layer, layer normalisation or convolution whose output channels are scaled and shifted."""
 
-    weight: Any
-    bias: Any
+    if TYPE_CHECKING:  # TorchScript would try to compile it
+        weight: Any
+        bias: Any
 
     def add_scale_shift(self) -> None:
         """Adds both, at 1 and 0."""
