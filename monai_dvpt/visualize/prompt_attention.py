@@ -20,6 +20,7 @@ from monai.utils import convert_to_dst_type
 
 from monai_dvpt.networks.blocks import DVPTBlock
 from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.utils import InputError
 
 from .planes import PLANES, frame_plane, plane_of, to_ras
 
@@ -80,7 +81,7 @@ class PromptAttention(nn.Module):
             maps of shape (B, M, \\*spatial), float32, 0 or more; 1 is uniform attention.
 
         Raises:
-            ValueError: if DVPT is disabled, or the network refuses the image.
+            ValueError: if the network has no DVPT blocks now, or refuses the image.
         """
         if isinstance(image, MetaTensor):
             image = image.as_tensor()
@@ -110,17 +111,17 @@ class PromptAttention(nn.Module):
         served = encoder.dvpt_of_layer
         index = served[self.layer]
         if not len(encoder.dvpt):
-            raise ValueError(
+            raise InputError(
                 f'the network must be tuned by "dvpt" for prompts to read the image, got "{encoder.slot}".'
             )
         if index < 0:
             first = next(layer for layer, block in enumerate(served) if block >= 0)
-            raise ValueError(f"layer must be followed by a DVPT block, so from {first} on, got {self.layer}.")
+            raise InputError(f"layer must be followed by a DVPT block, so from {first} on, got {self.layer}.")
         block: DVPTBlock = encoder.dvpt[index]
         if block.num_prompts == 0:
-            raise ValueError("num_prompts must be at least 1 for there to be attention, got 0.")
+            raise InputError("num_prompts must be at least 1 for there to be attention, got 0.")
         if block.aggregation == "static":
-            raise ValueError('aggregation must let prompts read the image, got "static".')
+            raise InputError('aggregation must let prompts read the image, got "static".')
         return block, served[: self.layer].count(index)
 
     def _as_maps(self, attention: torch.Tensor, spatial: torch.Size) -> torch.Tensor:

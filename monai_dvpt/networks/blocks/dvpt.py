@@ -89,7 +89,7 @@ class DVPTBlock(nn.Module):
             raise ValueError(f'num_prompts must be at least 1 with aggregation="{aggregation}", got 0.')
         self.hidden_size = hidden_size
         self.num_prompts = num_prompts
-        self.aggregation, self.norm_kind = aggregation, norm
+        self.aggregation = aggregation
         self.scale = 1.0 / math.sqrt(bottleneck_size)
         self.norm = nn.Identity() if norm == "none" else nn.LayerNorm(hidden_size, elementwise_affine=norm == "affine")
         self.down = nn.Linear(hidden_size, bottleneck_size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classifier on the encoder of SwinUNETR, adapted by DVPT blocks."""
+"""Classifier on the encoder of SwinUNETR, tuned by a method."""
 
 from __future__ import annotations
 

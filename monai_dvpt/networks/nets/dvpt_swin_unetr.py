@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SwinUNETR whose frozen Swin transformer is adapted by DVPT blocks."""
+"""SwinUNETR whose frozen Swin transformer is tuned by a method."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vision transformer whose frozen layers are adapted by DVPT blocks, as a classifier or a feature encoder."""
+"""Vision transformer tuned by a method, as a classifier or a feature encoder."""
 
 from __future__ import annotations
 
