@@ -38,9 +38,10 @@ IN_USE_SECONDS = 24 * 3600  # for which an entry stays after its last use
 
 class PrefixCacheDataset(Dataset):
     """
-    A dataset whose items also hold what the frozen layers of a network compute of their images before the tuning method
-    comes in (:meth:`monai_dvpt.networks.parts.TunableNetwork.forward_prefix`), so that training leaves these layers out. All
-    of it is computed at the start, once; :class:`monai_dvpt.engines.PreparePrefix` hands it to the network.
+    A dataset whose items also hold what the frozen layers of a network compute of their images before the tuning
+    method comes in (:meth:`monai_dvpt.networks.parts.TunableNetwork.forward_prefix`), so that training leaves these
+    layers out. All of it is computed at the start, once; :class:`monai_dvpt.engines.PreparePrefix` hands it to the
+    network.
 
     An entry is found, at the start and for every item, by the values of the preprocessed image and by the frozen
     encoder, so it is never one of another image, another preprocessing or other weights; networks around the same

@@ -8,7 +8,7 @@ import hashlib
 import torch
 
 from monai_dvpt.networks.encoders import set_tensor
-from monai_dvpt.networks.parts import TunableNetwork, restart_copies
+from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.networks.wrapped import on_network, unwrap
 from monai_dvpt.utils import to_json
 
@@ -31,8 +31,8 @@ def encoder_sha256(net: TunableNetwork) -> str:
 def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwork:
     """
     Lets a network use the very tensors of another network's frozen encoder, so that a segmentation and a grade, say,
-    need one backbone in memory. What is said of the backbone's file is taken over too, so that
-    :func:`load_adapter` checks an adapter as it would for ``source``.
+    need one backbone in memory. What the method of ``net`` trains of the encoder itself stays its own. What is said of
+    the backbone's file is taken over too, so that :func:`load_adapter` checks an adapter as it would for ``source``.
 
     Args:
         net: the network that gives up its own encoder's tensors.
@@ -61,12 +61,9 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
     for key in arithmetic[0].keys() & arithmetic[1].keys():
         if (values := [each[key] for each in arithmetic])[0] != values[1]:
             raise ValueError(f"net and source must have the same {key}, got {values}.")
-    fresh = encoder_sha256(net) != encoder_sha256(source)
     with net.encoder().without_method():
         for name, tensor in given.items():
             set_tensor(net.encoder(), name, tensor)
-    if fresh:
-        restart_copies(net, net)
     net.backbone_file, net.inflate_axis = source.backbone_file, source.inflate_axis
     return net.train(net.training)
 
