@@ -160,7 +160,8 @@ def with_backbone_of(net: TunableNetwork, seed: int, **arguments: Any) -> Any:
         backbone = {
             name: t.clone()
             for name, t in state
-            if name.startswith(net.ENCODER) or expected_part(net, name) == "backbone"
+            if expected_part(net, name) == "backbone"
+            or (name.startswith(net.ENCODER) and not name.startswith("classification_head"))
         }
     with other.encoder().without_method():
         if other.load_state_dict(backbone, strict=False).unexpected_keys:

@@ -136,7 +136,7 @@ def _dvpt(
     **arguments: Any,
 ) -> nn.Module:
     start_layer = len(template.encoder().blocks) // 2 if half else 0
-    net = tune(_share(network.dvpt(**arguments), template), "dvpt", start_layer=start_layer, side_path=side_path)
+    net = freeze_backbone(_share(network.dvpt(start_layer=start_layer, side_path=side_path, **arguments), template))
     if not keeps_output:
         for block in net.encoder().dvpt:
             vars(block)["_keeps_output"] = lambda x: False

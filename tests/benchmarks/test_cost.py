@@ -89,7 +89,7 @@ class TestVariants(unittest.TestCase):
             net = build_variant(name, network, template)
         except ValueError as error:
             self.assertEqual((name, kind), ("vpt_shallow", "unetr"))
-            self.assertIn("must be a DVPTViT", str(error))
+            self.assertIn("must have an encoder", str(error))
             return
         shared = {key: t.data_ptr() for key, t in net.state_dict().items() if key.startswith(("blocks", "vit", "dec"))}
         self.assertTrue(shared)
@@ -108,7 +108,7 @@ class TestVariants(unittest.TestCase):
         network = TINY[kind]
         template = network.dvpt()
         answers = [
-            Trial(build_variant(name, network, template).eval(), network).infer() for name in (REFERENCE, "dvpt_off")
+            Trial(build_variant(name, network, template).eval(), network).infer() for name in (REFERENCE, "linear")
         ]
         torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
 
@@ -130,7 +130,7 @@ class TestMeasureCost(unittest.TestCase):
         reference = self.results[kind, REFERENCE]
         ratios = {key: value for key, value in reference.items() if "ratio" in key and not key.startswith("peak")}
         self.assertEqual(ratios, dict.fromkeys(ratios, 1))
-        off = self.results[kind, "dvpt_off"]
+        off = self.results[kind, "linear"]
         self.assertEqual(off["inference_flops_ratio"], 1)
         self.assertIsNone(off["step_seconds"])
 
@@ -154,7 +154,7 @@ class TestMeasureCost(unittest.TestCase):
     def test_left_out(self):
         self.assertNotIn(("unetr", "vpt_shallow"), self.results)
         (line,) = (line for line in self.left_out if "vpt_shallow" in line)
-        self.assertRegex(line, r"^unetr, vpt_shallow: .*net must be a DVPTViT .*, got DVPTUNETR\.$")
+        self.assertRegex(line, r"^unetr, vpt_shallow: .*net must have an encoder .*, got DVPTUNETR\.$")
 
     def test_without_peft(self):
         with mock.patch("benchmarks.cost.variants.optional_import", return_value=(None, False)):

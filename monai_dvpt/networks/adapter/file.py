@@ -148,8 +148,6 @@ def load_adapter(
         if key not in free and not _same_sides(theirs.get(key), value):
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
     target, method = net, stored_method(path, metadata)
-    if parts is not None and "method" not in parts:
-        method = net.method  # whose tensors stay
     if name is None and method != net.method:
         raise InputError(f"{path}: method must be that of the network, {net.method}, got {method}.")
     if name is not None:

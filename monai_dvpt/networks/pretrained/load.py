@@ -140,6 +140,10 @@ def load_pretrained(
     found = recognise(path, read_weights(path), config, _plane_tokens(net, inflate_axis))
     _check_kind(path, net, found)
     report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
+    own = [name for name in net.encoder().owned if name not in net.encoder().originals]
+    for name in found.encoder.keys() & {*own, *(name for name in found.encoder if name.startswith("dvpt."))}:
+        del found.encoder[name]  # of a whole network of this package
+        report.unused.append(name)
     with net.encoder().without_method():
         _load(path, net, found, inflate_axis, min_match, (layer_norm_eps, activation), report)
     restart_copies(net, net)

@@ -371,7 +371,7 @@ class TestMerge(unittest.TestCase):
         net = tuned(plain, method)
         expected = answer(net)
         self.assertIs(merge(net), net)
-        torch.testing.assert_close(answer(net), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(answer(net), expected, rtol=1e-3, atol=1e-4)
         added = net.state_dict().keys() - plain.state_dict().keys()
         ends = ("qkv.bias", "downsample.reduction.bias") if method == "ssf" else ()  # MONAI's names, too
         self.assertTrue(all(name.endswith(ends) for name in added))
