@@ -144,7 +144,7 @@ def _dvpt(
 
 
 def _baseline(network: Network, template: TunableNetwork, method: str) -> nn.Module:
-    return tune(_share(network.dvpt(), template), method)
+    return _share(tune(_share(network.dvpt(), template), method), template)  # also what it trains copies of
 
 
 def _peft_lora(network: Network, template: TunableNetwork) -> nn.Module:

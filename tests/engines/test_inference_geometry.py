@@ -40,7 +40,7 @@ def run_inference(dataset_dir: Path, output_dir: Path, network: torch.nn.Module)
     parser = ConfigParser()
     parser.read_config(CONFIG)
     settings = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "network": network, "amp": False}
-    parser.update({**settings, "device": "$torch.device('cpu')", "bundle_root": "."})
+    parser.update({**settings, "device": "$torch.device('cpu')", "bundle_root": str(CONFIG.parents[1])})
     with mock.patch("monai_dvpt.handlers.case_writer.plot_overlay", side_effect=check_overlay):
         parser.get_parsed_content("run")
     suffix = "_seg.nii.gz"

@@ -106,8 +106,8 @@ class TestJobs(unittest.TestCase):
     @parameterized.expand(
         [
             ("lorax", "must be of"),
-            ("lora:rank", "key=number"),
-            ("lora:rank=x", "key=number"),
+            ("lora:rank", "key=value"),
+            ("lora:rank=x", "in their ranges"),
             ("lora:rank=8,rank=4", "each once"),
             ("lora:prompts=8", "options of \\['rank', 'alpha'\\] for lora"),
             ("lora:rank=0", "in their ranges, got lora:rank=0: rank must be"),

@@ -185,7 +185,7 @@ class TestSwin(unittest.TestCase):
         grey = noise(1, 1, 32, 96)
         with torch.no_grad():
             expected = plain.swinViT(grey.expand(-1, 2, -1, -1), normalize=False)
-            for ours, other in zip(net.encode(grey), expected, strict=True):
+            for ours, other in zip(net.swinViT.encode(grey), expected, strict=True):
                 torch.testing.assert_close(ours, other, **TOLERANCE)
 
     def test_is_no_vit(self):
