@@ -196,7 +196,8 @@ class TestGradingRuns(BundleTestCase):
         self.assertEqual(len(written), 20)  # one entry for each picture; all were there before the last run
         np.testing.assert_allclose(losses, losses[:1] * 4, rtol=1e-4)
         stored = adapter_metadata(self.root / "prefix_again" / "adapter_last.safetensors")["method"]
-        self.assertEqual({"name": stored["name"], **stored["options"]}, method)
+        found = {"name": stored["name"], **stored["options"]}
+        self.assertEqual({key: found[key] for key in method}, method)
         with self.assertRaises(RuntimeError) as raised:
             self.train(self.root / "random", prefix_cache="memory", max_epochs=1)
         self.assertRegex(str(root_cause(raised.exception)), "must not be random .* switch augmentation off")
@@ -314,8 +315,10 @@ class TestGradingRuns(BundleTestCase):
         for path, changes, why in refused:
             flow = self.workflow("inference", **{"adapter_path": str(path), **changes})
             self.assert_refused(flow, f"{path}: {why}")
+        flow = self.workflow("evaluate", adapter_path=str(good), outputs=["left"])
+        self.assert_refused(flow, f"{good}: labels must be")
         for changes, why in (({"outputs": ["left"]}, "num_classes must be"), ({"pooling": "mean"}, "pooling must be")):
-            flow = self.workflow("evaluate", adapter_path=str(good), **changes)
+            flow = self.workflow("train", adapter_path=str(good), output_dir=str(self.root / "unused"), **changes)
             self.assert_refused(flow, f"{good}: {why}")
 
     def test_missing_weights_and_bad_lists_are_refused(self):

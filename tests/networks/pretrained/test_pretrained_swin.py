@@ -121,7 +121,7 @@ class TestSwin(unittest.TestCase):
         self.assertIn("self-supervised", report.kind)
         image = small_image(net)
         with torch.no_grad():
-            for ours, other in zip(net.encode(image), theirs.swinViT(image, normalize=False), strict=True):
+            for ours, other in zip(net.encoder().encode(image), theirs.swinViT(image, normalize=False), strict=True):
                 torch.testing.assert_close(ours, other, **TOLERANCE)
 
     @parameterized.expand([(SWIN_2D, DVPTSwinUNETR), (SWIN_3D, DVPTSwinUNETR), (SWIN_2D, DVPTSwinClassifier)])
@@ -152,7 +152,7 @@ class TestSwin(unittest.TestCase):
 
     def test_share_that_is_given(self):
         path, net = self.as_load_from_takes(monai_swin()), swin(use_v2=True)
-        backbone = {name: tensor.numel() for name, tensor in net.named_parameters() if name.startswith("swinViT.")}
+        backbone = {name: tensor.numel() for name, tensor in net.tensors(["backbone"]) if name.startswith("swinViT.")}
         given = sum(size for name, size in backbone.items() if "c.0." not in name) / sum(backbone.values())
         with self.assertRaisesRegex(InputError, f"gives {100 * given:.2f} %"):
             load_pretrained(net, path, min_match=given + 1e-6)
