@@ -155,14 +155,14 @@ def parts_of(net: TunableNetwork) -> tuple[str, ...]:
 def with_backbone_of(net: TunableNetwork, seed: int, **arguments: Any) -> Any:
     """Another network, other weights everywhere but in the backbone."""
     other = randomise(type(net)(**{"method": net.method, **net.arguments, **arguments}), seed).eval()
+    heads = ("classification_head", "out.")
+    kept = {
+        name
+        for name in net.state_dict()
+        if expected_part(net, name) == "backbone" or (name.startswith(net.ENCODER) and not name.startswith(heads))
+    }
     with net.encoder().without_method():  # which trains copies of what it trains of the backbone
-        state = net.state_dict().items()
-        backbone = {
-            name: t.clone()
-            for name, t in state
-            if expected_part(net, name) == "backbone"
-            or (name.startswith(net.ENCODER) and not name.startswith("classification_head"))
-        }
+        backbone = {name: tensor.clone() for name, tensor in net.state_dict().items() if name in kept}
     with other.encoder().without_method():
         if other.load_state_dict(backbone, strict=False).unexpected_keys:
             raise ValueError("the backbones differ.")

@@ -387,8 +387,7 @@ class TestBundleRuns(unittest.TestCase):
         refused = [(other, "cannot be read"), (method_alone, "parts must be")]
         for each in SEGMENTATION:
             if each != bundle:
-                why = "labels must be" if is_ct(each) == is_ct(bundle) else "network must be"
-                refused.append((self.outputs[each] / "adapter_best.safetensors", why))
+                refused.append((self.outputs[each] / "adapter_best.safetensors", "labels must be"))
         for path, why in refused:
             settings = {"dataset_dir": str(self.data / "imagesTr"), "adapter_path": str(path)}
             settings |= settings_of(bundle, self.data)
@@ -415,7 +414,9 @@ class TestBundleRuns(unittest.TestCase):
         adapter = str(bundle / "output" / "train" / "adapter_best.safetensors")
         self.assertEqual(adapter_metadata(adapter)["labels"], labels)
         evaluate = workflow(bundle, "evaluate", "train", adapter_path=adapter, **data)
-        evaluate.run()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's on the label that no case has
+            evaluate.run()
         evaluate.finalize()
         with open(bundle / "output" / "evaluate" / "val_dice_raw.csv") as file:
             self.assertEqual(len(next(csv.reader(file))), 1 + len(labels[1:]) + 1)  # file, classes, mean

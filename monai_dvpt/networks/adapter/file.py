@@ -156,8 +156,7 @@ def load_adapter(
     expected = adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
     if metadata.get("parts") != expected:
         raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
-    if labels is not None and metadata.get("labels") != list(labels):
-        raise InputError(f"{path}: labels must be {list(labels)}, got {metadata.get('labels')}.")
+    _check_labels(path, metadata, labels)
     targets = dict(target.tensors(expected))
     tensors = fitting_tensors(path, metadata, targets)
     if name is not None:
@@ -223,7 +222,9 @@ def merge_full(
     Raises:
         InputError: if a file is missing or damaged, or the backbone or the labels are not those of the adapter.
     """
-    found = find_backbone(path, adapter_metadata(path), backbone)
+    metadata = adapter_metadata(path)
+    _check_labels(path, metadata, labels)
+    found = find_backbone(path, metadata, backbone)
     if found is None:
         named = adapter_metadata(path).get("backbone_file")
         raise InputError(f"{path}: needs its backbone; the file it names, {named}, is not found, so give one.")
@@ -280,6 +281,11 @@ def find_backbone(
         return Path(backbone)
     name = metadata.get("backbone_file") or ""  # a folder is no file
     return next((f / name for f in (Path(path).parent, SHIPPED_WEIGHTS) if (f / name).is_file()), None)
+
+
+def _check_labels(path: str | os.PathLike, metadata: Mapping[str, Any], labels: Sequence[str] | None) -> None:
+    if labels is not None and metadata["labels"] != list(labels):
+        raise InputError(f"{path}: labels must be {list(labels)}, got {metadata['labels']}.")
 
 
 def _comes_from_file(net: TunableNetwork, name: str) -> bool:

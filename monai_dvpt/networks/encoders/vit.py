@@ -163,7 +163,8 @@ class ViTEncoder(Encoder, ViT):
         norm = nn.LayerNorm(self.norm.normalized_shape[0], device=self.norm.weight.device)
         norm.requires_grad_(self.norm.weight.requires_grad)
         embedding.dropout = nn.Sequential(norm, plain).train(plain.training) if pre_norm else plain
-        for module in self.used_modules():
+        own = set(self.modules()) - set(self.dvpt.modules())
+        for module in own:
             if isinstance(module, nn.LayerNorm):
                 module.eps = layer_norm_eps
         for block in self.blocks:

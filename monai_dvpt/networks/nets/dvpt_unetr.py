@@ -143,6 +143,7 @@ class DVPTUNETR(TunableNetwork, UNETR):
             )
             self._drop_deepest_level(feature_size, norm_name, conv_block, res_block, spatial_dims)
         check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder2])
+        self.img_size = list(sides)
         patches = [patch_size] * spatial_dims
         arithmetic = (layer_norm_eps, activation, pre_norm)
         ViTEncoder.of(self.vit, sides, patches, num_heads, *arithmetic, use_checkpoint, SKIPS)
