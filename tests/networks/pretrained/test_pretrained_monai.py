@@ -24,7 +24,7 @@ from utils_sources import VIT, clip_state, noise, save, tokens_of, vit
 
 from monai_dvpt.networks.adapter import backbone_sha256
 from monai_dvpt.networks.nets import DVPTUNETR
-from monai_dvpt.networks.parts import PARTS, freeze_backbone
+from monai_dvpt.networks.parts import PARTS, freeze_backbone, tune
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY, load_pretrained, save_mae_encoder
 from monai_dvpt.utils import InputError
 
@@ -224,7 +224,7 @@ class TestMaskedAutoencoder(unittest.TestCase):
 
     @parameterized.expand([(2, 16), (3, 16), (3, 8)])
     def test_same_features(self, spatial_dims, patch_size):
-        net = small_unetr(spatial_dims=spatial_dims, patch_size=patch_size).eval()
+        net = tune(small_unetr(spatial_dims=spatial_dims, patch_size=patch_size), "linear").eval()
         mae, image = self.mae(net), small_image(net, batch=2)
         before = copy_of_state(net)
         save_mae_encoder(mae, self.path, dtype=torch.float32)
@@ -239,7 +239,7 @@ class TestMaskedAutoencoder(unittest.TestCase):
             torch.testing.assert_close(normed, mae.blocks[12](x), **TOLERANCE)
 
     def test_float16_by_default(self):
-        net = small_unetr().eval()
+        net = tune(small_unetr(), "linear").eval()
         mae, image = self.mae(net), small_image(net)
         save_mae_encoder(mae, self.path)
         self.assertEqual({tensor.dtype for tensor in load_file(self.path).values()}, {torch.float16})
@@ -252,12 +252,12 @@ class TestMaskedAutoencoder(unittest.TestCase):
             torch.testing.assert_close(net.vit(image)[0], mae.blocks(mae.patch_embedding(image)), **TOLERANCE)
 
     def test_names_are_those_of_vit(self):
-        net = small_unetr()
+        net = tune(small_unetr(), "linear")
         save_mae_encoder(self.mae(net), self.path)
         self.assertEqual(load_file(self.path).keys(), net.vit.state_dict().keys())
 
     def test_frozen_stays_frozen(self):
-        net = freeze_backbone(small_unetr())
+        net = tune(small_unetr(), "linear")
         save_mae_encoder(self.mae(net), self.path)
         load_pretrained(net, self.path, verbose=False)
         self.assertFalse(any(parameter.requires_grad for parameter in net.vit.parameters()))
