@@ -91,7 +91,7 @@ class TestCommand(unittest.TestCase):
             rows = list(csv.DictReader(file))
         self.assertEqual([row["network"] for row in rows], ["vit", "unetr"])
         self.assertEqual([row["dvpt_parameters"] for row in rows], ["610", "1220"])
-        self.assertEqual([row["adapter_parts"] for row in rows], ["dvpt+head", "dvpt+decoder+head"])
+        self.assertEqual([row["adapter_parts"] for row in rows], ["method+head", "method+decoder+head"])
         loads = [f"{float(row['full_load_seconds']):.4f}" for row in rows]
         self.assertIn(["load the full model, s", *loads], table)
         self.assertEqual(

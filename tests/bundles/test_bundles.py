@@ -383,7 +383,8 @@ class TestBundleRuns(unittest.TestCase):
         train = workflow(
             *(bundle, "train", "train"), output_dir=str(self.root / "unused"), **training_data(bundle, self.data)
         )
-        save_adapter(train.parser.get_parsed_content("network"), method_alone, parts=["method"])
+        network, labels = (train.parser.get_parsed_content(key) for key in ("network", "labels"))
+        save_adapter(network, method_alone, parts=["method"], labels=labels)
         refused = [(other, "cannot be read"), (method_alone, "parts must be")]
         for each in SEGMENTATION:
             if each != bundle:

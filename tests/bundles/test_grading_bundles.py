@@ -303,7 +303,8 @@ class TestGradingRuns(BundleTestCase):
         broken, method_alone = self.root / "broken.safetensors", self.root / "method_alone.safetensors"
         broken.write_bytes(b"not an adapter")
         train = self.workflow("train", output_dir=str(self.root / "unused"))
-        save_adapter(train.parser.get_parsed_content("network"), method_alone, parts=["method"])
+        network, labels = (train.parser.get_parsed_content(key) for key in ("network", "labels"))
+        save_adapter(network, method_alone, parts=["method"], labels=labels)
         good = self.out / "adapter_best.safetensors"
         refused = [
             (broken, {}, "cannot be read"),
