@@ -42,7 +42,7 @@ class TestNamedParts(unittest.TestCase):
 
     def save_other(self, net, parts, method="dvpt", **arguments):
         """A network of the same frozen tensors, whose method, decoder and head are others; some of them in a file."""
-        options = {key: arguments.pop(key) for key in ("rank", "num_prompts") if key in arguments}
+        options = {key: arguments.pop(key) for key in ("rank", "num_prompts", "side_path") if key in arguments}
         options |= {"bottleneck_size": 5} if method == "dvpt" else {}
         other = type(net)(**{**net.arguments, **arguments}, method="linear").to(net.encoder().like())
         frozen = {key: net.state_dict()[key] for key, _ in net.tensors(["backbone"])}
@@ -104,6 +104,11 @@ class TestNamedParts(unittest.TestCase):
                 r"with \['head'\] of the adapter in use: out.conv.conv.weight must have shape \(5, .*got \(3,",
             ),
             (["head"], {"method": "dvpt", "num_prompts": 3}, r"with \['method', 'decoder'\].*prompts must have shape"),
+            (
+                ["head"],
+                {"method": "dvpt", "num_prompts": 7, "side_path": True},
+                "with .*: method must be that of the net",
+            ),
             (["head"], LORA, r"with \['method', 'decoder'\] of the adapter in use: tensors must be those of .*missing"),
         ]
     )

@@ -14,7 +14,7 @@ import monai
 import torch
 
 from monai_dvpt import __version__
-from monai_dvpt.networks.methods import BitFit, Full, Linear
+from monai_dvpt.networks.methods import Linear
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, adapter_parts
 from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.networks.wrapped import on_network
@@ -164,6 +164,8 @@ def load_adapter(
         rest = {key: tensor.detach().clone() for key, tensor in net.tensors(lacking)}
         where = f"{path}: with {lacking} of the adapter in use"
         check_fit(where, {"parts": lacking}, rest, dict(target.tensors(lacking)))
+        if "method" in lacking and target.method != net.method:
+            raise InputError(f"{where}: method must be that of the network, {net.method}, got {target.method}.")
         target.load_state_dict({**tensors, **rest}, strict=False, assign=True)  # its backbone stays without memory
         return adopt_adapter(net, name, target, like=net)
     with torch.no_grad():
@@ -190,10 +192,11 @@ def merge(net: TunableNetwork) -> TunableNetwork:
     """
     if net.inactive_adapters:
         raise ValueError(f"net must have one adapter to be merged, got {[net.adapter_name, *net.inactive_adapters]}.")
-    if not isinstance(net.method, Linear) or isinstance(net.method, (Full, BitFit)):
-        net.backbone_file = None  # no file holds what the backbone is now
-    net.encoder().merge()
+    changed = bool(net.encoder().owned)
+    net.encoder().fold()
     net.encoder().attach(Linear())
+    if changed:
+        net.backbone_file = None  # no file holds what the backbone is now
     attentions = [module.qkv for module in net.encoder().modules() if hasattr(module, "qkv")]
     net.arguments = {**net.arguments, "qkv_bias": any(module.bias is not None for module in attentions)}
     return net.train(net.training)
@@ -226,7 +229,7 @@ def merge_full(
     _check_labels(path, metadata, labels)
     found = find_backbone(path, metadata, backbone)
     if found is None:
-        named = adapter_metadata(path).get("backbone_file")
+        named = metadata.get("backbone_file")
         raise InputError(f"{path}: needs its backbone; the file it names, {named}, is not found, so give one.")
     net = load_adapter(load_backbone(path, found), path, labels=labels).eval()
     return merge(net) if fold and net.method.can_merge else net

@@ -125,7 +125,7 @@ class Slot(nn.Module):
             if taken is not None:
                 self.attach(taken.method, taken.tensors)
 
-    def merge(self) -> None:
+    def fold(self) -> None:
         """
         Folds what the method learned into the encoder, which then has none; the outputs stay equal up to rounding.
 
