@@ -64,7 +64,9 @@ class Slot(nn.Module):
         """
         taken = self.detach()
         try:
-            self._put(method.for_encoder(self), {} if tensors is None else tensors)  # type: ignore[arg-type]
+            if tensors is None:  # else it has been in such an encoder before
+                method = method.for_encoder(self)  # type: ignore[arg-type]
+            self._put(method, tensors or {})
         except Exception:
             self._clear()
             if taken is not None:
