@@ -235,7 +235,7 @@ def frozen_sha256(net: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
     """
     :func:`tensors_sha256` of frozen tensors of a network, computed again only after one of them was changed or
     replaced. PyTorch counts the changes of a tensor, but not those through ``data``, NumPy or a fused optimiser, which
-    the sum of its bytes, a tenth of the work, gives away.
+    the sum of its bytes, a tenth of the work, gives away unless values only change places.
     """
     if any(tensor.is_inference() for tensor in tensors.values()):  # PyTorch counts none of their changes
         return tensors_sha256(tensors)
