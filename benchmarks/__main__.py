@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks import adapters, cost, dicom
+from benchmarks import adapters, cost, dicom_series
 from monai_dvpt.commands import run_commands
 
 DESCRIPTION = "Measures on this machine what dynamic visual prompt tuning costs and saves."
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit status.
     """
-    return run_commands("python -m benchmarks", DESCRIPTION, [adapters, cost, dicom], argv)
+    return run_commands("python -m benchmarks", DESCRIPTION, [adapters, cost, dicom_series], argv)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from benchmarks.report import machine_line, write_csv
 from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.utils import InputError, atomic_path
 
-from .report import cost_figure, cost_tables, tokens_figure, tokens_table
-from .run import measure_cost
+from .measure_cost import measure_cost
+from .tables import cost_figure, cost_tables, tokens_figure, tokens_table
 from .tokens import measure_tokens
 from .variants import NETWORKS, REFERENCE, VARIANTS, Network
 

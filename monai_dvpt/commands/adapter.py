@@ -23,7 +23,7 @@ from monai_dvpt.networks.adapter.stored import check_intact, fitting_tensors, re
 from monai_dvpt.networks.parts import PARTS
 from monai_dvpt.utils import InputError, atomic_path, to_json
 
-from .run import printable
+from .command_line import printable
 
 __all__ = ["add_parser", "adapter_facts", "check_adapter", "write_full_model"]
 

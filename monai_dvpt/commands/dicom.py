@@ -11,7 +11,7 @@ from typing import Any
 from monai_dvpt.data.dicom import DicomSeries, find_series
 from monai_dvpt.utils import InputError, to_json
 
-from .run import printable
+from .command_line import printable
 
 __all__ = ["add_parser"]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monai_dvpt.apps.monailabel.versions import SHIPPED, AdapterVersions
+from monai_dvpt.apps.monailabel.adapter_versions import SHIPPED, AdapterVersions
 from monai_dvpt.networks.adapter import adapter_metadata, merge_full, save_adapter
 from monai_dvpt.utils import InputError, to_json
 
 from .adapter import BACKBONE_HELP
-from .run import printable
+from .command_line import printable
 
 __all__ = ["add_parser"]
 

@@ -14,7 +14,7 @@ from typing import Any
 from monai_dvpt.utils import InputError
 
 from .dicom import DicomSeries, DicomSeriesReader, find_series
-from .dicom.files import looks_like_dicom
+from .dicom.detect import looks_like_dicom
 from .dicom.privacy import names_patient
 from .dicom.series import VOLUMES
 from .folders import walk_files

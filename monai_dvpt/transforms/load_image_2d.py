@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
 from monai_dvpt.data.dicom import SeriesGrid
-from monai_dvpt.data.dicom.files import looks_like_dicom
+from monai_dvpt.data.dicom.detect import looks_like_dicom
 from monai_dvpt.data.dicom.grid import GRID_TAGS, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode, fill_padding

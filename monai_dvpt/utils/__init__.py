@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+from .atomic_files import atomic_path, fingerprint, remove_leftovers, to_json
 from .checks import as_bool, check_counts
 from .describe import describe
 from .errors import InputError, naming, reason, root_cause
-from .files import atomic_path, fingerprint, remove_leftovers, to_json
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
 from .locks import FolderLock, folder_lock
 from .monai_label import served_model, training_folder

@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 from utils_bundles import REPOSITORY
 from utils_data import temporary_folder
 
+from monai_dvpt.apps.monailabel.adapter_versions import AdapterVersions
 from monai_dvpt.apps.monailabel.bundles import ServedBundle, find_bundles
-from monai_dvpt.apps.monailabel.versions import AdapterVersions
 from monai_dvpt.utils import InputError
 
 if find_spec("monailabel") is None:
     raise unittest.SkipTest("needs the environment of MONAI Label: run .ci/monai_label")
 
 from monai_dvpt.apps.monailabel.activelearning import MostUncertain
-from monai_dvpt.apps.monailabel.cases import split_cases
 from monai_dvpt.apps.monailabel.gate import check_origins
+from monai_dvpt.apps.monailabel.labelled_cases import split_cases
 from monai_dvpt.apps.monailabel.train import AdapterTrainTask
 
 HIPPOCAMPUS = "hippocampus_mri_dvpt_unetr_segmentation"

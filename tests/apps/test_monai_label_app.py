@@ -373,7 +373,7 @@ class TestTraining(unittest.TestCase):
         self.assertEqual([metadata["parts"] for metadata in found], [["method", "head"]] * 2 + [["head"]])
 
     def test_worse_run_replaces_nothing(self):
-        from monai_dvpt.apps.monailabel.cases import split_cases
+        from monai_dvpt.apps.monailabel.labelled_cases import split_cases
 
         with self.serve() as server:
             client = Client(self, server)

@@ -14,8 +14,8 @@ from utils_networks import randomise
 
 from monai_dvpt.__main__ import main
 from monai_dvpt.apps.monailabel import bundles
+from monai_dvpt.apps.monailabel.adapter_versions import SHIPPED, AdapterVersions
 from monai_dvpt.apps.monailabel.bundles import LoadedNetwork
-from monai_dvpt.apps.monailabel.versions import SHIPPED, AdapterVersions
 from monai_dvpt.networks.adapter import adapter_metadata, adapter_names, load_adapter, merge_full, save_adapter, stored
 from monai_dvpt.networks.nets import DVPTUNETR
 from monai_dvpt.networks.parts import tune

@@ -18,7 +18,7 @@ from utils_data import entered, temporary_folder
 from benchmarks.__main__ import main
 from benchmarks.cost import NETWORKS
 from benchmarks.cost.measure import Trial, count_flops, interleave, saved_bytes
-from benchmarks.cost.run import RESULTS, measure_cost
+from benchmarks.cost.measure_cost import RESULTS, measure_cost
 from benchmarks.cost.tokens import fit_exponent, measure_tokens
 from benchmarks.cost.variants import REFERENCE, VARIANTS, Network, build_variant
 from monai_dvpt.networks.blocks import DVPTBlock
@@ -116,7 +116,7 @@ class TestVariants(unittest.TestCase):
 class TestMeasureCost(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        entered(cls, mock.patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1))  # as with more tokens
+        entered(cls, mock.patch("monai_dvpt.networks.blocks.dvpt_block.KEEP_FROM", 1))  # as with more tokens
         state = torch.get_rng_state()
         results, cls.left_out = measure_cost(TINY, rounds=2, peak_memory=False)
         cls.same_state = torch.equal(torch.get_rng_state(), state)
@@ -132,7 +132,7 @@ class TestMeasureCost(unittest.TestCase):
         self.assertEqual(ratios, dict.fromkeys(ratios, 1))
         off = self.results[kind, "linear"]
         self.assertEqual(off["inference_flops_ratio"], 1)
-        self.assertIsNone(off["step_seconds"])
+        self.assertLess(off["step_flops"], reference["step_flops"])
 
     def test_all_measured(self):
         for (_, name), row in self.results.items():
@@ -154,7 +154,7 @@ class TestMeasureCost(unittest.TestCase):
     def test_left_out(self):
         self.assertNotIn(("unetr", "vpt_shallow"), self.results)
         (line,) = (line for line in self.left_out if "vpt_shallow" in line)
-        self.assertRegex(line, r"^unetr, vpt_shallow: .*net must have an encoder .*, got DVPTUNETR\.$")
+        self.assertTrue(line.startswith('unetr, vpt_shallow: the method "vpt_shallow" must have an encoder '), line)
 
     def test_without_peft(self):
         with mock.patch("benchmarks.cost.variants.optional_import", return_value=(None, False)):
@@ -284,7 +284,7 @@ class TestNetworks(unittest.TestCase):
         plain, dvpt = (
             {key: t.shape for key, t in build().state_dict().items()} for build in (network.plain, network.dvpt)
         )
-        self.assertEqual(plain, {key: shape for key, shape in dvpt.items() if not key.startswith("dvpt.")})
+        self.assertEqual(plain, {key: shape for key, shape in dvpt.items() if "dvpt" not in key.split(".")})
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from parameterized import parameterized
 from utils_commands import call
 from utils_data import shared_data, temporary_folder
 
-from benchmarks import dicom
+from benchmarks import dicom_series
 from benchmarks.__main__ import main
-from benchmarks.dicom import COLUMNS, READERS, make_series, measure_readers
+from benchmarks.dicom_series import COLUMNS, READERS, make_series, measure_readers
 from monai_dvpt.data.dicom import find_series
 
 SMALL = "dicom/ct_liver_seg/23x38x3/image"
@@ -70,7 +70,7 @@ class TestMakeSeries(unittest.TestCase):
 
 class TestMeasureReaders(unittest.TestCase):
     def setUp(self):
-        executor = mock.patch.object(dicom, "ProcessPoolExecutor", in_this_process)
+        executor = mock.patch.object(dicom_series, "ProcessPoolExecutor", in_this_process)
         executor.start()
         self.addCleanup(executor.stop)
 
@@ -96,7 +96,7 @@ class TestMeasureReaders(unittest.TestCase):
 class TestCommand(unittest.TestCase):
     def test_file_with_processes(self):
         folder = temporary_folder(self)
-        with mock.patch.dict(dicom.READERS, {"ITKReader": ITKReader}, clear=True):
+        with mock.patch.dict(dicom_series.READERS, {"ITKReader": ITKReader}, clear=True):
             argv = ["--data", shared_data(CT), "--slices", 20, "--repeats", 1, "--output", folder]
             status, _, err = call(main, "dicom", *argv)
         self.assertEqual(status, 0)
@@ -109,7 +109,7 @@ class TestCommand(unittest.TestCase):
         self.assertGreater(int(result["file_bytes"]), 20 * 2 * 512 * 512)
 
     def test_table(self):
-        with mock.patch.object(dicom, "ProcessPoolExecutor", in_this_process):
+        with mock.patch.object(dicom_series, "ProcessPoolExecutor", in_this_process):
             status, out, _ = call(main, "dicom", "--data", shared_data(RLE), "--slices", 4, "--repeats", 1)
         self.assertEqual(status, 0)
         table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[0] == "|"]

@@ -21,8 +21,8 @@ from monai_dvpt.utils import InputError, root_cause
 
 SEGMENTATION = ROOT / "bundles" / "hippocampus_mri_dvpt_unetr_segmentation"
 GRADING = ROOT / "bundles" / "hippocampus_mri_dvpt_vit_classification"
-PATIENT = {"PatientName": "Chrisjen^Avasarala", "PatientID": "UN-7734", "PatientBirthDate": "20980407"}
-SECRETS = ("chrisjen", "avasarala", "7734", "20980407")
+PATIENT = {"PatientName": "Chrisjen^Avasarala", "PatientID": "UN-7734-X", "PatientBirthDate": "20980407"}
+SECRETS = ("chrisjen", "avasarala", "un-7734", "20980407")
 FORMATS = "nifti,dicom_seg,dicom_seg_probability,dicom_sr,rtstruct,secondary_capture"
 
 

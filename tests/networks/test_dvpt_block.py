@@ -23,7 +23,7 @@ from utils_data import entered
 from utils_networks import randomise
 
 from monai_dvpt.networks.blocks import DVPTBlock, DVPTList
-from monai_dvpt.networks.blocks.dvpt import KEEP_FROM
+from monai_dvpt.networks.blocks.dvpt_block import KEEP_FROM
 
 B, N, C, R, M = 2, 6, 11, 5, 3
 
@@ -100,7 +100,7 @@ def bytes_alive(function: Callable[[], torch.Tensor]) -> int:
 class TestDVPTBlock(unittest.TestCase):
     def setUp(self):
         torch.manual_seed(0)
-        entered(self, patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1))  # as with many tokens
+        entered(self, patch("monai_dvpt.networks.blocks.dvpt_block.KEEP_FROM", 1))  # as with many tokens
 
     @parameterized.expand(
         [(M, {}), (0, {}), (1, {}), (0, {"zero_init": "gate"}), *((M, options) for options in CHOICES)]
@@ -178,7 +178,7 @@ class TestDVPTBlock(unittest.TestCase):
         found = []
         for tokens in ([few], [many, few]):
             block.zero_grad()
-            with patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", many.numel()):
+            with patch("monai_dvpt.networks.blocks.dvpt_block.KEEP_FROM", many.numel()):
                 with torch.autocast("cpu", dtype=torch.bfloat16):
                     out = [block(x) for x in tokens][-1]
                 out.square().sum().backward()
@@ -198,7 +198,7 @@ class TestDVPTBlock(unittest.TestCase):
         block, x = randomise(DVPTBlock(C, R, M)), torch.randn(B, N, C)
         y = block(x)
         gradients = torch.autograd.grad(y.square().sum(), list(block.parameters()))
-        with patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", x.numel() + 1):
+        with patch("monai_dvpt.networks.blocks.dvpt_block.KEEP_FROM", x.numel() + 1):
             few = block(x)
         self.assertTrue(torch.equal(few, y))
         for one, other in zip(
@@ -208,7 +208,7 @@ class TestDVPTBlock(unittest.TestCase):
 
     def test_how_many_tokens_are_few(self):
         block = DVPTBlock(64, R, M)
-        with patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", KEEP_FROM):
+        with patch("monai_dvpt.networks.blocks.dvpt_block.KEEP_FROM", KEEP_FROM):
             inputs = [torch.randn(1, n, 64, requires_grad=True) for n in (4095, 4096)]
             alive = [bytes_alive(lambda x=x: block(x * 1)) for x in inputs]
         self.assertGreater(alive[0], 4 * 4095 * 3 * 64)

@@ -34,7 +34,7 @@ from utils_networks import (
 )
 
 from monai_dvpt.networks.adapter import backbone_sha256, disable_adapter, load_adapter, save_adapter
-from monai_dvpt.networks.blocks import dvpt
+from monai_dvpt.networks.blocks import dvpt_block
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
 from monai_dvpt.networks.parts import freeze_backbone, tune
 from monai_dvpt.utils import InputError
@@ -150,7 +150,7 @@ class TestEqualsMonai(unittest.TestCase):
 
 class TestFreezing(unittest.TestCase):
     def setUp(self):
-        entered(self, patch("monai_dvpt.networks.blocks.dvpt.KEEP_FROM", 1))  # as with many tokens
+        entered(self, patch("monai_dvpt.networks.blocks.dvpt_block.KEEP_FROM", 1))  # as with many tokens
 
     @parameterized.expand([*QUICK, ("swin_unetr_3d_v2",)])
     def test_gradients_reach_what_is_trained(self, case):
@@ -479,14 +479,14 @@ class TestViTFeatures(unittest.TestCase):
 def run_rank(rank: int, folder: Path) -> None:
     """Two steps of each network on one half of the batch; the gradients of the second go to a file."""
     torch.set_num_threads(1)
-    dvpt.KEEP_FROM = 1  # as with many tokens
+    dvpt_block.KEEP_FROM = 1  # as with many tokens
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {}
     for case in DISTRIBUTED:
-        net = small_network(case, seed=rank).train()  # wrapping gives all ranks the weights of the first
-        image = small_image(net, batch=2)[rank : rank + 1]
+        net = small_network(case, seed=rank).double().train()  # wrapping gives all ranks the weights of the first
+        image = small_image(net, batch=2)[rank : rank + 1].double()
         for method in ("dvpt", "full"):
-            tune(net, net.method if method == "dvpt" else method)
+            net = freeze_backbone(net) if method == "dvpt" else tune(net, method)
             wrapped = DistributedDataParallel(net, find_unused_parameters=False)
             gradients(wrapped, image)  # an unused parameter is an error in the step that follows
             found[case, method] = gradients(wrapped, image)
@@ -501,9 +501,10 @@ class TestDistributed(unittest.TestCase):
         ranks = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
         self.assertEqual({case for case, _ in ranks[0]}, set(DISTRIBUTED))
         for (case, method), found in ranks[0].items():
-            net = freeze_backbone(small_network(case).train())
+            net = freeze_backbone(small_network(case).double().train())
             net = net if method == "dvpt" else tune(net, method)
-            expected = {f"module.{name}": value for name, value in gradients(net, small_image(net, batch=2)).items()}
+            image = small_image(net, batch=2).double()
+            expected = {f"module.{name}": value for name, value in gradients(net, image).items()}
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(ranks[1][case, method], found, rtol=0, atol=0)
 

@@ -36,7 +36,7 @@ with atomic_path(sys.argv[1] + "/DOE.JANE.1970_seg.nii.gz") as path:
 STUDY = """
 import multiprocessing, sys, time
 from pathlib import Path
-from monai_dvpt.benchmark.study.run import _pool
+from monai_dvpt.benchmark.study.runner import _pool
 import os
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from monai_dvpt.utils import InputError
 
-from .versions import AdapterVersions
+from .adapter_versions import AdapterVersions
 
 __all__ = ["MostUncertain"]
 

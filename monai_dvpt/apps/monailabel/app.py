@@ -34,6 +34,7 @@ from monai_dvpt import __version__
 from monai_dvpt.utils import InputError, atomic_path
 
 from .activelearning import MostUncertain
+from .adapter_versions import AdapterVersions
 from .background import end_with_server, stop_when_server_ends, waiting
 from .bundles import find_bundles
 from .datastore import PacsDatastore, check_uid
@@ -46,7 +47,6 @@ from .routes import UUID, made_for_request, served, session_facts
 from .scoring import DiceScoring, EntropyScoring
 from .studies import StudiesDatastore
 from .train import AdapterTrainTask
-from .versions import AdapterVersions
 
 __all__ = ["DVPTApp"]
 

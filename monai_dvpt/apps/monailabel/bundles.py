@@ -21,8 +21,8 @@ from monai_dvpt.networks.methods import METHODS, as_method
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import InputError, path_for_config, setting_for_config
 
+from .adapter_versions import SHIPPED, AdapterVersions
 from .labels import ModelLabels
-from .versions import SHIPPED, AdapterVersions
 
 logger = logging.getLogger(__name__)
 

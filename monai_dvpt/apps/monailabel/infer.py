@@ -19,9 +19,9 @@ from monai_dvpt.handlers import label_volumes_ml
 from monai_dvpt.handlers.grade_writer import grades_of
 from monai_dvpt.utils import InputError, reason, root_cause
 
+from .adapter_versions import AdapterVersions
 from .bundles import LoadedNetwork, ServedBundle
 from .labels import ModelLabels
-from .versions import AdapterVersions
 
 __all__ = ["AdapterInferTask", "refusing"]
 

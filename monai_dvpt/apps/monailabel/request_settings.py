@@ -13,11 +13,11 @@ from monailabel.utils.others.generic import device_list
 
 from monai_dvpt.utils import InputError
 
+from .adapter_versions import AdapterVersions
 from .dicom_labels import told_segments
 from .infer import IN_USE, VOLUMES
 from .studies import check_tag
 from .train import AS_START
-from .versions import AdapterVersions
 
 __all__ = [
     "batch_settings",

@@ -21,8 +21,8 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.utils import InputError, reason
 
-from .cases import labelled_cases
 from .infer import AdapterInferTask
+from .labelled_cases import labelled_cases
 
 __all__ = ["DiceScoring", "EntropyScoring", "predictive_entropy"]
 

@@ -14,12 +14,12 @@ from typing import Any
 from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
 
-from monai_dvpt.data.dicom.files import looks_like_dicom
+from monai_dvpt.data.dicom.detect import looks_like_dicom
 from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.utils import InputError
 
 from .dicom_labels import read_label_file
-from .series import nifti_of_series
+from .nifti_of_series import nifti_of_series
 
 __all__ = ["StudiesDatastore", "check_name", "check_tag"]
 

@@ -25,10 +25,10 @@ from monai_dvpt.networks.methods import as_method
 from monai_dvpt.networks.parts import adapter_parts, freeze_backbone
 from monai_dvpt.utils import InputError, path_for_config, to_json
 
+from .adapter_versions import AdapterVersions
 from .bundles import ServedBundle
-from .cases import Case, labelled_cases, split_cases
 from .infer import IN_USE, refusing
-from .versions import AdapterVersions
+from .labelled_cases import Case, labelled_cases, split_cases
 
 __all__ = ["AS_START", "AdapterTrainTask"]
 

@@ -21,7 +21,7 @@ from monai_dvpt.utils import InputError, atomic_path, fingerprint, folder_lock, 
 from .job import GIVEN, Task, read_cases
 from .plan import HEAD_RATES, make_splits, parse_method
 from .report import write_report
-from .run import Results, run_study
+from .runner import Results, run_study
 
 __all__ = ["add_parser"]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM series in: found, judged, chosen and read, right to 0.1 mm or refused with a reason."""
 
-from .choose import choose_series
+from .choose_series import choose_series
 from .grid import SeriesGrid
 from .reader import DicomSeriesReader
 from .series import DicomSeries, find_series

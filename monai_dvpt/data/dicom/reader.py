@@ -16,7 +16,7 @@ from monai.utils import SpaceKeys, ensure_tuple
 
 from monai_dvpt.utils import InputError, as_bool, naming
 
-from .choose import choose_series
+from .choose_series import choose_series
 from .geometry import RAS_TO_LPS
 from .grid import SeriesGrid
 from .pixels import read_values, straighten

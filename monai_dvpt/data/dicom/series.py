@@ -18,7 +18,7 @@ from tqdm import tqdm
 from monai_dvpt.data.folders import walk_files
 from monai_dvpt.utils import InputError
 
-from .files import looks_like_dicom
+from .detect import looks_like_dicom
 from .geometry import GridError
 from .headers import DicomFile, Frame, read_header
 from .privacy import names_patient

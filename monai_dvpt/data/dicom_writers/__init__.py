@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from .codes import PRIVATE_SCHEME, label_colour, private_code, segment_codes
 from .document import Model, Placed, place, require_highdicom
-from .report import write_dicom_sr
 from .rtstruct import write_rtstruct
 from .secondary_capture import write_secondary_capture
 from .segmentation import write_dicom_seg, write_dicom_seg_probability
+from .structured_report import write_dicom_sr
 
 __all__ = [
     "PRIVATE_SCHEME",

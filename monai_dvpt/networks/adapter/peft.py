@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from monai_dvpt.networks.encoders import ViTEncoder
 from monai_dvpt.networks.methods import LoRA
 from monai_dvpt.networks.parts import TunableNetwork
-from monai_dvpt.networks.pretrained.files import read_json
+from monai_dvpt.networks.pretrained.weight_files import read_json
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, atomic_path, check_finite, check_type, to_json
 
@@ -79,7 +79,7 @@ def load_peft(net: TunableNetwork, folder: str | os.PathLike, name: str | None =
 
 
 @on_network
-def save_peft(net: TunableNetwork, folder: str | os.PathLike, layout: str = "vit", prefix: str = "") -> Path:
+def save_peft(net: TunableNetwork, folder: str | os.PathLike, layout: str = "vit", root: str = "") -> Path:
     """
     Writes the LoRA of a network as peft does, without decoder and head: ``PeftModel.from_pretrained(model, folder)``
     then computes as the network's encoder does, where ``model`` has its pretrained weights.
@@ -89,7 +89,7 @@ def save_peft(net: TunableNetwork, folder: str | os.PathLike, layout: str = "vit
         folder: where to write ``adapter_config.json`` and ``adapter_model.safetensors``, each whole or not at all.
         layout: how the model names its layers: "vit" or "dinov2" of transformers 5, "vit4" for both of transformers 4,
             "clip" for the vision part of CLIP.
-        prefix: what the model's names begin with before that, such as "vit." in ``ViTForImageClassification``.
+        root: what the model's names begin with before that, such as "vit." in ``ViTForImageClassification``.
 
     Returns:
         ``folder``.
@@ -107,7 +107,7 @@ def save_peft(net: TunableNetwork, folder: str | os.PathLike, layout: str = "vit
     for key, tensor in ((key, encoder.get_parameter(key).detach()) for key in encoder.owned):
         check_type(f"{folder / WEIGHTS}: {key}", tensor)
         check_finite(f"{folder / WEIGHTS}: {key}", tensor, tensor.dtype)
-        names = _names_in_peft(key, ROOT + prefix, layout)
+        names = _names_in_peft(key, ROOT + root, layout)
         tensors |= {name: part.cpu().contiguous() for name, part in zip(names, tensor, strict=True)}
     config = {
         **{"peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "inference_mode": True},

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .attention import FusedSABlock, FusedWindowAttention, WindowGroups, fuse_attention, group_windows
-from .dvpt import DVPTBlock, DVPTList
+from .dvpt_block import DVPTBlock, DVPTList
 
 __all__ = [
     "DVPTBlock",

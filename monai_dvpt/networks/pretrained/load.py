@@ -21,10 +21,10 @@ from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type
 
-from .choose import depth
-from .files import find_file, read_config, read_weights
-from .formats import PretrainedWeights, recognise
+from .choose_network import depth
+from .recognise import PretrainedWeights, recognise
 from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, token_grid
+from .weight_files import find_file, read_config, read_weights
 
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
 

@@ -161,10 +161,10 @@ class TestNetworks(Several):
             self.check_refused(save(self.folder / "a.pth", state), "missing ['blocks.2.norm1.weight']")
         else:
             words = f"blocks.0.attn.qkv.weight has 'module.', {name} has none"
-            self.check_refused(save(self.folder / "a.pth", state), "must have one prefix", words)
+            self.check_refused(save(self.folder / "a.pth", state), "must have one root", words)
         state = dict(self.student)
         state["model.pos_embed"] = state.pop("pos_embed")
-        self.check_refused(save(self.folder / "a.pth", state), "must have one prefix", "pos_embed has 'model.'")
+        self.check_refused(save(self.folder / "a.pth", state), "must have one root", "pos_embed has 'model.'")
 
 
 class TestShards(Several):

@@ -308,7 +308,7 @@ class TestRepository(unittest.TestCase):
             self.check_refused("owner/name", "ConnectionError", "fetch model.safetensors and config.json")
 
     def test_without_the_library(self):
-        with mock.patch("monai_dvpt.networks.pretrained.files.optional_import", lambda name: (None, False)):
+        with mock.patch("monai_dvpt.networks.pretrained.weight_files.optional_import", lambda name: (None, False)):
             self.check_refused("owner/name", "huggingface_hub is not installed", "fetch model.safetensors")
 
 

@@ -24,10 +24,10 @@ def places(states: Mapping[str, Mapping[str, torch.Tensor]], signature: str) -> 
 
     Args:
         states: the named tensors of a file, by where they stand in it.
-        signature: a name that only this layout has, after any prefix.
+        signature: a name that only this layout has, whatever stands before it.
 
     Returns:
-        the key in ``states`` and the prefix of each network, shortest prefix first.
+        the key in ``states`` and the root of each network, what its names begin with, the shortest first.
     """
     ends = ("." + signature, "/" + signature)
     found = [
@@ -53,8 +53,7 @@ def choose_network(
         found: what :func:`places` returned, not empty.
 
     Returns:
-        the prefix of the names of the network, the tensors beside it, its own included, and the names of those of
-        another network.
+        the root of the network, the tensors beside it, its own included, and the names of those of another network.
 
     Raises:
         InputError: if there are several and none is the teacher; names where they stand.
@@ -69,15 +68,15 @@ def choose_network(
                 f"{path}: must hold one network, or a teacher and its student, got networks under "
                 f"{', '.join(names[:4])}; save the tensors of one to a file."
             )
-    place, prefix = (teachers or found)[0]
+    place, root = (teachers or found)[0]
     # all of the student's, its head included
-    roots = [re.match(rf"(.*[./])?{STUDENT}[./]", before) for where, before in students if where == place]
-    drop = tuple(root[0] for root in roots if root)
+    students_at = [re.match(rf"(.*[./])?{STUDENT}[./]", before) for where, before in students if where == place]
+    drop = tuple(match[0] for match in students_at if match)
     own = {name: tensor for name, tensor in states[place].items() if not name.startswith(drop)}
     others = [name for name in states[place] if name not in own]
     for where in sorted({where for where, _ in students} - {place}):
         others += [f"{where}.{name}" for name in states[where]]
-    return prefix, own, others
+    return root, own, others
 
 
 def depth(path: Any, names: Iterable[str]) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from monai_dvpt.utils import InputError, check_type
 
-from .choose import choose_network, depth, places
+from .choose_network import choose_network, depth, places
 
 __all__ = ["PretrainedWeights", "recognise"]
 
@@ -45,7 +45,7 @@ class _Format:
     """A layout of a ViT's weights, renamed to that of timm."""
 
     kind: str
-    signature: str  # a name that only this layout has, after any prefix
+    signature: str  # a name that only this layout has, after any root
     renames: tuple[tuple[str, str], ...] = ()  # regular expressions, the first that matches counts
     layer_norm_eps: float = 1e-6
     activation: str = "gelu"
@@ -153,18 +153,18 @@ def recognise(
     """
     for signature, convert in _MONAI:
         if found := places(states, signature):
-            prefix, tensors, others = choose_network(path, states, found)
-            return _with_others(convert(prefix, tensors), others)
+            root, tensors, others = choose_network(path, states, found)
+            return _with_others(convert(root, tensors), others)
     layout = next((layout for layout in _FORMATS if places(states, layout.signature)), None)
     if layout is not None:
-        prefix, tensors, others = choose_network(path, states, places(states, layout.signature))
+        root, tensors, others = choose_network(path, states, places(states, layout.signature))
     else:
-        prefix, tensors, others = "", max(states.values(), key=len), []
+        root, tensors, others = "", max(states.values(), key=len), []
     for what, pattern in _UNREPRESENTABLE:
         if unknown := [name for name in tensors if re.search(pattern, name)]:
             raise InputError(f"{path}: has {what} ({unknown[0]}), which MONAI's ViT cannot represent.")
     if layout is not None:
-        return _with_others(_vit(path, layout, prefix, tensors, config, tokens), others)
+        return _with_others(_vit(path, layout, root, tensors, config, tokens), others)
     raise InputError(
         f"{path}: must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI) or of MONAI's "
         f"UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
@@ -178,12 +178,12 @@ def _with_others(source: PretrainedWeights, others: list[str]) -> PretrainedWeig
     return source
 
 
-def _monai_vit(prefix: str, tensors: State) -> PretrainedWeights:
-    source = PretrainedWeights("MONAI UNETR" if prefix.endswith("vit.") else "MONAI ViT", {}, is_monai=True)
-    outer = prefix.removesuffix("vit.")
+def _monai_vit(root: str, tensors: State) -> PretrainedWeights:
+    source = PretrainedWeights("MONAI UNETR" if root.endswith("vit.") else "MONAI ViT", {}, is_monai=True)
+    outer = root.removesuffix("vit.")
     for name, tensor in tensors.items():
-        inner = name.removeprefix(prefix)
-        if name.startswith(prefix) and inner.startswith(("patch_embedding.", "blocks.", "norm.", "cls_token")):
+        inner = name.removeprefix(root)
+        if name.startswith(root) and inner.startswith(("patch_embedding.", "blocks.", "norm.", "cls_token")):
             if ".cross_attn." in inner:  # older versions of MONAI kept them without using them
                 source.unused.append(name)
             else:
@@ -198,24 +198,24 @@ def _monai_vit(prefix: str, tensors: State) -> PretrainedWeights:
     return source
 
 
-def _monai_swin(prefix: str, tensors: State) -> PretrainedWeights:
+def _monai_swin(root: str, tensors: State) -> PretrainedWeights:
     source = PretrainedWeights("MONAI SwinUNETR", {}, is_swin=True)
     for name, tensor in tensors.items():
-        if name.startswith(prefix + "swinViT."):
-            source.encoder[name.removeprefix(prefix + "swinViT.")] = tensor
-        elif name.startswith(prefix):
-            source.outside[name.removeprefix(prefix)] = tensor
+        if name.startswith(root + "swinViT."):
+            source.encoder[name.removeprefix(root + "swinViT.")] = tensor
+        elif name.startswith(root):
+            source.outside[name.removeprefix(root)] = tensor
         else:
             source.unused.append(name)
     return source
 
 
-def _swin_ssl(prefix: str, tensors: State) -> PretrainedWeights:
+def _swin_ssl(root: str, tensors: State) -> PretrainedWeights:
     """The releases of self-supervised SwinUNETR weights: an encoder alone, with heads of the pretext tasks."""
     source = PretrainedWeights("MONAI SwinUNETR, self-supervised", {}, is_swin=True)
     for name, tensor in tensors.items():
-        inner = name.removeprefix(prefix)
-        if not name.startswith(prefix) or not re.match(r"patch_embed\.|layers[1-4]c?\.", inner):
+        inner = name.removeprefix(root)
+        if not name.startswith(root) or not re.match(r"patch_embed\.|layers[1-4]c?\.", inner):
             source.unused.append(name)
             continue
         inner = re.sub(r"^(layers[1-4])\.0\.0\.", r"\1.0.", inner)
@@ -234,13 +234,13 @@ _MONAI: tuple[tuple[str, Callable[[str, State], PretrainedWeights]], ...] = (
 def _vit(
     path: Any,
     layout: _Format,
-    prefix: str,
+    root: str,
     tensors: State,
     config: Mapping[str, Any],
     tokens: int | None,
 ) -> PretrainedWeights:
     # timm's versions of CLIP have its epsilon, and of its activation their names tell
-    clip = layout is _TIMM and prefix + "norm_pre.weight" in tensors
+    clip = layout is _TIMM and root + "norm_pre.weight" in tensors
     quick = layout is _TIMM and "quickgelu" in str(config.get("architecture"))
     activation = config.get("hidden_act", "quick_gelu" if quick else layout.activation)
     source = PretrainedWeights(
@@ -258,21 +258,21 @@ def _vit(
     for name, tensor in tensors.items():
         outer = re.fullmatch(rf"(?:.*\.)?{layout.head}\.(weight|bias|kernel)", name)
         if outer and not re.search("decoder|predictor", name) and not has_pre_logits:
-            name, inner = prefix + "head." + outer[1], "head." + outer[1]
+            name, inner = root + "head." + outer[1], "head." + outer[1]
         else:
-            inner = _rename(name.removeprefix(prefix), layout.renames)
+            inner = _rename(name.removeprefix(root), layout.renames)
         known = r"(cls_token|pos_embed|patch_embed\.proj|norm_pre|blocks\.\d+|norm|head)\b"
-        if name.startswith(prefix) and re.match(known, inner) and not (has_pre_logits and inner.startswith("head.")):
+        if name.startswith(root) and re.match(known, inner) and not (has_pre_logits and inner.startswith("head.")):
             if inner in state:
                 raise InputError(f"{path}: has {inner} twice, the second time as {name}.")
             check_type(f"{path}: {name}", tensor, torch.float32)
             state[inner] = tensor.float()
-        elif name.startswith(prefix) and _ENCODER.match(inner) and not _UNNEEDED.search(inner):
+        elif name.startswith(root) and _ENCODER.match(inner) and not _UNNEEDED.search(inner):
             raise InputError(f"{path}: has {name}, which MONAI's ViT cannot represent.")
         else:
             source.unused.append(name)
     if "pos_embed" not in state:
-        _check_one_prefix(path, layout, prefix, tensors, "pos_embed")
+        _check_one_root(path, layout, root, tensors, "pos_embed")
         raise InputError(
             f"{path}: has no position embeddings, so it is a part of a checkpoint, or of a kind that has others (as "
             "RoPE), which MONAI's ViT cannot represent."
@@ -286,22 +286,22 @@ def _vit(
             }
         _to_monai(path, state, source, _has_class_position(state, layout, tokens))
     except KeyError as error:
-        _check_one_prefix(path, layout, prefix, tensors, error.args[0])
+        _check_one_root(path, layout, root, tensors, error.args[0])
         raise InputError(f"{path}: must have {error.args[0]}, under its name in {layout.kind}.") from error
     except (IndexError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"{path}: has tensors of shapes that no {layout.kind} has: {error}") from error
     return source
 
 
-def _check_one_prefix(path: Any, layout: _Format, prefix: str, tensors: State, wanted: str) -> None:
-    """Looks for a tensor that is missing under a prefix under any other one."""
+def _check_one_root(path: Any, layout: _Format, root: str, tensors: State, wanted: str) -> None:
+    """Looks under all other roots for a tensor that is missing under the network's."""
     for name in tensors:
         parts = re.split(r"(?<=[./])", name)
         ends = ["".join(parts[start:]) for start in range(max(0, len(parts) - 10), len(parts))]  # the longest has 7
         if found := next((end for end in ends if _rename(end, layout.renames) == wanted), None):
-            first, second = (repr(one) if one else "none" for one in (prefix, name.removesuffix(found)))
+            first, second = (repr(one) if one else "none" for one in (root, name.removesuffix(found)))
             raise InputError(
-                f"{path}: must have one prefix before all names of the network; {layout.signature} has {first}, "
+                f"{path}: must have one root before all names of the network; {layout.signature} has {first}, "
                 f"{found} has {second}."
             )
 
