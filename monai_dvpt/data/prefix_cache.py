@@ -32,7 +32,7 @@ from monai_dvpt.utils import (
 __all__ = ["PrefixCacheDataset"]
 
 GIB = 2**30
-LAYOUT_VERSION = 2  # of what forward_prefix returns
+LAYOUT_VERSION = 3  # of what forward_prefix returns
 IN_USE_SECONDS = 24 * 3600  # for which an entry stays after its last use
 
 

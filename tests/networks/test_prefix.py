@@ -89,6 +89,9 @@ class TestPrefix(unittest.TestCase):
         for wrong in (prefix[:, :0], prefix[:1]):
             with self.assertRaisesRegex(ValueError, "prefix must"):
                 net(image, wrong)
+        for other in ({"start_layer": 3}, {"start_layer": 2, "side_path": True}):
+            with self.assertRaisesRegex(ValueError, "prefix must come from this image and the layers before"):
+                frozen_network(case, **other)(image, prefix)
         with self.assertRaisesRegex(ValueError, "side_path must be True or False, got 'false'"):
             small_network(case, side_path="false")
         net.requires_grad_(True)

@@ -17,7 +17,7 @@ from monai_dvpt.networks.adapter import (
     set_adapter,
     share_backbone,
 )
-from monai_dvpt.networks.parts import freeze_backbone
+from monai_dvpt.networks.parts import freeze_backbone, tune
 from monai_dvpt.networks.pretrained import load_pretrained
 
 CASES = [("vit_cls_2d",), ("unetr_2d",), ("swin_unetr_2d",), ("swin_unetr_2d_none",)]
@@ -88,6 +88,9 @@ class TestRoundBackbone(unittest.TestCase):
     def test_refuses(self):
         with self.assertRaisesRegex(ValueError, "dtype must be"):
             round_backbone(frozen("vit_cls_2d"), torch.int8)
+        for method in ("full", "bitfit"):
+            with self.assertRaisesRegex(ValueError, f'net must train no part of its encoder to be rounded; "{method}"'):
+                round_backbone(tune(frozen("vit_cls_2d"), method))
         with self.assertRaisesRegex(ValueError, "are trained"):
             round_backbone(small_network("vit_cls_2d"))
         with self.assertRaisesRegex(ValueError, "before its backbone is rounded"):

@@ -242,11 +242,13 @@ class Encoder(Slot):
     @torch.jit.unused
     def pack_prefix(self, states: Mapping[int, torch.Tensor], seen: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """
-        Of what :meth:`frozen_states` gave, for ``prefix_layers`` at least, the part that the method goes on from, of
-        shape (B, numbers).
+        The part of what :meth:`frozen_states` returned, for at least ``prefix_layers``, from which the method takes
+        over, of shape (B, numbers). A column of zeros for every frozen layer that ran lets the shape alone tell a
+        prefix of other layers.
         """
         kept = [states[layer] for layer in self._outputs_before()] + [seen[layer] for layer in self.prefix_layers]
-        return torch.cat([tensor.flatten(1) for tensor in kept], dim=1)
+        layers_run = kept[-1].new_zeros(len(kept[-1]), self.prefix_layers[0] + 1)
+        return torch.cat([*(tensor.flatten(1) for tensor in kept), layers_run], dim=1)
 
     def unpack_prefix(
         self, prefix: torch.Tensor, image: torch.Tensor
@@ -258,13 +260,14 @@ class Encoder(Slot):
         outputs = self._outputs_before()
         shapes = [self.token_shape(sides, layer, True) for layer in outputs]
         shapes += [self.token_shape(sides, layer, False) for layer in self.prefix_layers]
-        sizes = [_product(shape) for shape in shapes]
+        sizes = [_product(shape) for shape in shapes] + [self.prefix_layers[0] + 1]
         if list(prefix.shape) != [image.shape[0], sum(sizes)]:
             raise ValueError(
-                f"prefix must be that of the image, of shape {[image.shape[0], sum(sizes)]}, got {list(prefix.shape)}."
+                f"prefix must come from this image and the layers before the method, of shape "
+                f"{[image.shape[0], sum(sizes)]}, got {list(prefix.shape)}."
             )
         parts = prefix.split(sizes, dim=1)
-        for index in range(len(parts)):
+        for index in range(len(shapes)):
             tensor = parts[index].reshape([image.shape[0]] + shapes[index])
             if index < len(outputs):
                 states[outputs[index]] = tensor
