@@ -12,8 +12,7 @@ from .series import VOLUMES, DicomSeries
 
 __all__ = ["choose_series"]
 
-MAX_LISTED = 10
-"""Series that an error names."""
+MAX_LISTED = 10  # series in an error
 
 
 def choose_series(
@@ -27,15 +26,15 @@ def choose_series(
     The one series that fits.
 
     Args:
-        found: of :func:`find_series`.
+        found: from :func:`find_series`.
         uid: Series Instance UID.
-        description: pattern of the Series Description as in a shell, such as ``"*T1*"``, in upper or lower case.
+        description: pattern of the Series Description as in a shell, such as ``"*T1*"``; case does not matter.
         modality: such as "MR".
         num_slices: number of slices.
 
     Raises:
-        InputError: if none or several fit; lists them. Localizers, single slices and pictures are not taken unless a
-            UID names them; a volume that cannot be read counts, since it may be the one that is meant.
+        InputError: if none or several fit; lists them. Localizers, single slices and pictures are only taken by their
+            UID; a volume that cannot be read counts, since it may be the one that is meant.
     """
     found = list(found)
     asked = {"uid": uid, "description": description, "modality": modality, "num_slices": num_slices}
@@ -52,14 +51,11 @@ def choose_series(
     if len(candidates) == 1:
         return candidates[0]
     wanted = f" with {', '.join(f'{key} {value}' for key, value in wishes.items())}" if wishes else ""
-    listed = [f"[{number}] {series}" for number, series in enumerate((candidates or found)[:MAX_LISTED], 1)] or [
-        "nothing"
-    ]
-    if (more := len(candidates or found) - MAX_LISTED) > 0:
-        listed.append(f"and {more} more")
+    shown = candidates or found
+    listed = "; ".join(f"[{number}] {series}" for number, series in enumerate(shown[:MAX_LISTED], 1)) or "nothing"
+    if (more := len(shown) - MAX_LISTED) > 0:
+        listed += f"; and {more} more"
     if candidates:
-        raise InputError(
-            f"must hold one DICOM volume{wanted}, holds {len(candidates)}: {'; '.join(listed)}; choose by uid, "
-            "description, modality or num_slices."
-        )
-    raise InputError(f"must hold a DICOM volume{wanted}, holds none; there is: {'; '.join(listed)}.")
+        how = "choose by uid, description, modality or num_slices"
+        raise InputError(f"must hold one DICOM volume{wanted}, holds {len(candidates)}: {listed}; {how}.")
+    raise InputError(f"must hold a DICOM volume{wanted}, holds none; there is: {listed}.")
