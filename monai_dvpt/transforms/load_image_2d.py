@@ -12,7 +12,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import optional_import
 from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
@@ -20,16 +19,12 @@ from monai_dvpt.data.dicom import SeriesGrid
 from monai_dvpt.data.dicom.detect import looks_like_dicom
 from monai_dvpt.data.dicom.grid import GRID_TAGS, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
-from monai_dvpt.data.dicom.pixels import decode, fill_padding
+from monai_dvpt.data.dicom.pixels import decode, fill_padding, pixel_functions
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
 from monai_dvpt.data.kinds import check_regular, image_kind
 from monai_dvpt.data.nifti import as_float32, read_nifti
 from monai_dvpt.utils import InputError, naming, reason
 from monai_dvpt.utils.limits import check_bytes
-
-lut_functions, is_pydicom_3 = optional_import("pydicom.pixels")
-if not is_pydicom_3:
-    lut_functions, _ = optional_import("pydicom.pixel_data_handlers.util")
 
 __all__ = ["LoadImage2D", "LoadImage2Dd"]
 
@@ -172,7 +167,8 @@ def _shown(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 def _displayed(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Stored values after the modality and VOI look-up tables."""
-    return lut_functions.apply_voi_lut(lut_functions.apply_modality_lut(stored, dataset), dataset).astype(np.float64)
+    measured = pixel_functions.apply_modality_lut(stored, dataset)
+    return pixel_functions.apply_voi_lut(measured, dataset).astype(np.float64)
 
 
 def _check_square(name: str, sides: np.ndarray) -> None:

@@ -200,7 +200,7 @@ def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
         samples=int(_scalar("SamplesPerPixel", dataset.get("SamplesPerPixel")) or 1),
         problem=problem,
         frames=tuple(_frames(dataset, count)),
-        lossy=_is_lossy(dataset),
+        lossy=_text(dataset, "LossyImageCompression") == "01" or _syntax(dataset) in LOSSY,
         identifiers=identifiers,
     )
 
@@ -316,9 +316,8 @@ def _whole(dataset: Dataset, name: str) -> int:
     return int(number)
 
 
-def _is_lossy(dataset: Dataset) -> bool:
-    syntax = getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID", "")
-    return _text(dataset, "LossyImageCompression") == "01" or syntax in LOSSY
+def _syntax(dataset: Dataset) -> Any:
+    return getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID")
 
 
 def _bits_problem(dataset: Dataset) -> str:
@@ -354,8 +353,7 @@ def _uid(dataset: Dataset, name: str) -> str:
 
 def _pixel_problem(file: LimitedFile, dataset: Dataset) -> str:
     """Why the pixels cannot be complete, or nothing; the file is read up to the end of the header."""
-    syntax = getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID")
-    start = file.tell()
+    syntax, start = _syntax(dataset), file.tell()
     if (deflated := syntax == DeflatedExplicitVRLittleEndian) is False and file.read(2) not in PIXEL_GROUP:
         return "has no pixel data"
     if syntax is not None and UID(syntax).type != "Transfer Syntax":

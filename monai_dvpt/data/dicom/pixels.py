@@ -26,13 +26,11 @@ from .streams import check_streams
 from .terms import PHOTOMETRIC, number_text
 from .volumes import DicomVolume
 
-apply_modality_lut, has_pixels = optional_import("pydicom.pixels", name="apply_modality_lut")
-if not has_pixels:
-    apply_modality_lut, _ = optional_import("pydicom.pixel_data_handlers.util", name="apply_modality_lut")
+pixel_functions, is_pydicom_3 = optional_import("pydicom.pixels")
+if not is_pydicom_3:
+    pixel_functions, _ = optional_import("pydicom.pixel_data_handlers.util")
 
-get_decoder, has_decoders = optional_import("pydicom.pixels", name="get_decoder")
-
-__all__ = ["decode", "fill_padding", "read_values", "straighten"]
+__all__ = ["decode", "fill_padding", "pixel_functions", "read_values", "straighten"]
 
 PADDING = {
     "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
@@ -152,9 +150,9 @@ def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.n
 
 def _words(dataset: Dataset) -> np.ndarray:
     """The decoded values, perhaps with bits above BitsStored."""
-    if has_decoders:
+    if is_pydicom_3:
         # as Dataset.pixel_array, without its cache
-        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+        decoder = pixel_functions.get_decoder(dataset.file_meta.TransferSyntaxUID)
         words = decoder.as_array(dataset, raw=True, correct_unused_bits=False)[0]
     else:
         signed = dataset.get("PixelRepresentation")
@@ -209,7 +207,7 @@ def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame) -> Any:
     try:
         with quiet_pydicom():
             if dataset.get("ModalityLUTSequence"):
-                return apply_modality_lut(stored, dataset)
+                return pixel_functions.apply_modality_lut(stored, dataset)
     except Exception as error:  # its message may quote the header
         raise InputError(f"its Modality LUT makes a {type(error).__name__}.") from None
     slope = 1.0 if frame.slope is None else frame.slope

@@ -16,11 +16,10 @@ from monai.utils import SpaceKeys, ensure_tuple
 
 from monai_dvpt.utils import InputError, as_bool, naming
 
-from .choose_series import choose_series
 from .geometry import RAS_TO_LPS
 from .grid import SeriesGrid
 from .pixels import read_values, straighten
-from .series import DicomSeries, find_series
+from .series import DicomSeries, choose_series, find_series
 from .volumes import DicomVolume
 
 __all__ = ["DicomSeriesReader"]

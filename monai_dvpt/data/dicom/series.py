@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DICOM series of a folder, and whether each is a volume."""
+"""The DICOM series of a folder, whether each is a volume, and the choice of one."""
 
 from __future__ import annotations
 
 import filecmp
+import fnmatch
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from .headers import DicomFile, Frame, read_header
 from .privacy import names_patient
 from .volumes import DicomVolume, Slice, find_stacks, orientation_of, places_of, volumes_of
 
-__all__ = ["VOLUMES", "DicomSeries", "find_series"]
+__all__ = ["VOLUMES", "DicomSeries", "choose_series", "find_series"]
 
 RESULTS = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
 """Modalities of objects that are no images, though they may have rows and columns."""
@@ -32,6 +33,7 @@ SECTIONAL = ("CT", "MR", "PT", "NM", "OPT")
 """Modalities whose images must have a position; other images without one are pictures."""
 VOLUMES = ("ok", "tilted", "choose", "refused")
 """Verdicts of series that are meant to be volumes."""
+MAX_LISTED = 10  # series in an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +171,52 @@ def find_series(
     if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
         return [series for series in found if Path(source) in series.files]
     return found
+
+
+def choose_series(
+    found: Iterable[DicomSeries],
+    uid: str | None = None,
+    description: str | None = None,
+    modality: str | None = None,
+    num_slices: int | None = None,
+) -> DicomSeries:
+    """
+    The one series that fits.
+
+    Args:
+        found: from :func:`find_series`.
+        uid: Series Instance UID.
+        description: pattern of the Series Description as in a shell, such as ``"*T1*"``; case does not matter.
+        modality: such as "MR".
+        num_slices: number of slices.
+
+    Raises:
+        InputError: if none or several fit; lists them. Localizers, single slices and pictures are only taken by their
+            UID; a volume that cannot be read counts, since it may be the one that is meant.
+    """
+    found = list(found)
+    asked = {"uid": uid, "description": description, "modality": modality, "num_slices": num_slices}
+    wishes = {key: value for key, value in asked.items() if value not in (None, "")}
+    rules: dict[str, Callable[[DicomSeries], bool]] = {
+        "uid": lambda series: series.series_uid == str(uid),
+        "description": lambda series: fnmatch.fnmatchcase(series.description.lower(), str(description).lower()),
+        "modality": lambda series: series.modality.upper() == str(modality).upper(),
+        "num_slices": lambda series: series.num_slices == int(num_slices or 0),
+    }
+    fitting = [series for series in found if all(rules[key](series) for key in wishes)]
+    volumes = [series for series in fitting if series.verdict in VOLUMES]
+    candidates = volumes or (fitting if uid else [])
+    if len(candidates) == 1:
+        return candidates[0]
+    wanted = f" with {', '.join(f'{key} {value}' for key, value in wishes.items())}" if wishes else ""
+    shown = candidates or found
+    listed = "; ".join(f"[{number}] {series}" for number, series in enumerate(shown[:MAX_LISTED], 1)) or "nothing"
+    if (more := len(shown) - MAX_LISTED) > 0:
+        listed += f"; and {more} more"
+    if candidates:
+        how = "choose by uid, description, modality or num_slices"
+        raise InputError(f"must hold one DICOM volume{wanted}, holds {len(candidates)}: {listed}; {how}.")
+    raise InputError(f"must hold a DICOM volume{wanted}, holds none; there is: {listed}.")
 
 
 def _homeless(files: Sequence[DicomFile]) -> dict[Path, str]:

@@ -120,12 +120,7 @@ def place(
 
 
 def require_highdicom() -> Any:
-    """
-    The package highdicom.
-
-    Raises:
-        OptionalImportError: if it is not installed.
-    """
+    """The package highdicom; an OptionalImportError if it is not installed."""
     highdicom, installed = optional_import("highdicom")
     if not installed:
         raise OptionalImportError("DICOM results are written with highdicom: pip install 'monai_dvpt[dicom]'")
@@ -175,12 +170,7 @@ def image_items(source: SeriesGrid, indices: Sequence[int] | None = None) -> lis
 
 
 def save_document(dataset: Any, source: SeriesGrid, path: str | os.PathLike) -> Path:
-    """
-    Copies patient and study from the source into a highdicom object and writes the file.
-
-    Raises:
-        InputError: if the source cannot be read or the file cannot be written.
-    """
+    """Writes a highdicom object with patient and study of the source; an InputError if a file cannot be used."""
     with disable_value_validation():
         dataset.copy_patient_and_study_information(source.identity)
         dataset.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of labels and patients alike

@@ -77,13 +77,7 @@ def _grade(sr: Any, output: str, found: Mapping[str, Any], source: SeriesGrid, a
 
 
 def _volume(
-    sr: Any,
-    value: int,
-    segment: Mapping[str, Any],
-    volume: float,
-    source: SeriesGrid,
-    seg: Dataset | None,
-    algorithm: Any,
+    sr: Any, value: int, segment: Mapping, volume: float, source: SeriesGrid, seg: Dataset | None, algorithm: Any
 ) -> Any:
     common = {
         "finding_category": Code(*segment["category"]),
