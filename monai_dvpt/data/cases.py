@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs that a folder holds."""
+"""The inputs in a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,7 @@ from .kinds import image_problem, image_stem, is_regular, pair_header
 
 __all__ = ["find_cases", "unique_names"]
 
-
-MAX_NAME_BYTES = 180
-"""Bytes of a name; file systems take 255, and results add a suffix."""
+MAX_NAME_BYTES = 180  # file systems take 255, and results add a suffix
 SUMMARY = "summary.csv"
 """In a folder of results, see :func:`monai_dvpt.engines.run_cases`."""
 
@@ -36,27 +35,26 @@ def find_cases(
     dicom_reader: DicomSeriesReader | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Lists the images at a path, at any depth: every file of NIfTI (a pair by its header), NRRD or MetaImage, told by
-    what is in it and not by its name, and of every DICOM study the one series that the reader chooses. Hidden files and
-    folders, and folders whose name begins with "labels" (as the Decathlon names its masks), are passed over.
+    Lists the images at a path, at any depth: every NIfTI (a pair by its header), NRRD or MetaImage file, recognised by
+    its content and not by its name, and the series that the reader chooses from every DICOM study. Hidden files and
+    folders, and folders with a name that begins with "labels" (as for the Decathlon's masks), are ignored.
 
     Args:
         dataset_dir: a folder, or one file.
-        exclude: folder to pass over, such as that of the results.
+        exclude: folder to ignore, such as that of the results.
         pictures: whether the images are 2D: PNG and JPEG files are then listed too, and every DICOM image by itself,
-            also one that has only the name of one (".dcm").
-        dicom_reader: what is read of a study; by default its one volume.
+            also a file that is DICOM by its name alone (".dcm").
+        dicom_reader: chooses what is read of a study; by default its only volume.
 
     Returns:
-        for each input its path, or the paths of the files of a series, as "image", and a "name" that is unique among
-        them, in order of the paths. The name is made of the path below ``dataset_dir``, with a part of the hash of the
-        Study Instance UID where several studies lie in one folder; where it would name the patient, it is "study" and
-        that part of the hash (of a picture: of its path). A case of which any path would name the patient is "private".
-        A study of which nothing can be read, an image in another format, and a file that only has the name of an image,
-        have the reason as "refused".
+        for each input its path, or the paths of the files of a series, as "image", and a unique "name", in order of the
+        paths. The name is made of the path below ``dataset_dir``, and a part of the hash of the Study Instance UID if
+        several studies lie in one folder; if it would name the patient, it is "study" and that part of the hash (for a
+        picture: of its path). A case with any path that would name the patient is "private". A study without a readable
+        series, an image in another format, and a file that only has the name of an image, have the reason as "refused".
 
     Raises:
-        InputError: if the path does not exist, holds no input, or is that of the results.
+        InputError: if the path does not exist, contains no input, or is that of the results.
     """
     root = Path(dataset_dir)
     if not root.exists():
@@ -95,8 +93,8 @@ def find_cases(
 
 def unique_names(root: Path, paths: Sequence[Path]) -> list[str]:
     """
-    A name of its own for each path, made of its way below ``root``, in order of the paths; of a path elsewhere it is
-    made of the last part. What cannot be printed is "_"; a name that is too long for a file ends in a hash.
+    A unique name for each path, in their order, made of its parts below ``root``, or of the last part of a path
+    elsewhere. Characters that cannot be printed become "_"; a name that is too long for a file ends in a hash.
     """
     names: dict[str, None] = {}
     for path in paths:
@@ -114,40 +112,28 @@ def unique_names(root: Path, paths: Sequence[Path]) -> list[str]:
 
 @dataclass
 class _Entry:
-    """
-    A case before it has a name.
+    """A case before it has a name."""
 
-    Attributes:
-        path: what it is named after.
-        case: the case.
-        suffix: part of a hash that tells it from others in its place.
-        alias: whether the path must not be its name.
-    """
-
-    path: Path
+    path: Path  # it is named after
     case: dict[str, Any]
-    suffix: str = ""
-    alias: bool = False
+    suffix: str = ""  # part of a hash that tells it from others with this path
+    alias: bool = False  # its name must not be made of the path
 
 
 def _is_left_out(folder: Path, exclude: str | os.PathLike | None) -> bool:
-    """Whether a folder holds labels or results."""
-    try:
+    """Whether a folder is of labels or results."""
+    with suppress(OSError):  # one of them cannot be reached
         if folder.name.startswith("labels") or exclude is not None and os.path.samefile(folder, exclude):
             return True
-    except OSError:  # one of them cannot be reached
-        pass
-    try:
-        if not is_regular(folder / SUMMARY):
-            return False
-        with open(folder / SUMMARY, "rb") as file:
-            return file.read(19) == b"name,status,reason,"
-    except OSError:
-        return False
+    with suppress(OSError):
+        if is_regular(folder / SUMMARY):
+            with open(folder / SUMMARY, "rb") as file:
+                return file.read(19) == b"name,status,reason,"
+    return False
 
 
 def _pictures(found: Sequence[DicomSeries]) -> list[_Entry]:
-    """Every DICOM file but results and reports."""
+    """A case for every DICOM file except results and reports."""
     entries = []
     for series in found:
         for path in series.files if series.is_image or not series.headers else ():
@@ -160,7 +146,7 @@ def _pictures(found: Sequence[DicomSeries]) -> list[_Entry]:
 
 
 def _studies(found: Sequence[DicomSeries], reader: DicomSeriesReader, file: Path | None) -> list[_Entry]:
-    """A case for every study; what names no study belongs to one that lies in the same folder."""
+    """A case for every study; a series that names no study belongs to one in the same folder."""
     study_in = {path.parent: series.study_uid for series in found for path in series.files if series.study_uid}
     studies: dict[str, list[DicomSeries]] = {}
     for series in found:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lists of training and validation cases."""
+"""Lists of training and validation cases."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from monai_dvpt.utils import InputError, fingerprint, naming
 
 from .kinds import file_ids, image_problem, is_regular
 
-__all__ = ["describe_cases", "load_datalist"]
+__all__ = ["describe_cases", "draw_count", "load_datalist", "read_json"]
 
 
 def describe_cases(
     training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
 ) -> dict[str, str | int]:
     """
-    What a run is trained and validated on, without a name of it.
+    The data of a run, without names.
 
     Args:
         training: cases with an "image", each as often as it is used in an epoch.
         validation: such cases, or none.
 
     Returns:
-        the numbers of different images, "training" and "validation", and "sha256" of both lists, which stays the same
+        the numbers of different images, "training" and "validation", and "sha256" of both lists, which does not change
         when the data move to another folder.
     """
     lists = {"training": [dict(case) for case in training], "validation": [dict(case) for case in validation]}
@@ -54,8 +54,8 @@ def load_datalist(
         datalist: JSON file with the lists "training" and, optionally, "validation" of ``{"image": …, "label": …}``;
             "auto" takes ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
             either, the images of ``imagesTr`` and ``labelsTr`` are paired by file name.
-        validation_fraction: share of the training cases, drawn with a fixed seed, that validates where the list has
-            no validation part; in (0, 1).
+        validation_fraction: share of the training cases, drawn with a fixed seed, for validation if the list has no
+            such part; in (0, 1).
         msd_task: Decathlon task, such as "Task04_Hippocampus". If ``dataset_dir`` has that name and does not exist,
             the task is downloaded to it.
 
@@ -64,7 +64,7 @@ def load_datalist(
 
     Raises:
         InputError: if a folder or file is missing, a download fails, a list is empty or not readable, an image has no
-            label or a label no image, or a case is listed for both parts, under whatever links; names the files.
+            label or a label no image, or a case is in both parts, even through links; names the files.
         ValueError: if ``validation_fraction`` is outside (0, 1).
     """
     if not 0 < validation_fraction < 1:
@@ -75,9 +75,8 @@ def load_datalist(
         try:
             DecathlonDataset(str(root.parent), task=msd_task, section="training", download=True, cache_num=0)
         except Exception as error:  # MONAI raises no narrower kind
-            raise InputError(
-                f"{root}: does not exist, and {msd_task} cannot be downloaded; pass another dataset_dir. {error}"
-            ) from error
+            why = f"does not exist, and {msd_task} cannot be downloaded; pass another dataset_dir. {error}"
+            raise InputError(f"{root}: {why}") from error
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
     auto = str(datalist) == "auto"
@@ -90,36 +89,43 @@ def load_datalist(
         cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
         if not cases["training"]:
             raise InputError("holds no training cases.")
-        shared = _shared(cases["training"], cases["validation"])
-        if shared:
+        if shared := _shared(cases["training"], cases["validation"]):
             raise InputError(f"a case must not both train and validate; listed twice: {_some(shared)}.")
         if not cases["validation"]:
             if len(cases["training"]) < 2:
                 raise InputError("one case cannot both train and validate; list at least 2 cases.")
             shuffled = random.Random(0).sample(cases["training"], len(cases["training"]))
-            count = min(max(1, round(validation_fraction * len(shuffled))), len(shuffled) - 1)
+            count = draw_count(validation_fraction, len(shuffled))
             cases = {"training": shuffled[count:], "validation": shuffled[:count]}
             if shared := _shared(cases["training"], cases["validation"]):
-                raise InputError(
-                    f"where validation cases are drawn, every file must be there once; listed or linked "
-                    f"twice: {_some(shared)}."
-                )
+                rule = "where validation cases are drawn, every file must be there once"
+                raise InputError(f"{rule}; listed or linked twice: {_some(shared)}.")
     return cases
 
 
 def _shared(training: list[dict[str, str]], validation: list[dict[str, str]]) -> list[str]:
-    """Files of the validation cases that are files of training cases too, through whatever links."""
+    """Files of the validation cases that are files of training cases too, perhaps through links."""
     validated_on = {path for case in validation for path in case.values()}
     trained_on = {path for case in training for path in case.values()} if validated_on else ()
     ids = {each for path in trained_on for each in file_ids(path)}
     return sorted(path for path in validated_on if not ids.isdisjoint(file_ids(path)))
 
 
-def _read(file: Path) -> dict:
+def draw_count(fraction: float, total: int) -> int:
+    """The number of cases to draw for validation: a fraction of all, at least 1, but not all."""
+    return min(max(1, round(fraction * total)), total - 1)
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file; an InputError if it is not valid."""
     try:
-        sections = json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"is not valid JSON: {error}.") from error
+
+
+def _read(file: Path) -> dict:
+    sections = read_json(file)
     if not isinstance(sections, dict) or not isinstance(sections.get("training"), list):
         raise InputError('must be an object with a list "training".')
     if not isinstance(sections.get("validation", []), list):

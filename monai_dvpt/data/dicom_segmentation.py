@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Label maps out of DICOM Segmentations (DICOM PS3.3 A.51) of any writer.
+Label maps from DICOM Segmentations (DICOM PS3.3 A.51) of any writer.
 
 They are read with pydicom alone: highdicom writes patients' names into warnings, and its releases for pydicom 2 and 3
-read differently.
+differ in reading.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ TAGS = (
 
 def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict[int, str]]:
     """
-    Reads a segmentation of a series on the grid of the volume that was read of it. Every frame is placed by its own
-    position and orientation, never by its order; it must lie on a plane of the grid, and its pixels on voxels, to
-    0.1 mm, or on a frame of the series that was moved when a tilted gantry was put straight. It may be cropped,
-    flipped or transposed.
+    Reads a segmentation of a series onto the grid of the volume that was read from it. Every frame is placed by its own
+    position and orientation, never by its order. It must lie on a plane of the grid, and its pixels on voxels, to
+    0.1 mm, or on a frame of the series that was moved to straighten a tilted gantry. It may be cropped, flipped or
+    transposed.
 
     Args:
         path: the file, of type BINARY or LABELMAP.
         source: grid of the series.
 
     Returns:
-        label map of the shape of the volume, uint8 or uint16, whose values are the segment numbers of the file, and the
-        name of each segment by number, in any numbering and also of those that are empty.
+        label map of the shape of the volume, uint8 or uint16, with the segment numbers of the file as values, and the
+        name of each segment by number, in any numbering, with those of empty segments.
 
     Raises:
         InputError: if it is no such segmentation or cannot be decoded, is of another series, a frame lies elsewhere, or
@@ -62,12 +62,12 @@ def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict
                 numbers = [_number_of(seg, index) for index in range(len(pixels))]
         except InputError:
             raise
-        except Exception as error:  # damaged files raise whatever their elements lead to
+        except Exception as error:  # damaged elements can raise anything
             raise InputError(f"cannot be read as a segmentation: {type(error).__name__}.") from None
         label = np.zeros(source.shape, np.uint8 if max(names) < 256 else np.uint16)
         for index, frame in enumerate(pixels):
             if not frame.any():
-                continue  # wherever it lies
+                continue  # an empty frame may lie anywhere
             to_voxel = _to_voxel(grid, index, source)
             for number, mask in _masks(frame, numbers[index]):
                 if number not in names:
@@ -88,7 +88,7 @@ def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict
 
 
 def _read(path: str) -> tuple[Dataset, SeriesGrid, np.ndarray]:
-    """The file, where its frames lie, and their pixels, (frames, rows, columns)."""
+    """The file, the grid of its frames, and their pixels, (frames, rows, columns)."""
     try:
         header = read_header(path)
     except InputError as error:
@@ -133,7 +133,7 @@ def _check_reference(seg: Dataset, source: SeriesGrid) -> None:
 
 
 def _number_of(seg: Dataset, index: int) -> int | None:
-    """Segment of a frame; None where each pixel has its own."""
+    """Segment of a frame; None if each pixel has its own."""
     for groups, at in (("PerFrameFunctionalGroupsSequence", index), ("SharedFunctionalGroupsSequence", 0)):
         group = (seg.get(groups) or [])[at : at + 1]
         found = group[0].get("SegmentIdentificationSequence") if group else None

@@ -12,12 +12,12 @@ __all__ = ["walk_files"]
 
 def walk_files(root: Path, leave_out: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
     """
-    Files at any depth, in the order of their paths, through links to folders too; hidden ones are passed over. A folder
-    that cannot be opened is among them.
+    Files at any depth, in the order of their paths, also through links to folders; hidden ones are ignored. A folder
+    that cannot be opened is listed like a file.
 
     Args:
         root: the folder.
-        leave_out: whether to pass over a folder.
+        leave_out: whether to ignore a folder.
     """
     seen = {_identity(root)}
     left = [os.fspath(root)]
@@ -41,10 +41,10 @@ def walk_files(root: Path, leave_out: Callable[[Path], bool] = lambda _: False) 
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int] | str:
-    """Of a folder, through whatever links."""
+    """Of a folder, through links."""
     try:
         state = os.stat(path)
-    except OSError:  # is told when it cannot be opened
+    except OSError:  # it is listed when it cannot be opened
         return os.fspath(path)
     return state.st_dev, state.st_ino
 

@@ -26,11 +26,9 @@ class Format:
 
     Attributes:
         description: of the file.
-        suffix: of its name, behind that of the case.
-        bundles: whose results it can hold, "segmentation" or "grading".
-        write: of a DICOM object, which needs DICOM input, the function that writes it: of a path, a
-            :class:`monai_dvpt.data.dicom_writers.Placed`, the :class:`monai_dvpt.data.SeriesGrid` that it is about and
-            a :class:`monai_dvpt.data.dicom_writers.Model`.
+        suffix: of the file's name, after the name of the case.
+        bundles: tasks with such results, "segmentation" or "grading".
+        write: for a DICOM format, which needs DICOM input, its writer, see :mod:`monai_dvpt.data.dicom_writers`.
     """
 
     description: str
@@ -67,4 +65,4 @@ FORMATS = {
         write_secondary_capture,
     ),
 }
-"""By name, in the order in which they are written: a report refers to what is written before it."""
+"""By name, in the order of writing: a report refers to files that are written before it."""

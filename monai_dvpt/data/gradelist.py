@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lists of images with ordered grades."""
+"""Lists of images with ordered grades."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from monai_dvpt.utils import InputError, naming
 
 from .cases import unique_names
+from .datalist import draw_count, read_json
 from .kinds import file_ids, is_regular
 
 __all__ = ["load_gradelist", "select_part"]
@@ -23,7 +24,7 @@ __all__ = ["load_gradelist", "select_part"]
 PARTS = ("training", "validation", "test")
 IMAGE_COLUMNS = ("image", "filename")
 LIKE_RESERVED = ("patient", "subject", "split", "set", "fold", "part")
-"""What a column is called that means the patient or the part; it must not be passed over because of its name."""
+"""A column with a name like these may mean the patient or the part, and must not be ignored."""
 
 
 def load_gradelist(
@@ -38,34 +39,34 @@ def load_gradelist(
     Images with one grade, or one for each of several outputs, from a CSV or a JSON file.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
-    ("training", "validation" or "test"). A JSON file has the lists "training", "validation" and "test", or some of
-    them, of ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades
-    by output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
-    passed over, unless their name is like one of these. Case does not matter in the names that are no outputs.
+    ("training", "validation" or "test"). A JSON file has some of the lists "training", "validation" and "test", of
+    ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
+    output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
+    ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs.
 
-    A grade is given by its name; where no name is a number also by its index. An empty cell, null, -1, or an output
-    that an object leaves out is not graded.
+    A grade is given by its name or, if no name is a number, by its index. An empty cell, null, -1, or an output that an
+    object leaves out is not graded.
 
     Args:
         dataset_dir: folder that the paths of the images are relative to.
         datalist: the file, ``.csv`` or ``.json``.
-        outputs: names of what is graded.
+        outputs: names of the outputs.
         grades: names of the grades, the same for all outputs, in their order.
-        validation_fraction: share of the training images, drawn with a fixed seed and patient by patient, that
-            validates where the list has no validation part; in (0, 1).
+        validation_fraction: share of the training images, drawn with a fixed seed and patient by patient, for
+            validation if the list has no such part; in (0, 1).
         patient_pattern: regular expression for lists without patients, searched in the name of an image's file: its
-            first group that is not empty, else all that it matches, is taken for the patient. By default, and where
-            that is empty, every image is a patient of its own.
+            first group that is not empty, else the whole match, is the patient. By default, and if that is empty, every
+            image is a patient of its own.
 
     Returns:
-        those of the lists "training", "validation" and "test" that have cases, with the absolute path "image", a unique
-        "name", the "label" as indices of grades, one for each output, -1 where it is not graded, and the "group", which
-        is the same for all images of a patient. To ask for another list is an :class:`InputError`.
+        the lists "training", "validation" and "test" that have cases, each with the absolute path "image", a unique
+        "name", the "label" as indices of grades, one for each output, -1 if it is not graded, and the "group", which is
+        the same for all images of a patient. Another list than these is an :class:`InputError`.
 
     Raises:
         InputError: if an argument is outside its range, a file is missing or not readable, a column or a label is
-            missing or has a name that may be meant for another, a grade is unknown, an image is not graded at all or
-            listed twice, a patient is in two parts, or a part has no grade of an output; names the rule and the value.
+            missing or has a misleading name, a grade is unknown, an image is not graded at all or listed twice, a
+            patient is in two parts, or a part has no grade of an output; names the rule and the value.
     """
     if not 0 < validation_fraction < 1:
         raise InputError(f"validation_fraction must be in (0, 1), got {validation_fraction}.")
@@ -87,22 +88,16 @@ def load_gradelist(
         if file.suffix.lower() not in (".csv", ".json"):
             raise InputError("datalist must be a .csv or a .json file.")
         sections = (_read_csv if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
-        entries = [(part, entry) for part, section in sections.items() for entry in section]
-        paths = sorted({_path(root, entry) for _, entry in entries})
-        name_of = dict(zip(paths, unique_names(Path(os.path.abspath(root)), paths), strict=True))
+        entries = [(part, entry, _path(root, entry)) for part, section in sections.items() for entry in section]
         if not entries:
             raise InputError("holds no images.")
+        paths = sorted({path for *_, path in entries})
+        name_of = dict(zip(paths, unique_names(Path(os.path.abspath(root)), paths), strict=True))
         cases = _Parts()
-        for part, entry in entries:
-            path = _path(root, entry)
-            cases.setdefault(part, []).append(
-                {
-                    "image": str(path),
-                    "name": name_of[path],
-                    "label": _label(entry["image"], entry.get("label"), outputs, grades),
-                    "group": _patient(entry, path, pattern),
-                }
-            )
+        for part, entry, path in entries:
+            label, group = _label(entry["image"], entry.get("label"), outputs, grades), _patient(entry, path, pattern)
+            case = {"image": str(path), "name": name_of[path], "label": label, "group": group}
+            cases.setdefault(part, []).append(case)
         _check(cases)
         if "training" in cases and "validation" not in cases:
             cases["training"], cases["validation"] = _draw(cases["training"], validation_fraction)
@@ -115,7 +110,7 @@ def load_gradelist(
 
 def select_part(cases: Mapping[str, list[dict[str, Any]]], part: str) -> list[dict[str, Any]]:
     """
-    One part of a list of :func:`load_gradelist`.
+    One part of a list from :func:`load_gradelist`.
 
     Raises:
         InputError: if the list has no such part.
@@ -127,7 +122,7 @@ def select_part(cases: Mapping[str, list[dict[str, Any]]], part: str) -> list[di
 
 
 class _Parts(dict[str, list[dict[str, Any]]]):
-    """Cases by part, of which a part that is not there is bad input."""
+    """Cases by part; asking for a part without cases is bad input."""
 
     def __missing__(self, part: str) -> list[dict[str, Any]]:
         return select_part(self, part)
@@ -160,10 +155,7 @@ def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]
 
 
 def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"is not valid JSON: {error}.") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise InputError('must be an object with a list "training".')
     sections: dict[str, list[dict[str, Any]]] = {}
@@ -184,7 +176,7 @@ def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]
 
 
 def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: Sequence[str]) -> list[str]:
-    """Names of columns or keys, those that are reserved in lower case."""
+    """Names of columns or keys, the reserved ones in lower case."""
     names = [name.strip() for name in given]
     names = [name if name in outputs or name.lower() not in reserved else name.lower() for name in names]
     for name in names:
@@ -202,7 +194,7 @@ def _path(root: Path, entry: Mapping[str, Any]) -> Path:
 
 
 def _label(where: str, given: Any, outputs: list[str], grades: list[str]) -> list[int]:
-    """The index of every output's grade, -1 where it has none."""
+    """The index of every output's grade, -1 if it has none."""
     if isinstance(given, Mapping):
         if unknown := sorted(given.keys() - set(outputs)):
             raise InputError(f"{where}: label must name outputs of {outputs}, got {unknown[0]!r}.")
@@ -264,13 +256,11 @@ def _check(cases: Mapping[str, list[dict[str, Any]]]) -> None:
 
 
 def _draw(cases: list[dict[str, Any]], fraction: float) -> tuple[list, list]:
-    """The cases without those of some groups, and those of these groups, about a fraction of all."""
-    sizes: dict[str, int] = {}
-    for case in cases:
-        sizes[case["group"]] = sizes.get(case["group"], 0) + 1
+    """The cases split by groups into the rest and about a fraction of all."""
+    sizes = Counter(case["group"] for case in cases)
     if len(sizes) < 2:
         raise InputError("one patient cannot both train and validate; list images of at least 2 patients.")
-    wanted = min(max(1, round(fraction * len(cases))), len(cases) - 1)
+    wanted = draw_count(fraction, len(cases))
     drawn: set[str] = set()
     for group in random.Random(0).sample(list(sizes), len(sizes)):
         if sum(sizes[other] for other in drawn) + sizes[group] <= wanted:

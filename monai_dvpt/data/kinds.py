@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is, by what is in it: its name decides nothing."""
+"""The kind of a file, by its content and not by its name."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ __all__ = [
     "pair_header",
 ]
 
-START = 1024
-"""Bytes that are looked at; a header of NIfTI-2 has 540."""
-NIFTI_1, NIFTI_2 = 348, 540
+START = 1024  # bytes to look at
+NIFTI_1, NIFTI_2 = 348, 540  # bytes of a header
 MAGIC = {b"n+1\0": "nifti", b"ni1\0": "nifti pair"}
 MAGIC_2 = {b"n+2\0": "nifti", b"ni2\0": "nifti pair"}
 VOLUMES = ("nifti", "nifti pair", "nrrd", "metaimage")
 PICTURES = ("png", "jpeg")
-"""Kinds that are read."""
+"""Kinds that can be read."""
 PAIRS = (".hdr", ".hdr.gz", ".img", ".img.gz")
 VOLUME_SUFFIXES = (".nii.gz", ".nii", *PAIRS, ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".tif", ".tiff")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-"""Names that say that a file is an image, whatever is in it."""
+"""Suffixes of images, whatever the content."""
 
 
 def is_regular(path: str | os.PathLike) -> bool:
-    """Whether a path is a file that can be read to its end, or a link to one: no pipe, socket, device or folder."""
+    """Whether a path is a regular file, or a link to one: no pipe, socket, device or folder."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):
@@ -47,10 +46,7 @@ def is_regular(path: str | os.PathLike) -> bool:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """
-    Raises:
-        InputError: if the path is no regular file, or a link to something else.
-    """
+    """Raises an InputError unless the path is a regular file, see :func:`is_regular`."""
     with naming(path):
         if not is_regular(path):
             raise InputError("must be an existing file, and a regular one.")
@@ -58,13 +54,10 @@ def check_regular(path: str | os.PathLike) -> None:
 
 def file_kind(path: str | os.PathLike) -> str:
     """
-    Args:
-        path: any path.
-
     Returns:
-        "nifti" (a file of its own, NIfTI-1 or NIfTI-2, compressed or not), "nifti pair" (the header of a pair),
-        "analyze" (a header of Analyze 7.5, which does not say how an image lies), "nrrd", "metaimage", "png", "jpeg" or
-        "dicom" (with the preamble of PS3.10); "" of anything else and of what cannot be read.
+        "nifti" (a single file, NIfTI-1 or NIfTI-2, compressed or not), "nifti pair" (the header of a pair), "analyze"
+        (a header of Analyze 7.5, which has no orientation), "nrrd", "metaimage", "png", "jpeg" or "dicom" (with the
+        preamble of PS3.10); "" for any other path.
     """
     if not is_regular(path):
         return ""
@@ -109,8 +102,8 @@ def image_problem(path: Path, pictures: bool = False) -> str | None:
         pictures: whether PNG and JPEG files are images.
 
     Returns:
-        "" of an image in a format that is read; of one that is not, or of a file that only has the name of an image,
-        the reason; None of anything else, the values of a pair and DICOM files among them.
+        "" for an image in a format that can be read; the reason for another image, or a file that only has the name of
+        one; None for any other file, such as the values of a pair and DICOM files.
     """
     name, kind = path.name.lower(), file_kind(path)
     if pair_header(path) is not None:
@@ -133,7 +126,7 @@ def image_problem(path: Path, pictures: bool = False) -> str | None:
 
 
 def image_stem(name: str) -> str:
-    """The name of an image's file without its suffix, in upper or lower case, or all of it if nothing else is left."""
+    """The name of an image's file without its suffix, in upper or lower case, or all of it if nothing is left."""
     lower = name.lower()
     suffix = next((end for end in (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES, ".gz", ".dcm") if lower.endswith(end)), "")
     return name[: len(name) - len(suffix)] or name
@@ -141,11 +134,11 @@ def image_stem(name: str) -> str:
 
 def file_ids(path: str | os.PathLike) -> set[tuple[int, int]]:
     """
-    What a scan is made of, by device and inode: two paths whose sets meet lead to the same data, through whatever
-    links, symbolic or hard. The data file that a header of NRRD or MetaImage names does not count.
+    Device and inode of the files of a scan: two scans whose sets overlap share data, perhaps through symbolic or hard
+    links. The data file of an NRRD or MetaImage header does not count.
 
     Args:
-        path: an existing file, or a folder of which all files count; of the header of a pair its values count too.
+        path: an existing file, with its values if it is the header of a pair, or a folder with all its files.
     """
     path = Path(path)
     paths = [path, *(walk_files(path) if path.is_dir() else [])]
@@ -155,12 +148,12 @@ def file_ids(path: str | os.PathLike) -> set[tuple[int, int]]:
 
 
 def image_kind(path: str | os.PathLike) -> str:
-    """As :func:`file_kind`, by which the values of a pair are "nifti pair", too."""
+    """As :func:`file_kind`, but "nifti pair" also for the values of a pair."""
     return "nifti pair" if pair_header(path) else file_kind(path)
 
 
 def pair_header(path: str | os.PathLike) -> Path | None:
-    """The header beside a file with the values of a pair (``.img``, ``.img.gz``); None of any other file."""
+    """The header beside a file with the values of a pair (``.img``, ``.img.gz``); None for any other file."""
     path = Path(path)
     if not path.name.lower().endswith((".img", ".img.gz")) or file_kind(path) in VOLUMES:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real brain MR with labels that comes inside a Python package, for the quick start."""
+"""A real brain MR with labels from a Python package, for the quick start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_mni152_dataset(dataset_dir: str | os.PathLike) -> Path:
     Writes nilearn's MNI152 T1 template (ICBM 2009a, symmetric, 1 mm) as two cases, the back and the front half of the
     brain, with labels 0 other, 1 grey matter, 2 white matter (tissue probability of at least one half), in the layout
     of the Medical Segmentation Decathlon. The split is front to back because the template's left half is the exact
-    mirror image of its right. Files that exist are kept.
+    mirror image of its right. A folder that has a ``datalist.json`` is left as it is.
 
     Args:
         dataset_dir: folder to write ``imagesTr``, ``labelsTr`` and ``datalist.json`` to.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI files as they are: what they do not say is not made up, and what they say is not repaired."""
+"""NIfTI files, without guesses for what a header lacks or repairs of what it states."""
 
 from __future__ import annotations
 
@@ -30,27 +30,26 @@ HEADERS = {
 
 
 class Nifti(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     values: np.ndarray
     """float32, after slope and intercept; (x, y, z, ...), without dimensions of the size 1 after the third."""
     affine: np.ndarray
-    """4x4, to RAS+, of the sform if the file has one, else of the qform."""
+    """4x4, to RAS+, by the sform if the file has one, else by the qform."""
     unit: str
     """Of length: "mm", "meter", "micron" or "unknown"."""
 
 
 def as_float32(values: np.ndarray, exact: bool = False) -> np.ndarray:
     """
-    The one cast of what a reader gives.
+    Casts the values of a reader.
 
     Args:
         values: any array.
-        exact: whether no value may change, as in a label map; otherwise it is rounded.
+        exact: whether no value may change, as in a label map; otherwise values are rounded.
 
     Raises:
-        InputError: if the values are not real numbers, or one of them is too large for float32 or, if ``exact``, would
-            be another.
+        InputError: if the values are not real numbers, or one is too large for float32 or, if ``exact``, would change.
     """
     if values.dtype.kind not in "biuf":
         kind = "complex" if values.dtype.kind == "c" else "RGB" if values.dtype.names else "another type"
@@ -72,17 +71,14 @@ def as_float32(values: np.ndarray, exact: bool = False) -> np.ndarray:
 
 def read_nifti(path: str | os.PathLike, exact: bool = False) -> Nifti:
     """
-    Reads NIfTI-1 or NIfTI-2, compressed or not, whatever its name is.
+    Reads NIfTI-1 or NIfTI-2, compressed or not, with any name.
 
     Args:
         path: the file, or either file of a pair.
-        exact: see :func:`as_float32`; where values are scaled, they are rounded.
-
-    Returns:
-        Values, affine and unit.
+        exact: see :func:`as_float32`; scaled values are rounded.
 
     Raises:
-        InputError: without the name of the file, if it cannot be read, does not say where it lies, says what cannot be,
+        InputError: without the name of the file, if it cannot be read, has no orientation, states an impossible value,
             or would take more memory than :func:`monai_dvpt.utils.limits.max_bytes`.
     """
     header_path = pair_header(path) or Path(path)
@@ -113,10 +109,7 @@ def save_nifti(path: str | os.PathLike, values: np.ndarray, affine_ras: np.ndarr
         path: the file.
         values: of shape (x, y, z, ...).
         affine_ras: 4x4 matrix from voxels to RAS+ in mm.
-        scanner: whether these are the coordinates of the scanner, as the qform then says, too.
-
-    Returns:
-        the path.
+        scanner: whether these are the coordinates of the scanner; then the qform states them, too.
     """
     image = nib.Nifti1Image(values, affine_ras)
     if scanner:
@@ -135,7 +128,7 @@ def _stream(path: Path) -> BinaryIO:
 
 
 def _header(path: Path, single: bool) -> nib.nifti1.Nifti1Header:
-    """The header as it stands in the file: with checks, nibabel would repair it."""
+    """The header as it is in the file; with its checks, nibabel would repair it."""
     with _stream(path) as stream:
         start = stream.read(NIFTI_2)
     order = "<" if start[0] > start[3] else ">"  # 348 or 540, in four bytes
@@ -155,7 +148,7 @@ def _affine(header: nib.nifti1.Nifti1Header) -> np.ndarray:
     sides = header["pixdim"][1 : 1 + min(dimensions, 3)]
     if not (np.isfinite(sides) & (sides > 0)).all():
         raise InputError(f"voxel size must be finite and above 0, got pixdim {sides.tolist()}.")
-    if not sform and float(header["pixdim"][0]) not in (-1, 0, 1):  # readers differ in what they make of others
+    if not sform and float(header["pixdim"][0]) not in (-1, 0, 1):  # readers differ on other values
         raise InputError(f"pixdim[0] must be 1, -1 or 0, got {float(header['pixdim'][0]):g}.")
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1  # as the standard has it

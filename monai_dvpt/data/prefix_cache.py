@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What frozen layers compute of every image of a dataset, computed once and kept."""
+"""Outputs of the frozen layers for every image of a dataset, computed once and kept."""
 
 from __future__ import annotations
 
@@ -32,38 +32,36 @@ from monai_dvpt.utils import (
 __all__ = ["PrefixCacheDataset"]
 
 GIB = 2**30
-LAYOUT_VERSION = 3  # of what forward_prefix returns
-IN_USE_SECONDS = 24 * 3600  # for which an entry stays after its last use
+LAYOUT_VERSION = 3  # of the output of forward_prefix
+IN_USE_SECONDS = 24 * 3600  # an entry stays at least this long after its last use
 
 
 class PrefixCacheDataset(Dataset):
     """
-    A dataset whose items also hold what the frozen layers of a network compute of their images before the tuning
-    method comes in (:meth:`monai_dvpt.networks.parts.TunableNetwork.forward_prefix`), so that training leaves these
-    layers out. All of it is computed at the start, once; :class:`monai_dvpt.engines.PreparePrefix` hands it to the
-    network.
+    A dataset that adds to each item its prefix: the output of the frozen layers before the first layer with the tuning
+    method (:meth:`monai_dvpt.networks.parts.TunableNetwork.forward_prefix`). All prefixes are computed once at the
+    start, and training skips these layers; :class:`monai_dvpt.engines.PreparePrefix` hands them to the network.
 
-    An entry is found, at the start and for every item, by the values of the preprocessed image and by the frozen
-    encoder, so it is never one of another image, another preprocessing or other weights; networks around the same
-    encoder that go on after the same layers share it. On disk every entry is a file that is whole or not there: an
-    interrupted start goes on where it was. Of a folder that holds more than ``max_gib``, entries that were used longest
-    ago are removed, but none that was used within a day.
+    An entry is found by the values of the preprocessed image and by the frozen encoder, so it never belongs to another
+    image, preprocessing or weights. Networks with the same encoder and the same number of such layers share it. On disk
+    every entry is a complete file, so that an interrupted start continues. If a folder grows beyond ``max_gib``, the
+    entries that were not used for longest are removed, but none that was used within a day.
 
     Args:
         data: dataset of dictionaries, each with an image as the network takes it, of shape (in_channels, \\*spatial);
             the same in every epoch.
         network: the network, frozen and with its pretrained weights.
         cache: "memory"; or a folder, which several tasks may share; or None, to leave the items as they are.
-        max_gib: what the entries of this dataset, and a folder, may take, in GiB.
-        amp: whether the layers run under bfloat16 autocast, as the training that they are for.
+        max_gib: limit of the entries of this dataset, and of a folder, in GiB.
+        amp: whether the layers run under bfloat16 autocast, as in the training.
         batch_size: images to compute at a time.
-        image_key: of the image in an item.
-        prefix_key: of what is added to an item, of the shape that ``forward_prefix`` gives without the batch.
+        image_key: key of the image in an item.
+        prefix_key: key of the prefix that is added, of the shape of ``forward_prefix`` without the batch.
         progress: whether to show the progress.
 
     Raises:
-        ValueError: if a transform is random, or a parameter of the encoder is trained; for an item, if its image is not
-            that of the start.
+        ValueError: if a transform is random, or a parameter of the encoder is trained; for an item, if its image was
+            not there at the start.
         InputError: if the entries of ``data`` need more than ``max_gib``; for an item, if its entry is gone.
     """
 
@@ -112,7 +110,7 @@ class PrefixCacheDataset(Dataset):
     def _fill(
         self, store: _Memory | _Folder, net: TunableNetwork, limit: int, amp: bool, batch_size: int, progress: bool
     ) -> None:
-        """Computes what is not in ``store``."""
+        """Computes the entries that are not in ``store``."""
         device = next(net.parameters()).device
         waiting: dict[str, torch.Tensor] = {}
 
@@ -135,7 +133,11 @@ class PrefixCacheDataset(Dataset):
             if index == 0:
                 if waiting:
                     compute()
-                _check_size(store.load(key).nbytes, len(self), limit)
+                if (needed := len(self) * store.load(key).nbytes) > limit:
+                    raise InputError(
+                        f"max_gib must be at least {needed / GIB:.3g} to keep the frozen layers of {len(self)} images, "
+                        f"got {limit / GIB:.3g}."
+                    )
             if len(waiting) == batch_size:
                 compute()
         if waiting:
@@ -172,7 +174,7 @@ class _Folder:
         return self.root / self.prefix_sha256 / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
-        """Whether there is an entry of the size that its own head says."""
+        """Whether there is an entry of the size that its header states."""
         try:
             with open_safetensors(self.path(key)) as file:
                 found = "prefix" in file.keys()
@@ -194,13 +196,13 @@ class _Folder:
         return prefix
 
     def make_room(self, limit: int) -> None:
-        """Removes what was used longest ago, as long as all takes more than ``limit`` bytes."""
+        """Removes the entries that were not used for longest until the rest takes at most ``limit`` bytes."""
         found = []
         for folder in self.root.glob("*/"):
             remove_leftovers(folder)
         for path in self.root.glob("*/*.safetensors"):
             with suppress(OSError):  # another run may remove it
-                if not path.name.startswith("."):  # it is being written
+                if not path.name.startswith("."):  # these are being written
                     found.append((path.stat().st_mtime, path.stat().st_size, path))
         total = sum(size for _, size, _ in found)
         for used, size, path in sorted(found):
@@ -213,14 +215,6 @@ class _Folder:
             os.utime(self.path(key))
 
 
-def _check_size(size: int, count: int, limit: int) -> None:
-    if count * size > limit:
-        raise InputError(
-            f"max_gib must be at least {count * size / GIB:.3g} to keep the frozen layers of {count} images, "
-            f"got {limit / GIB:.3g}."
-        )
-
-
 def _check_deterministic(data: Dataset) -> None:
     for transform in _leaves(getattr(data, "transform", None)):
         if isinstance(transform, RandomizableTrait):
@@ -231,7 +225,7 @@ def _check_deterministic(data: Dataset) -> None:
 
 
 def _leaves(transform: Any) -> list[Any]:
-    """A transform, or all that a composition of them has at any depth, unless the composition itself is random."""
+    """The single transforms of a composition, at any depth; a random composition counts as one."""
     parts = getattr(transform, "transforms", None)
     if parts is None or isinstance(transform, (OneOf, SomeOf, RandomOrder)):
         return [transform]
@@ -243,10 +237,6 @@ def _image_sha256(image: Any) -> str:
 
 
 def _prefix_sha256(net: TunableNetwork, amp: bool) -> str:
-    facts = {
-        "encoder": encoder_sha256(net),
-        "layers": net.encoder().prefix_layers,
-        "amp": amp,
-        "layout": LAYOUT_VERSION,
-    }
+    layers, layout = net.encoder().prefix_layers, LAYOUT_VERSION
+    facts = {"encoder": encoder_sha256(net), "layers": layers, "amp": amp, "layout": layout}
     return hashlib.sha256(to_json(facts).encode()).hexdigest()

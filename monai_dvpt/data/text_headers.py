@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text at the start of NRRD and MetaImage files; ITK makes up a geometry that it does not find there."""
+"""Checks of the text headers of NRRD and MetaImage files; ITK invents a geometry that is missing there."""
 
 from __future__ import annotations
 
@@ -15,36 +15,33 @@ from monai_dvpt.utils.limits import check_bytes
 
 __all__ = ["check_metaimage", "check_nrrd"]
 
-MAX_BYTES = 1 << 20
-"""Most bytes of a header."""
+MAX_BYTES = 1 << 20  # of a header
 BLOCK_BYTES = 1 << 20
 SPACES = (
     *("right-anterior-superior", "ras", "left-anterior-superior", "las"),
     *("left-posterior-superior", "lps"),
 )
-"""Those of which ITK knows the directions."""
+"""Spaces whose directions ITK knows."""
 ALIASES = {"rotation": "transformmatrix", "orientation": "transformmatrix", "position": "offset", "origin": "offset"}
-TRUE = ("T", "t", "1")
-"""How a word begins that is true to ITK."""
+TRUE = ("T", "t", "1")  # first letter of a word that ITK takes for true
 BYTES = {
     **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
     **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
     **dict.fromkeys(("MET_INT", "MET_UINT", "MET_LONG", "MET_ULONG", "MET_FLOAT"), 4),
     **dict.fromkeys(("MET_LONG_LONG", "MET_ULONG_LONG", "MET_DOUBLE"), 8),
 }
-"""Of one value of a MetaImage."""
+"""Bytes of one value of a MetaImage."""
 
 
 def check_nrrd(path: str | os.PathLike, alone: bool = False) -> None:
     """
     Args:
         path: the file.
-        alone: whether it must hold its values itself, since it came from elsewhere and could name any file.
+        alone: whether it must contain its values, since a file from elsewhere could name any file.
 
     Raises:
-        InputError: without the name of the file, if the header does not say where the image lies (``space``,
-            ``space directions``, ``space origin``, in mm), states a field twice, or what it says would take too much
-            memory.
+        InputError: without the name of the file, if the header lacks the geometry (``space``, ``space directions``,
+            ``space origin``, in mm), states a field twice, or the image would take too much memory.
     """
     fields: dict[str, str] = {}
     for line in _lines(path):
@@ -73,9 +70,9 @@ def check_nrrd(path: str | os.PathLike, alone: bool = False) -> None:
 def check_metaimage(path: str | os.PathLike) -> None:
     """
     Raises:
-        InputError: without the name of the file, if the header does not say where the image lies (``ElementSpacing``,
-            ``TransformMatrix``, ``Offset``), what it says would take too much memory, or compressed values are not
-            whole: ITK would fill them up with what is in memory.
+        InputError: without the name of the file, if the header lacks the geometry (``ElementSpacing``,
+            ``TransformMatrix``, ``Offset``), the image would take too much memory, or compressed values are not
+            complete: ITK would fill them up with arbitrary memory.
     """
     fields, start = {}, 0
     for line in _lines(path):
@@ -91,7 +88,7 @@ def check_metaimage(path: str | os.PathLike) -> None:
     channels = fields.get("elementnumberofchannels", "1")
     sizes = f"{fields.get('dimsize', '')} {channels}"
     dimensions = _check_size("DimSize", sizes) - 1
-    if fields.get("ndims") != str(dimensions):  # ITK takes memory for as many as it says
+    if fields.get("ndims") != str(dimensions):  # ITK takes memory for this number
         raise InputError(f"NDims must be the number of sizes in DimSize, {dimensions}, is not.")
     if (kind := fields.get("elementtype", "")) not in BYTES:
         raise InputError(f"ElementType must be one of {', '.join(BYTES)}, is not.")
@@ -135,7 +132,7 @@ def _lines(path: str | os.PathLike) -> list[str]:
 
 
 def _numbers(text: str, count: int) -> list[float]:
-    """As many finite numbers as that; none if the text is anything else."""
+    """``count`` finite numbers; none if the text is anything else."""
     try:
         numbers = [float(word) for word in text.replace(",", " ").split()]
     except ValueError:
@@ -152,7 +149,7 @@ def _check_size(name: str, text: str) -> int:
 
 
 def _check_data_file(path: str | os.PathLike, name: str | None) -> None:
-    """The values stand in the file itself (None), or in one regular file of that name."""
+    """The values must be in the file itself (None), or in one regular file of that name."""
     if name is not None:
         if not name or name.startswith("LIST") or "%" in name:
             raise InputError("must have its values in one file.")

@@ -18,13 +18,13 @@ __all__ = ["FitSize", "FitSized"]
 
 class FitSize(Transform):
     """
-    Pads, or crops, about the centre, to the size that a network takes; refuses an image of which more than a margin
-    would be lost, since a network that sees only a part of what it is to judge is wrong in silence. What is padded
-    mirrors the image, so that its size, which often goes with what is graded, is not seen at a glance.
+    Pads or crops an image about its centre to the size that a network takes. It refuses an image that would lose more
+    than a margin, since a network that sees only a part of an image gives a wrong result without a warning. Padding
+    mirrors the image, so that a network cannot read the grade off the size of the image.
 
     Args:
         spatial_size: voxels per axis.
-        largest: size per axis up to which an image is cropped, in voxels.
+        largest: largest size per axis that is cropped, in voxels.
 
     Raises:
         ValueError: if the two differ in length, or ``largest`` is below ``spatial_size``.
@@ -59,13 +59,7 @@ class FitSize(Transform):
 
 class FitSized(MapTransform):
     """
-    Dictionary version of :class:`FitSize`.
-
-    Args:
-        keys: keys of the images.
-        spatial_size: see :class:`FitSize`.
-        largest: see :class:`FitSize`.
-        allow_missing_keys: do not raise for a key that is not there.
+    Dictionary version of :class:`FitSize`; ``keys`` are those of the images.
     """
 
     def __init__(
@@ -79,7 +73,4 @@ class FitSized(MapTransform):
         self.fit = FitSize(spatial_size, largest)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.fit(d[key])
-        return d
+        return {**data, **{key: self.fit(data[key]) for key in self.key_iterator(dict(data))}}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the logits of a grading network to grades and how sure they are."""
+"""Grades, probabilities and confidence from the logits of a grading network."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class GradeLogits(Transform):
         num_grades: number ``K`` of grades, the same for all outputs.
         decision: "mode" chooses the most probable grade; "mean" the whole number nearest to the expected grade, which
             has the least expected squared error, as quadratic kappa counts errors.
-        temperature: what the logits are divided by for probabilities and confidence, such as that of
-            :func:`monai_dvpt.handlers.calibrated_temperature`; the grade is chosen before.
+        temperature: divides the logits for probabilities and confidence, but not for the grade; see
+            :func:`monai_dvpt.handlers.calibrated_temperature`.
 
     Raises:
         ValueError: if ``num_grades`` is below 2, ``decision`` is unknown, ``temperature`` is not positive, or the
-            number of logits no multiple of ``K``.
+            number of logits is no multiple of ``K``.
 
     Examples::
 
@@ -58,8 +58,8 @@ class GradeLogits(Transform):
             logits: of shape (O * K,), the grades of the first output first.
 
         Returns:
-            the grades, of shape (O,); the probabilities of all grades, of shape (O, K); the probability of the grade
-            that was chosen, of shape (O,).
+            the grades, of shape (O,); the probabilities of all grades, of shape (O, K); the probabilities of the chosen
+            grades, of shape (O,).
         """
         if logits.ndim != 1 or len(logits) % self.num_grades:
             raise ValueError(f"logits must have the shape (O * {self.num_grades},), got {tuple(logits.shape)}.")
@@ -79,14 +79,8 @@ class GradeLogitsd(MapTransform):
     """
     Dictionary version of :class:`GradeLogits`; adds the entries "grade", "probability" and "confidence".
 
-    Args:
-        keys: the key of the logits.
-        num_grades: see :class:`GradeLogits`.
-        decision: see :class:`GradeLogits`.
-        temperature: see :class:`GradeLogits`.
-
     Raises:
-        ValueError: if there is more than one key.
+        ValueError: if ``keys`` is more than one key, that of the logits.
     """
 
     def __init__(self, keys: KeysCollection, num_grades: int, decision: str = "mode", temperature: float = 1.0) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes of a network from the many values of a label file."""
+"""Label values of a file grouped into the classes of a network."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["GroupLabels", "GroupLabelsd"]
 
 class GroupLabels(Transform):
     """
-    Numbers the groups of label values 1, 2, ... in their order; every value in no group becomes 0, background.
+    Turns groups of label values into 1, 2, ... in the order of the groups, and every other value into 0, background.
 
     Args:
-        groups: name of each class, and the values in a label file that belong to it.
+        groups: the label values of each class, by the name of the class.
 
     Raises:
         ValueError: if a group is no list of whole numbers of at least 1, or two groups share a value.
@@ -56,11 +56,7 @@ class GroupLabels(Transform):
 
 class GroupLabelsd(MapTransform):
     """
-    Dictionary version of :class:`GroupLabels`.
-
-    Args:
-        keys: keys of the label maps.
-        groups: see :class:`GroupLabels`.
+    Dictionary version of :class:`GroupLabels`; ``keys`` are those of the label maps.
     """
 
     def __init__(self, keys: KeysCollection, groups: Mapping[str, Sequence[int]]) -> None:

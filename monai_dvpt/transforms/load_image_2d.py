@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading of radiographs and other 2D images, the same picture from every kind of file."""
+"""Loading of radiographs and other 2D images, with the same picture from every kind of file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import optional_import
 from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
@@ -20,16 +19,12 @@ from monai_dvpt.data.dicom import SeriesGrid
 from monai_dvpt.data.dicom.detect import looks_like_dicom
 from monai_dvpt.data.dicom.grid import GRID_TAGS, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
-from monai_dvpt.data.dicom.pixels import decode, fill_padding
+from monai_dvpt.data.dicom.pixels import decode, fill_padding, pixel_functions
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
 from monai_dvpt.data.kinds import check_regular, image_kind
 from monai_dvpt.data.nifti import as_float32, read_nifti
 from monai_dvpt.utils import InputError, naming, reason
 from monai_dvpt.utils.limits import check_bytes
-
-lut_functions, is_pydicom_3 = optional_import("pydicom.pixels")
-if not is_pydicom_3:
-    lut_functions, _ = optional_import("pydicom.pixel_data_handlers.util")
 
 __all__ = ["LoadImage2D", "LoadImage2Dd"]
 
@@ -40,32 +35,31 @@ VOI_TAGS = (
 )
 GREY_MODES = ("L", "I", "I;16", "I;16B")  # of 8, 32 and 16 bit, as Pillow calls them
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue, as in ITU-R BT.601
-MAX_STRETCH = 1.01  # of a pixel's sides
-MIN_COSINE = 0.8
-"""Smallest cosine of a NIfTI image's axis with an axis of the patient: further than 37 degrees away it is neither."""
+MAX_STRETCH = 1.01  # longer side of a pixel over the shorter one
+MIN_COSINE = 0.8  # of an axis of a NIfTI image with an axis of the patient: at most 37 degrees
 
 
 class LoadImage2D(Transform):
     """
-    Loads one 2D image as people look at it: rows run down, columns to the right, and of a radiograph air is dark.
+    Loads one 2D image as people look at it: rows run down, columns run to the right, and air in a radiograph is dark.
 
-    - PNG and JPEG: 8 bit grey, colour or palette, or 16 bit grey; turned as their EXIF data say; what is transparent
-      is black. 16 bit colour, or grey with opacity, is refused.
-    - DICOM: one grey frame, after its modality and VOI look-up tables, of which the first window counts;
-      MONOCHROME1 is inverted, and padding takes the darkest value of the others. Bits above BitsStored count nowhere. A
-      window that is narrower than the standard allows (0, or below 1 for the function LINEAR) is left out.
-    - NIfTI: two dimensions, or three of which one has the size 1. Its affine (RAS+) says where the first two indices
-      (x, y), or the two of a slice, run. As in radiology, columns run to the patient's left, or to posterior in a
-      sagittal plane, and rows to inferior, or to posterior in an axial plane. A file that does not state its
-      orientation (``sform_code`` and ``qform_code`` 0), or is turned by more than 37 degrees, is refused.
+    - PNG and JPEG: 8 bit grey, colour or palette, or 16 bit grey; turned by its EXIF data; transparent pixels are
+      black. 16 bit colour, or grey with opacity, is refused.
+    - DICOM: one grey frame, after its modality and VOI look-up tables, with the first window. MONOCHROME1 is inverted,
+      and padding becomes the darkest other value. Bits above BitsStored are ignored. A window that is narrower than the
+      standard allows (0, or below 1 for the function LINEAR) is ignored.
+    - NIfTI: two dimensions, or three, one of which has the size 1. The affine (RAS+) gives the directions of the two
+      axes. As in radiology, columns run to the patient's left, or to posterior in a sagittal plane, and rows to
+      inferior, or to posterior in an axial plane. A file without an orientation (``sform_code`` and ``qform_code`` 0),
+      or turned by more than 37 degrees, is refused.
 
-    The content of a file says what it is, not its name. Refused as well, naming the file, are an image that cannot be
-    read, has several frames or slices, has values that are complex, or not finite as float32, is constant, or of which
-    DICOM or NIfTI say that its pixels are not square to 1 %. Nothing but the path is kept as metadata, of DICOM also as
-    "series_grid" (see :class:`monai_dvpt.data.SeriesGrid`).
+    The content of a file decides what it is, not its name. Also refused is an image that cannot be read, has several
+    frames or slices, is constant, has values that are complex or not finite as float32, or has pixels that are not
+    square to 1 % by its DICOM or NIfTI header. The metadata are the path and, for DICOM, "series_grid" (see
+    :class:`monai_dvpt.data.SeriesGrid`).
 
     Args:
-        channels: 1 for grey, of a coloured image its luminance; 3 for red, green and blue, in a grey image all equal.
+        channels: 1 for grey, the luminance of a coloured image; 3 for red, green and blue, all equal in a grey image.
 
     Raises:
         ValueError: if ``channels`` is something else.
@@ -112,10 +106,10 @@ class LoadImage2D(Transform):
 
 
 def _read_picture(path: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Values of shape (1 or 3, rows, columns), and metadata; as for each kind of file."""
+    """Values of shape (1 or 3, rows, columns), and metadata, as from every reader here."""
     with open(path, "rb") as stream:
         header = stream.read(26)
-    # bit depth and colour type of a PNG; of these Pillow would drop half the bits
+    # bit depth and colour type of a PNG; Pillow would drop half the bits of these
     if header.startswith(b"\x89PNG") and header[24:25] == b"\x10" and header[25:26] != b"\0":
         raise InputError("must have 8 bit, or 16 bit grey, got 16 bit colour or grey with opacity.")
     with Image.open(path, formats=("PNG", "JPEG")) as file:
@@ -173,7 +167,8 @@ def _shown(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 def _displayed(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Stored values after the modality and VOI look-up tables."""
-    return lut_functions.apply_voi_lut(lut_functions.apply_modality_lut(stored, dataset), dataset).astype(np.float64)
+    measured = pixel_functions.apply_modality_lut(stored, dataset)
+    return pixel_functions.apply_voi_lut(measured, dataset).astype(np.float64)
 
 
 def _check_square(name: str, sides: np.ndarray) -> None:
@@ -212,12 +207,7 @@ READERS = {
 
 class LoadImage2Dd(MapTransform):
     """
-    Dictionary version of :class:`LoadImage2D`.
-
-    Args:
-        keys: keys of the paths.
-        channels: see :class:`LoadImage2D`.
-        allow_missing_keys: do not raise for a key that is not there.
+    Dictionary version of :class:`LoadImage2D`; ``keys`` are those of the paths.
     """
 
     def __init__(self, keys: KeysCollection, channels: int = 1, allow_missing_keys: bool = False) -> None:

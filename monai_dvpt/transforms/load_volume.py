@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading that refuses what cannot be placed or learnt from."""
+"""Loading of volumes; a file without a certain geometry or with unusable values is refused."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ itk, _ = optional_import("itk")
 
 __all__ = ["LoadVolume", "LoadVolumed"]
 
-MAX_COSINE = 1e-3
-"""Largest cosine between two axes that still counts as rounding: 0.06 degrees."""
+MAX_COSINE = 1e-3  # between two axes, as rounding leaves it: 0.06 degrees
 
 
 class LoadVolume(Transform):
     """
-    Loads one 3D volume (NIfTI, NRRD or MetaImage file, or DICOM series) as a channel-first tensor, and refuses, naming
-    the file: what cannot be read, has other than three dimensions or more than one channel, or an affine that is
-    sheared, has no inverse or is not stated; a voxel size of 0; complex values or colours; values that are not finite
-    as float32; an image that is constant; a label map whose values are not whole numbers in ``[0, num_classes)``.
+    Loads one 3D volume (NIfTI, NRRD or MetaImage file, or DICOM series) as a channel-first tensor. It refuses a file
+    that cannot be read, has other than three dimensions or more than one channel, or has an affine that is sheared, has
+    no inverse or is not stated; a voxel size of 0; complex values or colours; values that are not finite as float32; a
+    constant image; a label map whose values are not whole numbers in ``[0, num_classes)``.
 
     Args:
         num_classes: None for an image; for a label map, the number of classes with background.
-        reader: MONAI reader; by default the content of a file decides, not its name: NIfTI-1 and NIfTI-2 (of a pair
-            either file), NRRD, MetaImage; ``dicom_reader`` for folders, lists of files and DICOM files.
-        dicom_reader: by default one that takes the one volume there is.
+        reader: MONAI reader; by default the content of a file decides, not its name: NIfTI-1 and NIfTI-2 (either file
+            of a pair), NRRD, MetaImage; ``dicom_reader`` for folders, lists of files and DICOM files.
+        dicom_reader: by default one that reads the only volume.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class LoadVolume(Transform):
             path: file, folder of DICOM files, or the DICOM files of one series.
 
         Returns:
-            tensor of shape (1, x, y, z), float32, with its affine in millimetres (RAS+) and, of DICOM, the metadata
+            tensor of shape (1, x, y, z), float32, with its affine in millimetres (RAS+) and, for DICOM, the metadata
             "series_grid", "padding_voxels", "resampled" and "set_aside" of :class:`monai_dvpt.data.DicomSeriesReader`.
 
         Raises:
@@ -82,7 +81,7 @@ class LoadVolume(Transform):
             raise
         except Exception as error:  # every reader has its own kinds of error
             raise InputError(f"cannot be read: {reason(error)}") from error
-        # the geometry is kept, all other metadata (of some readers: the patient's name) is left behind
+        # only the geometry is kept: some readers put the patient's name into the metadata
         name = str(path if isinstance(path, (str, os.PathLike)) else path[0])
         kept = {key: meta[key] for key in ("series_grid", "padding_voxels", "resampled", "set_aside") if key in meta}
         meta = {"filename_or_obj": name, "original_affine": affine, "space": "RAS", **kept}
@@ -144,15 +143,12 @@ def _check_geometry(volume: MetaTensor) -> None:
 
 class LoadVolumed(MapTransform):
     """
-    Dictionary version of :class:`LoadVolume`; every further key must have the size and the affine of the first.
+    Dictionary version of :class:`LoadVolume`; all volumes must have the size and the affine of the first.
 
     Args:
         keys: keys of the paths.
         num_classes: for each key, None for an image or the number of classes of a label map.
-        reader: see :class:`LoadVolume`.
         affine_tolerance_mm: largest difference between entries of two affines that counts as equal.
-        allow_missing_keys: do not raise for a key that is not there.
-        dicom_reader: see :class:`LoadVolume`.
     """
 
     def __init__(
@@ -177,10 +173,8 @@ class LoadVolumed(MapTransform):
             if first is None:
                 first, first_path = volume, path
             elif volume.shape != first.shape:
-                raise InputError(
-                    f"{path}: must have the size of {first_path}, "
-                    f"{tuple(first.shape[1:])}, got {tuple(volume.shape[1:])}."
-                )
+                sizes = f"{tuple(first.shape[1:])}, got {tuple(volume.shape[1:])}"
+                raise InputError(f"{path}: must have the size of {first_path}, {sizes}.")
             elif (difference := float((volume.affine - first.affine).abs().max())) > self.affine_tolerance_mm:
                 raise InputError(
                     f"{path}: must have the affine of {first_path} to {self.affine_tolerance_mm:g} mm, "

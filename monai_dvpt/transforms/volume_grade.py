@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A grade of size: the quantile of a population in which the volume of a structure lies."""
+"""A grade of size: the quantile of a population that the volume of a structure falls into."""
 
 from __future__ import annotations
 
@@ -49,12 +49,7 @@ class VolumeGrade(Transform):
 
 class VolumeGraded(MapTransform):
     """
-    Dictionary version of :class:`VolumeGrade`; the grade takes the place of the mask.
-
-    Args:
-        keys: keys of the masks.
-        thresholds_ml: see :class:`VolumeGrade`.
-        allow_missing_keys: do not raise for a key that is not there.
+    Dictionary version of :class:`VolumeGrade`; the grade replaces the mask under each of ``keys``.
     """
 
     def __init__(self, keys: KeysCollection, thresholds_ml: Sequence[float], allow_missing_keys: bool = False) -> None:
@@ -62,20 +57,17 @@ class VolumeGraded(MapTransform):
         self.grade = VolumeGrade(thresholds_ml)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = self.grade(d[key])
-        return d
+        return {**data, **{key: self.grade(data[key]) for key in self.key_iterator(dict(data))}}
 
 
 def volume_thresholds_ml(cases: Sequence[Mapping[str, str]], num_grades: int, num_classes: int) -> list[float]:
     """
-    The volumes that divide the masks of some cases into equally frequent grades, such as quartiles.
+    The volumes that divide masks into equally frequent grades, such as quartiles.
 
     Args:
         cases: each with the path of its mask as "label".
         num_grades: number of grades, at least 2.
-        num_classes: number of classes of the masks, with background; all but the background count.
+        num_classes: number of classes of the masks, with background; all others count.
 
     Returns:
         ``num_grades - 1`` thresholds in millilitres, to three decimals.

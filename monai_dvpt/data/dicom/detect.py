@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a folder that are, or were to be, DICOM."""
+"""Whether a file is, or should be, DICOM."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SUFFIXES = ("", ".dcm", ".ima")
 
 def looks_like_dicom(path: Path) -> bool:
     """
-    Whether a file is DICOM, by its first bytes or, without them, by its name. What cannot be opened, or is empty or cut
-    within its preamble and named as DICOM files are, was to be one.
+    Whether a file is DICOM by its first bytes, or should be by its name because it cannot be opened, is empty, or ends
+    within its preamble.
     """
     if path.name.upper() == "DICOMDIR":  # an index of other files
         return False
     suffix = path.suffix.lower()
-    dicom_name = suffix in SUFFIXES or suffix[1:].isdigit()  # of many files the name is a UID
+    dicom_name = suffix in SUFFIXES or suffix[1:].isdigit()  # many files have a UID for a name
     if os.path.exists(path) and not is_regular(path) and not os.path.isdir(path):  # a pipe or device is never opened
         return dicom_name
     try:
@@ -33,7 +33,7 @@ def looks_like_dicom(path: Path) -> bool:
         return dicom_name
     if start[128:] == b"DICM" or suffix in SUFFIXES[1:]:
         return True
-    if not start[:128].strip(b"\0"):  # empty, cut within or behind the preamble, or never filled
+    if not start[:128].strip(b"\0"):  # empty, cut within or after the preamble, or never filled
         return dicom_name
     group, element = start[:2], start[2:4]  # of a file without preamble
     return len(start) == 132 and group in (b"\2\0", b"\10\0") and element[1] == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the slices of a volume lie: an affine that has every corner of every slice to 0.1 mm, or a reason why not."""
+"""The grid of a volume's slices: an affine that is right at every corner of every slice to 0.1 mm, or an error."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ __all__ = [
 ]
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""From MONAI's and NIfTI's patient coordinates to those of DICOM, and back."""
-
+"""From the patient coordinates of MONAI and NIfTI to those of DICOM, and back."""
 TOLERANCE_MM = 0.1
-"""Largest distance between where two grids may have the same corner, such as a volume and the header of a slice."""
+"""Largest distance between the places of one corner by two grids, such as a volume and the header of a slice."""
 MAX_TILT_DEGREES = 45
-"""Of a gantry; beyond it slices rather lie beside each other."""
+"""Of a gantry; with more, slices rather lie beside each other."""
 
 
 class GridError(ValueError):
-    """Slices that are no regular grid; the message says what is irregular."""
+    """Slices that form no regular grid; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Grid:
 
     @property
     def shift_pixels(self) -> np.ndarray:
-        """How far each slice lies beyond the one before, within the plane, in columns and rows; of shape (2,)."""
+        """Shift from each slice to the next within the plane, in columns and rows; of shape (2,)."""
         if self.tilt_degrees == 0:
             return np.zeros(2)
         return np.linalg.lstsq(self.affine_lps[:3, :2], self.affine_lps[:3, 2], rcond=None)[0]
@@ -70,13 +69,8 @@ def in_plane(frame: Frame) -> np.ndarray:
 
 def plane_lps(position: Sequence[float], orientation: Any, spacing_mm: Sequence[float]) -> np.ndarray:
     """
-    Args:
-        position: of the centre of the first pixel (LPS, mm).
-        orientation: directions along a row and along a column, six numbers.
-        spacing_mm: distance between columns and between rows.
-
-    Returns:
-        4x4 matrix from (column, row, distance along the normal) to patient coordinates (LPS, mm).
+    The 4x4 matrix from (column, row, distance along the normal) to patient coordinates (LPS, mm), by the centre of the
+    first pixel, the directions along a row and along a column (six numbers), and the distances of columns and of rows.
     """
     plane, (row, column) = np.eye(4), np.reshape(orientation, (2, 3))
     plane[:3, 0], plane[:3, 1] = row * spacing_mm[0], column * spacing_mm[1]
@@ -92,38 +86,19 @@ def corners(size: Sequence[int]) -> np.ndarray:
 
 def corner_offsets_mm(affine: np.ndarray, other: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """
-    The largest distance between where two affines have a corner.
-
-    Args:
-        affine: of shape (..., 4, 4).
-        other: the same, or broadcast to it.
-        size: of the grid along its axes, or of a plane of it.
-
-    Returns:
-        mm, of shape (...).
+    The largest distance in mm, of shape (...), between the places of a corner by two affines of shape (..., 4, 4); the
+    size is that of the grid, or of a plane.
     """
     return np.linalg.norm(((affine - other) @ corners(size))[..., :3, :], axis=-2).max(axis=-1)
 
 
 def corners_lps(frame: Frame, size: tuple[int, int]) -> np.ndarray:
-    """
-    Patient coordinates of the centres of the corner pixels.
-
-    Args:
-        frame: with its position, orientation and spacing.
-        size: columns and rows.
-
-    Returns:
-        of shape (4, 3).
-    """
+    """Patient coordinates of the centres of the corner pixels, of shape (4, 3); the size is columns and rows."""
     return np.array(frame.position_lps) + corners(size)[:2].T @ in_plane(frame).T
 
 
 def order_along_normal(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Returns:
-        the order of the frames along the normal of the first one, and their positions on it in mm, in that order.
-    """
+    """The order of the frames along the normal of the first one, and their positions on it in mm, in that order."""
     positions = np.array([frame.position_lps for frame in frames])
     along = positions @ np.cross(*np.array(frames[0].orientation_lps))
     order = np.argsort(along, kind="stable")
@@ -132,23 +107,26 @@ def order_along_normal(frames: Sequence[Frame]) -> tuple[np.ndarray, np.ndarray]
 
 def lay_out(frames: Sequence[Frame], size: tuple[int, int]) -> Grid:
     """
-    Fits a grid to slices that have one orientation, spacing and size.
+    Fits a grid to slices of one orientation, spacing and size (columns and rows).
 
     Args:
         frames: at least two, in the order along their normal.
-        size: columns and rows.
 
     Raises:
-        GridError: if no grid has every corner within ``TOLERANCE_MM`` of where its own header has it.
+        GridError: if no grid has every corner of every slice within ``TOLERANCE_MM`` of its place by its header.
     """
     planes = np.array([plane_lps(f.position_lps, f.orientation_lps, f.spacing_mm) for f in frames])  # type: ignore
     middles = np.array([corners_lps(frame, size) for frame in frames]).mean(axis=1)  # (slices, 3)
     index = np.arange(len(frames))
-    centre, step = _fit_line(index, middles)
+    centred = index - index.mean()
+    centre, step = middles.mean(axis=0), centred @ middles / (centred @ centred)  # the line that fits the middles best
     normal = np.cross(*np.array(frames[0].orientation_lps))
     straight = (step @ normal) * normal
+    affine, pixels = np.eye(4), in_plane(frames[0])
+    affine[:3, :2] = pixels
     for third in (straight, step):
-        affine = _affine(frames[0], size, centre - third * index.mean(), third)
+        affine[:3, 2] = third
+        affine[:3, 3] = centre - third * index.mean() - pixels @ ((np.array(size) - 1) / 2)
         laid = np.repeat(affine[None], len(frames), axis=0)
         laid[:, :3, 3] += index[:, None] * third
         if corner_offsets_mm(laid, planes, size).max() <= TOLERANCE_MM:
@@ -159,22 +137,8 @@ def lay_out(frames: Sequence[Frame], size: tuple[int, int]) -> Grid:
     tilt = 0.0 if third is straight else float(np.degrees(np.arccos(cosine)))
     if tilt > MAX_TILT_DEGREES:
         raise GridError(f"its slices must be tilted by at most {MAX_TILT_DEGREES} degrees, are by {tilt:.1f}")
-    columns, rows = np.linalg.norm(in_plane(frames[0]), axis=0)
+    columns, rows = np.linalg.norm(pixels, axis=0)
     return Grid(affine, (float(columns), float(rows), float(step @ normal)), tilt)
-
-
-def _fit_line(index: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean of the points and the step between neighbours that fits them best."""
-    centred = index - index.mean()
-    return points.mean(axis=0), centred @ points / (centred @ centred)
-
-
-def _affine(frame: Frame, size: tuple[int, int], centre: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """The affine of which the middle of the first slice is ``centre``."""
-    affine = np.eye(4)
-    affine[:3, :2], affine[:3, 2] = in_plane(frame), step
-    affine[:3, 3] = centre - in_plane(frame) @ ((np.array(size) - 1) / 2)
-    return affine
 
 
 def _irregularity(middles: np.ndarray, normal: np.ndarray) -> str:

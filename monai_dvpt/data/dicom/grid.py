@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid of a series: where its frames lie, what results refer to, and how they are placed on it."""
+"""The grid of a series: the places of its frames, the headers that results refer to, and the placing of results."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ TYPE_2 = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
     *("AccessionNumber", "StudyID", "ReferringPhysicianName"),
 )
-"""May be empty, but not absent, in patient and study (DICOM PS3.3 C.7.1.1, C.7.2.1)."""
+"""Attributes of patient and study that may be empty, but not absent (DICOM PS3.3 C.7.1.1, C.7.2.1)."""
 REFERENCE = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
     *("Modality", "Rows", "Columns", "PositionReferenceIndicator", "BurnedInAnnotation"),
     *("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 GRID_TAGS = (*REFERENCE, "NumberOfFrames", "PerFrameFunctionalGroupsSequence")
-"""What :func:`reference_of` looks for in a header."""
+"""Keywords that :func:`reference_of` looks for in a header."""
 POSITION = {
     "position_lps": "ImagePositionPatient",
     "orientation_stated": "ImageOrientationPatient",
@@ -45,14 +45,14 @@ POSITION = {
 @dataclass(frozen=True, eq=False, repr=False)
 class SeriesGrid(str):
     """
-    The ``n`` frames that an image was read from, made once when they are read. It names no patient. To MONAI it is a
-    text, which its functions that load, collate and decollate metadata leave as it is; they take no other object.
+    The ``n`` frames that an image was read from, made once when they are read. It names no patient. For MONAI it is a
+    text, since MONAI's functions that load, collate and decollate metadata accept no other object unchanged.
 
     Attributes:
-        frames: file of each slice of the image, and its frame.
-        headers: of each file what a result refers to, see :func:`reference_of`.
-        shape: of the image, (x, y, z); of a radiograph nothing.
-        affine_ras: 4x4 matrix from its voxels to patient coordinates (RAS, mm); of a radiograph None.
+        frames: file and frame of each slice of the image.
+        headers: the part of each file's header that a result refers to, see :func:`reference_of`.
+        shape: of the image, (x, y, z); empty for a radiograph.
+        affine_ras: 4x4 matrix from its voxels to patient coordinates (RAS, mm); None for a radiograph.
     """
 
     frames: tuple[tuple[str, Frame], ...]
@@ -67,7 +67,7 @@ class SeriesGrid(str):
         return {key: value for key, value in self.__dict__.items() if key != "identity"}  # names the patient
 
     def __deepcopy__(self, memo: Any) -> SeriesGrid:
-        return self  # it does not change, and caches copy their images often
+        return self  # it is immutable, and caches copy their images often
 
     @classmethod
     def of(
@@ -77,7 +77,7 @@ class SeriesGrid(str):
         shape: Sequence[int] = (),
         affine_ras: np.ndarray | None = None,
     ) -> SeriesGrid:
-        """As the class, of files and their frames, of which what could name a patient is left behind."""
+        """The grid of files and their frames, without what could name a patient."""
         frames = tuple((str(file.path), replace(frame, stack="", times={})) for file, frame in slices)
         return cls(frames, {str(path): header for path, header in headers.items()}, tuple(shape), affine_ras)
 
@@ -90,8 +90,8 @@ class SeriesGrid(str):
     @cached_property
     def images(self) -> dict[str, Dataset]:
         """
-        What a result refers to, by path in the order of first use. What the standard asks for and anonymised files lack
-        is filled in, the same for every result on the same frames.
+        Headers that a result refers to, by path in the order of first use. What the standard requires and anonymised
+        files lack is filled in, the same for every result on the same frames.
 
         Raises:
             InputError: if there is no frame, an instance has no identifier, or the frames differ in study, series,
@@ -118,11 +118,11 @@ class SeriesGrid(str):
     @cached_property
     def identity(self) -> Dataset:
         """
-        What the standard requires on patient and study, for the result alone: never to be shown, logged or kept. It is
-        read from the first file when a result is written.
+        Patient and study as the standard requires them, for the result alone: never to be shown, logged or kept. They
+        are read from the first file when a result is written.
 
         Raises:
-            InputError: if that cannot be read, or is another one now.
+            InputError: if that file cannot be read, or was replaced.
         """
         identity, path = Dataset(), self.frames[0][0]
         with naming(path), quiet_pydicom():
@@ -167,7 +167,7 @@ class SeriesGrid(str):
     def references(self, indices: Sequence[int] | None = None) -> list[tuple[Dataset, list[int] | None]]:
         """
         Args:
-            indices: of frames, else all.
+            indices: of frames; all by default.
 
         Returns:
             images with the numbers of the frames, or with None if they are not multi-frame.
@@ -180,7 +180,7 @@ class SeriesGrid(str):
 
     def place(self, volume: np.ndarray, affine_ras: np.ndarray) -> np.ndarray:
         """
-        A volume as it lies on the pixels of the frames. Each frame must be one plane of the volume's grid, to 0.1 mm,
+        The values of a volume at the pixels of the frames. Each frame must be one plane of the volume's grid to 0.1 mm,
         and each plane one frame. Pixels that are not voxels of the grid, as in a gantry-tilted series that was
         straightened (planes shifted within themselves), take the nearest voxel, or 0 outside.
 
@@ -192,7 +192,7 @@ class SeriesGrid(str):
             (n, rows, columns) in the order of the frames.
 
         Raises:
-            InputError: if the frames have no position, or do not lie on the planes of the grid one by one.
+            InputError: if the frames have no position, or do not match the planes of the grid one to one.
         """
         volume, affine = np.asarray(volume), np.asarray(affine_ras, dtype=float)
         columns, rows = self.first.Columns, self.first.Rows
@@ -236,12 +236,7 @@ class SeriesGrid(str):
 
 
 def reference_of(header: Dataset) -> Dataset:
-    """
-    What a result needs to refer to an image: of a file of one frame without NumberOfFrames.
-
-    Args:
-        header: of a file, with what it has of ``GRID_TAGS``.
-    """
+    """What a result needs of a file's header to refer to it; without NumberOfFrames if it has one frame."""
     image = Dataset()
     with quiet_pydicom():
         for keyword in REFERENCE:
@@ -269,7 +264,7 @@ def _read(path: str) -> Dataset:
 
 
 def _complete(images: Mapping[str, Dataset]) -> None:
-    """Fills identifiers that are absent, and checks those that all images must share."""
+    """Fills in missing identifiers, and checks those that all images must share."""
     seed = min(image.SOPInstanceUID for image in images.values())
     first_path, first = next(iter(images.items()))
     for path, image in images.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the header of one DICOM file says about its frames, with nothing that names a patient."""
+"""The header of one DICOM file and of its frames, without anything that names a patient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,7 @@ TIME_KEYS = {
     "AcquisitionTime": ("AcquisitionTime",),
     "ContentTime": ("ContentTime",),
 }
-"""What can tell frames at one position apart, the most telling first, and where files of one or many frames say it."""
-
+"""What can tell frames at one position apart, the most telling first: keywords in files of one or many frames."""
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 KEYWORDS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
@@ -57,11 +57,11 @@ KEYWORDS = (
 )
 TAGS: list[Any] = [Tag(keyword) for keyword in KEYWORDS]
 VARYING = ("TriggerTime", "AcquisitionNumber", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
-"""Those of ``TIME_KEYS`` that may differ from slice to slice of one volume."""
+"""The ``TIME_KEYS`` that may differ between slices of one volume."""
 LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
-"""Transfer syntaxes that lose something: JPEG baseline and extended, and near-lossless JPEG-LS."""
+"""Transfer syntaxes with loss: JPEG baseline and extended, and near-lossless JPEG-LS."""
 PIXEL_GROUP = (b"\xe0\x7f", b"\x7f\xe0")
-"""Of the tags of pixel data, in both orders of bytes."""
+"""Group of the tags of pixel data, in both byte orders."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,12 @@ class Frame:
         number: from 1, as the standard counts.
         position_lps: patient coordinates of the centre of the first pixel in mm, or None.
         orientation_lps: unit vectors along a row and along a column, of shape (2, 3), or None.
-        orientation_stated: the same six numbers as the header has them, which a result repeats.
+        orientation_stated: the six numbers as the header has them, which a result repeats.
         spacing_mm: distance between columns and between rows, or None.
         thickness_mm: of the slice; 0 if it is not stated.
-        slope: of the stored values, or None.
-        intercept: of the stored values, or None.
+        slope, intercept: of the stored values, or None.
         stack: identifier of the stack in a multi-frame file.
-        times: what is there of ``TIME_KEYS``, each as a number, a text or, of several values, a tuple of texts.
+        times: value by key of ``TIME_KEYS``: a number, a text or, for several values, a tuple of texts.
     """
 
     number: int
@@ -97,26 +96,16 @@ class Frame:
 @dataclass(frozen=True)
 class DicomFile:
     """
-    One DICOM object.
+    One DICOM object. A text is empty, and the number of the series 0, if the header does not state it.
 
     Attributes:
-        path: the file.
-        sop_class: its SOP Class UID.
-        sop_uid: its SOP Instance UID.
-        study_uid: Study Instance UID.
-        series_uid: Series Instance UID.
-        frame_of_reference: Frame of Reference UID.
         patient: tells patients apart within this process, and says nothing about them.
-        modality: such as "CT".
-        description: of the series.
-        series_number: number of the series, or 0.
         size: columns and rows, or None if it is no image.
-        photometric: photometric interpretation.
         samples: values per pixel.
-        problem: why its pixels cannot be read; empty if nothing is known against it.
-        frames: its frames; none if it is no image.
+        problem: why its pixels cannot be read; empty if no reason is known.
+        frames: none if it is no image.
         lossy: whether its pixels were compressed with loss.
-        identifiers: what would name the patient, see :func:`identifiers_of`.
+        identifiers: words that would name the patient, see :func:`identifiers_of`.
     """
 
     path: Path
@@ -139,38 +128,31 @@ class DicomFile:
 
     @property
     def label(self) -> str:
-        """The folder and name of the file, or what stands for them where they name the patient."""
+        """The folder and name of the file, or a text without them if they name the patient."""
         text = f"{self.path.parent.name}/{self.path.name}"
         return "one of its files" if names_patient(text, self.identifiers) else text
 
 
-class quiet_pydicom(warnings.catch_warnings):
-    """Context in which pydicom neither checks values nor warns or logs of them, since they could name a patient."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Context in which pydicom does not check, log or warn of values, since they could name a patient."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
-        self._logger = logging.getLogger("pydicom")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.CRITICAL + 1)  # of its decoders, too
-        self._validation = config.disable_value_validation()
-        self._validation.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._validation.__exit__(*error)
-        self._logger.setLevel(self._level)
-        super().__exit__(*error)
+        logger.setLevel(logging.CRITICAL + 1)  # its decoders log, too
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def read_header(path: str | os.PathLike) -> DicomFile:
     """
-    Reads what a file says of itself, without its pixels.
-
-    Args:
-        path: a DICOM file, with or without preamble (PS3.10).
+    Reads the header of a DICOM file, with or without preamble (PS3.10).
 
     Raises:
-        InputError: if it cannot be read as DICOM, or says something that cannot be.
+        InputError: if it cannot be read as DICOM, or states an impossible value.
     """
     path = Path(path)
     with naming(path.name):
@@ -218,7 +200,7 @@ def _describe(path: Path, dataset: Dataset, problem: str) -> DicomFile:
         samples=int(_scalar("SamplesPerPixel", dataset.get("SamplesPerPixel")) or 1),
         problem=problem,
         frames=tuple(_frames(dataset, count)),
-        lossy=_is_lossy(dataset),
+        lossy=_text(dataset, "LossyImageCompression") == "01" or _syntax(dataset) in LOSSY,
         identifiers=identifiers,
     )
 
@@ -228,8 +210,7 @@ def _frames(dataset: Dataset, count: int) -> list[Frame]:
     if each and len(each) != count:
         raise InputError(f"must describe each of its {count} frames, describes {len(each)}.")
     if not each and not shared and count > 1:
-        each = [Dataset()] * count  # says nothing about its frames: nothing of the file holds for all of them
-        dataset = Dataset()
+        each, dataset = [Dataset()] * count, Dataset()  # no value is said to apply to every frame
     frames = []
     for index in range(count):
         levels = [*each[index : index + 1], *shared[:1], dataset]
@@ -259,7 +240,7 @@ def _frames(dataset: Dataset, count: int) -> list[Frame]:
 
 
 def _find(levels: Sequence[Dataset], *names: str) -> Any:
-    """The first value of the names, each perhaps inside a sequence, in the first data set that has one."""
+    """The value of the first data set that has one of the names, each perhaps inside a sequence."""
     for dataset in levels:
         for name in names:
             sequence, _, inner = name.rpartition(".")
@@ -271,9 +252,9 @@ def _find(levels: Sequence[Dataset], *names: str) -> Any:
 
 
 def _comparable(value: Any) -> Any:
-    """A number, a text or texts as they can be compared; raw, never to be shown as they are."""
+    """A number, a text or texts that can be compared; never to be shown as they are."""
     if isinstance(value, (int, float)):
-        return round(float(value), 2)  # of what is in milliseconds, less is rounding
+        return round(float(value), 2)  # of milliseconds, say, the rest is rounding
     return str(value) if isinstance(value, str) or not hasattr(value, "__len__") else tuple(map(str, value))
 
 
@@ -335,13 +316,12 @@ def _whole(dataset: Dataset, name: str) -> int:
     return int(number)
 
 
-def _is_lossy(dataset: Dataset) -> bool:
-    syntax = getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID", "")
-    return _text(dataset, "LossyImageCompression") == "01" or syntax in LOSSY
+def _syntax(dataset: Dataset) -> Any:
+    return getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID")
 
 
 def _bits_problem(dataset: Dataset) -> str:
-    """Why the bits of a pixel are none that the standard has; they are numbers from here on."""
+    """Why the standard does not have such bits of a pixel. An InputError if one is no number."""
     names = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration")
     numbers = [_scalar(name, dataset.get(name)) for name in names]
     allocated, stored, high, signed, planar = numbers
@@ -372,9 +352,8 @@ def _uid(dataset: Dataset, name: str) -> str:
 
 
 def _pixel_problem(file: LimitedFile, dataset: Dataset) -> str:
-    """Why the pixels that should follow cannot be all there, or nothing; the file stands behind the header."""
-    syntax = getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID")
-    start = file.tell()
+    """Why the pixels cannot be complete, or nothing; the file is read up to the end of the header."""
+    syntax, start = _syntax(dataset), file.tell()
     if (deflated := syntax == DeflatedExplicitVRLittleEndian) is False and file.read(2) not in PIXEL_GROUP:
         return "has no pixel data"
     if syntax is not None and UID(syntax).type != "Transfer Syntax":
@@ -382,7 +361,7 @@ def _pixel_problem(file: LimitedFile, dataset: Dataset) -> str:
     if problem := _bits_problem(dataset):
         return problem
     if deflated or syntax is not None and syntax.is_compressed:
-        return ""  # is known only when all is decoded
+        return ""  # only decoding tells
     wanted = math.prod(int(dataset.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"))
     implicit = syntax is None or syntax.is_implicit_VR
     there = file.size - start - (8 if implicit else 12)  # tag, perhaps VR, and length

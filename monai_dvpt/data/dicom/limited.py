@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening of DICOM files, so that no more of them is read than the limits allow."""
+"""Opening of DICOM files, which reads no more than the limits allow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import os
 import re
 import zlib
-from typing import Any
 
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -18,7 +17,7 @@ from monai_dvpt.utils.limits import MAX_ITEMS, check_bytes, max_bytes
 __all__ = ["LimitedFile", "refusal"]
 
 ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
-"""What each item of a sequence begins with, in both orders of bytes."""
+"""First bytes of each item of a sequence, in both byte orders."""
 PATTERNS = tuple(map(re.compile, ITEM_TAGS))
 """``bytes.count`` is slower in zeros."""
 SMALL = 1 << 16
@@ -26,15 +25,12 @@ SMALL = 1 << 16
 
 class LimitedFile(io.BufferedReader):
     """
-    A DICOM file for ``pydicom.dcmread``, which reads items one by one and values at once: it counts them, and refuses
-    what is beyond ``max_bytes()`` and ``MAX_ITEMS`` before memory is taken for it. A deflated file is inflated once
-    to count its bytes and items, and kept nowhere, since pydicom inflates it as a whole.
-
-    Args:
-        path: the file.
+    A DICOM file for ``pydicom.dcmread``, which reads items one by one and values at once. It counts both, and refuses
+    more than ``max_bytes()`` and ``MAX_ITEMS`` before memory is taken. Since pydicom inflates a deflated file as a
+    whole, it is first inflated once to count its bytes and items, without keeping them.
 
     Raises:
-        InputError: if it has more than the limits allow.
+        InputError: if the file has more than the limits allow.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -48,7 +44,7 @@ class LimitedFile(io.BufferedReader):
             raise
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file; at most what the file has is asked for, whatever a header says."""
+        """Reads as any file does, but asks for no more than the file has, whatever a header says."""
         if size is None or not 0 <= size <= min(SMALL, self._limit - self._taken):
             left = max(self.size - self.tell(), 0)
             size = left if size is None or size < 0 else min(size, left)
@@ -71,7 +67,7 @@ class LimitedFile(io.BufferedReader):
         self.seek(0)
         if DeflatedExplicitVRLittleEndian.encode() in start and start[128:132] == b"DICM":
             self.seek(132)
-            _skip_meta(self)
+            read_dataset(self, False, True, stop_when=lambda tag, *_: tag.group != 2)  # is not deflated
             inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
             while not inflater.eof and (chunk := inflater.unconsumed_tail or self.read(SMALL)):
                 inflated = inflater.decompress(chunk, 1 << 20)
@@ -83,13 +79,8 @@ class LimitedFile(io.BufferedReader):
         self._taken = self._items = 0
 
 
-def _skip_meta(file: Any) -> None:
-    """Leaves the file behind its meta information, which is not deflated."""
-    read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
-
-
 def refusal(error: BaseException | None) -> InputError | None:
-    """The :class:`InputError` behind an error that pydicom made of it, or None."""
+    """The :class:`InputError` that led to an error of pydicom, or None."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of slices: decoded, rescaled each by its own header, and where the gantry was tilted put straight."""
+"""The values of slices: decoded, each rescaled by its own header, and straightened if the gantry was tilted."""
 
 from __future__ import annotations
 
@@ -26,40 +26,33 @@ from .streams import check_streams
 from .terms import PHOTOMETRIC, number_text
 from .volumes import DicomVolume
 
-apply_modality_lut, has_pixels = optional_import("pydicom.pixels", name="apply_modality_lut")
-if not has_pixels:
-    apply_modality_lut, _ = optional_import("pydicom.pixel_data_handlers.util", name="apply_modality_lut")
+pixel_functions, is_pydicom_3 = optional_import("pydicom.pixels")
+if not is_pydicom_3:
+    pixel_functions, _ = optional_import("pydicom.pixel_data_handlers.util")
 
-get_decoder, has_decoders = optional_import("pydicom.pixels", name="get_decoder")
-
-__all__ = ["decode", "fill_padding", "read_values", "straighten"]
+__all__ = ["decode", "fill_padding", "pixel_functions", "read_values", "straighten"]
 
 PADDING = {
     "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
     "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
     "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
 }
-"""What holds the pixels, and what says which values of it are padding."""
+"""Keywords of pixels, and of the range of padding in them."""
 PIXEL_TAGS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "ModalityLUTSequence"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", *PADDING, *sum(PADDING.values(), ())),
 )
-AIR = -1000.0
-"""What CT measures where there is nothing; others measure 0."""
+AIR = -1000.0  # Hounsfield units
 
 
 def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float, dict[Path, Dataset]]:
     """
-    Args:
-        volume: slices and where they lie.
-
     Returns:
-        of shape (columns, rows, slices), float32: stored value x RescaleSlope + RescaleIntercept, each slice by its
-        own, or by its Modality LUT (PS3.3 C.11.1), MONOCHROME1 changes nothing: it says how values are shown; how many
-        of them were padding; the value that stands where nothing was measured, as there; and what results refer to, by
-        file. Padding becomes 0, in CT -1000 or the least of the others where it is lower: a normalisation that leaves
-        out 0, or clips, leaves it out.
+        values of shape (columns, rows, slices), float32: stored value x RescaleSlope + RescaleIntercept of each slice,
+        or by its Modality LUT (PS3.3 C.11.1); MONOCHROME1, which only says how they are shown, has no effect; the
+        number of padding voxels; the value that replaces padding: 0, in CT -1000 or the least other value if that is
+        lower, so that a normalisation that ignores 0, or clips, ignores it; the headers that results refer to, by file.
 
     Raises:
         InputError: if a file cannot be decoded, its pixels are not what its header says, or all are padding.
@@ -91,13 +84,13 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float, dict[Path,
 
 def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, nothing: float | None = None) -> None:
     """
-    The rule for padding (PS3.3 C.7.5.1.1.2), of volumes and of radiographs: no value of it is taken for a measured one.
+    Replaces padding (PS3.3 C.7.5.1.1.2) in volumes and radiographs, so that it is not taken for a measured value.
 
     Args:
         what: subject of the error.
         values: changed in place.
         padded: where they are padding, of the same shape.
-        nothing: what padding becomes; by default the least of the others.
+        nothing: what padding becomes; by default the least other value.
 
     Raises:
         InputError: if all is padding.
@@ -111,18 +104,17 @@ def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, nothing: flo
 def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.ndarray, np.ndarray]:
     """
     Decodes the pixels of a file within the limits. Bits above BitsStored, such as an overlay or a sign that was not
-    extended, are no part of a value, whoever decodes it and however many bits a compressed stream has (PS3.5 8.1.1).
+    extended, are no part of a value, for any decoder and any number of bits in a compressed stream (PS3.5 8.1.1).
 
     Args:
-        file: its header, of :func:`monai_dvpt.data.dicom.headers.read_header`.
-        keywords: of what else is read of the header.
+        file: header of the file, from :func:`monai_dvpt.data.dicom.headers.read_header`.
+        keywords: of further elements of the header to read.
 
     Returns:
-        the header, and of all frames stored values and which of them are padding, both of shape (frames, rows,
-        columns).
+        the header; the stored values, and whether each is padding, both of shape (frames, rows, columns).
 
     Raises:
-        InputError: if it cannot be decoded, or is not what the header says.
+        InputError: if the pixels cannot be decoded, or do not fit the header.
     """
     with naming(file.label):
         if file.problem:
@@ -152,14 +144,15 @@ def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.n
         except Exception as error:  # every decoder has its own kinds of error
             if (refused := refusal(error)) is not None:
                 raise refused from None
-            raise InputError(f"pixel data cannot be decoded: {_why(error)}") from error
+            text = " ".join(str(error).split())[:300]
+            raise InputError(f"pixel data cannot be decoded: {type(error).__name__}: {text}") from error
 
 
 def _words(dataset: Dataset) -> np.ndarray:
-    """What the decoder gives, perhaps with bits above BitsStored."""
-    if has_decoders:
-        # what Dataset.pixel_array calls, without the book-keeping by which it would know the array again
-        decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
+    """The decoded values, perhaps with bits above BitsStored."""
+    if is_pydicom_3:
+        # as Dataset.pixel_array, without its cache
+        decoder = pixel_functions.get_decoder(dataset.file_meta.TransferSyntaxUID)
         words = decoder.as_array(dataset, raw=True, correct_unused_bits=False)[0]
     else:
         signed = dataset.get("PixelRepresentation")
@@ -167,11 +160,6 @@ def _words(dataset: Dataset) -> np.ndarray:
         if signed is not None:
             dataset.PixelRepresentation = signed  # pydicom 2 sets it to 0 for JPEG 2000 without a sign
     return words.astype(words.dtype.newbyteorder("="), copy=False)
-
-
-def _why(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
 
 
 def _stored(words: np.ndarray, dataset: Dataset, bits: Sequence[int | None]) -> np.ndarray:
@@ -191,8 +179,8 @@ def _lowest(words: np.ndarray, bits: Any, signed: bool) -> np.ndarray:
 
 def _padding(words: np.ndarray, stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     """
-    Where stored values are padding. Its value and limit have the bits of a pixel, whichever sign their VR gives them.
-    Where they need more bits than BitsStored, as some scanners have it, they are looked for in all bits of the pixels.
+    Whether stored values are padding. Its value and limit have the bits of a pixel, whichever sign their VR gives them.
+    If they need more bits than BitsStored, as with some scanners, they are compared with all bits of the pixels.
     """
     keywords = next(names for holder, names in PADDING.items() if holder in dataset)
     given = [dataset.get(keyword) for keyword in keywords]
@@ -219,7 +207,7 @@ def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame) -> Any:
     try:
         with quiet_pydicom():
             if dataset.get("ModalityLUTSequence"):
-                return apply_modality_lut(stored, dataset)
+                return pixel_functions.apply_modality_lut(stored, dataset)
     except Exception as error:  # its message may quote the header
         raise InputError(f"its Modality LUT makes a {type(error).__name__}.") from None
     slope = 1.0 if frame.slope is None else frame.slope
@@ -229,13 +217,12 @@ def _rescale(stored: np.ndarray, dataset: Dataset, frame: Frame) -> Any:
 
 def straighten(values: np.ndarray, grid: Grid, nothing: float) -> tuple[np.ndarray, np.ndarray]:
     """
-    Puts the slices of a tilted gantry on a straight grid: each is moved within its plane to where it lies, with linear
-    interpolation; the planes stay.
+    Puts the slices of a tilted gantry on a straight grid: each is moved within its plane, with linear interpolation.
 
     Args:
         values: of shape (columns, rows, slices).
-        grid: where they lie.
-        nothing: what stands where no slice reaches, see :func:`read_values`.
+        grid: of the tilted slices.
+        nothing: value outside the slices, see :func:`read_values`.
 
     Returns:
         the values, of shape (columns or more, rows or more, slices), and their affine (LPS, mm), 4x4.

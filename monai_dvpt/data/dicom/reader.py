@@ -16,11 +16,10 @@ from monai.utils import SpaceKeys, ensure_tuple
 
 from monai_dvpt.utils import InputError, as_bool, naming
 
-from .choose_series import choose_series
 from .geometry import RAS_TO_LPS
 from .grid import SeriesGrid
 from .pixels import read_values, straighten
-from .series import DicomSeries, find_series
+from .series import DicomSeries, choose_series, find_series
 from .volumes import DicomVolume
 
 __all__ = ["DicomSeriesReader"]
@@ -28,31 +27,30 @@ __all__ = ["DicomSeriesReader"]
 
 class DicomSeriesReader(ImageReader):
     """
-    Reads one volume of a folder, or of files, of DICOM images (PS3.3 A.3, A.4, A.36, A.38 and those like them), as
+    Reads one volume from a folder or files of DICOM images (PS3.3 A.3, A.4, A.36, A.38 and similar ones), as
     ``LoadImage(reader=DicomSeriesReader())`` or from a config. Slices are ordered along their normal; every corner of
-    every slice then lies within 0.1 mm of where its own header has it, or the series is refused. Each slice is rescaled
+    every slice then lies within 0.1 mm of its place by its own header, or the series is refused. Each slice is rescaled
     by its own header; MONOCHROME1 is not inverted, since rescaled values are quantities. Padding (PixelPaddingValue, to
     PixelPaddingRangeLimit, of each slice's own header) becomes 0, in CT -1000, or the least other value if it is lower.
 
-    Refused, naming the series or file, are: slices missing, repeated or unevenly spaced; several orientations,
-    spacings, sizes, acquisitions or time points where none is chosen; a tilted gantry, unless it is resampled; files
-    that are truncated, have no position, are coloured, a mosaic or without pixels; and folders in which the choice is
-    not unique.
+    It refuses, and names the series or file: slices that are missing, repeated or unevenly spaced; several
+    orientations, spacings, sizes, acquisitions or time points if none is chosen; a tilted gantry, unless it is
+    resampled; files that are truncated, coloured, a mosaic, or without position or pixels; and a folder with more than
+    one series to choose from.
 
     Args:
-        uid: Series Instance UID of what to read.
-        description: pattern of its Series Description as in a shell, in upper or lower case.
+        uid: Series Instance UID.
+        description: pattern of the Series Description as in a shell; case does not matter.
         modality: such as "MR".
-        num_slices: its number of slices.
-        time_point: which of several volumes at one place, from 1, in the order of what tells them apart: image
-            type, temporal position, trigger time, b-value, echo time, acquisition, or time.
-        stack: which of several volumes at different places or of different kinds, from 1.
-        tilt: what to do with a straight gantry tilt: "refuse", or "resample" the slices, moved within their planes,
-            on a straight grid.
-        merge_acquisitions: take slices of several acquisitions (AcquisitionNumber) as one volume; or "true", "false".
+        num_slices: number of slices of the series.
+        time_point: one of several volumes at one place, from 1, sorted by what tells them apart: image type, temporal
+            position, trigger time, b-value, echo time, acquisition, or time.
+        stack: one of several volumes at different places or of different kinds, from 1.
+        tilt: "refuse" a straight gantry tilt, or "resample" the slices, moved within their planes, on a straight grid.
+        merge_acquisitions: join slices of several acquisitions (AcquisitionNumber) into one volume; or "true", "false".
 
     Raises:
-        ValueError: if ``tilt`` or ``merge_acquisitions`` is something else, or a number is below 1.
+        ValueError: if ``tilt`` or ``merge_acquisitions`` has another value, or a number is below 1.
     """
 
     def __init__(
@@ -72,14 +70,8 @@ class DicomSeriesReader(ImageReader):
         for name, number in (("num_slices", num_slices), ("time_point", time_point), ("stack", stack)):
             if number is not None and int(number) < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
-        self.wishes: dict[str, Any] = {
-            "uid": uid,
-            "description": description,
-            "modality": modality,
-            "num_slices": num_slices,
-        }
-        self.time_point, self.stack = time_point, stack
-        self.tilt = tilt
+        self.uid, self.description, self.modality, self.num_slices = uid, description, modality, num_slices
+        self.time_point, self.stack, self.tilt = time_point, stack, tilt
         self.merge_acquisitions = as_bool("merge_acquisitions", merge_acquisitions)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
@@ -92,7 +84,7 @@ class DicomSeriesReader(ImageReader):
             data: a folder, a file of the series, or all its files.
 
         Returns:
-            what :meth:`get_data` takes. Nothing is read yet: an error there reaches the user of ``LoadImage`` as it is.
+            the paths for :meth:`get_data`, which reads them: ``LoadImage`` does not replace its errors.
         """
         return tuple(Path(os.fspath(path)) for path in ensure_tuple(data))
 
@@ -103,10 +95,10 @@ class DicomSeriesReader(ImageReader):
 
         Returns:
             values of shape (columns, rows, slices), float32, and metadata that names no patient: "affine" and
-            "original_affine" (RAS+, mm), "spatial_shape", "space", "modality", "tilt_degrees" as acquired,
-            "resampled" (whether it was put straight), "lossy" (whether pixels were compressed with loss),
-            "padding_voxels" (how many of the slices' voxels were padding), "set_aside" (JSON: files of the series that
-            are in no volume, such as localizers, each with the reason), and "series_grid", a :class:`SeriesGrid`.
+            "original_affine" (RAS+, mm), "spatial_shape", "space", "modality", "tilt_degrees" as acquired, "resampled"
+            (whether slices were moved), "lossy" (whether pixels were compressed with loss), "padding_voxels" (how
+            many), "set_aside" (JSON: files of the series that are in no volume, such as localizers, each with the
+            reason), and "series_grid", a :class:`SeriesGrid`.
 
         Raises:
             InputError: if a rule of the class is broken.
@@ -137,24 +129,21 @@ class DicomSeriesReader(ImageReader):
 
     def choose(self, found: Sequence[DicomSeries]) -> DicomSeries:
         """
-        The series that is asked for.
-
-        Args:
-            found: of :func:`find_series`.
+        The series to read, of those from :func:`find_series`.
 
         Raises:
-            InputError: if it cannot be read, or it is not said which.
+            InputError: if it cannot be read, or is not the only one that fits.
         """
-        series = choose_series(found, **self.wishes)
+        series = choose_series(found, self.uid, self.description, self.modality, self.num_slices)
         self.volume_of(series)
         return series
 
     def volume_of(self, series: DicomSeries) -> DicomVolume:
         """
-        The volume of a series that is asked for.
+        The volume of a series to read.
 
         Raises:
-            InputError: if there is none, or it is not said which.
+            InputError: if there is none, or several and none is chosen.
         """
         if series.verdict not in ("ok", "tilted", "choose"):
             raise InputError(f"must be a DICOM volume: {series}.")

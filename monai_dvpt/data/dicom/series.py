@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DICOM series of a folder: what each is, and whether it is a volume."""
+"""The DICOM series of a folder, whether each is a volume, and the choice of one."""
 
 from __future__ import annotations
 
 import filecmp
+import fnmatch
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,20 +25,21 @@ from .headers import DicomFile, Frame, read_header
 from .privacy import names_patient
 from .volumes import DicomVolume, Slice, find_stacks, orientation_of, places_of, volumes_of
 
-__all__ = ["VOLUMES", "DicomSeries", "find_series"]
+__all__ = ["VOLUMES", "DicomSeries", "choose_series", "find_series"]
 
 RESULTS = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID")
-"""Modalities of objects that may have rows and columns, and are no images."""
+"""Modalities of objects that are no images, though they may have rows and columns."""
 SECTIONAL = ("CT", "MR", "PT", "NM", "OPT")
-"""Modalities whose images must have a position; others without one are pictures."""
+"""Modalities whose images must have a position; other images without one are pictures."""
 VOLUMES = ("ok", "tilted", "choose", "refused")
 """Verdicts of series that are meant to be volumes."""
+MAX_LISTED = 10  # series in an error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DicomSeries:
     """
-    A series, or what of one lies in a folder. No attribute names a patient.
+    A series, or the part of one in a folder. No attribute names a patient.
 
     Attributes:
         series_uid: Series Instance UID.
@@ -45,20 +47,20 @@ class DicomSeries:
         modality: such as "CT".
         description: Series Description.
         size: columns, rows and slices of a volume.
-        spacing_mm: distance between columns, rows, and planes of slices; None where there is no volume.
-        orientation: "axial", "coronal", "sagittal", with "oblique" before it where it is more than 5 degrees off.
-        num_slices: frames of all files.
-        time_points: volumes at the same place.
-        stacks: volumes at different places, of different sizes or of different acquisitions.
+        spacing_mm: distance between columns, rows, and planes of slices; None without a volume.
+        orientation: "axial", "coronal" or "sagittal", after "oblique" if it is more than 5 degrees off.
+        num_slices: number of frames of all files.
+        time_points: number of volumes at the same place.
+        stacks: number of volumes at different places, of different sizes or of different acquisitions.
         tilt_degrees: of the gantry.
         verdict: "ok": read as it is; "tilted": read with ``tilt="resample"``; "choose": read with a ``time_point`` or
             ``stack``; "refused": a volume that cannot be placed right; "localizer", "single" (one slice), "no volume".
         reason: why it is not "ok".
         headers: of the files that can be read, in no order.
         files: paths, in no order.
-        volumes: what can be read, by stack and time point, each from 1.
-        set_aside: of files, or frames of them, that are in no volume, though others of the series are: a name that
-            names no patient, and the reason.
+        volumes: those that can be read, by stack and time point, each from 1.
+        set_aside: files, or files with frames, that are in no volume of the series: a label that names no patient, and
+            the reason.
     """
 
     series_uid: str
@@ -66,27 +68,27 @@ class DicomSeries:
     modality: str
     description: str
     size: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float] | None
-    orientation: str
+    spacing_mm: tuple[float, float, float] | None = None
+    orientation: str = ""
     num_slices: int
-    time_points: int
-    stacks: int
-    tilt_degrees: float
+    time_points: int = 1
+    stacks: int = 1
+    tilt_degrees: float = 0.0
     verdict: str
     reason: str
     headers: tuple[DicomFile, ...] = field(repr=False)
     files: tuple[Path, ...] = field(repr=False)
-    volumes: dict[tuple[int, int], DicomVolume] = field(repr=False, hash=False)
+    volumes: dict[tuple[int, int], DicomVolume] = field(repr=False, hash=False, default_factory=dict)
     set_aside: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_image(self) -> bool:
-        """Whether it holds images, and not results or reports."""
+        """Whether it consists of images, and not of results or reports."""
         return self.size[0] > 0 and self.modality not in RESULTS
 
     @cached_property
     def identifiers(self) -> frozenset[tuple[str, bool]]:
-        """What would name the patient, see :func:`monai_dvpt.data.dicom.privacy.identifiers_of`."""
+        """Words that would name the patient, see :func:`monai_dvpt.data.dicom.privacy.identifiers_of`."""
         return frozenset().union(*(file.identifiers for file in self.headers))
 
     @property
@@ -95,7 +97,7 @@ class DicomSeries:
         return any(file.lossy for file in self.headers)
 
     def facts(self) -> dict[str, Any]:
-        """What can be told of the series without naming a patient, as for JSON."""
+        """A description of the series for JSON, which names no patient."""
         names = ("modality", "description", "size", "spacing_mm", "orientation", "num_slices", "time_points", "stacks")
         facts = {name: getattr(self, name) for name in ("series_uid", "study_uid", *names)}
         facts |= {"tilt_degrees": self.tilt_degrees, "lossy": self.lossy}
@@ -114,18 +116,18 @@ def find_series(
     source: str | os.PathLike | Sequence[str | os.PathLike], merge_acquisitions: bool = False, progress: bool = False
 ) -> list[DicomSeries]:
     """
-    Lists the series of a folder of any shape, from headers alone: files need no extension and no order; hidden ones,
-    a DICOMDIR, and all that is not DICOM are passed over.
+    Lists the series of a folder from headers alone: files need no extension and no order; hidden files, a DICOMDIR, and
+    files that are not DICOM are ignored.
 
     Args:
-        source: a folder, searched at any depth; a file, of which the rest of the series is looked for beside it; or
-            the files to look at.
-        merge_acquisitions: take slices of several acquisitions (AcquisitionNumber) as one volume.
+        source: a folder, searched at any depth; a file, whose series is completed with the files beside it; or a list
+            of files.
+        merge_acquisitions: join slices of several acquisitions (AcquisitionNumber) into one volume.
         progress: show a bar.
 
     Returns:
-        the series, sorted by study, number and UID. A file that cannot be read is a series of its own, and makes
-        those beside it refused, since it may belong to them.
+        the series, sorted by study, number and UID. A file that cannot be read is a series of its own, and the series
+        beside it are refused, since it may belong to them.
 
     Raises:
         InputError: if the source does not exist.
@@ -153,30 +155,72 @@ def find_series(
             uid = file.series_uid or str(file.path.parent)  # without a UID, what lies together belongs together
             key = (file.study_uid, uid, file.patient, file.modality, file.size is None or file.sop_class)
             groups.setdefault(key, []).append(file)
-    found = []
-    for group in sorted(
+    in_order = sorted(
         groups.values(), key=lambda group: (group[0].study_uid, group[0].series_number, group[0].series_uid)
-    ):
-        series = _judge(group, merge_acquisitions)
-        beside = next((why_in[file.path.parent] for file in group if file.path.parent in why_in), "")
-        if beside and series.verdict in VOLUMES:
-            why = f"a file beside it may belong to it: {beside}"
-            series = replace(series, verdict="refused", reason=why, volumes={})
-        found.append(series)
+    )
+    found = [_judge(group, merge_acquisitions) for group in in_order]
     single = {series.series_uid for series in found if series.verdict == "single"} - {""}
     for index, series in enumerate(found):
-        if series.verdict in VOLUMES and series.series_uid in single:
+        beside = next((why_in[path.parent] for path in series.files if path.parent in why_in), "")
+        why = f"a file beside it may belong to it: {beside}" if beside else ""
+        if series.series_uid in single:
             why = "a slice with its SeriesInstanceUID has another patient, study, modality or kind"
+        if why and series.verdict in VOLUMES:
             found[index] = replace(series, verdict="refused", reason=why, volumes={})
-    for path, why in broken.items():
-        found.append(_series([], (path,), "refused", why))
+    found += [_series([], (path,), "refused", why) for path, why in broken.items()]
     if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
         return [series for series in found if Path(source) in series.files]
     return found
 
 
+def choose_series(
+    found: Iterable[DicomSeries],
+    uid: str | None = None,
+    description: str | None = None,
+    modality: str | None = None,
+    num_slices: int | None = None,
+) -> DicomSeries:
+    """
+    The one series that fits.
+
+    Args:
+        found: from :func:`find_series`.
+        uid: Series Instance UID.
+        description: pattern of the Series Description as in a shell, such as ``"*T1*"``; case does not matter.
+        modality: such as "MR".
+        num_slices: number of slices.
+
+    Raises:
+        InputError: if none or several fit; lists them. Localizers, single slices and pictures are only taken by their
+            UID; a volume that cannot be read counts, since it may be the one that is meant.
+    """
+    found = list(found)
+    asked = {"uid": uid, "description": description, "modality": modality, "num_slices": num_slices}
+    wishes = {key: value for key, value in asked.items() if value not in (None, "")}
+    rules: dict[str, Callable[[DicomSeries], bool]] = {
+        "uid": lambda series: series.series_uid == str(uid),
+        "description": lambda series: fnmatch.fnmatchcase(series.description.lower(), str(description).lower()),
+        "modality": lambda series: series.modality.upper() == str(modality).upper(),
+        "num_slices": lambda series: series.num_slices == int(num_slices or 0),
+    }
+    fitting = [series for series in found if all(rules[key](series) for key in wishes)]
+    volumes = [series for series in fitting if series.verdict in VOLUMES]
+    candidates = volumes or (fitting if uid else [])
+    if len(candidates) == 1:
+        return candidates[0]
+    wanted = f" with {', '.join(f'{key} {value}' for key, value in wishes.items())}" if wishes else ""
+    shown = candidates or found
+    listed = "; ".join(f"[{number}] {series}" for number, series in enumerate(shown[:MAX_LISTED], 1)) or "nothing"
+    if (more := len(shown) - MAX_LISTED) > 0:
+        listed += f"; and {more} more"
+    if candidates:
+        how = "choose by uid, description, modality or num_slices"
+        raise InputError(f"must hold one DICOM volume{wanted}, holds {len(candidates)}: {listed}; {how}.")
+    raise InputError(f"must hold a DICOM volume{wanted}, holds none; there is: {listed}.")
+
+
 def _homeless(files: Sequence[DicomFile]) -> dict[Path, str]:
-    """Images that do not say what those beside them say: which study and series they belong to, and what they are."""
+    """Images that do not state their study, series or kind, though images beside them do."""
     names = {"study_uid": "StudyInstanceUID", "series_uid": "SeriesInstanceUID"}
     names |= {"sop_class": "SOPClassUID", "modality": "Modality"}
     images = [file for file in files if file.size is not None]
@@ -205,23 +249,13 @@ def _series(
 ) -> DicomSeries:
     first = group[0] if group else None
     size = (*first.size, sum(len(file.frames) for file in group)) if first is not None and first.size else (0, 0, 0)
-    names = ("series_uid", "study_uid", "modality", "description")
-    defaults: dict[str, Any] = {
-        **{name: getattr(first, name, "") for name in names},
-        "size": size,
-        "spacing_mm": None,
-        "orientation": "",
-        "num_slices": size[2],
-        "time_points": 1,
-        "stacks": 1,
-        "tilt_degrees": 0.0,
-        "volumes": {},
-    }
-    return DicomSeries(**{**defaults, **facts}, verdict=verdict, reason=reason, headers=tuple(group), files=paths)
+    stated = {name: getattr(first, name, "") for name in ("series_uid", "study_uid", "modality", "description")}
+    facts = {"size": size, "num_slices": size[2], **stated, **facts}
+    return DicomSeries(verdict=verdict, reason=reason, headers=tuple(group), files=paths, **facts)
 
 
 def _judge(group: list[DicomFile], merge_acquisitions: bool) -> DicomSeries:
-    """What a series is; the rules in their order."""
+    """Judges a series; the order of the rules matters."""
     paths = tuple(file.path for file in group)
     if not (judged := _series(group, paths, "no volume", "holds no image")).is_image:
         return judged
@@ -253,32 +287,37 @@ def _sort_out(group: list[DicomFile], paths: tuple[Path, ...], stacks: Mapping[s
     first = next(iter(volumes.values()))
     times = max(time for _, time in volumes)
     tilt = max(volume.grid.tilt_degrees for volume in volumes.values())
-    facts = {
-        "size": first.size,
-        "spacing_mm": tuple(round(side, 6) for side in first.grid.spacing_mm),
-        "orientation": orientation_of(first.slices[0][1]),
-        "num_slices": sum(map(len, stacks.values())),
-        "time_points": times,
-        "stacks": len(stacks),
-        "tilt_degrees": round(tilt, 3),
-        "volumes": volumes,
-    }
+    verdict, why = "ok", ""
     if len(stacks) > 1:
         listed = "; ".join(f"{number}: {text}" for number, text in enumerate(stacks, 1))
         merge = ", or set merge_acquisitions" if "AcquisitionNumber" in listed else ""
-        why = f"has {len(stacks)} stacks ({listed}); choose one by stack{merge}"
-        return _series(group, paths, "choose", why, **facts)
-    if times > 1:
-        return _series(group, paths, "choose", f"has {times} time points; choose one by time_point", **facts)
-    if tilt:
+        verdict, why = "choose", f"has {len(stacks)} stacks ({listed}); choose one by stack{merge}"
+    elif times > 1:
+        verdict, why = "choose", f"has {times} time points; choose one by time_point"
+    elif tilt:
         shift = float(np.linalg.norm(first.grid.shift_pixels * first.grid.spacing_mm[:2]))
-        why = f"its slices are tilted by {tilt:.2f} degrees, each {shift:.3f} mm beside the one before"
-        return _series(group, paths, "tilted", why, **facts)
-    return _series(group, paths, "ok", "", **facts)
+        verdict, why = (
+            "tilted",
+            f"its slices are tilted by {tilt:.2f} degrees, each {shift:.3f} mm beside the one before",
+        )
+    return _series(
+        group,
+        paths,
+        verdict,
+        why,
+        size=first.size,
+        spacing_mm=tuple(round(side, 6) for side in first.grid.spacing_mm),
+        orientation=orientation_of(first.slices[0][1]),
+        num_slices=sum(map(len, stacks.values())),
+        time_points=times,
+        stacks=len(stacks),
+        tilt_degrees=round(tilt, 3),
+        volumes=volumes,
+    )
 
 
 def _without_copies(group: list[DicomFile]) -> tuple[list[DicomFile], tuple[tuple[str, str], ...]]:
-    """Files that are equal, byte for byte, count once; the others are set aside."""
+    """Of files that are equal byte for byte, one is kept and the others are set aside."""
     kept: dict[str, DicomFile] = {}
     copies = []
     for file in group:
@@ -292,7 +331,7 @@ def _without_copies(group: list[DicomFile]) -> tuple[list[DicomFile], tuple[tupl
 
 
 def _localizers(group: list[DicomFile]) -> Iterator[tuple[str, str]]:
-    """Files of which frames are localizers, among others that are not."""
+    """Files with frames that are localizers, in a series of others."""
     for file in group:
         numbers = [str(frame.number) for frame in file.frames if _is_localizer(frame)]
         if numbers:
@@ -310,7 +349,7 @@ def _is_localizer(frame: Frame) -> bool:
 
 
 def _check_slices(slices: Sequence[Slice]) -> None:
-    """What must hold for every slice alone, and what must be the same for all."""
+    """Checks each slice alone, and what must be the same for all."""
     needed = {
         "position_lps": "ImagePositionPatient",
         "orientation_lps": "ImageOrientationPatient",

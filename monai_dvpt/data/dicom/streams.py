@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What compressed pixel data say of their own size, compared with the header before a decoder takes memory for it."""
+"""The size that compressed pixel data state, compared with the header before a decoder takes memory."""
 
 from __future__ import annotations
 
@@ -22,29 +22,27 @@ JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", *(f"1.2.840.100
 JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 JPEG = (*(f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)), *JPEG_LS)
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xDE, 0xF7} - {0xC4, 0xC8, 0xCC}
-"""Markers of JPEG and JPEG-LS that a size follows."""
-ALONE = {0x01, *range(0xD0, 0xD8)}
-"""Markers of JPEG without a segment."""
+"""Markers of JPEG and JPEG-LS before a size."""
+ALONE = {0x01, *range(0xD0, 0xD8)}  # markers of JPEG without a segment
 START_OF_SCAN = 0xDA
 START_OF_TILE, START_OF_DATA, STYLE, STYLE_OF_COMPONENT, END_OF_STREAM = 0x90, 0x93, 0x52, 0x53, 0xD9
 """Markers of JPEG 2000."""
-STARTS = (b"\xff\x4f", b"\xff\xd8")
-"""Of streams of JPEG 2000, and of JPEG and JPEG-LS."""
+STARTS = (b"\xff\x4f", b"\xff\xd8")  # of JPEG 2000; of JPEG and JPEG-LS
 MAX_LAYERS = 256
 
 
 def check_streams(dataset: Dataset) -> list[int | None]:
     """
     Args:
-        dataset: with encapsulated pixel data, and numbers that are such.
+        dataset: with encapsulated pixel data; its numbers have been checked.
 
     Returns:
         for each frame the bits of a value in its JPEG 2000 or JPEG-LS stream, the highest of which is the sign if the
-        header has signed values; None of others.
+        header has signed values; None for other syntaxes.
 
     Raises:
-        InputError: if a frame is no stream of the transfer syntax, or is of another size than the header says, or
-            their number is another one.
+        InputError: if a frame is no stream of the transfer syntax, or size or number of the frames differ from the
+            header.
     """
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
     count = int(dataset.get("NumberOfFrames") or 1)
@@ -73,7 +71,7 @@ def check_streams(dataset: Dataset) -> list[int | None]:
 
 
 def _frames(dataset: Dataset, count: int) -> Iterator[bytes]:
-    """The frames as the decoders of pydicom have them; of pydicom 2 also the fragments that some take for frames."""
+    """The frames that pydicom decodes; with pydicom 2 also the fragments that some decoders take for frames."""
     if is_pydicom_3:
         offsets: Any = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
         yield from generate_frames(
@@ -87,7 +85,7 @@ def _frames(dataset: Dataset, count: int) -> Iterator[bytes]:
 
 
 def _check_run_lengths(frame: bytes, size: tuple[int, int, int], bits: int) -> None:
-    """Two bytes stand for 128 at most, and 128 take 129 at most; rows are packed one by one."""
+    """Two bytes encode at most 128, and 128 take at most 129; each row is packed alone."""
     columns, rows, samples = size
     total = columns * rows * samples * max(bits // 8, 1)
     at_most = 64 + 16 + 2 * rows * samples * max(bits // 8, 1) + 2 * total
@@ -113,8 +111,8 @@ def _codestream(data: bytes) -> tuple[int, int, int, int]:
 
 def _check_packets(data: bytes, index: int) -> None:
     """
-    Layers and precincts of all headers (ISO 15444-1, A.6.1, A.6.2), of which a decoder keeps tables that grow with the
-    number: at most ``MAX_LAYERS``, and of at least 16 x 16 pixels. ``index`` is the size of the number of a component.
+    A decoder's tables grow with the number of layers and precincts in all headers (ISO 15444-1, A.6.1, A.6.2): at most
+    ``MAX_LAYERS``, and at least 16 x 16 pixels. ``index`` is the number of bytes of a component's index.
     """
     at, end = 2, len(data)
     while at + 1 < len(data) and data[at + 1] != END_OF_STREAM:

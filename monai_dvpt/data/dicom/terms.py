@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be shown of a header: what the standard defines. Anything else could be the name of a patient."""
+"""Values of a header that may be shown: those that the standard defines. Others could be the name of a patient."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ IMAGE_TYPES = frozenset(
 }
 """
 Terms of ImageType and FrameType of CT, MR, PET, NM and X-ray (PS3.3 C.7.6.1.1.2, C.8.2.1, C.8.3.1, C.8.13, C.8.15,
-C.8.16), and MOSAIC, by which many slices in one picture are known.
+C.8.16), and MOSAIC, which marks many slices in one picture.
 """
 _numbers: defaultdict[str, int] = defaultdict(count(1).__next__)
 
@@ -57,20 +57,20 @@ def term(text: str, defined: Collection[str]) -> str:
         defined: terms of the standard, in upper case.
 
     Returns:
-        the text if it is one of them, or empty; else words that stand for it, others for each other text, and say
-        nothing about it.
+        the text if it is one of the terms, or empty; else a substitute that differs between texts and does not reveal
+        them.
     """
     known = not text or text.upper() in defined
     return text if known else f"a value that the standard does not define ({_numbers[text]})"
 
 
 def uid_text(value: Any) -> str:
-    """A UID, or that it is none."""
+    """A UID, or words that it is none."""
     return str(value) if re.fullmatch(r"[\d.]{1,64}", str(value or "")) else "what is no UID"
 
 
 def number_text(value: Any) -> str:
-    """The numbers of a value, at most six of 20 characters, as an error shows them, or that it is none."""
+    """The numbers of a value for an error, at most six of 20 characters; words in place of what is no number."""
     single = isinstance(value, (str, bytes, int, float)) or value is None or not hasattr(value, "__iter__")
     return ", ".join(
         str(each)[:20] if each is None or re.fullmatch(r"[-+\d.eE ]*|nan|-?inf", str(each)) else "what is no number"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which slices of a series are one volume."""
+"""Sorting of the slices of a series into volumes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,7 @@ Slice = tuple[DicomFile, Frame]
 
 @dataclass(frozen=True)
 class DicomVolume:
-    """
-    The slices of one volume, in the order along their normal.
-
-    Attributes:
-        slices: file and frame of each.
-        grid: where they lie.
-    """
+    """The slices of one volume, in the order along their normal, and their grid."""
 
     slices: tuple[Slice, ...]
     grid: Grid
@@ -43,9 +37,9 @@ class DicomVolume:
 
 def find_stacks(slices: Sequence[Slice], merge_acquisitions: bool) -> dict[str, list[Slice]]:
     """
-    Parts of a series, each of one size, spacing and orientation, and what they are told apart by. Slices at places of
-    their own are also told apart by what should be the same in one volume (see ``VARYING``), so that no echo or time
-    point of which slices were lost is filled up with another one.
+    Parts of a series, each of one size, spacing and orientation, by a text that tells them apart. Slices that all have
+    different places are also told apart by what should be the same in one volume (see ``VARYING``), so that an echo or
+    time point with missing slices is not filled up with slices of another.
 
     Args:
         slices: with position, orientation and spacing.
@@ -71,8 +65,8 @@ def find_stacks(slices: Sequence[Slice], merge_acquisitions: bool) -> dict[str, 
 
 def _told_apart(members: list[Slice], merge_acquisitions: bool) -> dict[str, list[Slice]]:
     """
-    Slices at places of their own by the first key of which they have several values. Another AcquisitionNumber for each
-    slice, as in a CT that moves between rotations, tells nothing; repeated places are left to the time points.
+    Slices at different places, by the first key with several values. An AcquisitionNumber of its own for each slice, as
+    in a CT that moves between rotations, tells nothing apart; repeated places are sorted into time points later.
     """
     if len(places_of(members)) < len(members):
         return {"": members}
@@ -92,12 +86,12 @@ def _told_apart(members: list[Slice], merge_acquisitions: bool) -> dict[str, lis
 
 
 def _rank(value: Any) -> tuple[str, Any]:
-    """What values of different types are sorted by."""
+    """Sort key for values of different types."""
     return type(value).__name__, "" if value is None else value
 
 
 def _shown(key: str, value: Any) -> str:
-    """Numbers, such as a time, and defined terms; others could name a patient."""
+    """Numbers, such as a time, and defined terms; other values could name a patient."""
     if value is None or isinstance(value, float):
         return "none" if value is None else f"{value:g}"
     texts = value if isinstance(value, tuple) else (value,)
@@ -114,14 +108,10 @@ def places_of(slices: Sequence[Slice]) -> list[list[int]]:
 
 def volumes_of(stacks: Mapping[str, list[Slice]]) -> dict[tuple[int, int], DicomVolume]:
     """
-    Args:
-        stacks: of :func:`find_stacks`.
-
-    Returns:
-        what can be read of each, by stack and time point, from 1.
+    The volumes that can be read, by stack of :func:`find_stacks` and time point, from 1.
 
     Raises:
-        GridError: if that is nothing.
+        GridError: if there is none.
     """
     volumes, errors = {}, []
     for stack, slices in enumerate(stacks.values(), 1):
@@ -139,8 +129,8 @@ def volumes_of(stacks: Mapping[str, list[Slice]]) -> dict[tuple[int, int], Dicom
 
 def _time_points(slices: list[Slice]) -> list[list[Slice]]:
     """
-    Volumes at one place, each with every slice once, in the order of what tells them apart: the first of ``TIME_KEYS``
-    by which all slices of one volume come before all slices of the next.
+    Volumes at one place, each with every slice once, sorted by the first of ``TIME_KEYS`` that puts all slices of one
+    volume before all slices of the next.
     """
     frames = [frame for _, frame in slices]
     places = places_of(slices)
@@ -183,7 +173,7 @@ def _volume(slices: Sequence[Slice]) -> DicomVolume:
 
 
 def orientation_of(frame: Frame) -> str:
-    """The plane of a slice: "axial", "coronal" or "sagittal", "oblique" before it from 5 degrees off."""
+    """The plane of a slice: "axial", "coronal" or "sagittal", after "oblique" from 5 degrees off."""
     normal = np.abs(np.cross(*np.array(frame.orientation_lps)))
     name = ("sagittal", "coronal", "axial")[int(normal.argmax())]
     return name if normal.max() >= np.cos(np.radians(5)) else f"oblique {name}"

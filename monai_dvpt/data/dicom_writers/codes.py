@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the labels of a model are called in DICOM: coded concepts (DICOM PS3.3 8) and colours."""
+"""Names of labels in DICOM: coded concepts (DICOM PS3.3 8), and colours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib import colormaps
 __all__ = ["PRIVATE_SCHEME", "label_colour", "long_string", "private_code", "segment_codes"]
 
 PRIVATE_SCHEME = "99MONAIDVPT"
-"""Coding scheme of what has no code of its own; "99" marks private schemes (DICOM PS3.3 8.2)."""
+"""Coding scheme for names without a standard code; "99" marks private schemes (DICOM PS3.3 8.2)."""
 
 CATEGORY = ("91723000", "SCT", "Anatomical Structure")
 MAX_LONG_STRING = 64  # characters in VR LO
@@ -22,13 +22,13 @@ MAX_CODE_VALUE = 16  # characters in VR SH
 
 
 def long_string(text: str) -> str:
-    """``text`` as VR LO takes it (DICOM PS3.5 6.2): one line of at most 64 characters without backslash."""
+    """``text`` as a value of VR LO (DICOM PS3.5 6.2): one line of at most 64 characters without backslash."""
     return " ".join(str(text).replace("\\", "/").split())[:MAX_LONG_STRING]
 
 
 def private_code(name: str) -> tuple[str, str, str]:
     """
-    Code for a name that has none: always the same for the same name, and another for another name.
+    Private code for a name: always the same for one name, and different for different names.
 
     Examples::
 
@@ -51,8 +51,8 @@ def segment_codes(labels: Sequence[str], metadata: Mapping[str, Any]) -> dict[in
     Args:
         labels: names of the classes in the order of their values, background first.
         metadata: of a bundle; its "segment_codes" has, by name, "type" and optionally "category" (else Anatomical
-            Structure), "region", each ``[value, scheme, meaning]``, and "color", RGB in 0 to 255. A name that is not
-            there gets a private code.
+            Structure), "region", each ``[value, scheme, meaning]``, and "color", RGB in 0 to 255. Other names get a
+            private code.
 
     Returns:
         "name", "category", "type" and, where given, "region" and "color", by label value.
@@ -84,10 +84,10 @@ def label_colour(value: int, segment: Mapping[str, Any]) -> tuple[int, int, int]
     """
     Args:
         value: of the label, from 1.
-        segment: its description, see :func:`segment_codes`.
+        segment: description of the label, see :func:`segment_codes`.
 
     Returns:
-        RGB in 0 to 255: its "color", else that of the label in pictures of this project.
+        RGB in 0 to 255: the "color" of the segment, else one of matplotlib's "tab10" by the value.
     """
     colours = np.rint(colormaps["tab10"](range(10))[:, :3] * 255).astype(int).tolist()
     red, green, blue = segment.get("color", colours[(value - 1) % len(colours)])

@@ -2,8 +2,8 @@
 """
 What all DICOM results have in common.
 
-Nothing that names a patient is given to highdicom, which writes names into warnings: it gets stand-ins with the
-references and the geometry alone, and patient and study are copied when the result is complete.
+highdicom writes patients' names into warnings. So it only gets stand-ins with references and geometry; patient and
+study are copied when the result is complete.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Model", "Placed", "document", "image_items", "place", "require_highd
 @dataclass(frozen=True)
 class Model:
     """
-    Whose result it is.
+    The model that made a result.
 
     Attributes:
         algorithm_name: name of the model.
@@ -49,7 +49,7 @@ class Model:
 @dataclass(frozen=True)
 class Placed:
     """
-    What a model found in a series; of it each writer takes what it writes.
+    The result of a model on a series; each writer takes the attributes that it writes.
 
     Attributes:
         labels: label values on the frames of the source, (n, rows, columns), 0 is background; uint8 or uint16.
@@ -57,11 +57,11 @@ class Placed:
         image: grey values of the source, (n, rows, columns), float32.
         window: grey values that are shown black and white.
         volumes_ml: millilitres by name of label.
-        grades: by output its "grade" and "confidence" (the probability of that grade), as of
+        grades: "grade" and "confidence" (its probability) by output, see
             :func:`monai_dvpt.handlers.grade_writer.grades_of`.
-        picture: of the result, RGB, uint8, (rows, columns, 3).
-        segmentation: file of a DICOM SEG of the labels, to which a report of volumes then refers.
-        corrected: whether a person had a part in the labels.
+        picture: RGB, uint8, (rows, columns, 3).
+        segmentation: DICOM SEG file of the labels, to which a report of volumes then refers.
+        corrected: whether a person corrected the labels.
     """
 
     labels: Any = None
@@ -88,16 +88,16 @@ def place(
     Places a result on the frames of its source, see :meth:`monai_dvpt.data.SeriesGrid.place`.
 
     Args:
-        source: what it is about.
-        model: whose labels they are.
+        source: grid of the series.
+        model: the model that made the labels.
         affine_ras: 4x4 matrix from voxels to patient coordinates (RAS, mm).
         label: label values of shape (x, y, z), 0 is background.
         probability: in [0, 1], of shape (classes, x, y, z) without background: the first is label value 1.
         image: grey values of shape (x, y, z); the 1st to the 99th percentile are shown.
-        others: attributes of the result that are not placed.
+        others: further attributes of :class:`Placed`, which are kept as they are.
 
     Raises:
-        InputError: if it does not lie on the frames, a label value is not a whole number or not described, or a
+        InputError: if the result does not lie on the frames, a label value is not a whole number or not described, or a
             probability is outside [0, 1].
         ValueError: if the probability has another number of classes.
     """
@@ -120,16 +120,11 @@ def place(
 
 
 def require_highdicom() -> Any:
-    """
-    The package highdicom.
-
-    Raises:
-        OptionalImportError: if it is not installed.
-    """
+    """The package highdicom; an OptionalImportError if it is not installed."""
     highdicom, installed = optional_import("highdicom")
     if not installed:
         raise OptionalImportError("DICOM results are written with highdicom: pip install 'monai_dvpt[dicom]'")
-    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every module that it copies
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs every module that it copies
     return highdicom
 
 
@@ -138,9 +133,9 @@ def document(model: Model, description: str, series_number: int) -> dict[str, An
     Arguments that all of highdicom's objects take. New UIDs have the root of pydicom, 1.2.826.0.1.3680043.8.498.
 
     Args:
-        model: whose result it is.
+        model: the model that made the result.
         description: of the series, which viewers list.
-        series_number: behind those of the source in lists of viewers.
+        series_number: high, so that viewers list the result after its source.
     """
     highdicom = require_highdicom()
     scheme = highdicom.coding_schemes.CodingSchemeIdentificationItem(
@@ -175,17 +170,7 @@ def image_items(source: SeriesGrid, indices: Sequence[int] | None = None) -> lis
 
 
 def save_document(dataset: Any, source: SeriesGrid, path: str | os.PathLike) -> Path:
-    """
-    Copies patient and study from the source and writes the file.
-
-    Args:
-        dataset: a highdicom object.
-        source: what it is about.
-        path: the file.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
+    """Writes a highdicom object with patient and study of the source; an InputError if a file cannot be used."""
     with disable_value_validation():
         dataset.copy_patient_and_study_information(source.identity)
         dataset.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of labels and patients alike

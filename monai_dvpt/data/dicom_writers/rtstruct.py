@@ -23,32 +23,22 @@ __all__ = ["outlines", "write_rtstruct"]
 
 SERIES_NUMBER = 9003
 OUTLINE_AT = 0.51
-"""Where outlines lie between a pixel inside (1) and one outside (0): 1/100 of a pixel inward, so that readers that
-round to whole pixels find the same pixels as those that ask whether centres lie inside."""
+"""Where outlines lie between a pixel inside (1) and one outside (0): 1/100 of a pixel inward, so that readers find the
+same pixels, whether they round to whole pixels or ask whether centres lie inside."""
 
 
 def write_rtstruct(path: PathLike, placed: Placed, source: SeriesGrid, model: Model) -> Path:
     """
-    Writes the outlines of a label map on every frame as closed planar contours, 1/100 of a pixel inward from halfway
-    between pixels, so that readers that round to whole pixels find the same ones. ROI numbers are label values; a
-    label without any voxel keeps its ROI.
-
-    Args:
-        path: the file.
-        placed: its labels.
-        source: what it is about.
-        model: whose result it is.
-
-    Raises:
-        InputError: if a file cannot be read or written.
-        OptionalImportError: if highdicom is not installed.
+    Writes the outlines of a label map (see :func:`outlines`) on every frame as closed planar contours. ROI numbers are
+    label values; a label without any voxel keeps its ROI.
     """
-    highdicom = require_highdicom()
-    study, image = source.first.StudyInstanceUID, source.first
-    arguments = document(model, "Contours", SERIES_NUMBER)
-    syntax = ImplicitVRLittleEndian  # in explicit VR no contour could be longer than 64 kB
+    highdicom, image = require_highdicom(), source.first
     dataset = highdicom.base.SOPClass(
-        study, sop_class_uid=RTStructureSetStorage, modality="RTSTRUCT", transfer_syntax_uid=syntax, **arguments
+        image.StudyInstanceUID,
+        sop_class_uid=RTStructureSetStorage,
+        modality="RTSTRUCT",
+        transfer_syntax_uid=ImplicitVRLittleEndian,  # in explicit VR no contour could be longer than 64 kB
+        **document(model, "Contours", SERIES_NUMBER),
     )
     dataset.OperatorsName = ""
     dataset.StructureSetLabel = "LABELS"
@@ -83,7 +73,7 @@ def write_rtstruct(path: PathLike, placed: Placed, source: SeriesGrid, model: Mo
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
     """
-    Closed polygons between the pixels of a mask and those around it (``OUTLINE_AT``), one for each of its parts. A
+    Closed polygons between the pixels of a mask and those around it (``OUTLINE_AT``), one for each connected part. A
     hole is joined to the outline around it by a channel of no width, the keyhole technique of DICOM PS3.3 C.8.8.6.3.
 
     Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of results as Secondary Capture (DICOM PS3.3 A.8), for viewers that show nothing else."""
+"""Pictures of results as Secondary Capture (DICOM PS3.3 A.8), which every viewer shows."""
 
 from __future__ import annotations
 
@@ -24,18 +24,10 @@ FILL = 0.45  # opacity of a label inside its outline
 
 def write_secondary_capture(path: PathLike, placed: Placed, source: SeriesGrid, model: Model) -> Path:
     """
-    Writes the picture of a result, such as a graded image, or, where there is none, one multi-frame colour picture of
-    the frames that hold labels, each label in its colour; of the middle frame where there is no label.
-
-    Args:
-        path: the file.
-        placed: its picture, or its labels and image.
-        source: what it is about.
-        model: whose result it is.
+    Writes the picture of a result, such as a graded image. Without one, it draws the labels in their colours over the
+    frames that contain labels, or over the middle frame if none does, as one multi-frame picture.
 
     Raises:
-        InputError: if a file cannot be read or written.
-        OptionalImportError: if highdicom is not installed.
         ValueError: if the picture is not RGB in uint8.
     """
     shown, picture = list(range(len(source.frames))), placed.picture

@@ -29,18 +29,10 @@ SERIES_NUMBER = 9001
 
 def write_dicom_seg(path: PathLike, placed: Placed, source: SeriesGrid, model: Model) -> Path:
     """
-    Writes a label map as BINARY segmentation. Segment numbers are label values, whatever labels are present; frames
-    without any label are left out, unless all are empty.
-
-    Args:
-        path: the file.
-        placed: its labels; they are SEMIAUTOMATIC where a person had a part in them.
-        source: what it is about.
-        model: whose result it is.
+    Writes a label map as BINARY segmentation. Segment numbers are label values, whichever labels are present; frames
+    without a label are left out, unless all are empty. Labels that a person corrected are SEMIAUTOMATIC.
 
     Raises:
-        InputError: if a file cannot be read or written.
-        OptionalImportError: if highdicom is not installed.
         ValueError: if the segments are not numbered from 1 without gaps.
     """
     return _write(path, placed.labels, "BINARY", "Segmentation", source, model, placed.corrected)
@@ -50,28 +42,14 @@ def write_dicom_seg_probability(path: PathLike, placed: Placed, source: SeriesGr
     """
     Writes probability maps as FRACTIONAL segmentation, in steps of 1/255.
 
-    Args:
-        path: the file.
-        placed: its probability.
-        source: what it is about.
-        model: whose result it is.
-
     Raises:
-        InputError: if a file cannot be read or written.
-        OptionalImportError: if highdicom is not installed.
         ValueError: if the segments are not numbered from 1 without gaps.
     """
     return _write(path, placed.probability, "FRACTIONAL", "Probability", source, model)
 
 
 def _write(
-    path: PathLike,
-    pixels: np.ndarray,
-    kind: str,
-    description: str,
-    source: SeriesGrid,
-    model: Model,
-    corrected: bool = False,
+    path: PathLike, pixels: np.ndarray, kind: str, name: str, source: SeriesGrid, model: Model, corrected: bool = False
 ) -> Path:
     highdicom, numbers = require_highdicom(), sorted(model.segments)
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
@@ -82,10 +60,10 @@ def _write(
         kind,
         _descriptions(model, "SEMIAUTOMATIC" if corrected else "AUTOMATIC"),
         omit_empty_frames=bool(pixels.any()),
-        **document(model, description, SERIES_NUMBER),
+        **document(model, name, SERIES_NUMBER),
     )
     if "NumberOfFrames" in source.first:
-        for item in _source_items(seg):  # numbered as in the file, not as among the frames that were used
+        for item in _source_items(seg):  # highdicom counts the used frames, the standard those of the file
             item.ReferencedFrameNumber = source.frames[item.ReferencedFrameNumber - 1][1].number
     return save_document(seg, source, path)
 
@@ -123,20 +101,20 @@ def _descriptions(model: Model, algorithm_type: str) -> list[Any]:
 
 
 def _colour(highdicom: Any, red: int, green: int, blue: int) -> dict[str, Any]:
-    """The colour that viewers show; none with highdicom 0.22 (for pydicom 2), which cannot make it from RGB."""
+    """The colour in viewers; none with highdicom 0.22 (for pydicom 2), which cannot make it from RGB."""
     make = getattr(highdicom.color.CIELabColor, "from_rgb", None)
     return {} if make is None else {"display_color": make(red, green, blue)}
 
 
 def _stand_ins(source: SeriesGrid) -> list[Dataset]:
-    """The source's images as highdicom reads them: references and geometry; of a multi-frame file the used frames."""
+    """What highdicom reads of the source's images: references and the geometry of the used frames."""
     path, positions = source.frames[0][0], source.planes[:, :3, 3]
     first: Any = source.frames[0][1]
     thickness = abs(float((positions[1] - positions[0]) @ source.planes[0][:3, 2])) if len(positions) > 1 else 1.0
     plane, measures = Dataset(), Dataset()
     plane.ImageOrientationPatient = _decimals(first.orientation_stated)
     measures.PixelSpacing = _decimals(first.spacing_mm[::-1])
-    measures.SpacingBetweenSlices = DS(thickness, auto_format=True)  # which highdicom 0.22 does not work out
+    measures.SpacingBetweenSlices = DS(thickness, auto_format=True)  # highdicom 0.22 does not compute it
     measures.SliceThickness = DS(first.thickness_mm or thickness, auto_format=True)
     references = source.references()
     if len(references) > 1 and any(numbers is not None for _, numbers in references):
@@ -151,17 +129,13 @@ def _stand_ins(source: SeriesGrid) -> list[Dataset]:
             shared = Dataset()
             shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [plane], [measures]
             stand_in.SharedFunctionalGroupsSequence = [shared]
-            stand_in.PerFrameFunctionalGroupsSequence = [_positioned(position) for position in positions]
+            stand_in.PerFrameFunctionalGroupsSequence = groups = [Dataset() for _ in positions]
+            for group, position in zip(groups, positions, strict=True):
+                group.PlanePositionSequence = [Dataset()]
+                group.PlanePositionSequence[0].ImagePositionPatient = _decimals(position)
             stand_in.NumberOfFrames = len(positions)
         images.append(stand_in)
     return images
-
-
-def _positioned(position: np.ndarray) -> Dataset:
-    place, group = Dataset(), Dataset()
-    place.ImagePositionPatient = _decimals(position)
-    group.PlanePositionSequence = [place]
-    return group
 
 
 def _decimals(values: Iterable[float]) -> list[Any]:

@@ -29,18 +29,11 @@ MILLILITRE = Code("mL", "UCUM", "milliliter")
 def write_dicom_sr(path: PathLike, placed: Placed, source: SeriesGrid, model: Model) -> Path:
     """
     Writes a report of measurements: for each graded output a qualitative evaluation with the probability of the grade,
-    and for each label its volume. It is preliminary and unverified.
-
-    Args:
-        path: the file.
-        placed: its grades and volumes, and the DICOM SEG that the volumes refer to.
-        source: what it is about.
-        model: whose result it is.
+    and for each label its volume, which refers to the DICOM SEG if there is one. It is preliminary and unverified.
 
     Raises:
-        InputError: if a file cannot be read or written, or the segmentation is not of these segments and this study.
-        OptionalImportError: if highdicom is not installed.
-        ValueError: if there is nothing to report, or volumes without a description.
+        InputError: if the segmentation is not of these segments and this study.
+        ValueError: if there is nothing to report, or a volume is of no segment of the model.
     """
     highdicom = require_highdicom()
     sr, grades, volumes_ml = highdicom.sr, placed.grades, placed.volumes_ml
@@ -84,13 +77,7 @@ def _grade(sr: Any, output: str, found: Mapping[str, Any], source: SeriesGrid, a
 
 
 def _volume(
-    sr: Any,
-    value: int,
-    segment: Mapping[str, Any],
-    volume: float,
-    source: SeriesGrid,
-    seg: Dataset | None,
-    algorithm: Any,
+    sr: Any, value: int, segment: Mapping, volume: float, source: SeriesGrid, seg: Dataset | None, algorithm: Any
 ) -> Any:
     common = {
         "finding_category": Code(*segment["category"]),
