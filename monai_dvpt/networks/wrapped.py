@@ -45,7 +45,7 @@ def on_network(function: Function) -> Function:
         distributed = any(isinstance(module, DistributedDataParallel) for module in net.modules())
         if distributed and _trained(inner) != before:
             logger.warning(
-                "DistributedDataParallel knows the parameters that were trained before: wrap the network inside again."
+                "DistributedDataParallel still updates the formerly trained parameters: wrap the inner network again."
             )
         return net if result is inner else result
 

@@ -72,9 +72,7 @@ def adopt_adapter(net: TunableNetwork, name: str, donor: TunableNetwork, restart
     """
     shapes = [{k: v.shape for k, v in each.tensors(["backbone"])} for each in (net, donor)]
     if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"arguments of {name} must leave the backbone as it is, and what is frozen of the decoder belongs to it."
-        )
+        raise ValueError(f"arguments of {name} must not change the backbone, which includes a frozen decoder.")
     trained = {net.part_of(key) for key, parameter in net.named_parameters() if parameter.requires_grad}
     if trained:  # parts that the network lacks are trained too, such as the method of a linear probe
         trained |= set(PARTS) - {net.part_of(key) for key, _ in net.named_parameters()}
@@ -123,8 +121,7 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
         owner, _, attribute = key.rpartition(".")
         delattr(net.get_submodule(owner), attribute)
     for key, module in chosen.modules.items():
-        owner, _, attribute = key.rpartition(".")
-        setattr(net.get_submodule(owner), attribute, module)
+        net.set_submodule(key, module)
     net.arguments = {**net.arguments, **{key: chosen.arguments[key] for key in net.ADAPTER_ARGUMENTS}}
     net.adapter_name = name
     return net.train(net.training)
@@ -218,9 +215,9 @@ def _adapter_modules(net: TunableNetwork) -> dict[str, nn.Module]:
         owners.update(".".join(steps[:depth]) for depth in range(1, len(steps)))
     found: dict[str, nn.Module] = {}
 
-    def collect(prefix: str, module: nn.Module) -> None:
+    def collect(root: str, module: nn.Module) -> None:
         for name, child in module.named_children():
-            key = prefix + name
+            key = root + name
             if key in adapter and key in backbone:
                 collect(key + ".", child)
             elif key in adapter:

@@ -31,6 +31,7 @@ from monai_dvpt.utils import (
 
 __all__ = [
     "adapter_metadata",
+    "check_fit",
     "check_intact",
     "fitting_tensors",
     "frozen_sha256",

@@ -43,7 +43,6 @@ class DVPTSwinClassifier(TunableNetwork):
     ENCODER = "swinViT."
     HEAD = "classification_head."
     ADAPTER_ARGUMENTS = frozenset({"num_classes"})
-
     TRAINING_ARGUMENTS = frozenset({"drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint"})
 
     if TYPE_CHECKING:

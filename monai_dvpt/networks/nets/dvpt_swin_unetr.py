@@ -66,7 +66,6 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
     HEAD = "out."
     DECODER_ARGUMENTS = frozenset({"norm_name"})
     ADAPTER_ARGUMENTS = DECODER_ARGUMENTS | {"out_channels"}
-
     TRAINING_ARGUMENTS = frozenset({"drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint"})
 
     if TYPE_CHECKING:
