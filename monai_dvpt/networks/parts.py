@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a network: which of them are trained, and how much that is."""
+"""The parts of a network: which are trained, and how many parameters each has."""
 
 from __future__ import annotations
 
@@ -36,26 +36,24 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("backbone", "method", "decoder", "head")
 DECODER_TUNING = ("all", "norm", "none")
-LARGE_SHARE = 0.05  # of a network's parameters; tuning more than that is no longer parameter-efficient
+LARGE_SHARE = 0.05  # of a network's parameters; tuning more is no longer parameter-efficient
 
 
 class TunableNetwork(nn.Module):
     """
-    Base of the networks that can be tuned: an encoder with a tuning method in its slot, then a decoder, a head or both.
-    It knows the part of every tensor, keeps frozen modules in eval mode, and records in ``arguments`` what it was built
-    with, so that an adapter file can say it.
+    Base of tunable networks: an encoder with a tuning method in its slot, then a decoder, a head or both. It knows the
+    part of every tensor, keeps frozen modules in eval mode, and records its constructor's arguments in ``arguments``
+    for the adapter file.
 
     A subclass sets the class attributes, takes ``method`` and ``options`` as its last arguments, and ends its
     constructor with :meth:`start`.
     """
 
-    ENCODER = (
-        ""  # what the names of the pretrained encoder's tensors begin with; empty where the network is the encoder
-    )
-    HEAD = ""  # what the names of the output layer's tensors begin with
-    # arguments that may differ between adapters on one backbone, and those that change no output in eval mode
-    ADAPTER_ARGUMENTS: frozenset[str] = frozenset()
-    DECODER_ARGUMENTS: frozenset[str] = frozenset()  # of those, what the decoder is built with
+    ENCODER = ""  # root of the pretrained encoder's tensors; empty where the network is the encoder
+    HEAD = ""  # root of the output layer's tensors
+    ADAPTER_ARGUMENTS: frozenset[str] = frozenset()  # may differ between adapters on one backbone
+    DECODER_ARGUMENTS: frozenset[str] = frozenset()  # those of them that shape the decoder
+    # change no output in eval mode
     TRAINING_ARGUMENTS = frozenset({"dropout_rate", "save_attn", "use_checkpoint"})
     __jit_unused_properties__ = ("method",)
 
@@ -87,11 +85,11 @@ class TunableNetwork(nn.Module):
         cls.__init__ = recording  # type: ignore[assignment]
 
     def start(self, method: str | Mapping[str, Any] | Method, options: Mapping[str, Any]) -> None:
-        """Puts the method that a constructor is given, see :func:`as_method`, into the encoder's slot."""
+        """Attaches the method that the constructor was given, see :func:`as_method`, to the encoder."""
         self.encoder().attach(as_method(method, **options))
 
     def encoder(self) -> Any:
-        """The pretrained :class:`Encoder`, a module under whose own names its weights are loaded and identified."""
+        """The pretrained :class:`Encoder`; its weights are loaded and identified by their names inside it."""
         return self.get_submodule(self.ENCODER.removesuffix("."))
 
     @property
@@ -100,18 +98,15 @@ class TunableNetwork(nn.Module):
         return self.encoder().slot
 
     def adapter_arguments(self) -> frozenset[str]:
-        """Arguments that may differ between the adapters of this network: a frozen decoder is that of the backbone."""
+        """Arguments that may differ between adapters of this network; a frozen decoder belongs to the backbone."""
         tuning = str(self.arguments.get("decoder_tuning"))
         fixed = {"none": self.DECODER_ARGUMENTS, "norm": self.DECODER_ARGUMENTS - {"norm_name"}}
         return self.ADAPTER_ARGUMENTS - fixed.get(tuning, frozenset())
 
     def part_of(self, name: str) -> str:
         """
-        The part, of "backbone", "method", "decoder" and "head", to which a parameter or buffer belongs. What of the
-        decoder is never tuned (``decoder_tuning``) belongs to the backbone.
-
-        Args:
-            name: its name in the network.
+        The part, "backbone", "method", "decoder" or "head", of a parameter or buffer, by its name in the network.
+        Tensors of the decoder that ``decoder_tuning`` excludes belong to the backbone.
         """
         if name.startswith(self.HEAD):
             return "head"
@@ -123,8 +118,8 @@ class TunableNetwork(nn.Module):
 
     def tensors(self, parts: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """
-        Names and tensors, parameters and saved buffers, of some parts; what is shared is named once. Of what a method
-        trains of the encoder itself, the backbone has the tensor as it was, under the same name.
+        Names and tensors, parameters and saved buffers, of some parts; shared tensors appear once. Where the method
+        trains a copy of an encoder tensor, the backbone has the original under the same name.
         """
         seen = set()
         originals = self.encoder().originals if "backbone" in parts else {}
@@ -138,9 +133,8 @@ class TunableNetwork(nn.Module):
     @torch.jit.unused
     def forward_prefix(self, image: torch.Tensor) -> torch.Tensor:
         """
-        What the frozen layers compute of an image before the method comes in, and with a side path also beside it. It
-        does not depend on what is trained, so it can be kept: ``net(image, net.forward_prefix(image))`` is
-        ``net(image)``.
+        The frozen layers' outputs for an image, as far as the method does not change them. They do not depend on the
+        trained tensors, so they can be kept: ``net(image, net.forward_prefix(image))`` equals ``net(image)``.
 
         Args:
             image: of shape ``(B, in_channels, *spatial)``.
@@ -155,7 +149,7 @@ class TunableNetwork(nn.Module):
         return encoder.prefix_of(image)
 
     def train(self, mode: bool = True) -> Self:
-        """Sets the training mode; a module without a trainable parameter stays in eval mode, so its dropout is off."""
+        """Sets the training mode; modules without trainable parameters stay in eval mode, with dropout off."""
         super().train(mode)
         _eval_frozen(self)
         return self
@@ -164,18 +158,18 @@ class TunableNetwork(nn.Module):
 @on_network
 def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> TunableNetwork:
     """
-    Sets which parts of a network are trained; the backbone is frozen and put in eval mode, as are all other parts.
-    Says so where more than 5 % of the network's parameters are trained.
+    Sets which parts of a network are trained; freezes the others and the backbone and puts them in eval mode. Warns if
+    more than 5 % of the network's parameters are trained.
 
     Args:
         net: the network.
-        train: names of the parts to train, of "method", "decoder" and "head"; by default all.
+        train: parts to train, of "method", "decoder" and "head"; by default all.
 
     Returns:
         ``net``.
 
     Raises:
-        ValueError: if a name is unknown, or there is nothing to train.
+        ValueError: if a part is unknown, or there is nothing to train.
     """
     chosen = adapter_parts(net) if train is None else list(train)
     if set(chosen) - set(PARTS[1:]):
@@ -197,7 +191,7 @@ def freeze_backbone(net: TunableNetwork, train: Sequence[str] | None = None) -> 
 
 
 def adapter_parts(net: TunableNetwork) -> list[str]:
-    """The parts of a network but for its backbone, in the order of ``PARTS``."""
+    """The parts of a network except the backbone, in the order of ``PARTS``."""
     found = {net.part_of(name) for name in net.state_dict()}
     return [part for part in PARTS[1:] if part in found]
 
@@ -205,20 +199,20 @@ def adapter_parts(net: TunableNetwork) -> list[str]:
 @on_network
 def tune(net: TunableNetwork, method: str | Mapping[str, Any] | Method = "dvpt", **options: Any) -> TunableNetwork:
     """
-    Puts a tuning method into a network, in the place of the one that is there, and freezes the rest: the method,
-    decoder and head are trained. Pretrained weights may be loaded before or afterwards.
+    Replaces a network's tuning method and freezes the backbone; method, decoder and head are trained. Pretrained
+    weights may be loaded before or afterwards.
 
     Args:
         net: the network.
         method: a name of :data:`monai_dvpt.networks.methods.METHODS`, or a mapping with the "name" and options.
-        options: those of the method.
+        options: options of the method.
 
     Returns:
         ``net``.
 
     Raises:
-        ValueError: if ``net`` is no such network or cannot be tuned by this method; if the method or an option is
-            unknown or an option is outside its range; or if there is nothing to train.
+        ValueError: if ``net`` is no network of this package or the method does not fit it; if the method or an option
+            is unknown or an option is outside its range; or if there is nothing to train.
 
     Examples::
 
@@ -244,14 +238,14 @@ def tune(net: TunableNetwork, method: str | Mapping[str, Any] | Method = "dvpt",
 @on_network
 def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """
-    The trainable parameters, each once, as groups for a ``torch.optim`` optimiser, one for each part.
+    The trainable parameters as groups for a ``torch.optim`` optimiser, one group per part.
 
     Args:
-        net: network, its parts frozen or not by :func:`freeze_backbone`.
-        learning_rates: learning rate of each part; those of frozen parts are not used.
+        net: the network, after :func:`freeze_backbone`.
+        learning_rates: learning rate of each part; those of frozen parts are ignored.
 
     Raises:
-        ValueError: if a part that is trained has no learning rate.
+        ValueError: if a trained part has no learning rate.
     """
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
@@ -267,7 +261,7 @@ def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -
 @on_network
 def count_parameters(net: TunableNetwork) -> dict[str, dict[str, int]]:
     """
-    Parameters of every part and of the whole network, each counted once.
+    Number of parameters of every part and of the whole network; shared parameters count once.
 
     Returns:
         for each part and for "network", the counts "total" and "trainable".
@@ -282,7 +276,7 @@ def count_parameters(net: TunableNetwork) -> dict[str, dict[str, int]]:
 
 @torch.no_grad()
 def restart_copies(net: TunableNetwork, source: TunableNetwork) -> None:
-    """What the method of a network trains of its encoder starts from the backbone of another network."""
+    """Resets the copies of encoder tensors that a network's method trains to the backbone of ``source``."""
     backbone = dict(source.tensors(["backbone"]))
     for name in net.encoder().originals:
         get_tensor(net.encoder(), name).copy_(backbone[source.ENCODER + name])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as ``torch.compile`` and the data-parallel wrappers hand them around."""
+"""Networks wrapped by ``torch.compile`` or for data-parallel training."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def unwrap(net: nn.Module) -> Any:
 
 def on_network(function: Function) -> Function:
     """
-    Decorates a function of a network: given a wrapped one, it works on the network inside, and returns the wrapped one
-    where it would return the network. Warns where ``DistributedDataParallel`` does not know what is trained afterwards.
+    Decorator of a function on a network: it unwraps a wrapped network, and returns the wrapped one where the function
+    returns the network. Warns if the function changes which parameters a ``DistributedDataParallel`` should train.
     """
 
     @functools.wraps(function)
@@ -42,17 +42,14 @@ def on_network(function: Function) -> Function:
             return function(net, *args, **kwargs)
         before = _trained(inner)
         result = function(inner, *args, **kwargs)
-        if _is_distributed(net) and _trained(inner) != before:
+        distributed = any(isinstance(module, DistributedDataParallel) for module in net.modules())
+        if distributed and _trained(inner) != before:
             logger.warning(
-                "DistributedDataParallel knows the parameters that were trained before: wrap the network inside again."
+                "DistributedDataParallel still updates the formerly trained parameters: wrap the inner network again."
             )
         return net if result is inner else result
 
     return unwrapped  # type: ignore[return-value]
-
-
-def _is_distributed(net: nn.Module) -> bool:
-    return any(isinstance(module, DistributedDataParallel) for module in net.modules())
 
 
 def _trained(net: nn.Module) -> set[int]:

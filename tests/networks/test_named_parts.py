@@ -101,7 +101,7 @@ class TestNamedParts(unittest.TestCase):
             (
                 ["method", "decoder"],
                 {"out_channels": 5},
-                r"with \['head'\] of the adapter in use: out.conv.conv.weight must have shape \(5, .*got \(3,",
+                r"with \['head'\] of the active adapter: out.conv.conv.weight must have shape \(5, .*got \(3,",
             ),
             (["head"], {"method": "dvpt", "num_prompts": 3}, r"with \['method', 'decoder'\].*prompts must have shape"),
             (
@@ -109,7 +109,7 @@ class TestNamedParts(unittest.TestCase):
                 {"method": "dvpt", "num_prompts": 7, "side_path": True},
                 "with .*: method must be that of the net",
             ),
-            (["head"], LORA, r"with \['method', 'decoder'\] of the adapter in use: tensors must be those of .*missing"),
+            (["head"], LORA, r"with \['method', 'decoder'\] of the active adapter: tensors must be those of .*missing"),
         ]
     )
     def test_what_does_not_fit_is_refused(self, parts, arguments, words):

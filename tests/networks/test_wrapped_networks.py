@@ -117,7 +117,7 @@ class TestWrapped(unittest.TestCase):
                 predict_adapters(wrapped, small_image(self.net))
             with self.assertLogs(logger, "WARNING") as caught:  # the gradients of the new one would not be shared
                 add_adapter(wrapped, "second")
-        self.assertIn("wrap the network inside again", caught.output[0])
+        self.assertIn("wrap the inner network again", caught.output[0])
         self.assertEqual(adapter_names(self.net), ["second", "default"])
 
 

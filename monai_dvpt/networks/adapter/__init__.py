@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small file that keeps what was tuned, and several such adapters on one frozen backbone."""
+"""Adapter files, which store the tuned parts of a network, and several adapters on one frozen backbone."""
 
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, count_parameters, freeze_backbone, parameter_groups, tune
 

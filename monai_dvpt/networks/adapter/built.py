@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network that an adapter file names, first without memory for its values."""
+"""Builds the network that an adapter file describes, first without memory for its values."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["blank_network", "build_network", "checked_network", "network_class",
 
 MAX_NUMBER = 65_536
 MAX_LAYERS = 64
-"""Most transformer layers, of all or of one stage: each costs memory even where its tensors have no values."""
+"""Limit of transformer layers, in all or per stage: each takes memory even on the meta device."""
 MAX_ENTRIES = 8
-WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # nothing that MONAI's ConfigParser would run or resolve
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # so nothing that MONAI's ConfigParser would run or resolve
 LAYERS = ("num_layers", "depths")
 
 
@@ -66,11 +66,11 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "tuple | str": (f"a word, or a word and an object of at most {MAX_ENTRIES} words with numbers", _is_norm),
 }
-"""What arguments from a file may be, by the types that the constructors of the networks state."""
+"""Allowed values of arguments from a file, by the annotations of the networks' constructors."""
 
 
 class _WithoutValues(TorchFunctionMode):
-    """MONAI asks tensors for one kind of number while it builds: the rates of stochastic depth, which have no shape."""
+    """Answers 0 where MONAI's constructors read a number from a tensor on the meta device: stochastic depth rates."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return 0.0 if func is torch.Tensor.item else func(*args, **(kwargs or {}))
@@ -78,10 +78,10 @@ class _WithoutValues(TorchFunctionMode):
 
 def network_class(path: str | os.PathLike, metadata: Mapping[str, Any]) -> type[TunableNetwork]:
     """
-    The class of the network that an adapter was saved from.
+    The network class of an adapter.
 
     Raises:
-        InputError: if it is none of this package.
+        InputError: if it is not one of this package.
     """
     if (name := metadata.get("network")) not in nets.__all__:
         raise InputError(f"{path}: network must be one of {nets.__all__}, got {name!r}.")
@@ -96,17 +96,11 @@ def blank_network(
     changes: Mapping[str, Any],
 ) -> TunableNetwork:
     """
-    A network on the meta device: its tensors have shapes and types, but neither memory nor values.
-
-    Args:
-        path: the adapter file.
-        kind: the network's class.
-        method: its method.
-        arguments: those of its constructor.
-        changes: those of them that come from the file, and are checked.
+    A network on the meta device: its tensors have shapes and types, but neither memory nor values. ``changes`` are
+    constructor arguments from the adapter file, which are checked and override ``arguments``.
 
     Raises:
-        InputError: if an argument is unknown, missing, or outside what is stated for its type.
+        InputError: if an argument is unknown, missing, or not allowed by ``RULES``.
     """
     stated = list(inspect.signature(kind.__init__).parameters.items())
     parameters = {name: stated for name, stated in stated[1:] if name not in ("method", "options")}
@@ -121,7 +115,7 @@ def blank_network(
     try:
         with torch.device("meta"), _WithoutValues():
             return kind(**given, method=method)
-    except Exception as error:  # the arguments may be anything of their types, and so is what MONAI raises on them
+    except Exception as error:  # with such arguments MONAI may raise anything
         raise InputError(f"{path}: arguments do not fit {kind.__name__}: {reason(error)}") from error
 
 
@@ -130,7 +124,7 @@ def stored_method(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Metho
     The method of an adapter.
 
     Raises:
-        InputError: if it or one of its options is unknown, or an option is outside what is stated for its type.
+        InputError: if it or an option is unknown, or an option is not allowed by ``RULES`` or out of range.
     """
     name, options = (metadata["method"].get(key) for key in ("name", "options"))
     if not isinstance(name, str) or name not in METHODS:
@@ -149,12 +143,7 @@ def stored_method(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Metho
 
 def checked_network(path: str | os.PathLike, metadata: Mapping[str, Any]) -> TunableNetwork:
     """
-    The network of an adapter on the meta device, if every tensor of the file fits in it; of the file the header is
-    read alone.
-
-    Args:
-        path: the file.
-        metadata: its metadata.
+    The network of an adapter on the meta device, if every tensor of the file fits it. Reads only the file's header.
 
     Raises:
         InputError: see :func:`build_network`.
@@ -170,23 +159,23 @@ def checked_network(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Tun
 
 def build_network(path: str | os.PathLike) -> TunableNetwork:
     """
-    A network as the one that an adapter was saved from, without its weights. No memory is taken for it before its
-    arguments are found to be in bounds and every tensor of the file to fit.
+    Builds the network that an adapter was saved from, without its weights. It takes no memory before its arguments are
+    known to be in bounds and every tensor of the file to fit.
 
     Args:
         path: file written by :func:`save_adapter`.
 
     Raises:
         InputError: if the file is no adapter, its network or an argument is unknown or out of bounds, the file's
-            tensors are not those of the network, or the network takes more memory than ``max_bytes``.
+            tensors do not fit the network, or the network takes more memory than ``max_bytes``.
     """
     metadata = adapter_metadata(path)
     blank = checked_network(path, metadata)
     check_bytes(f"{path}: the network that it names", sum(tensor.nbytes for tensor in blank.state_dict().values()))
     try:
-        with torch.random.fork_rng(devices=[]):  # loading a file moves nobody's random numbers
+        with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
             return type(blank)(**metadata["arguments"], method=blank.method)
-    except Exception as error:  # such as too little memory
+    except Exception as error:  # such as out of memory
         raise InputError(f"{path}: {type(blank).__name__} cannot be built: {reason(error)}") from error
 
 

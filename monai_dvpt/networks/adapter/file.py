@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter file: what was tuned, the network it was tuned in, and the backbone it belongs to."""
+"""Writes and reads adapter files: the tuned parts of a network, and what identifies the network and its backbone."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import monai
 import torch
 
 from monai_dvpt import __version__
-from monai_dvpt.networks.methods import Linear
+from monai_dvpt.networks.methods import Linear, Method
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, adapter_parts
 from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.networks.wrapped import on_network
@@ -34,9 +35,9 @@ SHIPPED_WEIGHTS = Path(__file__).parents[2] / "weights"  # of this package
 @on_network
 def backbone_sha256(net: TunableNetwork) -> str:
     """
-    SHA-256, in hexadecimal, of the backbone's tensors. Those of the encoder count under their names inside it, so that
-    it is the same in every network around the same tensors; a class token is one of them. As long as the backbone is
-    as :func:`round_backbone` left it, it is that of before. It is computed again only when the backbone has changed.
+    SHA-256, in hexadecimal, of the backbone's tensors, including a class token. Encoder tensors are hashed under their
+    names inside the encoder, so that every network with the same tensors has the same SHA-256. After
+    :func:`round_backbone` it stays that of the unrounded backbone. It is recomputed only after the backbone changed.
     """
     found = frozen_sha256(net, {name.removeprefix(net.ENCODER): tensor for name, tensor in net.tensors(["backbone"])})
     return net.rounding[1] if net.rounding and net.rounding[0] == found else found
@@ -52,20 +53,18 @@ def save_adapter(
     notes: Mapping[str, Any] | None = None,
 ) -> Path:
     """
-    Writes what was tuned to one ``.safetensors`` file; the backbone is named by its SHA-256, not stored.
+    Writes the tuned parts to one ``.safetensors`` file. The backbone is not stored, only its SHA-256.
 
-    The header's entry "monai_dvpt" is JSON: format version, network class and its arguments, method and its options,
-    parts, labels, SHA-256 of the backbone and of the stored tensors, the file that the backbone was loaded from and
-    along which axis it was inflated, versions of the libraries, ``notes``, and a SHA-256 of all that. The file appears
-    whole or not at all.
+    The header's entry "monai_dvpt" is JSON: format version, network class and arguments, method and options, parts,
+    labels, SHA-256 of the backbone and of the stored tensors, the backbone's file and inflation axis, versions of the
+    libraries, ``notes``, and a SHA-256 of all these. The file is written whole or not at all.
 
     Args:
-        net: the network; one that ``torch.compile`` or a data-parallel module wraps is unwrapped, here and wherever a
-            function takes a network.
+        net: the network, like in all functions also one wrapped by ``torch.compile`` or a data-parallel module.
         path: file to write, by convention ``.safetensors``.
-        parts: parts to store, by default all but the backbone; ``("method",)`` alone is the smallest.
+        parts: parts to store, by default all but the backbone; ``("method",)`` gives the smallest file.
         dtype: type to store, such as ``torch.float16`` for half the size; by default as in the network.
-        labels: names of the classes, background first; a network for other labels is then refused the file.
+        labels: names of the classes, background first; loading for other labels then fails.
         notes: further JSON-serialisable facts, such as a score.
 
     Raises:
@@ -75,9 +74,8 @@ def save_adapter(
     """
     own = adapter_parts(net)
     parts = own if parts is None else parts
-    trained = [name for name, parameter in net.named_parameters() if parameter.requires_grad]
-    if any(net.part_of(name) == "backbone" for name in trained):
-        logger.warning(f"{path}: the backbone is not frozen, and an adapter does not hold what is trained of it.")
+    if any(p.requires_grad and net.part_of(name) == "backbone" for name, p in net.named_parameters()):
+        logger.warning(f"{path}: the backbone is not frozen, and an adapter does not contain what is trained of it.")
     if set(parts) - set(own) or not parts:
         raise ValueError(f"parts must name parts of {own}, got {list(parts)}.")
     tensors = {}
@@ -109,86 +107,109 @@ def load_adapter(
     labels: Sequence[str] | None = None,
 ) -> TunableNetwork:
     """
-    Loads an adapter into a network that has the same backbone; the network is changed only if all of it fits.
+    Loads an adapter into a network with the same backbone; the network changes only if the whole file fits.
 
     Args:
-        net: network, its pretrained backbone loaded.
+        net: network with its pretrained backbone.
         path: file written by :func:`save_adapter`.
-        name: by default the adapter in use is overwritten, and must have the same settings. With a name it is loaded
-            beside the others, with its own method, decoder and number of classes, and made the active one; an adapter
-            of that name is replaced.
-        parts: the parts that the file must hold, by default all but the backbone. The others stay as they are in
-            ``net``; with a name they are copies of those of the adapter in use.
-        labels: names of the classes that the file must have been trained for, background first; by default not checked.
+        name: by default the file overwrites the active adapter, which must have the same settings. With a name it
+            becomes a further adapter with its own method, decoder and number of classes, and the active one; it
+            replaces an adapter of that name.
+        parts: parts that the file must contain, by default all but the backbone. The others stay as they are; with a
+            name they are copied from the active adapter.
+        labels: names of the classes that the file must be for, background first; by default not checked.
 
     Returns:
         ``net``.
 
     Raises:
         ValueError: if ``name`` is empty.
-        InputError: if the file is damaged, was made for another network, other settings, another backbone or other
-            labels, or holds other parts, misses tensors, has extra ones or ones of another shape or type, or numbers
-            that are not finite in the network's type; names what differs.
+        InputError: if the file is damaged or for another network, other settings, another backbone or other labels; if
+            it contains other parts or tensors, or a tensor of another shape or type, or with values that are not
+            finite in the network's type. The message names the difference.
     """
     if name == "":
         raise ValueError("name must not be empty.")
     metadata = adapter_metadata(path)
-    own = {"network": type(net).__name__, "backbone_sha256": backbone_sha256(net)}
-    for key, value in own.items():
-        if metadata.get(key) != value:
-            raise InputError(f"{path}: {key} must be that of the network, {value}, got {metadata.get(key)}.")
-    changeable = frozenset() if name is None else net.adapter_arguments()
+    method_alone = parts is not None and set(parts) <= {"method"}
+    changeable = frozenset() if name is None or method_alone else net.adapter_arguments()
     if parts is not None and "decoder" not in parts:
         changeable -= net.DECODER_ARGUMENTS
-    free = net.TRAINING_ARGUMENTS | changeable
-    if parts is not None and set(parts) <= {"method"}:
-        changeable, free = frozenset(), free | net.ADAPTER_ARGUMENTS
-    theirs = metadata["arguments"]
-    for key, value in _as_json(net.arguments).items():
-        if key not in free and not _same_sides(theirs.get(key), value):
+    _check_network(path, metadata, net, net.ADAPTER_ARGUMENTS if method_alone else changeable)
+    method = stored_method(path, metadata)
+    if name is None:
+        _check_method(path, net, method)
+        tensors = _read_parts(path, metadata, net, parts, labels)
+        with torch.no_grad():
+            for key, tensor in net.tensors(metadata["parts"]):
+                tensor.copy_(tensors[key])
+        return net
+    changes = {key: value for key, value in metadata["arguments"].items() if key in changeable}
+    donor = blank_network(path, type(net), method, net.arguments, changes)
+    tensors = _read_parts(path, metadata, donor, parts, labels)
+    tensors |= _copy_parts(path, net, donor, [part for part in adapter_parts(donor) if part not in metadata["parts"]])
+    donor.load_state_dict(tensors, strict=False, assign=True)  # its backbone stays on the meta device
+    return adopt_adapter(net, name, donor)
+
+
+def _check_network(path: str | os.PathLike, metadata: Mapping[str, Any], net: TunableNetwork, free: Set[str]) -> None:
+    """Refuses an adapter of another network, or with other arguments than ``free`` and those for training."""
+    own: dict[str, Any] = {"network": type(net).__name__, "backbone_sha256": backbone_sha256(net)}
+    arguments = json.loads(to_json(net.arguments))  # a tuple becomes a list
+    own |= {key: value for key, value in arguments.items() if key not in free | net.TRAINING_ARGUMENTS}
+    theirs = {**metadata["arguments"], **{key: metadata.get(key) for key in ("network", "backbone_sha256")}}
+    for key, value in own.items():
+        if not _same_sides(theirs.get(key), value):
             raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
-    target, method = net, stored_method(path, metadata)
-    if name is None and method != net.method:
+
+
+def _check_method(path: str | os.PathLike, net: TunableNetwork, method: Method) -> None:
+    if method != net.method:
         raise InputError(f"{path}: method must be that of the network, {net.method}, got {method}.")
-    if name is not None:
-        changes = {key: theirs[key] for key in changeable if key in theirs}
-        target = blank_network(path, type(net), method, net.arguments, changes)
+
+
+def _read_parts(
+    path: str | os.PathLike,
+    metadata: Mapping[str, Any],
+    target: TunableNetwork,
+    parts: Sequence[str] | None,
+    labels: Sequence[str] | None,
+) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter, if it contains ``parts``, is for ``labels`` and fits ``target``."""
     expected = adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
     if metadata.get("parts") != expected:
         raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
     _check_labels(path, metadata, labels)
-    targets = dict(target.tensors(expected))
-    tensors = fitting_tensors(path, metadata, targets)
-    if name is not None:
-        lacking = [part for part in adapter_parts(target) if part not in expected]
-        rest = {key: tensor.detach().clone() for key, tensor in net.tensors(lacking)}
-        where = f"{path}: with {lacking} of the adapter in use"
-        check_fit(where, {"parts": lacking}, rest, dict(target.tensors(lacking)))
-        if "method" in lacking and target.method != net.method:
-            raise InputError(f"{where}: method must be that of the network, {net.method}, got {target.method}.")
-        target.load_state_dict({**tensors, **rest}, strict=False, assign=True)  # its backbone stays without memory
-        return adopt_adapter(net, name, target, like=net)
-    with torch.no_grad():
-        for key, tensor in targets.items():
-            tensor.copy_(tensors[key])
-    return net
+    return fitting_tensors(path, metadata, dict(target.tensors(expected)))
+
+
+def _copy_parts(
+    path: str | os.PathLike, net: TunableNetwork, donor: TunableNetwork, parts: list[str]
+) -> dict[str, torch.Tensor]:
+    """Copies of some parts of a network, if they fit the donor of the rest of an adapter."""
+    copies = {key: tensor.detach().clone() for key, tensor in net.tensors(parts)}
+    where = f"{path}: with {parts} of the active adapter"
+    check_fit(where, {"parts": parts}, copies, dict(donor.tensors(parts)))
+    if "method" in parts:
+        _check_method(where, net, donor.method)
+    return copies
 
 
 @on_network
 def merge(net: TunableNetwork) -> TunableNetwork:
     """
-    Folds what the method learned into the weights of MONAI's own modules, in place: the network is again one without
-    additions, with equal outputs. SSF shifts also what has no bias: query, key and value then get one, which
-    ``net.arguments`` says, and so do Swin's patch mergings, for which MONAI has no argument.
+    Merges the method into the weights of MONAI's own modules in place, so that the network needs no additions for equal
+    outputs. SSF adds biases where there are none: to query, key and value, which ``net.arguments`` records, and to
+    Swin's patch mergings, for which MONAI has no argument.
 
     Args:
-        net: network tuned by a method that changes weights alone.
+        net: network tuned by a method that only changes weights.
 
     Returns:
         ``net``.
 
     Raises:
-        ValueError: if the method cannot be merged, or there are other adapters, which need the backbone as it is.
+        ValueError: if the method cannot be merged, or other adapters need the present backbone.
     """
     if net.inactive_adapters:
         raise ValueError(f"net must have one adapter to be merged, got {[net.adapter_name, *net.inactive_adapters]}.")
@@ -196,7 +217,7 @@ def merge(net: TunableNetwork) -> TunableNetwork:
     net.encoder().fold()
     net.encoder().attach(Linear())
     if changed:
-        net.backbone_file = None  # no file holds what the backbone is now
+        net.backbone_file = None  # no file contains the new backbone
     attentions = [module.qkv for module in net.encoder().modules() if hasattr(module, "qkv")]
     net.arguments = {**net.arguments, "qkv_bias": any(module.bias is not None for module in attentions)}
     return net.train(net.training)
@@ -209,18 +230,17 @@ def merge_full(
     fold: bool = False,
 ) -> TunableNetwork:
     """
-    The whole network of an adapter: built as its file says, with its backbone and the adapter loaded.
+    Builds the network that an adapter file describes and loads its backbone and the adapter.
 
     Args:
         path: file written by :func:`save_adapter`.
         backbone: file of the backbone, of any kind that :func:`monai_dvpt.networks.pretrained.load_pretrained` takes;
             by default the file that the adapter names, beside it or among the weights of this package.
         labels: see :func:`load_adapter`.
-        fold: whether a method that changes weights alone, such as LoRA, is folded into them, see :func:`merge`, so that
-            it costs nothing.
+        fold: whether to :func:`merge` a method that only changes weights, such as LoRA, so that it costs nothing.
 
     Returns:
-        the network in eval mode; ``torch.save(net.state_dict(), "model.pt")`` writes it for tools that want one file.
+        the network in eval mode; ``torch.save(net.state_dict(), "model.pt")`` writes it for tools that need one file.
 
     Raises:
         InputError: if a file is missing or damaged, or the backbone or the labels are not those of the adapter.
@@ -237,11 +257,7 @@ def merge_full(
 
 def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> TunableNetwork:
     """
-    A network as the one that an adapter was saved from, its backbone loaded as it was then.
-
-    Args:
-        path: file written by :func:`save_adapter`.
-        backbone: file of the backbone, or folder with it.
+    Builds the network that an adapter file describes and loads its backbone from a file or folder.
 
     Raises:
         InputError: see :func:`build_network`; or if the backbone cannot be read, does not fit, or has fewer bytes than
@@ -257,8 +273,12 @@ def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> Tunab
     sharded = file.suffix == ".json"  # an index, beside what it names
     files = [file] if file.is_file() and not sharded else (file.parent if sharded else file).glob("*")
     stored = sum(file.stat().st_size for file in files if file.is_file())
-    # but for the embedding of patches, which is interpolated, all that is trained of an encoder must be in the file
-    needed = sum(p.numel() for name, p in blank.encoder().named_parameters() if _comes_from_file(blank, name))
+    # the file must contain every parameter of the encoder, except embeddings, which may be interpolated
+    needed = sum(
+        parameter.numel()
+        for name, parameter in blank.encoder().named_parameters()
+        if blank.part_of(blank.ENCODER + name) == "backbone" and not re.search("embed|norm_cross_attn", name)
+    )
     if needed > stored:
         raise InputError(
             f"{path}: arguments name an encoder of {needed:,} numbers, more than the {stored:,} bytes of {backbone}."
@@ -272,17 +292,17 @@ def find_backbone(
     path: str | os.PathLike, metadata: Mapping[str, Any], backbone: str | os.PathLike | None = None
 ) -> Path | None:
     """
-    The file of an adapter's backbone: ``backbone`` where it is given, else the one that the adapter names, beside it or
-    among the weights of this package; None where there is none.
+    The file of an adapter's backbone: ``backbone`` if given, otherwise the one that the adapter names, beside it or
+    among the weights of this package; None if there is none.
 
     Raises:
         InputError: if ``backbone`` does not exist.
     """
     if backbone is not None:
-        if not Path(backbone).exists():  # before it is taken for the name of a repository to download
+        if not Path(backbone).exists():  # it must not pass for the name of a repository to download
             raise InputError(f"{backbone}: backbone must be an existing file or folder.")
         return Path(backbone)
-    name = metadata.get("backbone_file") or ""  # a folder is no file
+    name = metadata.get("backbone_file") or ""  # then a folder, which is_file refuses
     return next((f / name for f in (Path(path).parent, SHIPPED_WEIGHTS) if (f / name).is_file()), None)
 
 
@@ -291,17 +311,8 @@ def _check_labels(path: str | os.PathLike, metadata: Mapping[str, Any], labels: 
         raise InputError(f"{path}: labels must be {list(labels)}, got {metadata['labels']}.")
 
 
-def _comes_from_file(net: TunableNetwork, name: str) -> bool:
-    return net.part_of(net.ENCODER + name) == "backbone" and "embed" not in name and "norm_cross_attn" not in name
-
-
-def _as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as they are after a way through JSON, where a tuple is a list."""
-    return json.loads(to_json(arguments))
-
-
 def _same_sides(one: Any, other: Any) -> bool:
-    """Whether two arguments are equal, where one number for all sides equals a list of it."""
+    """Whether two arguments are equal; one number for all sides equals a list of it."""
     if isinstance(one, list) and isinstance(other, int):
         return one == [other] * len(one)
     return one == other or (isinstance(one, int) and isinstance(other, list) and _same_sides(other, one))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several adapters, each with a method, decoder and head of its own, on one frozen backbone."""
+"""Several adapters, each with its own method, decoder and head, on one frozen backbone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["adapter_names", "add_adapter", "delete_adapter", "disable_adapter", 
 
 @dataclass
 class _Inactive:
-    """What of a network belongs to an adapter that is not in use."""
+    """An adapter that is not active."""
 
     method: Attached
     modules: dict[str, nn.Module]  # of decoder and head, by their names in the network
@@ -43,10 +43,10 @@ def add_adapter(
 
     Args:
         net: the network.
-        name: name of the adapter, not in use yet.
+        name: a new name.
         method: its tuning method; by default that of the active adapter, with the same options.
-        arguments: options of the method, and those of the network's constructor that are to be other than now, of
-            ``net.adapter_arguments()``: its number of classes, and the decoder where it is trained.
+        arguments: options of the method, and new values for ``net.adapter_arguments()``, such as the number of classes,
+            and the shape of a trained decoder.
 
     Returns:
         ``net``.
@@ -61,45 +61,36 @@ def add_adapter(
         raise ValueError(f"arguments of an adapter must be of {sorted(net.adapter_arguments())}, got {fixed}.")
     chosen = as_method(net.method if method is None else method, **arguments)
     donor = type(net)(**{**net.arguments, **own}, method=chosen)
-    return adopt_adapter(net, name, donor, like=net, restart=True)
+    return adopt_adapter(net, name, donor, restart=True)
 
 
-def adopt_adapter(
-    net: TunableNetwork,
-    name: str,
-    donor: TunableNetwork,
-    like: TunableNetwork | None = None,
-    restart: bool = False,
-) -> TunableNetwork:
+def adopt_adapter(net: TunableNetwork, name: str, donor: TunableNetwork, restart: bool = False) -> TunableNetwork:
     """
     Moves the adapter of ``donor``, a network of the same class, into ``net`` as the active one named ``name``,
-    replacing one of that name. What is trained of it is as in ``like``, by parts; by default as in ``donor``. With
-    ``restart``, what its method trains of the encoder itself starts from the encoder of ``net``.
+    replacing one of that name. The parts trained in ``net`` are trained in it. With ``restart``, the copies of encoder
+    tensors that its method trains start from the encoder of ``net``.
     """
     shapes = [{k: v.shape for k, v in each.tensors(["backbone"])} for each in (net, donor)]
     if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"arguments of {name} must leave the backbone as it is, and what is frozen of the decoder belongs to it."
-        )
-    if like is not None:
-        trained = {like.part_of(key) for key, parameter in like.named_parameters() if parameter.requires_grad}
-        if trained:  # and what it has none of, as a linear probe has no method
-            trained |= set(PARTS) - {like.part_of(key) for key, _ in like.named_parameters()}
-        for key, parameter in donor.named_parameters():
-            parameter.requires_grad_(donor.part_of(key) in trained)
+        raise ValueError(f"arguments of {name} must not change the backbone, which includes a frozen decoder.")
+    trained = {net.part_of(key) for key, parameter in net.named_parameters() if parameter.requires_grad}
+    if trained:  # parts that the network lacks are trained too, such as the method of a linear probe
+        trained |= set(PARTS) - {net.part_of(key) for key, _ in net.named_parameters()}
+    for key, parameter in donor.named_parameters():
+        parameter.requires_grad_(donor.part_of(key) in trained)
     if restart:
         restart_copies(donor, net)
     net.inactive_adapters[name] = _inactive(donor)
     if name == net.adapter_name:
-        net.adapter_name = ""  # what is active now is not kept
+        net.adapter_name = ""  # drops the active adapter
     return set_adapter(net, name)
 
 
 @on_network
 def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     """
-    Makes another adapter the active one: the network then answers, trains and is saved with it. The backbone is not
-    touched. An optimiser made before knows the parameters of the former adapter: make a new one.
+    Makes another adapter the active one, which the network uses, trains and saves. The backbone does not change. An
+    existing optimiser has the parameters of the former adapter: make a new one.
 
     Args:
         net: the network.
@@ -116,11 +107,11 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     _check_known(net, name)
     chosen = net.inactive_adapters[name]
     for module in chosen.modules.values():
-        module.to(net.encoder().like())  # it may have stayed behind when the network was moved
+        module.to(net.encoder().like())  # the network may have moved since
     own = _inactive(net)
     try:
         net.encoder().attach(chosen.method.method, chosen.method.tensors)
-    except Exception:  # such as too little memory
+    except Exception:  # such as out of memory
         net.encoder().attach(own.method.method, own.method.tensors)
         raise
     del net.inactive_adapters[name]
@@ -130,8 +121,7 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
         owner, _, attribute = key.rpartition(".")
         delattr(net.get_submodule(owner), attribute)
     for key, module in chosen.modules.items():
-        owner, _, attribute = key.rpartition(".")
-        setattr(net.get_submodule(owner), attribute, module)
+        net.set_submodule(key, module)
     net.arguments = {**net.arguments, **{key: chosen.arguments[key] for key in net.ADAPTER_ARGUMENTS}}
     net.adapter_name = name
     return net.train(net.training)
@@ -140,17 +130,17 @@ def set_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
 @on_network
 def delete_adapter(net: TunableNetwork, name: str) -> TunableNetwork:
     """
-    Forgets an adapter that is not in use.
+    Deletes an adapter that is not active.
 
     Args:
         net: the network.
-        name: one of its :func:`adapter_names`, but not the active one.
+        name: one of its :func:`adapter_names`, not the active one.
 
     Returns:
         ``net``.
 
     Raises:
-        ValueError: if there is no adapter of that name, or it is the active one.
+        ValueError: if there is no adapter of that name, or it is active.
     """
     _check_known(net, name)
     if name == net.adapter_name:
@@ -164,8 +154,8 @@ def predict_adapters(
     net: TunableNetwork, image: torch.Tensor, names: Sequence[str] | None = None
 ) -> dict[str, torch.Tensor]:
     """
-    The answers of several adapters to one image. The frozen layers before their methods run once for all of them,
-    then each adapter goes on from there; where a method changes the embedding, every adapter runs all layers.
+    Outputs of several adapters for one image. The frozen layers before all methods run once, then each adapter runs the
+    rest; if a method changes the embedding, every adapter runs all layers.
 
     Args:
         net: the network, its encoder frozen.
@@ -173,7 +163,7 @@ def predict_adapters(
         names: of the adapters, by default all.
 
     Returns:
-        by adapter what the network answers with it, with a graph where autograd records.
+        the network's output with each adapter, by name, with a graph where autograd records.
 
     Raises:
         ValueError: if there is no adapter of a name, or a parameter of the encoder is trained.
@@ -196,18 +186,15 @@ def predict_adapters(
 @contextmanager
 def disable_adapter(net: TunableNetwork) -> Iterator[TunableNetwork]:
     """
-    Within the context there is no method: the encoder is the pretrained one, followed by the decoder and head as they
-    are. The very tensors of the method come back afterwards.
-
-    Args:
-        net: the network.
+    Context without the method: the pretrained encoder, followed by the present decoder and head. Afterwards the method
+    returns with the same tensors.
     """
     with unwrap(net).encoder().without_method():
         yield net
 
 
 def _inactive(net: TunableNetwork) -> _Inactive:
-    """What of a network belongs to its adapter, taken out."""
+    """Detaches the active adapter from a network."""
     modules = _adapter_modules(net)
     return _Inactive(net.encoder().detach(), modules, net.arguments)
 
@@ -218,19 +205,19 @@ def _check_known(net: TunableNetwork, name: str) -> None:
 
 
 def _adapter_modules(net: TunableNetwork) -> dict[str, nn.Module]:
-    """By their names, the largest modules whose tensors are all of decoder and head."""
-    # names of the modules that hold, at any depth, tensors of the backbone and tensors of the adapter
+    """By name, the largest modules whose tensors all belong to decoder and head."""
+    # names of the modules that contain, at any depth, tensors of the backbone and tensors of the adapter
     backbone: set[str] = set()
-    adapter: set[str] = {net.HEAD.removesuffix(".")}  # also where a network without a head has an empty one
+    adapter: set[str] = {net.HEAD.removesuffix(".")}  # even a head without tensors
     for name in net.state_dict():
         steps = name.split(".")
         owners = adapter if net.part_of(name) in ("decoder", "head") else backbone
         owners.update(".".join(steps[:depth]) for depth in range(1, len(steps)))
     found: dict[str, nn.Module] = {}
 
-    def collect(prefix: str, module: nn.Module) -> None:
+    def collect(root: str, module: nn.Module) -> None:
         for name, child in module.named_children():
-            key = prefix + name
+            key = root + name
             if key in adapter and key in backbone:
                 collect(key + ".", child)
             elif key in adapter:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA adapters of Hugging Face's peft, for vision transformers of its transformers."""
+"""LoRA adapters of Hugging Face's peft, for the vision transformers of transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .stored import read_kinds, read_tensors
 __all__ = ["load_peft", "save_peft"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ROOT = "base_model.model."  # before the names of the model's modules
+ROOT = "base_model.model."  # of all names in a file of peft
 LAYOUTS = {
     "vit": ("layers.{}.attention.q_proj", "layers.{}.attention.v_proj"),
     "vit4": ("encoder.layer.{}.attention.attention.query", "encoder.layer.{}.attention.attention.value"),
@@ -34,39 +34,39 @@ LAYOUTS = {
     "clip": ("encoder.layers.{}.self_attn.q_proj", "encoder.layers.{}.self_attn.v_proj"),
 }
 """
-Names of the projections to query and value in a layer: of ViT and of DINOv2 in transformers 5, of both in transformers
-4, and of the vision part of CLIP.
+Names of the query and value projections in a layer: "vit" and "dinov2" of transformers 5, "vit4" of both in
+transformers 4, and "clip" of the vision part of CLIP.
 """
 INITS = (True, False, "gaussian", "eva", "orthogonal")
-"""Of ``init_lora_weights``, those that leave the frozen weights as they are."""
-TOLD = {"peft_type", "r", "lora_alpha", "bias", "init_lora_weights"}  # each is checked by itself
+"""Values of ``init_lora_weights`` that do not change the frozen weights."""
+CHECKED = {"peft_type", "r", "lora_alpha", "bias", "init_lora_weights"}
 UNUSED = {"auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules", "inference_mode"}
 UNUSED |= {"layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core"}
 UNUSED |= {"peft_version", "qalora_group_size", "revision", "target_modules", "task_type"}
-"""Entries that change nothing of what is computed from the tensors that the file holds; all others must be off."""
+"""Entries without effect on the computation with the stored tensors; all others must be off."""
 
 
 @on_network
 def load_peft(net: TunableNetwork, folder: str | os.PathLike, name: str | None = None) -> TunableNetwork:
     """
-    Loads a LoRA adapter that peft saved; the network is changed only if all of it fits. The files do not say which
-    weights it was trained on: ``net`` must have them, see :func:`monai_dvpt.networks.pretrained.load_pretrained`.
+    Loads a LoRA adapter saved by peft; the network changes only if all of it fits. The files do not tell which weights
+    it was trained on: ``net`` must have them, see :func:`monai_dvpt.networks.pretrained.load_pretrained`.
 
     Args:
-        net: network with a vision transformer, its pretrained weights loaded.
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``; low-rank changes of the query and value
-            projections of all layers.
-        name: by default the method in use is replaced, decoder and head stay. With a name, a new one, the adapter is
-            added beside the others with a new decoder and head, and made the active one.
+        net: network with a vision transformer and its pretrained weights.
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``, for low-rank changes of the query and
+            value projections of all layers.
+        name: by default the active adapter's method is replaced; decoder and head stay. With a new name a further
+            adapter with a new decoder and head is added and made the active one.
 
     Returns:
         ``net``.
 
     Raises:
         ValueError: if the encoder of ``net`` is no vision transformer, or the name is taken.
-        InputError: if a file cannot be read, asks for what this LoRA is not (other projections, DoRA, biases, ranks by
-            layer, modules of its own and so on), or holds tensors of other names or shapes, or numbers that are not
-            finite in the network's type.
+        InputError: if a file cannot be read, needs features that this LoRA lacks (other projections, DoRA, biases,
+            ranks by layer, additional modules and so on), or contains tensors of other names or shapes, or values that
+            are not finite in the network's type.
     """
     encoder, folder = _vision_transformer(net), Path(folder)
     method = _read_method(folder / CONFIG)
@@ -81,15 +81,15 @@ def load_peft(net: TunableNetwork, folder: str | os.PathLike, name: str | None =
 @on_network
 def save_peft(net: TunableNetwork, folder: str | os.PathLike, layout: str = "vit", root: str = "") -> Path:
     """
-    Writes the LoRA of a network as peft does, without decoder and head: ``PeftModel.from_pretrained(model, folder)``
-    then computes as the network's encoder does, where ``model`` has its pretrained weights.
+    Writes the LoRA of a network in peft's format, without decoder and head. Around a ``model`` with the same pretrained
+    weights, ``PeftModel.from_pretrained(model, folder)`` then computes the same as the network's encoder.
 
     Args:
         net: network with a vision transformer, tuned by the method "lora".
-        folder: where to write ``adapter_config.json`` and ``adapter_model.safetensors``, each whole or not at all.
-        layout: how the model names its layers: "vit" or "dinov2" of transformers 5, "vit4" for both of transformers 4,
-            "clip" for the vision part of CLIP.
-        root: what the model's names begin with before that, such as "vit." in ``ViTForImageClassification``.
+        folder: for ``adapter_config.json`` and ``adapter_model.safetensors``, each written whole or not at all.
+        layout: the model's layer names: "vit" or "dinov2" of transformers 5, "vit4" for both of transformers 4, "clip"
+            for the vision part of CLIP.
+        root: the root before these, such as "vit." in ``ViTForImageClassification``.
 
     Returns:
         ``folder``.
@@ -129,7 +129,7 @@ def _vision_transformer(net: TunableNetwork) -> ViTEncoder:
 
 
 def _read_method(path: Path) -> LoRA:
-    """The method that a configuration of peft states, if it is one."""
+    """The method of a peft configuration, if it is a LoRA without further features."""
     config = read_json(path)
     rank: Any = config.get("r")
     alpha: Any = config.get("lora_alpha")
@@ -139,7 +139,7 @@ def _read_method(path: Path) -> LoRA:
         ("lora_alpha", f"a number in (0, {MAX_NUMBER}]", type(alpha) in (int, float) and 0 < alpha <= MAX_NUMBER),
         ("bias", "none", config.get("bias", "none") == "none"),
         ("init_lora_weights", f"one of {INITS}", config.get("init_lora_weights", True) in INITS),
-        *((key, "off", not config[key]) for key in sorted(config.keys() - TOLD - UNUSED)),
+        *((key, "off", not config[key]) for key in sorted(config.keys() - CHECKED - UNUSED)),
     ]
     for key, rule, kept in rules:
         if not kept:
@@ -148,7 +148,7 @@ def _read_method(path: Path) -> LoRA:
 
 
 def _read_factors(path: Path, encoder: ViTEncoder, rank: int) -> dict[str, torch.Tensor]:
-    """The tensors of :class:`LoRA` by their names in an encoder, of its type."""
+    """The tensors of :class:`LoRA` by their names in an encoder, in its type."""
     kinds, like = read_kinds(path), encoder.like()
     root, layout = _root_and_layout(path, kinds)
     width = encoder.widths()[0]
@@ -172,7 +172,7 @@ def _read_factors(path: Path, encoder: ViTEncoder, rank: int) -> dict[str, torch
 
 
 def _root_and_layout(path: Path, names: Mapping[str, Any]) -> tuple[str, str]:
-    """What the names in a file begin with, and the key of ``LAYOUTS`` that they follow."""
+    """The root of the names in a file, and the key of their layout in ``LAYOUTS``."""
     for layout in LAYOUTS:
         first = _names_in_peft("blocks.0.attn.qkv.lora_a", "", layout)[0]
         for name in names:
@@ -183,6 +183,6 @@ def _root_and_layout(path: Path, names: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _names_in_peft(key: str, root: str, layout: str) -> tuple[str, str]:
-    """Names in a file of peft of the parts of ``blocks.LAYER.attn.qkv.lora_a`` or ``lora_b``: of query and value."""
+    """Names of ``blocks.LAYER.attn.qkv.lora_a`` or ``lora_b`` in a file of peft: for query, and for value."""
     query, value = (f"{root}{name.format(key.split('.')[1])}.lora_{key[-1].upper()}.weight" for name in LAYOUTS[layout])
     return query, value

@@ -18,20 +18,19 @@ __all__ = ["round_backbone"]
 @on_network
 def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> TunableNetwork:
     """
-    Stores the backbone's frozen linear layers and convolutions in a shorter type. Under autocast of that type, as the
-    bundles have it with ``amp``, nothing else changes, bit for bit: autocast rounds these weights whenever they are
-    used. Without autocast the network does not run any more. A network that shared its backbone has one of its own
-    then. An adapter trained on it belongs to the backbone as it was loaded, and is saved and loaded as ever.
+    Stores the backbone's frozen linear layers and convolutions in a shorter type. Under autocast to that type, as in
+    bundles with ``amp``, outputs stay bit-equal, as autocast rounds these weights at every use; without autocast the
+    network no longer runs. A shared backbone is copied. Adapters still belong to the unrounded backbone.
 
     Args:
-        net: the network, its pretrained weights loaded and its backbone frozen.
+        net: the network with its pretrained weights and a frozen backbone.
         dtype: ``torch.bfloat16`` or ``torch.float16``.
 
     Returns:
         ``net``.
 
     Raises:
-        ValueError: if ``dtype`` is another one, or a parameter of the backbone, or a copy of one, is trained.
+        ValueError: if ``dtype`` is another type, or a parameter of the backbone, or a copy of one, is trained.
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be torch.bfloat16 or torch.float16, got {dtype}.")
@@ -46,7 +45,7 @@ def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> 
     for name, module in net.named_modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(module, (nn.Linear, _ConvNd)) and net.part_of(f"{name}.{key}") == "backbone":
-                # a new one, as another network may use this
+                # a new parameter, as another network may use this one
                 setattr(module, key, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
     net.rounding = backbone_sha256(net), before
     return net

@@ -20,8 +20,8 @@ __all__ = ["encoder_sha256", "share_backbone"]
 @on_network
 def encoder_sha256(net: TunableNetwork) -> str:
     """
-    SHA-256, in hexadecimal, of what the encoder alone computes: of its tensors, those of the backbone, and of what
-    they do not say. It is the same in every network around the same encoder.
+    SHA-256, in hexadecimal, of the pretrained encoder: of its tensors, without the method, and of its ``arithmetic``.
+    It is the same in every network with the same encoder.
     """
     arithmetic = to_json(net.encoder().arithmetic)
     return hashlib.sha256((frozen_sha256(net, _encoder_tensors(net)) + arithmetic).encode()).hexdigest()
@@ -30,20 +30,20 @@ def encoder_sha256(net: TunableNetwork) -> str:
 @on_network
 def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwork:
     """
-    Lets a network use the very tensors of another network's frozen encoder, so that a segmentation and a grade, say,
-    need one backbone in memory. What the method of ``net`` trains of the encoder itself stays its own. What is said of
-    the backbone's file is taken over too, so that :func:`load_adapter` checks an adapter as it would for ``source``.
+    Lets a network use the tensors of another network's frozen encoder, so that, for example, a segmentation and a grade
+    need one backbone in memory. The encoder tensors that the method of ``net`` trains stay its own. The name of the
+    backbone's file is taken over too, so that adapters of ``net`` are saved like those of ``source``.
 
     Args:
         net: the network that gives up its own encoder's tensors.
-        source: network around the same encoder, frozen.
+        source: network with the same encoder, frozen.
 
     Returns:
         ``net``.
 
     Raises:
-        ValueError: if a tensor of the source's encoder is trained, one of the backbones is rounded, or the two encoders
-            differ in the names or shapes of their tensors or in their arithmetic.
+        ValueError: if a tensor of the source's encoder is trained, a backbone is rounded, or the encoders differ in the
+            names or shapes of their tensors or in their arithmetic.
     """
     source = unwrap(source)
     if net.rounding or source.rounding:

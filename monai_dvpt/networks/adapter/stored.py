@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in an adapter file: its metadata and its tensors, each covered by a SHA-256."""
+"""The contents of an adapter file: metadata and tensors, each covered by a SHA-256."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from monai_dvpt.utils import (
 
 __all__ = [
     "adapter_metadata",
+    "check_fit",
     "check_intact",
     "fitting_tensors",
     "frozen_sha256",
@@ -45,13 +46,13 @@ KINDS = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
 }
-"""Types of tensors that an adapter may hold, by their names in the file."""
+"""Tensor types that an adapter may contain, by their names in the file."""
 KNOWN: WeakKeyDictionary[nn.Module, tuple[dict[str, Any], str]] = WeakKeyDictionary()
-"""By network what :func:`frozen_sha256` gave last, and the state of the tensors then."""
+"""By network, the state of the tensors at the last call of :func:`frozen_sha256`, and its result."""
 
 
-def _is_plain_name(name: Any) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+def _is_file_name(value: Any) -> bool:
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\:\0")
 
 
 def _are_names(value: Any) -> bool:
@@ -59,29 +60,24 @@ def _are_names(value: Any) -> bool:
 
 
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "backbone_file": ("the name of a file beside the adapter", lambda value: value is None or _is_plain_name(value)),
-    "arguments": ("a JSON object", lambda value: isinstance(value, dict)),
-    "method": ("a JSON object", lambda value: isinstance(value, dict)),
+    "backbone_file": ("the name of a file beside the adapter", lambda value: value is None or _is_file_name(value)),
     "parts": ("a list of names", _are_names),
     "labels": ("a list of names or null", lambda value: value is None or _are_names(value)),
-    "versions": ("a JSON object", lambda value: isinstance(value, dict)),
-    "notes": ("a JSON object", lambda value: isinstance(value, dict)),
+    **dict.fromkeys(
+        ("arguments", "method", "versions", "notes"), ("a JSON object", lambda value: isinstance(value, dict))
+    ),
 }
-"""What entries of the metadata must be; "network", "inflate_axis" and the SHA-256 are checked where they are used."""
+"""Rules of metadata entries; "network", "inflate_axis" and the SHA-256 are checked where they are used."""
 
 
 def write_adapter(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Path:
     """
-    Writes an adapter file, whole or not at all.
-
-    Args:
-        path: the file.
-        tensors: by name, on the CPU.
-        facts: the metadata but for the format version and the two SHA-256, JSON-serialisable.
+    Writes an adapter file, whole or not at all. ``facts`` are the JSON-serialisable metadata without format version and
+    SHA-256; the tensors are on the CPU.
 
     Raises:
-        InputError: if a tensor is not finite or not of a type that an adapter may hold, there are too many tensors or
-            facts, or the file cannot be written.
+        InputError: if a tensor is not finite or not of a type in ``KINDS``, there are too many tensors or facts, or the
+            file cannot be written.
     """
     if len(tensors) > MAX_TENSORS:
         raise InputError(f"{path}: must have at most {MAX_TENSORS:,} tensors, got {len(tensors):,}.")
@@ -89,9 +85,9 @@ def write_adapter(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], 
         check_type(f"{path}: {name}", tensor)
         check_finite(f"{path}: {name}", tensor, tensor.dtype)
     own = {"format_version": FORMAT_VERSION, **facts, "tensors_sha256": tensors_sha256(tensors)}
-    metadata = json.loads(to_json(own))  # a tuple becomes a list, and a number as a key a text
+    metadata = json.loads(to_json(own))  # tuples become lists, and keys become strings
     text = to_json({**metadata, "metadata_sha256": fingerprint(metadata)})
-    if len(text) > (most := MAX_HEADER_BYTES // 4):  # it is JSON inside JSON, beside what is said of every tensor
+    if len(text) > (most := MAX_HEADER_BYTES // 4):  # JSON inside JSON, next to the entries of all tensors
         raise InputError(f"{path}: metadata must have at most {most:,} bytes as JSON, got {len(text):,}.")
     with atomic_path(path) as temporary:
         save_file(dict(tensors), temporary, metadata={"monai_dvpt": text})
@@ -104,8 +100,7 @@ def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         InputError: if the file is missing, damaged, no regular file, too large, or not an adapter of a known format
-            version; if the metadata are not those that were saved, which their SHA-256 tells; or if they name a
-            backbone file elsewhere than beside the adapter.
+            version; if the metadata do not match their SHA-256; or if they name a backbone file in another folder.
     """
     with _opened(path) as file:
         text = (file.metadata() or {}).get("monai_dvpt", "")
@@ -129,10 +124,10 @@ def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 def read_kinds(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    Shapes and types of the tensors of an adapter file, as tensors on the meta device: nothing of them is read.
+    Shapes and types of the tensors of an adapter file, as tensors on the meta device. Reads no values.
 
     Raises:
-        InputError: if the file cannot be read, or a tensor has a type that an adapter does not hold.
+        InputError: if the file cannot be read, or a tensor has a type not in ``KINDS``.
     """
     with _opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
@@ -157,7 +152,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Any]:
-    """The file, if it is within the limits of an adapter."""
+    """Opens the file if it is within the limits of an adapter."""
     with open_safetensors(path) as file:
         check_bytes(f"{path}: an adapter", os.path.getsize(path))
         yield file
@@ -166,7 +161,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
 def check_intact(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """
     Raises:
-        InputError: if a tensor is not finite, or the tensors are not those that were saved.
+        InputError: if a tensor is not finite, or the tensors do not match the SHA-256 in the metadata.
     """
     for name, tensor in tensors.items():
         check_finite(f"{path}: {name}", tensor, tensor.dtype)
@@ -184,7 +179,7 @@ def check_fit(
 ) -> None:
     """
     Raises:
-        InputError: if names, shapes or types of the tensors of an adapter file are not those of ``targets``.
+        InputError: if names, shapes or kinds of number of the tensors differ from those of ``targets``.
     """
     missing, extra = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
     if missing or extra:
@@ -202,12 +197,8 @@ def fitting_tensors(
     path: str | os.PathLike, metadata: Mapping[str, Any], targets: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """
-    The tensors of an adapter file, in the types of ``targets``, which may be on the meta device.
-
-    Args:
-        path: the file.
-        metadata: its metadata.
-        targets: the tensors of the network that it must have, by name.
+    The tensors of an adapter file, converted to the types of ``targets``, the network's tensors by name, which may be
+    on the meta device.
 
     Raises:
         InputError: if the file is damaged, its tensors do not fit, or a value is too large for the network's type.
@@ -217,7 +208,7 @@ def fitting_tensors(
     check_intact(path, metadata, tensors)
     for name, target in targets.items():
         check_finite(f"{path}: {name}", tensors[name], target.dtype)
-    # copies, as what is read may lie in the file, where another program can change it
+    # copies, as the tensors may be mapped from the file, which another program can change
     return {name: tensors[name].to(target.dtype, copy=True) for name, target in targets.items()}
 
 
@@ -233,11 +224,11 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def frozen_sha256(net: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
     """
-    :func:`tensors_sha256` of frozen tensors of a network, computed again only after one of them was changed or
-    replaced. PyTorch counts the changes of a tensor, but not those through ``data``, NumPy or a fused optimiser, which
-    the sum of its bytes, a tenth of the work, gives away unless values only change places.
+    :func:`tensors_sha256` of frozen tensors of a network, recomputed only after one was changed or replaced. PyTorch
+    counts in-place changes, but not those through ``data``, NumPy or a fused optimiser. The sum of the bytes, a tenth
+    of the work, reveals these unless values only swap places.
     """
-    if any(tensor.is_inference() for tensor in tensors.values()):  # PyTorch counts none of their changes
+    if any(tensor.is_inference() for tensor in tensors.values()):  # PyTorch does not count their changes
         return tensors_sha256(tensors)
     state = {name: _state(tensor) for name, tensor in tensors.items()}
     known, sha256 = KNOWN.get(net, ({}, ""))
@@ -250,5 +241,5 @@ def frozen_sha256(net: nn.Module, tensors: Mapping[str, torch.Tensor]) -> str:
 def _state(tensor: torch.Tensor) -> tuple[Any, ...]:
     data = tensor.detach().contiguous().flatten().view(torch.uint8)
     aligned = data.numel() % 8 == 0 and data.storage_offset() % 8 == 0
-    total = int((data.view(torch.int64) if aligned else data).sum())  # which overflows, and is exact nonetheless
+    total = int((data.view(torch.int64) if aligned else data).sum())  # wraps around on overflow, so it stays exact
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor._version, total

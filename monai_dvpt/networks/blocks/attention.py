@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's attentions by PyTorch's fused kernel, which never holds the attention matrix."""
+"""MONAI's attentions with PyTorch's fused kernel, which never stores the attention matrix."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ __all__ = ["FusedSABlock", "FusedWindowAttention", "WindowGroups", "fuse_attenti
 
 
 class FusedSABlock(SABlock):
-    """MONAI's ``SABlock`` with one linear layer for query, key and value; :func:`fuse_attention` makes it of one."""
+    """MONAI's ``SABlock`` with one linear layer for query, key and value; see :func:`fuse_attention`."""
 
     def forward(self, x: torch.Tensor, attn_mask: Optional[torch.Tensor] = None) -> torch.Tensor:  # noqa: UP045
         """
         Args:
             x: tokens of shape (B, N, C).
-            attn_mask: 0 for tokens that are not attended to, of shape (B, N).
+            attn_mask: 0 for tokens to ignore, of shape (B, N).
 
         Returns:
             tokens of shape (B, N, C).
         """
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, self.dim_head)).unbind(2)  # (B, N, heads, d) each
         if attn_mask is not None:
             attn_mask = attn_mask[:, None, None] != 0  # (B, 1, 1, N)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=attn_mask,
-            dropout_p=self.drop_weights.p if self.training else 0.0,
-            scale=self.scale,
-        )  # (B, heads, N, d)
-        return self.drop_output(self.out_proj(y.transpose(1, 2).flatten(2)))
+        dropout = self.drop_weights.p if self.training else 0.0
+        return self.drop_output(self.out_proj(_attend(self.qkv(x), self.num_heads, attn_mask, dropout, self.scale)))
+
+
+def _attend(qkv: torch.Tensor, num_heads: int, mask: torch.Tensor | None, dropout: float, scale: float) -> torch.Tensor:
+    """Attention of shape (B, N, C) from ``qkv`` of shape (B, N, 3 C) and a mask that broadcasts to (B, heads, N, N)."""
+    q, k, v = qkv.unflatten(2, (3, num_heads, -1)).unbind(2)  # (B, N, heads, d) each
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)  # (B, heads, N, d)
+    return y.transpose(1, 2).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class WindowGroups:
         order: indices of the windows, group after group, of shape (W,).
         inverse: where each window is in ``order``, of shape (W,).
         sizes: number of windows in each of the ``G`` groups.
-        masks: what each group adds to its logits, 0 or -100, of shape (G, N, N) with ``N`` tokens in a window.
+        masks: the terms 0 or -100 that each group adds to its logits, of shape (G, N, N) with ``N`` tokens in a window.
     """
 
     order: torch.Tensor
@@ -64,7 +64,7 @@ class WindowGroups:
     masks: torch.Tensor
 
     def mask_of_windows(self) -> torch.Tensor:
-        """The mask of every window, as MONAI has them, of shape (W, N, N)."""
+        """MONAI's mask of every window, of shape (W, N, N)."""
         sizes = torch.tensor(self.sizes, device=self.masks.device)
         return self.masks.repeat_interleave(sizes, dim=0)[self.inverse]
 
@@ -73,8 +73,8 @@ def group_windows(
     grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
 ) -> WindowGroups:
     """
-    The masks of MONAI's ``compute_mask``. Along each axis only the last window holds tokens that the shift has brought
-    from the other side, so there are at most ``2 ** spatial_dims`` masks, however many windows there are.
+    The masks of MONAI's ``compute_mask``. Along each axis only the last window contains tokens that the shift moved
+    there from the other side, so any number of windows has at most ``2 ** spatial_dims`` masks.
 
     Args:
         grid: number of tokens along each axis, multiples of ``window``.
@@ -83,14 +83,14 @@ def group_windows(
         device: of the tensors.
 
     Returns:
-        the groups, the same object for the same arguments.
+        the groups, cached by argument.
     """
-    if torch.compiler.is_compiling() or detect_fake_mode() is not None:  # stand-ins for tensors must not be kept
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:  # fake tensors must not be cached
         return _new_groups(grid, window, shift, device)
     return _kept_groups(grid, window, shift, device)
 
 
-@torch.inference_mode(False)  # what is kept must serve training too
+@torch.inference_mode(False)  # cached tensors must serve training too
 def _new_groups(
     grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
 ) -> WindowGroups:
@@ -113,24 +113,24 @@ _kept_groups = functools.lru_cache(maxsize=64)(_new_groups)
 
 
 def _marks(axes: Sequence[Sequence[bool]]) -> list[int]:
-    """For every place of a grid the axes along which it is marked, as bits."""
+    """For every point of a grid, the axes along which it is marked, as bits."""
     return [sum(mark << axis for axis, mark in enumerate(place)) for place in itertools.product(*axes)]
 
 
 class FusedWindowAttention(WindowAttention):
-    """MONAI's ``WindowAttention``, where windows with the same mask share one bias; see :func:`fuse_attention`."""
+    """MONAI's ``WindowAttention``, but windows with the same mask share one bias; see :func:`fuse_attention`."""
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | WindowGroups | None) -> torch.Tensor:
         """
         Args:
             x: tokens of all windows, the batch outermost, of shape (B W, N, C).
-            mask: of shifted windows; a tensor is what MONAI's own layers pass.
+            mask: masks of shifted windows; MONAI's own layers pass a tensor.
 
         Returns:
             tokens of shape (B W, N, C).
         """
         trained = self.relative_position_bias_table.requires_grad and torch.is_grad_enabled()
-        if trained or isinstance(mask, torch.Tensor):  # a bias with a gradient would rule out the fused kernels
+        if trained or isinstance(mask, torch.Tensor):  # fused kernels allow no gradient of the bias
             return super().forward(x, mask.mask_of_windows() if isinstance(mask, WindowGroups) else mask)
         index = self.relative_position_index[: x.shape[1], : x.shape[1]]  # type: ignore[index]
         bias = self.relative_position_bias_table[index].permute(2, 0, 1)  # (heads, N, N)
@@ -139,7 +139,7 @@ class FusedWindowAttention(WindowAttention):
         else:
             x = x.unflatten(0, (-1, len(mask.order))).transpose(0, 1)  # (W, B, N, C)
             batch = x.shape[1]
-            x = x.index_select(0, mask.order).flatten(0, 1)  # (W B, N, C), a group's windows side by side
+            x = x.index_select(0, mask.order).flatten(0, 1)  # (W B, N, C), group after group
             parts = self.qkv(x).split([size * batch for size in mask.sizes])
             biases = bias + mask.masks[:, None, None]  # (G, 1, heads, N, N)
             y = torch.cat([self._attend(part, bias) for part, bias in zip(parts, biases, strict=True)])
@@ -148,23 +148,14 @@ class FusedWindowAttention(WindowAttention):
         return self.proj_drop(self.proj(y))
 
     def _attend(self, qkv: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Attention inside windows, of shape (W, N, C), from their ``qkv`` and a bias of shape (1, heads, N, N)."""
-        q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).unbind(2)  # (W, N, heads, d) each
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=bias.to(q.dtype),
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            scale=self.scale,
-        )  # (W, heads, N, d)
-        return y.transpose(1, 2).flatten(2)
+        dropout = self.attn_drop.p if self.training else 0.0
+        return _attend(qkv, self.num_heads, bias.to(qkv.dtype), dropout, self.scale)
 
 
 def fuse_attention(module: nn.Module) -> None:
     """
-    Turns MONAI's attentions inside ``module`` into fused ones, which give the same results up to rounding; their
-    tensors, the names of these, settings and hooks stay. An ``SABlock`` of which more is asked than attention stays.
+    Turns MONAI's attentions inside ``module`` into fused ones with the same results up to rounding; tensors, names,
+    settings and hooks stay. An ``SABlock`` with options beyond plain attention stays as it is.
     """
     for part in module.modules():
         if type(part) is WindowAttention:

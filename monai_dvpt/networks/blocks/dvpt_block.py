@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DVPT block: a bottleneck whose learnable prompts read the frozen tokens and are read back."""
+"""The DVPT block: learnable prompts in a bottleneck attend to the frozen tokens, and the tokens to the prompts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from monai_dvpt.utils import check_counts
 __all__ = ["DVPTBlock", "DVPTList"]
 
 KEEP_FROM = 2**18
-"""Numbers in the tokens from which a block keeps its output alone; with fewer there is little to save."""
+"""Smallest size of the tokens at which a block keeps only its output; below, this saves little memory."""
 CHOICES = {
     "aggregation": ("read_back", "mean", "static", "prompts_only"),
     "norm": ("plain", "affine", "none"),
     "zero_init": ("up", "gate"),
 }
-"""Values of the arguments of a block that are words."""
+"""Allowed values of a block's string arguments."""
 
 
 class DVPTBlock(nn.Module):
@@ -41,24 +41,24 @@ class DVPTBlock(nn.Module):
         S = softmax(Z D^T / sqrt(R)) D          (B, N, R)  tokens read the prompts back
         X' = X + (gate (Z + S)) W_up + b_up     (B, N, C)
 
-    ``W_up`` and ``b_up`` start at zero, so a new block is the identity. The paper's abstract leaves open how the
-    prompts are aggregated and where the gate sits; ``docs/explanation/dvpt.md`` gives the reasons for these choices.
-    Cost is linear in ``N``, so the same block serves 2D and 3D token sequences.
+    ``W_up`` and ``b_up`` start at zero, so a new block is the identity. The paper's abstract does not say how prompts
+    are aggregated or where the gate is; ``docs/explanation/dvpt.md`` explains these choices. Cost is linear in ``N``,
+    so the same block serves 2D and 3D token sequences.
 
     Args:
         hidden_size: token width ``C`` of the frozen transformer.
         bottleneck_size: width ``R`` of the down-projection, in ``[1, C)``.
         num_prompts: number ``M`` of learnable prompts; 0 leaves a plain bottleneck adapter (``S = 0``).
-        aggregation: what of the prompts is added to the tokens: "read_back", as above; "mean", where every token gets
-            the mean of ``D`` over the prompts as ``S``; "static", where ``P`` stands for ``D``, so that no sample
-            changes the prompts; or "prompts_only", where ``S`` is projected in the place of ``Z + S``.
+        aggregation: how the prompts change the tokens: "read_back", as above; "mean", where ``S`` is the mean of ``D``
+            over the prompts for every token; "static", where ``P`` replaces ``D``, so that the prompts do not depend on
+            the sample; or "prompts_only", where ``S`` replaces ``Z + S``.
         norm: layer normalisation before the bottleneck: "plain", without parameters; "affine", with a trained scale
             and shift; or "none".
-        zero_init: what starts at zero beside ``b_up``: the up-projection, "up", or the "gate".
+        zero_init: what starts at zero besides ``b_up``: "up", the up-projection; or "gate".
 
     Raises:
         ValueError: if ``hidden_size`` is below 2, ``bottleneck_size`` outside ``[1, C)`` or ``num_prompts`` negative;
-            if another argument is unknown; or if there are no prompts for another ``aggregation`` than "read_back".
+            if another argument is unknown; or if an ``aggregation`` other than "read_back" has no prompts.
 
     Examples::
 
@@ -115,8 +115,8 @@ class DVPTBlock(nn.Module):
     @torch.jit.unused
     def _keeps_output(self, x: torch.Tensor) -> bool:
         """
-        Whether autograd records, lets the block decide what is kept, and will find the block's own parameters again;
-        and the tokens are precise enough to be found from the output, and enough to be worth it.
+        Whether the block may choose what autograd keeps (it records the block's own parameters, without a trace or
+        transform), and the tokens are precise enough to be recomputed from the output and large enough to be worth it.
         """
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or not _hooks_are_allowed()
         own = all(isinstance(parameter, nn.Parameter) for parameter in (self.gate, *self.parameters()))
@@ -127,14 +127,14 @@ class DVPTBlock(nn.Module):
     def _forward_keeping_output(self, x: torch.Tensor) -> torch.Tensor:
         """
         Keeps the output for the backward pass, which the next frozen layer keeps anyway, and the change, of width R.
-        The tokens are the difference, and the rest is computed again from them. The difference is as precise as the
-        output: where a block adds k times its input, its rounding is k times as large. A step of ViT-B/16 keeps 18 %
-        less and of ViT-Ti/16 21 % less than with what autograd keeps of a block, batch 8, float32:
+        Their difference gives the tokens, from which the rest is recomputed. It is as precise as the output: if a block
+        adds k times its input, rounding grows k times. Compared with autograd's choice a step of ViT-B/16 keeps 18 %
+        less memory and one of ViT-Ti/16 21 % less, batch 8, float32:
         ``python -m benchmarks cost --networks vit_b16 vit_ti16 --batch 8 --methods dvpt dvpt_plain``.
         """
         kept: list[tuple[torch.Tensor, int]] = []
         shape, device = x.shape, x.device.type
-        # no cast is kept: nothing is recorded inside, and a weight cast here would have no gradient elsewhere
+        # no cached casts: nothing is recorded inside, so a weight cast here would have no gradient elsewhere
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         autocast = torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
 
@@ -148,7 +148,7 @@ class DVPTBlock(nn.Module):
             with torch.no_grad(), autocast:
                 return output - self.up(change)
 
-        # the hooks live as long as the graph, so they must not hold the tokens themselves
+        # the hooks live as long as the graph, so they must not refer to the tokens
         with saved_tensors_hooks(lambda tensor: None if tensor.shape == shape else tensor, tokens):
             change = checkpoint(self.change, x, use_reentrant=False, preserve_rng_state=False)
         output = x + self.up(change)
@@ -156,7 +156,7 @@ class DVPTBlock(nn.Module):
         return output
 
     def change(self, x: torch.Tensor) -> torch.Tensor:
-        """What tokens of shape (B, N, C) change by, in the bottleneck and gated, of shape (B, N, R)."""
+        """Change of tokens of shape (B, N, C) in the bottleneck, gated, of shape (B, N, R)."""
         z = self.bottleneck(x)
         prompts: torch.Tensor = self.prompts
         if self.aggregation != "static":
@@ -164,7 +164,7 @@ class DVPTBlock(nn.Module):
         if self.aggregation == "mean":
             return self.gate * (z + prompts.mean(dim=1, keepdim=True))
         back = torch.matmul(z, prompts.transpose(-2, -1)) * self.scale  # (B, N, M)
-        taken = torch.matmul(back.softmax(dim=-1), prompts)  # M = 0 adds 0 and keeps the prompts in the graph
+        taken = torch.matmul(back.softmax(dim=-1), prompts)  # M = 0 adds 0 and leaves the prompts in the graph
         return self.gate * (taken if self.aggregation == "prompts_only" else z + taken)
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
@@ -177,7 +177,7 @@ class DVPTBlock(nn.Module):
 
 
 def _hooks_are_allowed() -> bool:
-    """Not so within ``torch.func``'s transforms."""
+    """Whether this runs outside the transforms of ``torch.func``."""
     try:
         with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
             return True
@@ -192,17 +192,13 @@ class DVPTList(nn.ModuleList):
 
     Args:
         hidden_sizes: token width ``C`` of every transformer layer.
-        bottleneck_size: see :class:`DVPTBlock`.
-        num_prompts: see :class:`DVPTBlock`.
-        share_every: number of consecutive layers that one block serves, at least 1.
-        start_layer: index of the first layer followed by a block, in ``[0, number of layers)``. With a frozen
-            transformer the layers before it run without a graph.
-        aggregation: see :class:`DVPTBlock`, as for the next two.
-        norm: see there.
-        zero_init: see there.
+        share_every: number of consecutive layers that share a block, at least 1.
+        start_layer: index of the first layer with a block, in ``[0, number of layers)``. The layers of a frozen
+            transformer before it run without a graph.
+        bottleneck_size, num_prompts, aggregation, norm, zero_init: see :class:`DVPTBlock`.
 
     Attributes:
-        block_of_layer: for every layer the index of the block that follows it, -1 where none does.
+        block_of_layer: for every layer the index of its block, -1 for none.
 
     Raises:
         ValueError: if ``share_every`` or ``start_layer`` is outside its range.

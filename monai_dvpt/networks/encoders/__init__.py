@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pretrained transformers that networks hold: one loop over their layers, and one slot for a tuning method."""
+"""The pretrained transformers of the networks: each runs its layers in one loop and has one slot for a method."""
 
 from .encoder import Encoder
 from .slot import Attached, get_tensor, set_tensor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all encoders have in common: the loop over their layers, and what of it can be kept."""
+"""What all encoders share: the loop over their layers, and the prefix, which replaces the frozen layers among them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Encoder"]
 
 class Encoder(Slot):
     """
-    A transformer whose layers run in one loop, with a slot for a tuning method.
+    A transformer that runs its layers in one loop and has a slot for a tuning method.
 
-    A subclass also derives from MONAI's transformer, has its layers in ``blocks``, and calls :meth:`open_slot`.
+    A subclass also derives from MONAI's transformer, keeps its layers in ``blocks``, and calls :meth:`open_slot`.
 
     Attributes:
         arithmetic: what the encoder computes beyond its tensors, such as the number of heads, by name.
-        outputs: layers whose states a network uses; -1 is the embedding.
+        outputs: layers whose adapted tokens the network uses; -1 is the embedding.
     """
 
     if TYPE_CHECKING:  # TorchScript would try to compile annotations of a class
@@ -41,12 +41,8 @@ class Encoder(Slot):
 
     def open_slot(self, outputs: Sequence[int], use_checkpoint: bool, **arithmetic: Any) -> None:
         """
-        Makes the encoder ready for a method, and fuses its attention.
-
-        Args:
-            outputs: see the class.
-            use_checkpoint: whether layers compute their activations again in the backward pass.
-            arithmetic: see the class.
+        Prepares the encoder for a method and fuses its attention. With ``use_checkpoint`` the layers recompute their
+        activations in the backward pass; the other arguments become attributes.
         """
         fuse_attention(self)
         self.outputs, self.use_checkpoint, self.arithmetic = list(outputs), use_checkpoint, arithmetic
@@ -61,67 +57,67 @@ class Encoder(Slot):
         return [block.norm1.normalized_shape[0] for block in self.blocks]
 
     def like(self) -> torch.Tensor:
-        """A tensor on whose device and of whose type a method's are; no normalisation is ever rounded."""
+        """A tensor with the device and type of a method's tensors; no normalisation is ever rounded."""
         return self.blocks[0].norm1.weight
 
     def embedding(self) -> nn.Module:
-        """The module that makes tokens of an image."""
+        """The module that turns an image into tokens."""
         raise NotImplementedError
 
     def unused_modules(self) -> set[nn.Module]:
-        """Modules that the forward pass does not use, or that belong to a head."""
+        """Modules that the encoder does not use: they belong to a head or are never computed with."""
         return set()
 
     def used_modules(self) -> list[nn.Module]:
-        """All modules, at any depth, that the forward pass of the encoder uses, but for those of a method."""
+        """All modules, at any depth, that the encoder's forward pass uses, except DVPT blocks."""
         unused = {part for module in (*self.unused_modules(), self.dvpt) for part in module.modules()}
         return [module for module in self.modules() if module not in unused]
 
     def token_size(self, layer: int) -> list[int]:
-        """Sides, in voxels of the image, of what a token stands for after a layer."""
+        """Sides, in voxels, of the image region that a token stands for after a layer."""
         raise NotImplementedError
 
     def frozen_layers(self, name: str) -> int:
-        """Index of the last layer that runs before a tensor is used; -1 for none, -2 if it is used in the embedding."""
+        """Index of the last layer that runs before a tensor is used; -1 for none, -2 if the embedding uses it."""
         raise NotImplementedError
 
     def follow_layers(self, blocks: nn.ModuleList, block_of_layer: Sequence[int], side_path: bool = False) -> None:
         """
-        Sets the modules that follow layers.
+        Sets the blocks that follow layers.
 
         Args:
-            blocks: each maps tokens of shape (B, N, C) to such tokens.
-            block_of_layer: for every layer the index of the one that follows it, -1 where none does.
-            side_path: whether the layers see the outputs of each other alone, see :meth:`adapt`.
+            blocks: each maps tokens of shape (B, N, C) to tokens of the same shape.
+            block_of_layer: for every layer the index of the block that follows it, -1 for none.
+            side_path: whether each layer sees only the output of the layer before, see :meth:`adapt`.
         """
         self.dvpt, self.dvpt_of_layer, self.side_path = blocks, list(block_of_layer), side_path
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
-        """Tokens of an image, as the first layer takes them, of shape (B, \\*grid, C) or (B, N, C)."""
+        """Tokens of an image, the input of the first layer, of shape (B, \\*grid, C) or (B, N, C)."""
         raise NotImplementedError
 
     def enter(self, x: torch.Tensor, side: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What comes before a layer: its input and what a side path adds to it."""
+        """Runs what comes before a layer, on its input and on what a side path adds to it."""
         return x, side
 
     def leave(
         self, x: torch.Tensor, side: torch.Tensor, adapted: torch.Tensor, layer: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What comes after a layer and its block: what :meth:`adapt` gives, for the next layer."""
+        """Runs what comes between a layer's block and the next layer, on what :meth:`adapt` returned."""
         return x, side, adapted
 
     def adapt(self, x: torch.Tensor, side: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The block that follows a layer, where one does.
+        Runs the block that follows a layer, if any.
 
         Args:
             x: output of the layer, of shape (B, N, C) or (B, \\*grid, C).
-            side: what a side path has added to such outputs so far, of the same shape or one that broadcasts to it.
+            side: sum of what the side path has added so far, of a shape that broadcasts to that of ``x``.
             layer: index of the layer.
 
         Returns:
-            what the next layer sees; what the side path has added by now; and the adapted tokens. Without a side path
-            the next layer sees the adapted tokens.
+            the next layer's input, which without a side path is the adapted tokens; the new ``side``; and the adapted
+            tokens.
         """
         if self.dvpt_of_layer[layer] < 0:
             return x, side, x
@@ -137,16 +133,17 @@ class Encoder(Slot):
         self, image: torch.Tensor, prefix: torch.Tensor | None, keep: list[int], wanted: list[int]
     ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
         """
-        The loop over the layers.
+        Runs the layers.
 
         Args:
             image: of shape ``(B, in_channels, *spatial)``.
-            prefix: what :meth:`prefix_of` gave for it; the frozen layers it stands for are then left out.
-            keep: layers whose states are returned.
-            wanted: layers whose outputs are returned, ascending; none after the last of them runs. Empty for none.
+            prefix: the result of :meth:`prefix_of` for it; the frozen layers that it replaces do not run.
+            keep: layers whose adapted tokens to return.
+            wanted: layers whose own outputs to return, ascending; layers after the last of them do not run.
 
         Returns:
-            by layer, the adapted tokens, at the end of a stage of the next stage's grid; and the outputs of the layers.
+            by layer, the adapted tokens, after the last layer of a stage on the next stage's grid; and by layer, the
+            outputs.
         """
         states: dict[int, torch.Tensor] = {}
         seen: dict[int, torch.Tensor] = {}
@@ -186,13 +183,8 @@ class Encoder(Slot):
     @torch.jit.unused
     def prefix_of(self, image: torch.Tensor) -> torch.Tensor:
         """
-        What the frozen layers compute of an image before the method comes in, and with a side path also beside it.
-
-        Args:
-            image: of shape ``(B, in_channels, *spatial)``.
-
-        Returns:
-            a tensor of shape (B, numbers), without a graph.
+        The frozen layers' outputs, as far as the method does not change them, for an image of shape
+        ``(B, in_channels, *spatial)``: a tensor of shape (B, numbers), without a graph.
 
         Raises:
             ValueError: if a parameter of the backbone is trained, or the method changes the embedding.
@@ -217,14 +209,14 @@ class Encoder(Slot):
         self, image: torch.Tensor, layers: Sequence[int]
     ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
         """
-        What frozen layers compute of an image without a method, for all adapters of a backbone.
+        Runs frozen layers on an image without a method; the result serves all adapters of a backbone.
 
         Args:
             image: of shape ``(B, in_channels, *spatial)``.
-            layers: indices of the layers, ascending; none after the last of them has to run.
+            layers: indices of the layers, ascending; layers after the last of them do not run.
 
         Returns:
-            what :meth:`pack_prefix` takes, without a graph.
+            the arguments of :meth:`pack_prefix`, without a graph.
 
         Raises:
             ValueError: if a parameter of the backbone is trained.
@@ -242,9 +234,9 @@ class Encoder(Slot):
     @torch.jit.unused
     def pack_prefix(self, states: Mapping[int, torch.Tensor], seen: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """
-        The part of what :meth:`frozen_states` returned, for at least ``prefix_layers``, from which the method takes
-        over, of shape (B, numbers). A column of zeros for every frozen layer that ran lets the shape alone tell a
-        prefix of other layers.
+        Packs the tokens that the method needs into a tensor of shape (B, numbers). The arguments are the result of
+        :meth:`frozen_states` for at least ``prefix_layers``. Every frozen layer that ran adds a column of zeros, so
+        that the shape alone tells a prefix of other layers.
         """
         kept = [states[layer] for layer in self._outputs_before()] + [seen[layer] for layer in self.prefix_layers]
         layers_run = kept[-1].new_zeros(len(kept[-1]), self.prefix_layers[0] + 1)
@@ -253,7 +245,7 @@ class Encoder(Slot):
     def unpack_prefix(
         self, prefix: torch.Tensor, image: torch.Tensor
     ) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-        """Of a prefix, the states and the outputs of layers."""
+        """The inverse of :meth:`pack_prefix`."""
         states: dict[int, torch.Tensor] = {}
         seen: dict[int, torch.Tensor] = {}
         sides = list(image.shape[2:])
@@ -277,12 +269,12 @@ class Encoder(Slot):
 
     def token_shape(self, sides: list[int], layer: int, left: bool) -> list[int]:
         """
-        Shape, but for the batch, of the tokens of an image after a layer.
+        Shape, without the batch, of the tokens after a layer.
 
         Args:
-            sides: of the image.
+            sides: spatial size of the image.
             layer: the layer, -1 for the embedding.
-            left: whether the tokens are those that :meth:`leave` gave.
+            left: whether after :meth:`leave` too.
         """
         raise NotImplementedError
 
@@ -298,7 +290,7 @@ class Encoder(Slot):
         return layers
 
     def slot_changed(self) -> None:
-        """Sets the layers whose frozen tokens suffice to go on from: the last before the method, or all beside it."""
+        """Sets ``prefix_layers``: the last frozen layer before the method, with a side path all layers from there."""
         if self.slot is None and len(self.dvpt):
             self.follow_layers(nn.ModuleList(), [-1] * len(self.blocks))
         last = len(self.blocks) - 1

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slot of an encoder: one tuning method at a time, put in and taken out without a trace."""
+"""The slot of an encoder: it takes one tuning method at a time; detaching leaves no trace."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ __all__ = ["Attached", "Slot", "get_tensor", "set_tensor"]
 
 @dataclass
 class Attached:
-    """A method taken out of its slot, with the tensors that it owns, by their names in the encoder."""
+    """A detached method and the tensors that it owns, by their names in the encoder."""
 
     method: Method
     tensors: dict[str, torch.Tensor]
@@ -28,13 +29,13 @@ class Attached:
 
 class Slot(nn.Module):
     """
-    A module that a method can tune. The method owns the tensors that it has added and those of the module that it
-    trains; everything else is the backbone and never changes.
+    A module that a method can tune. The method owns the tensors that it adds and the copies of the module's tensors
+    that it trains; everything else is the backbone and never changes.
 
     Attributes:
-        slot: the method; None while there is none.
+        slot: the method, or None.
         owned: names of the method's tensors.
-        originals: by name, the backbone's tensors in whose place the method trains copies.
+        originals: by name, the backbone's tensors that copies replace while the method trains these.
     """
 
     __jit_ignored_attributes__ = ("originals", "owned", "slot")  # no part of a script
@@ -45,26 +46,26 @@ class Slot(nn.Module):
         originals: dict[str, nn.Parameter]
 
     def like(self) -> torch.Tensor:
-        """A tensor on whose device and of whose type a method's are."""
+        """A tensor with the device and type of a method's tensors."""
         raise NotImplementedError
 
     def slot_changed(self) -> None:
-        """Called whenever a method has come or gone."""
+        """Called after a method was attached or detached."""
 
     def attach(self, method: Method, tensors: Mapping[str, torch.Tensor] | None = None) -> None:
         """
-        Puts a method into the slot; the one that is there is taken out before, and stays where this one does not fit.
+        Puts a method into the slot in exchange for the present one, which stays if the new one does not fit.
 
         Args:
             method: the method.
-            tensors: its tensors as :meth:`detach` gave them; what is not among them starts anew.
+            tensors: its tensors as :meth:`detach` returned them; any others are initialised.
 
         Raises:
             ValueError: if the method or one of its options does not fit.
         """
         taken = self.detach()
         try:
-            if tensors is None:  # else it has been in such an encoder before
+            if tensors is None:  # otherwise the method has been in such an encoder before
                 method = method.for_encoder(self)  # type: ignore[arg-type]
             self._put(method, tensors or {})
         except Exception:
@@ -81,20 +82,20 @@ class Slot(nn.Module):
             own.requires_grad_(False)
             self.originals[name] = own
             set_tensor(self, name, nn.Parameter(own.detach() if name in given else own.detach().clone()))
-        with torch.random.fork_rng(devices=[]) if given else nullcontext():  # what is given needs no random start
+        with torch.random.fork_rng(devices=[]) if given else nullcontext():  # given tensors need no random start
             method.attach(encoder)
         for module in set(self.modules()) - modules:
             module.training = self.training
         self.slot = method
         self.owned = [*(name for name in self.state_dict() if name not in before), *self.originals]
         moved = nn.ParameterList([given.get(name, get_tensor(self, name)) for name in self.owned])
-        moved.to(self.like())  # what is given stayed behind when the network was moved
+        moved.to(self.like())  # the network may have moved since the given tensors were detached
         for name, tensor in zip(self.owned, moved, strict=True):
             set_tensor(self, name, tensor)
         self.slot_changed()
 
     def detach(self) -> Attached | None:
-        """Takes the method out of the slot, which leaves the pretrained encoder as it was."""
+        """Takes the method out of the slot and so restores the pretrained encoder."""
         if self.slot is None:
             return None
         taken = Attached(self.slot, {name: get_tensor(self, name) for name in self.owned})
@@ -111,7 +112,7 @@ class Slot(nn.Module):
         self.slot_changed()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """Moves and conversions reach the backbone's tensors that are out of their place, too."""
+        """Moves and converts ``originals`` too, which are not registered while copies of them are trained."""
         super()._apply(fn, recurse)
         moved = nn.ParameterList(self.originals.values())._apply(fn)
         self.originals = dict(zip(self.originals, moved, strict=True))
@@ -119,7 +120,7 @@ class Slot(nn.Module):
 
     @contextmanager
     def without_method(self) -> Iterator[None]:
-        """Within the context the slot is empty: the encoder is the pretrained one."""
+        """Context in which the slot is empty, so that the encoder is the pretrained one."""
         taken = self.detach()
         try:
             yield
@@ -129,21 +130,21 @@ class Slot(nn.Module):
 
     def fold(self) -> None:
         """
-        Folds what the method learned into the encoder, which then has none; the outputs stay equal up to rounding.
+        Merges the method into the encoder's weights and empties the slot; outputs stay equal up to rounding.
 
         Raises:
             ValueError: if the method cannot be merged.
         """
         if self.slot is not None:
             self.slot.merge(self)  # type: ignore[arg-type]
-            for name in self.originals:  # what was trained of the encoder is its backbone now
+            for name in self.originals:  # the trained copies are the backbone now
                 get_tensor(self, name).requires_grad_(False)
-            self.slot, self.owned, self.originals = None, [], {}
-            self.slot_changed()
+            self.originals = {}
+            self._clear()
 
 
 def set_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Puts a parameter or buffer into the place of another one, by its name in a module."""
+    """Replaces a parameter or buffer of a module by its name."""
     owner, _, attribute = name.rpartition(".")
     holder = module.get_submodule(owner)
     if isinstance(tensor, nn.Parameter):
@@ -153,6 +154,5 @@ def set_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def get_tensor(module: nn.Module, name: str) -> torch.Tensor:
-    """A parameter or buffer by its name in a module."""
-    owner, _, attribute = name.rpartition(".")
-    return getattr(module.get_submodule(owner), attribute)
+    """A parameter or buffer of a module by its name."""
+    return operator.attrgetter(name)(module)

@@ -46,7 +46,7 @@ def check_swin_sizes(
 
 
 class _Layer(SwinTransformerBlock):
-    """MONAI's layer, which finds the mask of its shifted windows itself."""
+    """MONAI's layer, but it computes the mask of its shifted windows itself."""
 
     def forward(self, x: torch.Tensor, mask_matrix: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -79,14 +79,14 @@ class SwinEncoder(Encoder, SwinTransformer):
         use_checkpoint: bool,
     ) -> SwinEncoder:
         """
-        Makes an encoder of a Swin transformer that MONAI has built, in place.
+        Turns MONAI's Swin transformer into an encoder in place; its tensors and their names stay.
 
         Args:
-            swin: the transformer; its tensors, and the names of these, stay.
+            swin: the transformer.
             depths: number of layers of each stage.
             num_heads: number of attention heads of each stage.
             downsample: how tokens are merged between stages.
-            use_checkpoint: whether layers compute their activations again in the backward pass.
+            use_checkpoint: whether layers recompute their activations in the backward pass.
         """
         if not isinstance(swin, cls):
             swin.__class__ = cls
@@ -136,7 +136,7 @@ class SwinEncoder(Encoder, SwinTransformer):
         """
         Args:
             image: of shape ``(B, in_channels, *spatial)``.
-            prefix: what :meth:`prefix_of` gave for it; the frozen layers it stands for are then left out.
+            prefix: the result of :meth:`prefix_of` for it; the frozen layers that it replaces do not run.
 
         Returns:
             the embedding and the output of every stage, of shapes (B, C, \\*grid), not normalised.
@@ -147,7 +147,7 @@ class SwinEncoder(Encoder, SwinTransformer):
     def forward(
         self, x: torch.Tensor, normalize: bool = True, prefix: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """As MONAI's, with the prefix of :meth:`encode`."""
+        """As MONAI's, with a prefix as in :meth:`encode`."""
         return [self.proj_out(features, normalize) for features in self.encode(x, prefix)]
 
     def embedding(self) -> nn.Module:
@@ -169,14 +169,16 @@ class SwinEncoder(Encoder, SwinTransformer):
         found = re.match(r"layers(\d)(c?)\.0\.(?:blocks\.(\d+)|)", name)
         if not found:
             return -2
-        first, end = self.ends[int(found[1]) - 1] + 1 - self.depths[int(found[1]) - 1], self.ends[int(found[1]) - 1]
+        stage = int(found[1]) - 1
+        end = self.ends[stage]
+        first = end + 1 - self.depths[stage]
         if found[2]:
             return first - 1
-        return first + int(found[3]) - 1 if found[3] else end  # what merges the tokens of a stage follows it
+        return first + int(found[3]) - 1 if found[3] else end  # patch merging follows the last layer of its stage
 
     def _stage(self, stage: int) -> BasicLayer:
         return getattr(self, f"layers{stage + 1}")[0]
 
     def _beside(self, layer: int) -> bool:
-        """Whether a side path has begun by the end of a layer."""
+        """Whether there is a side path after a layer."""
         return self.side_path and layer >= 0 and self.dvpt_of_layer[layer] >= 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's ViT as an encoder, with what it leaves fixed and pretrained weights need otherwise."""
+"""MONAI's ViT as an encoder, with settings that MONAI fixes and pretrained weights vary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .encoder import Encoder
 
 __all__ = ["ACTIVATIONS", "ViTEncoder", "check_vit_sizes"]
 
-HEAD = "classification_head"  # as MONAI names that of a classifier
+HEAD = "classification_head"  # MONAI's name
 
 
 class QuickGELU(nn.Module):
@@ -37,11 +37,14 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def check_vit_sizes(hidden_size: int, mlp_dim: int, num_heads: int) -> None:
+def check_vit_sizes(spatial_dims: int, hidden_size: int, mlp_dim: int, num_heads: int) -> None:
     """
     Raises:
-        ValueError: if a size is not a whole number of at least 1, or ``num_heads`` does not divide ``hidden_size``.
+        ValueError: if ``spatial_dims`` is not 2 or 3, another size is not a whole number of at least 1, or
+            ``num_heads`` does not divide ``hidden_size``.
     """
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
     check_counts(hidden_size=hidden_size, mlp_dim=mlp_dim, num_heads=num_heads)
     if hidden_size % num_heads:
         raise ValueError(f"num_heads must divide hidden_size={hidden_size}, got {num_heads}.")
@@ -70,18 +73,16 @@ class ViTEncoder(Encoder, ViT):
         skips: Sequence[int] = (),
     ) -> ViTEncoder:
         """
-        Makes an encoder of a ViT that MONAI has built, in place.
+        Turns MONAI's ViT into an encoder in place; its tensors and their names stay.
 
         Args:
-            vit: the ViT; its tensors, and the names of these, stay.
+            vit: the ViT.
             img_size: spatial size of an image.
             patch_size: spatial size of a token.
             num_heads: number of attention heads.
-            layer_norm_eps: see :meth:`set_arithmetic`, as for the next two.
-            activation: see there.
-            pre_norm: see there.
-            use_checkpoint: whether layers compute their activations again in the backward pass.
-            skips: layers whose tokens a network uses beside those of the last one.
+            layer_norm_eps, activation, pre_norm: see :meth:`set_arithmetic`.
+            use_checkpoint: whether layers recompute their activations in the backward pass.
+            skips: layers whose tokens the network uses besides those of the last one.
         """
         if not isinstance(vit, cls):
             vit.__class__ = cls
@@ -99,7 +100,7 @@ class ViTEncoder(Encoder, ViT):
             image: of shape ``(B, in_channels, *img_size)``.
 
         Returns:
-            its tokens, of shape (B, N, C), the class token first where there is one.
+            its tokens, of shape (B, N, C), a class token first.
         """
         x = self.patch_embedding(image)
         if hasattr(self, "cls_token"):
@@ -110,15 +111,12 @@ class ViTEncoder(Encoder, ViT):
         """
         Args:
             image: of shape ``(B, in_channels, *img_size)``.
-            prefix: what :meth:`prefix_of` gave for it; the frozen layers it stands for are then left out.
+            prefix: the result of :meth:`prefix_of` for it; the frozen layers that it replaces do not run.
 
         Returns:
-            the adapted tokens, of shape (B, N, C), after the layers that a network uses.
+            by layer of ``outputs`` the adapted tokens, of shape (B, N, C).
         """
-        if list(image.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
-        wanted: list[int] = []
-        return self.run(image, prefix, self.outputs, wanted)[0]
+        return self._run_sized(image, prefix, self.outputs)
 
     def forward_features(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
@@ -126,16 +124,18 @@ class ViTEncoder(Encoder, ViT):
             x: image of shape ``(B, in_channels, *img_size)``.
 
         Returns:
-            the last tokens, normalised, of shape (B, N, C), the class token first where there is one, and the tokens
-            after every layer.
+            the last tokens, normalised, of shape (B, N, C), a class token first, and the tokens after every layer.
         """
-        if list(x.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(x.shape[2:])}.")
         layers = list(range(len(self.dvpt_of_layer)))
-        wanted: list[int] = []
-        states = self.run(x, None, layers, wanted)[0]
+        states = self._run_sized(x, None, layers)
         hidden_states = [states[layer] for layer in layers]
         return self.norm(hidden_states[-1]), hidden_states
+
+    def _run_sized(self, image: torch.Tensor, prefix: torch.Tensor | None, keep: list[int]) -> dict[int, torch.Tensor]:
+        if list(image.shape[2:]) != self.img_size:
+            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
+        wanted: list[int] = []
+        return self.run(image, prefix, keep, wanted)[0]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """As MONAI's ViT without a head, see :meth:`forward_features`."""
@@ -143,11 +143,11 @@ class ViTEncoder(Encoder, ViT):
 
     def set_arithmetic(self, layer_norm_eps: float, activation: str, pre_norm: bool) -> None:
         """
-        Sets what the weights of an encoder do not say.
+        Sets what an encoder computes but its weights do not tell.
 
         Args:
             layer_norm_eps: epsilon of its layer normalisations.
-            activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu", of the feed-forward layers.
+            activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
             pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
 
         Raises:
@@ -158,13 +158,12 @@ class ViTEncoder(Encoder, ViT):
         if not layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
         embedding: Any = self.patch_embedding
-        # MONAI's embedding ends with this module; the class token is joined after it, its norm folded into its weight
+        # MONAI's embedding ends with this module; the class token joins later, with the norm folded into its weight
         plain = embedding.dropout[-1] if isinstance(embedding.dropout, nn.Sequential) else embedding.dropout
         norm = nn.LayerNorm(self.norm.normalized_shape[0], device=self.norm.weight.device)
         norm.requires_grad_(self.norm.weight.requires_grad)
         embedding.dropout = nn.Sequential(norm, plain).train(plain.training) if pre_norm else plain
-        own = set(self.modules()) - set(self.dvpt.modules())
-        for module in own:
+        for module in set(self.modules()) - set(self.dvpt.modules()):
             if isinstance(module, nn.LayerNorm):
                 module.eps = layer_norm_eps
         for block in self.blocks:

@@ -27,11 +27,7 @@ class AdaptMLP(Inserted, MLPBlock):
         adapter_scale: float
 
     def add_branch(self, bottleneck_size: int, scale: float) -> None:
-        """
-        Args:
-            bottleneck_size: width of the bottleneck.
-            scale: the factor ``s``.
-        """
+        """Adds a bottleneck of a width, its output scaled by ``s``."""
         weight = self.linear1.weight
         self.adapter_down = nn.Linear(weight.shape[1], bottleneck_size, device=weight.device, dtype=weight.dtype)
         self.adapter_up = nn.Linear(bottleneck_size, weight.shape[1], device=weight.device, dtype=weight.dtype)
@@ -49,9 +45,9 @@ class AdaptMLP(Inserted, MLPBlock):
 class AdaptFormer(Method):
     """
     A bottleneck parallel to every feed-forward layer, based on: "Chen et al., AdaptFormer: Adapting Vision Transformers
-    for Scalable Visual Recognition <https://arxiv.org/abs/2205.13535>". As in the paper's equations both branches see
-    the normalised tokens; the authors' code gives the bottleneck those before the normalisation, and has dropout in it.
-    The up-projection starts at zero, so that the start is the frozen network.
+    for Scalable Visual Recognition <https://arxiv.org/abs/2205.13535>". Both branches get normalised tokens, as in the
+    paper's equations; in the authors' code the bottleneck gets the tokens before normalisation, and has dropout. The
+    up-projection starts at zero, so that training starts from the frozen network.
 
     Args:
         bottleneck_size: width of the bottleneck.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DVPT itself, with and without prompts."""
+"""DVPT, with and without prompts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,8 @@ __all__ = ["DVPT", "Bottleneck"]
 @dataclass(frozen=True)
 class Bottleneck(Method):
     """
-    DVPT without prompts, a bottleneck after transformer layers: what the prompts add is the difference to
-    :class:`DVPT`.
-
-    Args:
-        bottleneck_size: see :class:`DVPT`, as for all options.
-        share_every: see there.
-        start_layer: see there.
-        side_path: see there.
-        norm: see there.
-        zero_init: see there.
+    DVPT without prompts, a bottleneck after transformer layers: its difference to :class:`DVPT` is what the prompts
+    contribute. The options are described there.
 
     Raises:
         ValueError: if an option is outside its range.
@@ -62,7 +54,7 @@ class Bottleneck(Method):
             bottleneck_size=(32 if stages == 1 else 16) if self.bottleneck_size is None else self.bottleneck_size,
             share_every=(3 if stages == 1 else 2) if self.share_every is None else self.share_every,
         )
-        with torch.device("meta"):  # a refusal comes before the encoder is changed
+        with torch.device("meta"):  # refuses options before the encoder changes
             method._blocks(encoder)
         return method
 
@@ -82,15 +74,13 @@ class DVPT(Bottleneck):
     :class:`monai_dvpt.networks.blocks.DVPTBlock`.
 
     Args:
-        bottleneck_size: width ``R`` of a block, in ``[1, C)``; by default 32, in a transformer of several stages 16.
-        num_prompts: prompts of a block.
-        share_every: consecutive layers of one width served by one block; by default 3, in several stages 2.
-        start_layer: first layer that is followed by a block.
-        side_path: whether the blocks only read the frozen layers, which then need no backward pass but for the merging
-            of tokens between stages; what they add reaches head and decoder beside them. A variant of the method.
-        norm: see :class:`monai_dvpt.networks.blocks.DVPTBlock`, as for the next two.
-        zero_init: see there.
-        aggregation: see there.
+        bottleneck_size: width ``R`` of a block, in ``[1, C)``; by default 32, in a transformer with several stages 16.
+        num_prompts: number of prompts per block.
+        share_every: number of consecutive layers of one width that share a block; by default 3, in several stages 2.
+        start_layer: first layer with a block.
+        side_path: a variant: the blocks read the frozen layers without changing them, and their sum reaches head and
+            decoder on a side path. The frozen layers then need no backward pass, except patch merging between stages.
+        norm, zero_init, aggregation: see :class:`monai_dvpt.networks.blocks.DVPTBlock`.
 
     Raises:
         ValueError: if an option is outside its range.

@@ -23,19 +23,15 @@ __all__ = ["LoRA", "LoRALinear"]
 
 class LoRALinear(Inserted, nn.Linear):
     """
-    The fused projection to query, key and value, whose query and value change by ``s B A x``, of rank ``r``. Only
-    :meth:`merge` forms ``B A``, so that training holds no gradient of the size of the weight.
+    The fused projection to query, key and value, with a change ``s B A x`` of rank ``r`` added to query and value. Only
+    :meth:`merge` computes ``B A``, so that no gradient has the size of the weight.
     """
 
     if TYPE_CHECKING:  # TorchScript would try to compile it
         scaling: float
 
     def add_factors(self, rank: int, scaling: float) -> None:
-        """
-        Args:
-            rank: the rank ``r``.
-            scaling: the factor ``s``.
-        """
+        """Adds ``A`` and ``B`` of rank ``r``, their product scaled by ``s``."""
         width = self.in_features
         factors = [self.weight.new_empty(rank, width) for _ in range(2)]
         for factor in factors:
@@ -52,7 +48,7 @@ class LoRALinear(Inserted, nn.Linear):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Adds the change to the weight and leaves a plain linear layer."""
+        """Adds the change to the weight, which leaves a plain linear layer."""
         weight = self.weight.detach().clone()  # another network may use this one
         query, _, value = weight.chunk(3)  # views of (C, C)
         query += self.scaling * self.lora_b[0] @ self.lora_a[0]
@@ -65,8 +61,8 @@ class LoRALinear(Inserted, nn.Linear):
 class LoRA(Method):
     """
     Low-rank changes of the query and value projections of every attention, based on: "Hu et al., LoRA: Low-Rank
-    Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>". ``B`` starts at zero, so that the start is
-    the frozen network; ``A`` is drawn as in the authors' code, uniform, not normal as in the paper.
+    Adaptation of Large Language Models <https://arxiv.org/abs/2106.09685>". ``B`` starts at zero, so that training
+    starts from the frozen network; ``A`` starts uniform as in the authors' code, not normal as in the paper.
 
     Args:
         rank: the rank ``r``.

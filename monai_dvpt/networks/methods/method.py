@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tuning method is, and the modules with which it takes the place of MONAI's."""
+"""Base classes of tuning methods and of the modules that they put into MONAI's networks."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -13,7 +12,6 @@ import torch.nn as nn
 from typing_extensions import Self
 
 from monai_dvpt.networks.encoders import Encoder
-from monai_dvpt.utils import InputError
 
 __all__ = ["Inserted", "Method", "check_positive"]
 
@@ -24,7 +22,7 @@ class Method:
     A way to tune an encoder. Its fields are its options; a subclass checks them in ``__post_init__``.
 
     Attributes:
-        name: the method's name, by which bundles, adapter files and the command line know it.
+        name: name in bundles, adapter files and on the command line.
         description: the method in one line.
         paper: its address; None for common practice.
     """
@@ -45,7 +43,7 @@ class Method:
 
     def for_encoder(self, encoder: Encoder) -> Self:
         """
-        The method with what is left open in its options decided for an encoder.
+        The method with defaults that depend on the encoder filled in.
 
         Raises:
             ValueError: if the method does not fit the encoder.
@@ -53,7 +51,7 @@ class Method:
         return self
 
     def attach(self, encoder: Encoder) -> None:
-        """Adds the method's tensors to an encoder, those that start the network as it is where the method has such."""
+        """Adds the method's tensors to an encoder, where possible initialised so that the output does not change."""
 
     def trains(self, encoder: Encoder) -> list[str]:
         """Names of the encoder's own tensors that the method trains."""
@@ -61,7 +59,7 @@ class Method:
 
     def merge(self, encoder: Encoder) -> None:
         """
-        Folds the method's tensors into the encoder's own.
+        Merges the method's tensors into the encoder's own.
 
         Raises:
             ValueError: if the method changes more than weights.
@@ -71,8 +69,8 @@ class Method:
 
 class Inserted(nn.Module):
     """
-    Base of what a method puts in the place of a module. A subclass also derives from the class of that module and adds
-    tensors to it, so that all other names, and so the keys of pretrained weights, stay MONAI's own.
+    Base of modules that replace one of MONAI's. A subclass also derives from the class of that module and only adds
+    tensors, so that the keys of pretrained weights stay MONAI's own.
     """
 
     if TYPE_CHECKING:  # TorchScript would try to compile it
@@ -81,7 +79,7 @@ class Inserted(nn.Module):
 
     @classmethod
     def take(cls, module: nn.Module) -> Self:
-        """Turns ``module`` into one of this class; its tensors, settings and hooks stay."""
+        """Turns ``module`` into an instance of this class; its tensors, settings and hooks stay."""
         plain, before = type(module), _names(module)
         module.__class__ = cls
         taken = cast(Self, module)
@@ -89,7 +87,7 @@ class Inserted(nn.Module):
         return taken
 
     def give_back(self) -> None:
-        """Turns the module into what it was before, without what was added to it."""
+        """Undoes :meth:`take` and removes what was added since."""
         plain = self.plain
         for name in _names(self) - self.before:
             delattr(self, name)
@@ -107,21 +105,5 @@ def check_positive(**values: Any) -> None:
 
 
 def _names(module: nn.Module) -> set[str]:
-    """Of attributes, parameters, buffers and modules."""
+    """Names of attributes, parameters, buffers and modules."""
     return {name for names in (module.__dict__, module._parameters, module._buffers, module._modules) for name in names}
-
-
-def options_of(kind: type[Method], given: Mapping[str, Any]) -> Method:
-    """
-    A method with its options.
-
-    Raises:
-        InputError: if an option is unknown or outside its range.
-    """
-    known = [field.name for field in dataclasses.fields(kind)]
-    if unknown := sorted(given.keys() - set(known)):
-        raise InputError(f'options must be of {known} for the method "{kind.name}", got {unknown}.')
-    try:
-        return kind(**given)
-    except ValueError as error:
-        raise InputError(str(error)) from error

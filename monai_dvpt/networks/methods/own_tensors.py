@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that add nothing and train some of what is there."""
+"""Methods that add nothing and train none, some or all of the encoder's own tensors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["BitFit", "Full", "Linear"]
 
 @dataclass(frozen=True)
 class Linear(Method):
-    """Linear probe: the encoder is frozen. In a segmentation network the decoder is trained too."""
+    """Linear probe: the encoder is frozen. A segmentation network also trains its decoder."""
 
     name = "linear"
     description = "linear probe: a frozen encoder"
 
     def merge(self, encoder: Encoder) -> None:
-        """Nothing is to be done."""
+        """Does nothing: the trained tensors are the encoder's own already."""
 
 
 @dataclass(frozen=True)
 class Full(Linear):
-    """Full fine-tuning: all of the encoder is trained."""
+    """Full fine-tuning: trains the whole encoder."""
 
     name = "full"
     description = "full fine-tuning"
@@ -40,9 +40,9 @@ class Full(Linear):
 @dataclass(frozen=True)
 class BitFit(Linear):
     """
-    All biases of the encoder are trained, those of layer normalisations and patch embedding included, based on:
+    Trains all biases of the encoder, including those of layer normalisations and patch embedding, based on:
     "Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models
-    <https://arxiv.org/abs/2106.10199>". Swin's tables of relative positions are not counted as biases.
+    <https://arxiv.org/abs/2106.10199>". Swin's relative position tables do not count as biases.
     """
 
     name = "bitfit"

@@ -24,7 +24,7 @@ class ScaleShift(Inserted):
         bias: Any
 
     def add_scale_shift(self) -> None:
-        """Adds both, at 1 and 0."""
+        """Adds a scale of 1 and a shift of 0."""
         channels = self.weight.shape[0]
         self.ssf_scale = nn.Parameter(self.weight.new_ones(channels))
         self.ssf_shift = nn.Parameter(self.weight.new_zeros(channels))
@@ -35,36 +35,29 @@ class ScaleShift(Inserted):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Puts scale and shift into weight and bias and leaves the plain module, with a bias also if it had none."""
-        weight = self.weight * self.ssf_scale.view(
-            -1, *[1] * (self.weight.ndim - 1)
-        )  # another network may use this one
+        """Merges scale and shift into weight and bias, which leaves a plain module that has a bias."""
+        # a new weight, as another network may use this one
+        weight = self.weight * self.ssf_scale.view(-1, *[1] * (self.weight.ndim - 1))
         bias = self.ssf_shift.clone() if self.bias is None else self.bias * self.ssf_scale + self.ssf_shift
         self.give_back()
         self.weight, self.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
 
 
-class ScaleShiftLinear(ScaleShift, nn.Linear):
-    """See :class:`ScaleShift`."""
+class ScaleShiftLinear(ScaleShift, nn.Linear): ...
 
 
-class ScaleShiftLayerNorm(ScaleShift, nn.LayerNorm):
-    """See :class:`ScaleShift`."""
+class ScaleShiftLayerNorm(ScaleShift, nn.LayerNorm): ...
 
 
-class ScaleShiftConv2d(ScaleShift, nn.Conv2d):
-    """See :class:`ScaleShift`."""
+class ScaleShiftConv2d(ScaleShift, nn.Conv2d): ...
 
 
-class ScaleShiftConv3d(ScaleShift, nn.Conv3d):
-    """See :class:`ScaleShift`."""
+class ScaleShiftConv3d(ScaleShift, nn.Conv3d): ...
 
 
 KINDS: dict[type[nn.Module], type[ScaleShift]] = {
-    nn.Linear: ScaleShiftLinear,
-    nn.LayerNorm: ScaleShiftLayerNorm,
-    nn.Conv2d: ScaleShiftConv2d,
-    nn.Conv3d: ScaleShiftConv3d,
+    **{nn.Linear: ScaleShiftLinear, nn.LayerNorm: ScaleShiftLayerNorm},
+    **{nn.Conv2d: ScaleShiftConv2d, nn.Conv3d: ScaleShiftConv3d},
 }
 
 
@@ -73,9 +66,9 @@ class SSF(Method):
     """
     A scale and a shift of every channel after the patch embedding and every linear layer and layer normalisation, based
     on: "Lian et al., Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning
-    <https://arxiv.org/abs/2210.08823>". They start at 1 and 0, so that the start is the frozen network; the paper draws
-    them around 1 and 0 with a standard deviation of 0.02. The residual convolutions of ``use_v2``, which the paper does
-    not know, stay as they are, and so do normalisations without parameters.
+    <https://arxiv.org/abs/2210.08823>". They start at 1 and 0, so that training starts from the frozen network; the
+    paper draws them around 1 and 0 with a standard deviation of 0.02. The residual convolutions of ``use_v2``, unknown
+    to the paper, and normalisations without parameters get none.
     """
 
     name = "ssf"

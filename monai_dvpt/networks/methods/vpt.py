@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Visual prompt tuning: learned tokens beside those of the image."""
+"""Visual prompt tuning: learned tokens next to those of the image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["PromptedBlock", "VPTDeep", "VPTShallow"]
 class PromptedBlock(Inserted, TransformerBlock):
     """
     A transformer block that appends prompts to its input, drops the last tokens of its output, or both. Prompts have no
-    position, so that to a transformer the end of the sequence is as good as the paper's place behind the class token.
+    position, so appending them is equivalent to the paper's place after the class token.
     """
 
     if TYPE_CHECKING:  # TorchScript would try to compile it
@@ -31,11 +31,7 @@ class PromptedBlock(Inserted, TransformerBlock):
         num_dropped: int
 
     def set_prompts(self, prompts: torch.Tensor | None, num_dropped: int) -> None:
-        """
-        Args:
-            prompts: start of the prompts, of shape (P, C); None for none.
-            num_dropped: number of tokens to drop.
-        """
+        """Sets the initial prompts, of shape (P, C) or None, and the number of tokens to drop."""
         self.register_parameter("prompts", None if prompts is None else nn.Parameter(prompts))
         self.num_dropped = num_dropped
 
@@ -53,15 +49,15 @@ class PromptedBlock(Inserted, TransformerBlock):
 @dataclass(frozen=True)
 class VPTDeep(Method):
     """
-    Every layer has prompts of its own, which replace those of the layer before, based on: "Jia et al., Visual Prompt
-    Tuning <https://arxiv.org/abs/2203.12119>", VPT-deep. They start uniform as in the paper, in the range of Xavier for
-    the patch embedding; its dropout of prompts is left out.
+    Every layer has its own prompts, which replace those of the layer before, based on: "Jia et al., Visual Prompt
+    Tuning <https://arxiv.org/abs/2203.12119>", VPT-deep. They start uniform as in the paper, in the Xavier range of the
+    patch embedding; unlike there, prompts have no dropout.
 
     Args:
-        num_prompts: number of prompts of a layer.
+        num_prompts: number of prompts per layer.
 
     Raises:
-        ValueError: if ``num_prompts`` is below 1, or the encoder's tokens are in windows.
+        ValueError: if ``num_prompts`` is below 1, or the encoder attends inside windows.
     """
 
     num_prompts: int = 50
@@ -86,15 +82,15 @@ class VPTDeep(Method):
 @dataclass(frozen=True)
 class VPTShallow(VPTDeep):
     """
-    Prompts join the tokens before the first layer and are dropped after the last, see :class:`VPTDeep`, VPT-shallow. A
-    pooled feature does not see them.
+    VPT-shallow, see :class:`VPTDeep`: prompts join the tokens before the first layer and are dropped after the last, so
+    that pooling does not include them.
 
     Args:
         num_prompts: number of prompts.
 
     Raises:
-        ValueError: if ``num_prompts`` is below 1, or the encoder's tokens are in windows or used before the last layer,
-            as the skips of a segmentation network do, which would see the prompts.
+        ValueError: if ``num_prompts`` is below 1, the encoder attends inside windows, or the network uses tokens before
+            the last layer, as the skips of a segmentation network do, which would contain the prompts.
     """
 
     name = "vpt_shallow"
@@ -102,14 +98,13 @@ class VPTShallow(VPTDeep):
 
     def for_encoder(self, encoder: Encoder) -> Self:
         if len(encoder.outputs) > 1:
-            raise ValueError(f'the method "{self.name}" must have an encoder of which the last layer alone is used.')
+            raise ValueError(f'the method "{self.name}" must have a network that uses only the last layer.')
         return super().for_encoder(encoder)
 
     def attach(self, encoder: Encoder) -> None:
         first, last = encoder.blocks[0], encoder.blocks[-1]
-        PromptedBlock.take(first).set_prompts(
-            _new_prompts(encoder, first, self.num_prompts), self.num_prompts if first is last else 0
-        )
+        prompts = _new_prompts(encoder, first, self.num_prompts)
+        PromptedBlock.take(first).set_prompts(prompts, self.num_prompts if first is last else 0)
         if last is not first:
             PromptedBlock.take(last).set_prompts(None, self.num_prompts)
 

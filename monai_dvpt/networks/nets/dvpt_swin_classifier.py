@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classifier on the encoder of SwinUNETR, tuned by a method."""
+"""Classifier on the Swin transformer of SwinUNETR, tuned by a method."""
 
 from __future__ import annotations
 
@@ -21,32 +21,16 @@ __all__ = ["DVPTSwinClassifier"]
 
 class DVPTSwinClassifier(TunableNetwork):
     """
-    The Swin transformer of MONAI's SwinUNETR, under the same names and so with the same pretrained weights, tuned by a
-    method, DVPT unless another one is named, with a linear head on the mean of its last, normalised features.
+    The Swin transformer of MONAI's SwinUNETR, tuned by a method, by default DVPT, with a linear head on the mean of its
+    last, normalised features. Names are those of SwinUNETR, so it takes the same pretrained weights. Arguments not
+    listed here are those of :class:`DVPTSwinUNETR`.
 
     Args:
-        in_channels: number of channels of the image.
         num_classes: number of logits; 0 for a feature encoder without a head.
-        patch_size: side of a token; each side of an input is a multiple of its fifth power.
-        depths: see :class:`DVPTSwinUNETR`, as for all arguments below.
-        num_heads: number of attention heads of each stage.
-        window_size: side of an attention window, in tokens.
-        qkv_bias: whether query, key and value have a bias.
-        mlp_ratio: width of the feed-forward layers as a multiple of the token width.
-        feature_size: token width ``C`` of the first stage; every stage doubles it.
-        drop_rate: dropout.
-        attn_drop_rate: dropout of the attention.
-        dropout_path_rate: stochastic depth.
-        patch_norm: whether a normalisation follows the patch embedding.
-        use_checkpoint: whether layers compute their activations again in the backward pass.
-        spatial_dims: 2 or 3.
-        downsample: "merging" or "mergingv2".
-        use_v2: whether every stage starts with a residual convolution block.
-        method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
-        options: those of the method, such as ``num_prompts``.
+        feature_size: token width ``C`` of the first stage, divisible by its number of heads; every stage doubles it.
 
     Raises:
-        ValueError: if an argument, or the size of an input, breaks a rule.
+        ValueError: if an argument, or the size of an input, breaks a rule there.
 
     Examples::
 
@@ -59,7 +43,6 @@ class DVPTSwinClassifier(TunableNetwork):
     ENCODER = "swinViT."
     HEAD = "classification_head."
     ADAPTER_ARGUMENTS = frozenset({"num_classes"})
-
     TRAINING_ARGUMENTS = frozenset({"drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint"})
 
     if TYPE_CHECKING:
@@ -116,7 +99,7 @@ class DVPTSwinClassifier(TunableNetwork):
         """
         Args:
             x: image of shape ``(B, in_channels, *spatial)``.
-            prefix: what :meth:`forward_prefix` gave for ``x``, to leave out the frozen layers that it stands for.
+            prefix: the result of :meth:`forward_prefix` for ``x``; the frozen layers that it replaces do not run.
 
         Returns:
             logits of shape ``(B, num_classes)``; without a head the features of shape ``(B, 16 C)``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SwinUNETR whose frozen Swin transformer is tuned by a method."""
+"""SwinUNETR with its frozen Swin transformer tuned by a method."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["DVPTSwinUNETR"]
 class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
     """
     MONAI's SwinUNETR, based on "Hatamizadeh et al., Swin UNETR <https://arxiv.org/abs/2201.01266>", whose transformer
-    ``swinViT`` is tuned by a method, DVPT unless another one is named. Parameter names are MONAI's own. Without the
-    method (see :func:`monai_dvpt.networks.adapter.disable_adapter`) the output is that of MONAI's SwinUNETR.
+    ``swinViT`` is tuned by a method, by default DVPT. Parameter names are MONAI's own. Without the method (see
+    :func:`monai_dvpt.networks.adapter.disable_adapter`) the output equals that of MONAI's SwinUNETR.
 
     Most of SwinUNETR is its decoder: of the 62.2 million parameters at ``feature_size=48`` the encoder has 8.1.
-    ``decoder_tuning`` keeps a pretrained decoder frozen. MONAI's Hyena layers are not offered.
+    ``decoder_tuning`` keeps a pretrained decoder frozen. MONAI's Hyena layers are not available.
 
     Args:
-        in_channels: see :class:`monai.networks.nets.SwinUNETR`, as for all arguments up to ``use_v2``.
+        in_channels: number of image channels; this and the arguments up to ``use_v2`` are those of MONAI's SwinUNETR.
         out_channels: number of classes, background included.
-        patch_size: side of a token; each side of an input is a multiple of its fifth power.
+        patch_size: side of a token; each side of an input must be a multiple of its fifth power.
         depths: number of layers of each of the four stages.
         num_heads: number of attention heads of each stage.
         window_size: side of an attention window, in tokens.
@@ -37,19 +37,19 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
         mlp_ratio: width of the feed-forward layers as a multiple of the token width.
         feature_size: token width of the first stage, a multiple of 12; every stage doubles it.
         norm_name: normalisation of the decoder.
-        drop_rate: dropout; off while the transformer is frozen, as the next two.
+        drop_rate: dropout; like the next two, off while the transformer is frozen.
         attn_drop_rate: dropout of the attention.
         dropout_path_rate: stochastic depth.
         normalize: whether the decoder gets normalised features.
         patch_norm: whether a normalisation follows the patch embedding.
-        use_checkpoint: whether layers compute their activations again in the backward pass, to save memory.
+        use_checkpoint: whether layers recompute their activations in the backward pass, to save memory.
         spatial_dims: 2 or 3.
         downsample: "merging" or "mergingv2".
         use_v2: whether every stage starts with a residual convolution block, as in SwinUNETR-V2.
-        decoder_tuning: what of the decoder can be trained: "all"; "norm", its normalisation layers; or "none". The rest
-            of a pretrained decoder then belongs to the frozen backbone.
+        decoder_tuning: trainable part of the decoder: "all"; "norm", its normalisation layers; or "none". The rest
+            belongs to the frozen backbone.
         method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
-        options: those of the method, such as ``num_prompts``.
+        options: options of the method, such as ``num_prompts``.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -66,7 +66,6 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
     HEAD = "out."
     DECODER_ARGUMENTS = frozenset({"norm_name"})
     ADAPTER_ARGUMENTS = DECODER_ARGUMENTS | {"out_channels"}
-
     TRAINING_ARGUMENTS = frozenset({"drop_rate", "attn_drop_rate", "dropout_path_rate", "use_checkpoint"})
 
     if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
         """
         Args:
             x_in: image of shape ``(B, in_channels, *spatial)``.
-            prefix: what :meth:`forward_prefix` gave for ``x_in``, to leave out the frozen layers that it stands for.
+            prefix: the result of :meth:`forward_prefix` for ``x_in``; the frozen layers that it replaces do not run.
 
         Returns:
             logits of shape ``(B, out_channels, *spatial)``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UNETR whose frozen transformer is tuned by a method."""
+"""UNETR with its frozen transformer tuned by a method."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from monai_dvpt.utils import check_counts
 __all__ = ["DVPTUNETR"]
 
 PATCH_SIZES = (8, 16)
-SKIPS = (3, 6, 9)  # layers whose tokens the decoder sees, as in UNETR
+SKIPS = (3, 6, 9)  # layers whose tokens UNETR passes to its decoder
 
 
 class DVPTUNETR(TunableNetwork, UNETR):
     """
     MONAI's UNETR, based on "Hatamizadeh et al., UNETR <https://arxiv.org/abs/2103.10504>", whose transformer ``vit`` is
-    tuned by a method, DVPT unless another one is named. Parameter names are MONAI's own. Without the method (see
-    :func:`monai_dvpt.networks.adapter.disable_adapter`) the output is that of MONAI's UNETR.
+    tuned by a method, by default DVPT. Parameter names are MONAI's own. Without the method (see
+    :func:`monai_dvpt.networks.adapter.disable_adapter`) the output equals that of MONAI's UNETR.
 
-    ``patch_size=8`` is a departure from UNETR, for structures of a few centimetres: eight times as many tokens (3D),
-    and a decoder whose deepest level keeps the token grid, so that three up-samplings instead of four reach the image.
+    ``patch_size=8`` departs from UNETR, for structures of a few centimetres: it has eight times as many tokens (3D),
+    and a decoder whose deepest level stays on the token grid, so that three up-samplings instead of four reach the
+    image.
 
     Args:
-        in_channels: see :class:`monai.networks.nets.UNETR`, as for all arguments up to ``save_attn``.
+        in_channels: number of image channels; this and the arguments up to ``save_attn`` are those of MONAI's UNETR.
         out_channels: number of classes, background included.
         img_size: spatial size in voxels; each side a multiple of ``patch_size``.
         feature_size: channels of the decoder at full resolution.
@@ -48,14 +49,14 @@ class DVPTUNETR(TunableNetwork, UNETR):
         qkv_bias: whether query, key and value have a bias.
         save_attn: whether to keep the attention matrices.
         patch_size: side of a token in voxels, 16 (UNETR's) or 8.
-        decoder_tuning: what of the decoder can be trained: "all"; "norm", its normalisation layers; or "none". The rest
-            of a pretrained decoder then belongs to the frozen backbone.
+        decoder_tuning: trainable part of the decoder: "all"; "norm", its normalisation layers; or "none". The rest
+            belongs to the frozen backbone.
         layer_norm_eps: epsilon of the transformer's layer normalisations.
-        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu", of the transformer.
+        activation: the transformer's, "gelu", "gelu_pytorch_tanh" or "quick_gelu".
         pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
-        use_checkpoint: whether transformer layers compute their activations again in the backward pass.
+        use_checkpoint: whether transformer layers recompute their activations in the backward pass.
         method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
-        options: those of the method, such as ``num_prompts``.
+        options: options of the method, such as ``num_prompts``.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -102,16 +103,14 @@ class DVPTUNETR(TunableNetwork, UNETR):
         method: str | Mapping[str, Any] | Method = "dvpt",
         **options: Any,
     ) -> None:
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        check_vit_sizes(spatial_dims, hidden_size, mlp_dim, num_heads)
         if patch_size not in PATCH_SIZES:
             raise ValueError(f"patch_size must be one of {PATCH_SIZES}, got {patch_size}.")
         check_counts(in_channels=in_channels, out_channels=out_channels, feature_size=feature_size)
-        check_vit_sizes(hidden_size, mlp_dim, num_heads)
         sides = ensure_tuple_rep(img_size, spatial_dims)
         if any(not isinstance(side, int) or side < patch_size or side % patch_size for side in sides):
             raise ValueError(f"img_size must be positive multiples of patch_size={patch_size}, got {sides}.")
-        # The transformer sees a grid of tokens only, so UNETR is built for its own 16-voxel tokens on the same grid.
+        # The transformer depends only on the token grid, so UNETR is built with its own 16-voxel tokens on that grid.
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -152,12 +151,9 @@ class DVPTUNETR(TunableNetwork, UNETR):
     def _drop_deepest_level(
         self, feature_size: int, norm_name: tuple | str, conv_block: bool, res_block: bool, spatial_dims: int
     ) -> None:
-        """One up-sampling less in every path: the deepest level stays on the token grid."""
-        for name, channels, num_layer, upsample in (
-            ("encoder2", 2, 1, 2),
-            ("encoder3", 4, 0, 2),
-            ("encoder4", 8, 0, 1),
-        ):
+        """Removes one up-sampling from every path, so that the deepest level stays on the token grid."""
+        levels = (("encoder2", 2, 1, 2), ("encoder3", 4, 0, 2), ("encoder4", 8, 0, 1))
+        for name, channels, num_layer, upsample in levels:
             block = UnetrPrUpBlock(
                 spatial_dims=spatial_dims,
                 in_channels=self.hidden_size,
@@ -185,7 +181,7 @@ class DVPTUNETR(TunableNetwork, UNETR):
         """
         Args:
             x_in: image of shape ``(B, in_channels, *img_size)``.
-            prefix: what :meth:`forward_prefix` gave for ``x_in``, to leave out the frozen layers that it stands for.
+            prefix: the result of :meth:`forward_prefix` for ``x_in``; the frozen layers that it replaces do not run.
 
         Returns:
             logits of shape ``(B, out_channels, *img_size)``.

@@ -23,13 +23,13 @@ POOLING = ("cls", "mean", "both")
 class DVPTViT(TunableNetwork, ViTEncoder):
     """
     MONAI's ViT, based on "Dosovitskiy et al., An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>", tuned
-    by a method, DVPT unless another one is named. Parameter names are MONAI's own. Without the method (see
-    :func:`monai_dvpt.networks.adapter.disable_adapter`) and with ``pooling="cls"`` the logits are those of MONAI's ViT
-    without ``post_activation``.
+    by a method, by default DVPT. Parameter names are MONAI's own. Without the method (see
+    :func:`monai_dvpt.networks.adapter.disable_adapter`) and with ``pooling="cls"`` the logits equal those of MONAI's
+    ViT without ``post_activation``.
 
     Args:
-        in_channels: see :class:`monai.networks.nets.ViT`, as for all arguments up to ``save_attn``.
-        img_size: spatial size; each side a multiple of that of ``patch_size``.
+        in_channels: number of image channels; this and the arguments up to ``save_attn`` are those of MONAI's ViT.
+        img_size: spatial size; each side a multiple of the side of ``patch_size``.
         patch_size: size of a token.
         hidden_size: token width ``C``.
         mlp_dim: width of the feed-forward layers.
@@ -42,14 +42,14 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         spatial_dims: 2 or 3.
         qkv_bias: whether query, key and value have a bias.
         save_attn: whether to keep the attention matrices.
-        pooling: what the head sees: "cls", the class token; "mean" of the image's tokens; "both", one after the other.
-        class_token: whether there is a class token; only "mean" can do without.
+        pooling: input of the head: "cls", the class token; "mean", of the image's tokens; or "both", concatenated.
+        class_token: whether there is a class token; only the pooling "mean" works without it.
         layer_norm_eps: epsilon of the layer normalisations.
         activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
         pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
-        use_checkpoint: whether layers compute their activations again in the backward pass, to save memory.
+        use_checkpoint: whether layers recompute their activations in the backward pass, to save memory.
         method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
-        options: those of the method, such as ``num_prompts``.
+        options: options of the method, such as ``num_prompts``.
 
     Raises:
         ValueError: if an argument, or the size of an input, breaks a rule above.
@@ -90,11 +90,9 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         method: str | Mapping[str, Any] | Method = "dvpt",
         **options: Any,
     ) -> None:
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        check_vit_sizes(spatial_dims, hidden_size, mlp_dim, num_heads)
         check_counts(in_channels=in_channels, num_layers=num_layers, patch_size=patch_size)
         check_counts(0, num_classes=num_classes)
-        check_vit_sizes(hidden_size, mlp_dim, num_heads)
         sides, patches = ensure_tuple_rep(img_size, spatial_dims), ensure_tuple_rep(patch_size, spatial_dims)
         if any(side < patch or side % patch for side, patch in zip(sides, patches, strict=True)):
             raise ValueError(f"img_size must be positive multiples of patch_size={patches}, got {sides}.")
@@ -135,7 +133,7 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         """
         Args:
             x: image of shape ``(B, in_channels, *img_size)``.
-            prefix: what :meth:`forward_prefix` gave for ``x``, to leave out the frozen layers that it stands for.
+            prefix: the result of :meth:`forward_prefix` for ``x``; the frozen layers that it replaces do not run.
 
         Returns:
             logits of shape ``(B, num_classes)``; without a head the pooled tokens of shape (B, C), or (B, 2 C) with

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretrained weights of many origins in the encoders of this package."""
+"""Loads pretrained weights of many origins into the encoders of this package."""
 
 from .load import MRI_VIT_TINY, PretrainedReport, load_pretrained
 from .mae import save_mae_encoder

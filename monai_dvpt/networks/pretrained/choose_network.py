@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the names of tensors tell: which network of a file is meant where it holds several, and how deep it is."""
+"""Chooses one of several networks in a file, and finds its depth, from the names of tensors."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from monai_dvpt.utils import MAX_TENSORS, InputError
 
 __all__ = ["choose_network", "depth", "places"]
 
-# parts of an autoencoder or a predictor that are built as encoders, and are none
+# parts of an autoencoder or a predictor that look like encoders
 NO_ENCODER = re.compile(r"(decoder|predictor)\w*")
 TEACHER, STUDENT = "teacher", "student"
 
 
 def places(states: Mapping[str, Mapping[str, torch.Tensor]], signature: str) -> list[tuple[str, str]]:
     """
-    Where networks of one layout stand in a file.
+    Finds the networks of one layout in a file.
 
     Args:
-        states: the named tensors of a file, by where they stand in it.
-        signature: a name that only this layout has, whatever stands before it.
+        states: the named tensors of a file, by their place in it, see :func:`read_weights`.
+        signature: a name that only this layout has, after any root.
 
     Returns:
-        the key in ``states`` and the root of each network, what its names begin with, the shortest first.
+        the place and the root of each network, the shortest root first.
     """
     ends = ("." + signature, "/" + signature)
     found = [
@@ -44,19 +44,19 @@ def choose_network(
     path: Any, states: Mapping[str, Mapping[str, torch.Tensor]], found: list[tuple[str, str]]
 ) -> tuple[str, dict[str, torch.Tensor], list[str]]:
     """
-    The network of a file. Of two it is the teacher, where a part of its name is ``teacher`` and one of the other's is
-    ``student``, as in DINO, iBOT and DINOv2: the average of the students, which these publish and evaluate.
+    Chooses the network of a file. Of two it is the teacher, if parts of their names are ``teacher`` and ``student`` as
+    in DINO, iBOT and DINOv2, which publish and evaluate the teacher, the average of the students.
 
     Args:
-        path: named in errors.
-        states: the named tensors of a file, by where they stand in it.
-        found: what :func:`places` returned, not empty.
+        path: for errors.
+        states: the named tensors of a file, by their place in it.
+        found: the result of :func:`places`, not empty.
 
     Returns:
-        the root of the network, the tensors beside it, its own included, and the names of those of another network.
+        the root of the network, all tensors at its place without the student's, and the names of the student's.
 
     Raises:
-        InputError: if there are several and none is the teacher; names where they stand.
+        InputError: if there are several and none is the teacher; names their places.
     """
     teachers, students = [], []
     if len(found) > 1:
@@ -69,7 +69,7 @@ def choose_network(
                 f"{', '.join(names[:4])}; save the tensors of one to a file."
             )
     place, root = (teachers or found)[0]
-    # all of the student's, its head included
+    # all of the student's, including its head
     students_at = [re.match(rf"(.*[./])?{STUDENT}[./]", before) for where, before in students if where == place]
     drop = tuple(match[0] for match in students_at if match)
     own = {name: tensor for name, tensor in states[place].items() if not name.startswith(drop)}
@@ -81,10 +81,10 @@ def choose_network(
 
 def depth(path: Any, names: Iterable[str]) -> int:
     """
-    Number of blocks, by names such as ``blocks.11.norm1.weight``.
+    Number of blocks, from names such as ``blocks.11.norm1.weight``.
 
     Raises:
-        InputError: if the index of a block is no whole number below the limit of tensors.
+        InputError: if the index of a block is not a whole number below ``MAX_TENSORS``.
     """
     found = [name.split(".")[1] for name in names if name.startswith("blocks.")]
     for index in found:

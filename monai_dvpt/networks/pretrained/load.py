@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads pretrained weights into a network, exactly or not at all, and says what it did."""
+"""Loads pretrained weights into a network, exactly or not at all, and reports what it did."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from .weight_files import find_file, read_config, read_weights
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
 
 MRI_VIT_TINY = Path(__file__).parents[2] / "weights" / "mri_vit_tiny_patch8_40x56x40.safetensors"
-"""ViT of 12 layers, 192 wide, 3 heads, 8 mm tokens, pretrained on brain MR; ``weights/README.md`` is its card."""
+"""ViT with 12 layers, width 192, 3 heads and 8 mm tokens, pretrained on brain MR; see ``weights/README.md``."""
 
 logger = logging.getLogger(__name__)
 
 # in MONAI's encoders but never computed with, so no source needs them
 NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
-# of a source's encoder, what a network without it has no use for; without anything else its features would be others
+# tensors of a source's encoder that a network may lack without computing other features
 CAN_DO_WITHOUT = re.compile(r"cls_token$|" + NEVER_USED.pattern)
 KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
 PRE_NORM = "patch_embedding.dropout.0."
 POSITIONS = "patch_embedding.position_embeddings"
-MAX_PATCH = 512  # its resizing takes memory by the square of it
+MAX_PATCH = 512  # resizing takes memory that grows with its square
 INDICES = "relative_position_index"
 
 
@@ -52,13 +52,13 @@ class PretrainedReport:
     Attributes:
         network: the network.
         source: the file.
-        kind: whose weights it holds.
-        matched: tensors taken as they are.
-        converted: tensors that were joined, folded, summed or inflated, and how.
-        interpolated: tensors that were interpolated, and from what to what.
-        initialised: tensors that stay as they were, but for those that MONAI's networks hold and never compute with.
-        unused: tensors of the source that have no place in the network.
-        facts: what else was set or assumed.
+        kind: the layout of its weights.
+        matched: tensors taken unchanged.
+        converted: tensors that were joined, scaled, summed or inflated, and how.
+        interpolated: tensors that were interpolated, with the old and new sizes.
+        initialised: tensors that keep their initial values, without those that MONAI's networks never compute with.
+        unused: tensors of the source without a place in the network.
+        facts: other settings and assumptions.
     """
 
     network: TunableNetwork
@@ -96,23 +96,23 @@ def load_pretrained(
     verbose: bool = True,
 ) -> PretrainedReport:
     """
-    Loads pretrained weights into a network; the network is changed only if they fit.
+    Loads pretrained weights into a network; the network changes only if they fit.
 
-    Recognised are ViTs of timm, Hugging Face (ViT, MAE, DINOv2, CLIP vision), the original MAE, DINOv2, CLIP and Google
-    releases, and MONAI's ViT, UNETR, SwinUNETR and self-supervised SwinUNETR. Position embeddings are interpolated to
-    the network's grid, patch kernels adapted to its patch size and channels, and a 2D ViT inflated to 3D; the functions
-    in ``resize.py`` cite how. A classifier or decoder is taken where it fits, and else stays as it is.
+    It recognises ViTs of timm, Hugging Face (ViT, MAE, DINOv2, CLIP vision), the original MAE, DINOv2, CLIP and Google
+    releases, and MONAI's ViT, UNETR, SwinUNETR and self-supervised SwinUNETR. It interpolates position embeddings to
+    the network's grid, adapts patch kernels to its patch size and channels, and inflates a 2D ViT to 3D; ``resize.py``
+    cites the methods. A classifier or decoder of the source is loaded if it fits.
 
     Args:
         net: the network.
         source: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file of tensors, ``.npz`` file, ``.index.json`` file of
             several such files beside it, folder with ``model.safetensors`` or its index, or Hugging Face repository
             ``owner/name`` or ``owner/name@revision``. A ``config.json`` beside the file is read. Of a teacher and a
-            student in one file the teacher is taken; other networks beside each other are refused.
-        min_match: share of the backbone's values that the source must give, in (0, 1].
-        inflate_axis: spatial axis of the volume that a 2D source has not; by default the last.
-        layer_norm_eps: epsilon of the layer normalisations; by default that of the source's kind.
-        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu"; by default that of the source's kind.
+            student in one file the teacher is loaded; other files with several networks are refused.
+        min_match: share of the backbone's values that the source must contain, in (0, 1].
+        inflate_axis: spatial axis of the volume that a 2D source lacks; by default the last.
+        layer_norm_eps: epsilon of the layer normalisations; by default the source's.
+        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu"; by default the source's.
         verbose: whether to print the report.
 
     Returns:
@@ -120,8 +120,8 @@ def load_pretrained(
 
     Raises:
         ValueError: if an argument is outside its range, or ``net`` has several adapters or a rounded backbone.
-        InputError: if the source cannot be read or is of no known kind, has something that the encoder cannot
-            represent, gives less than ``min_match``, or does not fit; names what.
+        InputError: if the source cannot be read, has an unknown layout or features that the encoder cannot represent,
+            contains less than ``min_match``, or does not fit. The message names the reason.
     """
     if not 0 < min_match <= 1:
         raise ValueError(f"min_match must be in (0, 1], got {min_match}.")
@@ -138,14 +138,17 @@ def load_pretrained(
     explicit = {"layer_norm_eps": layer_norm_eps, "hidden_act": activation}
     config = read_config(path) | {name: value for name, value in explicit.items() if value is not None}
     found = recognise(path, read_weights(path), config, _plane_tokens(net, inflate_axis))
+    # MONAI's layouts do not use the configuration
+    found.layer_norm_eps = found.layer_norm_eps if layer_norm_eps is None else layer_norm_eps
+    found.activation = found.activation if activation is None else activation
     _check_kind(path, net, found)
     report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
     own = [name for name in net.encoder().owned if name not in net.encoder().originals]
     for name in found.encoder.keys() & {*own, *(name for name in found.encoder if name.startswith("dvpt."))}:
-        del found.encoder[name]  # of a whole network of this package
+        del found.encoder[name]  # the source is a whole network of this package
         report.unused.append(name)
     with net.encoder().without_method():
-        _load(path, net, found, inflate_axis, min_match, (layer_norm_eps, activation), report)
+        _load(path, net, found, inflate_axis, min_match, report)
     restart_copies(net, net)
     if verbose and idist.get_rank() == 0:
         print(report)
@@ -158,10 +161,9 @@ def _load(
     found: PretrainedWeights,
     inflate_axis: int,
     min_match: float,
-    arithmetic: tuple[float | None, str | None],
     report: PretrainedReport,
 ) -> None:
-    """Copies the source into a network without a method, and says so in the report."""
+    """Copies the source into a network without a method, and fills the report."""
     try:
         tensors = _fit_encoder(path, net, found, inflate_axis, report)
     except (IndexError, RuntimeError, ArithmeticError) as error:
@@ -173,8 +175,8 @@ def _load(
         said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
         report.facts.append(f"{said} as in the network; the file does not say it")
     else:
-        _set_arithmetic(path, net, found, *arithmetic, report)
-    own = dict(net.tensors(["backbone", "decoder", "head"]))
+        _set_arithmetic(path, net, found, report)
+    own = _own_tensors(net)
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
@@ -185,24 +187,17 @@ def _load(
     net.backbone_file, net.inflate_axis = path.name if whole else None, inflate_axis
     if not whole:
         logger.warning(
-            f"{path}: leaves a part of the backbone as it was, so no file can bring this backbone back for an adapter; "
+            f"{path}: fills only a part of the backbone, so no file can restore this backbone for an adapter; "
             "keep the whole state dict."
         )
 
 
-def _set_arithmetic(
-    path: Path,
-    net: TunableNetwork,
-    found: PretrainedWeights,
-    eps: float | None,
-    activation: str | None,
-    report: PretrainedReport,
-) -> None:
-    """Sets what the tensors of a ViT do not say: as given, else as the source has it, else as it is."""
+def _set_arithmetic(path: Path, net: TunableNetwork, found: PretrainedWeights, report: PretrainedReport) -> None:
+    """Sets what the tensors of a ViT do not tell, as the source has it where this is known."""
     encoder = net.encoder()
     own = encoder.arithmetic
-    eps = next(e for e in (eps, found.layer_norm_eps, own["layer_norm_eps"]) if e is not None)
-    activation = next(a for a in (activation, found.activation, own["activation"]) if a is not None)
+    eps = own["layer_norm_eps"] if found.layer_norm_eps is None else found.layer_norm_eps
+    activation = own["activation"] if found.activation is None else found.activation
     try:
         encoder.set_arithmetic(eps, activation, found.pre_norm)
     except ValueError as error:
@@ -215,7 +210,7 @@ def _set_arithmetic(
 
 
 def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
-    """Tokens of the network in the plane of a 2D source; None for a network that takes any size."""
+    """Number of the network's tokens in the plane of a 2D source; None for a network that takes any size."""
     encoder = net.encoder()
     if isinstance(encoder, SwinEncoder):
         return None
@@ -225,11 +220,15 @@ def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
     return math.prod(grid)
 
 
+def _source_kernel(found: PretrainedWeights) -> torch.Tensor | None:
+    return next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
+
+
 def _check_kind(path: Path, net: TunableNetwork, found: PretrainedWeights) -> None:
     if found.is_swin != isinstance(net.encoder(), SwinEncoder):
         raise InputError(f"{path}: holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
-    kernel = next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
+    kernel = _source_kernel(found)
     if kernel is not None and kernel.ndim not in (4, 5):
         raise InputError(f"{path}: must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
     if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
@@ -255,45 +254,31 @@ def _check_kind(path: Path, net: TunableNetwork, found: PretrainedWeights) -> No
 def _fit_encoder(
     path: Path, net: TunableNetwork, found: PretrainedWeights, inflate_axis: int, report: PretrainedReport
 ) -> dict[str, torch.Tensor]:
-    """The source's encoder for the network's image, under the names in the network."""
+    """The source's encoder fitted to the network's image, under the names in the network."""
     encoder = net.encoder().state_dict()
-    dims = net.arguments["spatial_dims"]
-    axis = inflate_axis % dims
+    axis = inflate_axis % net.arguments["spatial_dims"]
     fitted: dict[str, torch.Tensor] = {}
     report.converted = {}
-    source_dims = next((found.encoder[name].ndim - 2 for name in KERNELS if name in found.encoder), dims)
     for name, tensor in found.encoder.items():
         key = net.ENCODER + name
         if name not in encoder and not name.startswith(PRE_NORM):
             if not CAN_DO_WITHOUT.search(name):
-                raise InputError(f"{path}: has {name} in its encoder, which the network's encoder has not.")
+                raise InputError(f"{path}: has {name} in its encoder, but the network's encoder has none.")
             report.unused.append(name)
             continue
         check_type(f"{path}: {name}", tensor, encoder[name].dtype if name in encoder else torch.float32)
         how = [found.converted[name]] if name in found.converted else []
+        resized = ""
         if name in KERNELS:
             if max(tensor.shape[2:]) > MAX_PATCH:
                 raise InputError(
                     f"{path}: the patch must have sides of at most {MAX_PATCH}, got {_times(tensor.shape[2:])}."
                 )
-            tensor = _fit_kernel(tensor, encoder[name], axis, how, report.interpolated, key)
+            tensor, resized = _fit_kernel(tensor, encoder[name], axis, how)
         elif name == POSITIONS:
-            tensor = _fit_positions(
-                *(
-                    path,
-                    tensor,
-                    source_dims,
-                    found.square,
-                    net.encoder().grid,
-                    axis,
-                    how,
-                    report.interpolated,
-                    key,
-                    report.facts,
-                )
-            )
-        if key in report.interpolated:
-            report.interpolated[key] = ", ".join([report.interpolated[key], *how])
+            tensor, resized = _fit_positions(path, found, net.encoder().grid, axis, how, report.facts)
+        if resized:
+            report.interpolated[key] = ", ".join([resized, *how])
         elif how:
             report.converted[key] = ", ".join(how)
         fitted[key] = tensor
@@ -305,14 +290,14 @@ def _fit_encoder(
     return fitted
 
 
-def _fit_kernel(
-    kernel: torch.Tensor, own: torch.Tensor, axis: int, how: list[str], interpolated: dict[str, str], key: str
-) -> torch.Tensor:
+def _fit_kernel(kernel: torch.Tensor, own: torch.Tensor, axis: int, how: list[str]) -> tuple[torch.Tensor, str]:
+    """A patch kernel of the shape of ``own``, and the change of patch size, if any; adds other changes to ``how``."""
+    resized = ""
     patch = list(own.shape[2:])
     inflate = own.ndim == kernel.ndim + 1
     plane = [side for index, side in enumerate(patch) if not inflate or index != axis]
     if list(kernel.shape[2:]) != plane:
-        interpolated[key] = f"patch of {_times(kernel.shape[2:])} to {_times(plane)}"
+        resized = f"patch of {_times(kernel.shape[2:])} to {_times(plane)}"
         kernel = resize_kernel(kernel.double(), plane)
     if kernel.shape[1] != own.shape[1]:
         how.append(f"{kernel.shape[1]} to {own.shape[1]} input channels")
@@ -320,55 +305,52 @@ def _fit_kernel(
     if inflate:
         how.append(f"2D to 3D along axis {axis}")
         kernel = inflate_kernel(kernel.double(), patch[axis], axis)
-    return kernel
+    return kernel, resized
 
 
 def _fit_positions(
-    path: Path,
-    positions: torch.Tensor,
-    source_dims: int,
-    square: bool,
-    grid: list[int],
-    axis: int,
-    how: list[str],
-    interpolated: dict[str, str],
-    key: str,
-    facts: list[str],
-) -> torch.Tensor:
+    path: Path, found: PretrainedWeights, grid: list[int], axis: int, how: list[str], facts: list[str]
+) -> tuple[torch.Tensor, str]:
+    """Position embeddings for a grid of tokens, and the change of their grid, if any; adds other changes to ``how``."""
+    positions, kernel = found.encoder[POSITIONS], _source_kernel(found)
+    source_dims = len(grid) if kernel is None else kernel.ndim - 2
     inflate = len(grid) > source_dims
     plane = [side for index, side in enumerate(grid) if not inflate or index != axis]
     tokens = positions.shape[1]
     source_grid = token_grid(tokens, source_dims)
-    # weights of MONAI are as a rule for the grid of the network that they are given to, whatever its sides
-    if tokens == math.prod(plane) and (source_grid is None or not square):
+    # MONAI's weights are usually for the same grid as the network's
+    if tokens == math.prod(plane) and (source_grid is None or not found.square):
         source_grid = plane
         facts.append(f"grid of {_times(plane)} tokens as in the network; the file does not say it")
     if source_grid is None:
         raise InputError(f"{path}: the position embeddings of {tokens} tokens must be of a grid of equal sides.")
-    if source_grid != plane:
-        interpolated[key] = f"grid of {_times(source_grid)} to {_times(plane)} tokens"
+    resized = f"grid of {_times(source_grid)} to {_times(plane)} tokens" if source_grid != plane else ""
     if inflate:
         how.append(f"2D to 3D along axis {axis}")
-    if source_grid == grid:
-        return positions
-    return resize_positions(positions.double(), source_grid, grid, axis)
+    if source_grid != grid:
+        positions = resize_positions(positions.double(), source_grid, grid, axis)
+    return positions, resized
+
+
+def _own_tensors(net: TunableNetwork) -> dict[str, torch.Tensor]:
+    return dict(net.tensors(["backbone", "decoder", "head"]))
 
 
 def _fit_outside(net: TunableNetwork, found: PretrainedWeights, report: PretrainedReport) -> dict[str, torch.Tensor]:
-    """Head and decoder of the source, each taken as a whole where it fits or not at all."""
-    own = dict(net.tensors(["backbone", "decoder", "head"]))
+    """Head and decoder of the source, each if it fits as a whole."""
+    own = _own_tensors(net)
     given = dict(found.outside)
     pooling = net.arguments.get("pooling")
     if found.head and pooling and found.is_monai:
         report.facts.append(f"pooling {pooling} as in the network; the file does not say it")
-    # another library's classifier of the class token says nothing about the mean of the others
+    # another library's classifier of the class token cannot classify the mean of the others
     if found.is_monai or "cls_token" not in found.encoder or pooling != "mean":
         given |= {net.HEAD + name: tensor for name, tensor in found.head.items()}
     head = [name for name in own if name.startswith(net.HEAD)]
     decoder = [name for name in own if net.ENCODER and not name.startswith((net.ENCODER, net.HEAD))]
     fits: dict[str, torch.Tensor] = {}
     for names in (head, decoder):
-        # an affine instance normalisation at identity is the same as one without parameters
+        # an affine instance normalisation at identity equals one without parameters
         absent = [n for n in names if n not in given and _is_affine_instance_norm(net, n)]
         needed = [name for name in names if name not in absent]
         modules = {name.split(".")[0] for name in names}
@@ -390,12 +372,9 @@ def _is_affine_instance_norm(net: TunableNetwork, name: str) -> bool:
 def _check(
     path: Path, net: TunableNetwork, found: PretrainedWeights, tensors: dict[str, torch.Tensor], min_match: float
 ) -> None:
-    own = dict(net.tensors(["backbone", "decoder", "head"]))
-    shapes = {name: own[name].shape for name in tensors if name in own}
-    wrong = [
-        f"{k} {tuple(tensors[k].shape)} for {tuple(shape)}" for k, shape in shapes.items() if tensors[k].shape != shape
-    ]
-    if wrong:
+    own = _own_tensors(net)
+    shapes = {k: (tuple(tensors[k].shape), tuple(own[k].shape)) for k in tensors if k in own}
+    if wrong := [f"{k} {given} for {wanted}" for k, (given, wanted) in shapes.items() if given != wanted]:
         raise InputError(f"{path}: tensors of another shape than the network's: {', '.join(wrong[:5])}.")
     for name, tensor in tensors.items():
         dtype = own[name].dtype if name in own else torch.float32
@@ -404,7 +383,7 @@ def _check(
         if name.endswith(INDICES) and not torch.equal(tensor, own[name].cpu()):
             raise InputError(f"{path}: {name} must be that of the network's windows.")
     backbone = {k: v.numel() for k, v in net.tensors(["backbone"]) if not NEVER_USED.search(k)}
-    if not found.pre_norm:  # the network will have none either
+    if not found.pre_norm:  # then the network will have none either
         backbone = {k: v for k, v in backbone.items() if not k.startswith(net.ENCODER + PRE_NORM)}
     missing = [name for name in backbone if name not in tensors]
     share = 1 - sum(backbone[name] for name in missing) / sum(backbone.values())
@@ -420,7 +399,7 @@ def _times(sides: Sequence[int]) -> str:
 
 
 def _short(names: Sequence[str]) -> str:
-    """At most three names, and the number of all."""
+    """Up to three names, and the number of all."""
     if not names:
         return "none"
     listed = ", ".join(names[:3])

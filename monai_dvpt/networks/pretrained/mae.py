@@ -16,12 +16,8 @@ __all__ = ["save_mae_encoder"]
 
 def save_mae_encoder(net: MaskedAutoEncoderViT, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
     """
-    Writes the encoder under the names of MONAI's ``ViT``.
-
-    Args:
-        net: the trained masked autoencoder.
-        path: ``.safetensors`` file to write.
-        dtype: type of the stored tensors.
+    Writes the encoder of a trained masked autoencoder to a ``.safetensors`` file, under the names of MONAI's ``ViT``
+    and in the type ``dtype``.
 
     Raises:
         InputError: if a tensor is not finite, or the file cannot be written.
@@ -29,7 +25,7 @@ def save_mae_encoder(net: MaskedAutoEncoderViT, path: str | os.PathLike, dtype: 
     state = {
         name: tensor for name, tensor in net.state_dict().items() if name.startswith(("patch_embedding", "blocks"))
     }
-    final_norm = f"blocks.{len(net.blocks) - 1}."  # the autoencoder keeps its last norm in the list of blocks
+    final_norm = f"blocks.{len(net.blocks) - 1}."  # the autoencoder has its last norm in the list of blocks
     renamed = {
         name.replace(final_norm, "norm.") if name.startswith(final_norm) else name: tensor.to(dtype).contiguous()
         for name, tensor in state.items()

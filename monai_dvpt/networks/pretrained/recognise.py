@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognises whose weights a file holds, and gives them the names of MONAI's encoders."""
+"""Recognises the layout of weights and renames them to the names of MONAI's encoders."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from monai_dvpt.utils import InputError, check_type
 
@@ -16,51 +17,49 @@ from .choose_network import choose_network, depth, places
 
 __all__ = ["PretrainedWeights", "recognise"]
 
-
 State = dict[str, torch.Tensor]
 
 
 @dataclass
 class PretrainedWeights:
-    """Weights under the names of MONAI's encoder, with what is needed to use them."""
+    """Weights under the names of MONAI's encoder, and what else is known of them."""
 
-    kind: str  # for people
-    encoder: dict[str, torch.Tensor]
+    kind: str  # the layout's name in messages
+    encoder: State
     converted: dict[str, str] = field(default_factory=dict)  # how, for tensors that are not just renamed
-    outside: dict[str, torch.Tensor] = field(default_factory=dict)  # decoder and head of a MONAI network
-    head: dict[str, torch.Tensor] = field(default_factory=dict)  # "weight" and "bias" of a linear classifier
-    head_name: str = "classification_head."  # before these in the file
+    outside: State = field(default_factory=dict)  # decoder and head of a MONAI network
+    head: State = field(default_factory=dict)  # "weight" and "bias" of a linear classifier
+    head_name: str = "classification_head."  # their root in the file
     unused: list[str] = field(default_factory=list)  # names in the file
     is_swin: bool = False
-    is_monai: bool = False  # whether its classifier may be of any pooling
-    layer_norm_eps: float | None = None  # None: as in the network, for MONAI's own layouts
+    is_monai: bool = False  # then the classifier may belong to any pooling
+    layer_norm_eps: float | None = None  # None for MONAI's own layouts: as in the network
     activation: str | None = None
     pre_norm: bool = False
-    num_heads: int | None = None  # where the file or its config.json says it
-    square: bool = False  # whether positions are of a grid of equal sides wherever their number allows
+    num_heads: int | None = None  # if the file or its config.json tells
+    square: bool = False  # whether positions form a grid of equal sides if their number allows it
 
 
 @dataclass(frozen=True)
 class _Format:
-    """A layout of a ViT's weights, renamed to that of timm."""
+    """A layout of a ViT's weights, and how its names become timm's."""
 
     kind: str
     signature: str  # a name that only this layout has, after any root
-    renames: tuple[tuple[str, str], ...] = ()  # regular expressions, the first that matches counts
+    renames: tuple[tuple[str, str], ...] = ()  # regular expressions; the first match counts
     layer_norm_eps: float = 1e-6
     activation: str = "gelu"
     head: str = "head"  # name of a linear classifier
 
 
+_QKV = ("query", "key", "value")
 _HF_BLOCK = (
     (r"embeddings\.cls_token", "cls_token"),
     (r"embeddings\.position_embeddings", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection\.(.*)", r"patch_embed.proj.\1"),
     (r"encoder\.layer\.", "layers."),
     (r"layers\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)", r"blocks.\1.attn.\2.\3"),
-    (r"layers\.(\d+)\.attention\.q_proj\.(.*)", r"blocks.\1.attn.query.\2"),
-    (r"layers\.(\d+)\.attention\.k_proj\.(.*)", r"blocks.\1.attn.key.\2"),
-    (r"layers\.(\d+)\.attention\.v_proj\.(.*)", r"blocks.\1.attn.value.\2"),
+    *((rf"layers\.(\d+)\.attention\.{name[0]}_proj\.(.*)", rf"blocks.\1.attn.{name}.\2") for name in _QKV),
     (r"layers\.(\d+)\.attention\.(?:output\.dense|o_proj)\.(.*)", r"blocks.\1.attn.proj.\2"),
     (r"layers\.(\d+)\.(?:layernorm_before|norm1)\.(.*)", r"blocks.\1.norm1.\2"),
     (r"layers\.(\d+)\.(?:layernorm_after|norm2)\.(.*)", r"blocks.\1.norm2.\2"),
@@ -74,9 +73,7 @@ _CLIP_HF = (
     (r"embeddings\.position_embedding\.weight", "pos_embed"),
     (r"embeddings\.patch_embedding\.(.*)", r"patch_embed.proj.\1"),
     (r"pre_layrnorm\.(.*)", r"norm_pre.\1"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(.*)", r"blocks.\1.attn.query.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.k_proj\.(.*)", r"blocks.\1.attn.key.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.v_proj\.(.*)", r"blocks.\1.attn.value.\2"),
+    *((rf"encoder\.layers\.(\d+)\.self_attn\.{name[0]}_proj\.(.*)", rf"blocks.\1.attn.{name}.\2") for name in _QKV),
     (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.*)", r"blocks.\1.attn.proj.\2"),
     (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(.*)", r"blocks.\1.norm\2.\3"),
     (r"encoder\.layers\.(\d+)\.mlp\.fc([12])\.(.*)", r"blocks.\1.mlp.fc\2.\3"),
@@ -118,13 +115,13 @@ _FORMATS = (
     _TIMM,
 )
 
-# names inside an encoder, and those of them that its features do not need
+# names inside an encoder, and those of them that do not affect its features
 _ENCODER = re.compile(r"(embeddings|encoder|layers?|blocks|transformer|Transformer|patch_embed|norm\w*|ln_\w+)\b")
 _UNNEEDED = re.compile(r"mask_token|position_ids|pooler")
 
 _SAME_ACTIVATION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
 
-# what the encoders of this package cannot compute, by what gives it away in the names of tensors
+# features that the encoders of this package lack, and the tensor names that reveal them
 _UNREPRESENTABLE = (
     ("register tokens", r"reg_token|register_tokens"),
     ("rotary position embeddings (RoPE)", r"rope|rotary"),
@@ -142,14 +139,14 @@ def recognise(
 ) -> PretrainedWeights:
     """
     Args:
-        path: named in errors.
-        states: the named tensors of a file, by where they stand in it.
-        config: its ``config.json`` as Hugging Face models have it, or nothing.
-        tokens: number of tokens of the network's image, which decides where two grids are possible.
+        path: for errors.
+        states: the named tensors of a file, by their place in it.
+        config: its ``config.json`` in Hugging Face's format, or empty.
+        tokens: number of tokens of the network's image, which decides if two grids are possible.
 
     Raises:
-        InputError: if the layout is unknown, or has something that no encoder of this package can represent, or if
-            there are two networks and none is the teacher of the other.
+        InputError: if the layout is unknown, no encoder of this package can represent it, or there are several networks
+            and none is the teacher.
     """
     for signature, convert in _MONAI:
         if found := places(states, signature):
@@ -172,7 +169,7 @@ def recognise(
 
 
 def _with_others(source: PretrainedWeights, others: list[str]) -> PretrainedWeights:
-    """``source``, which is the teacher if there are names of another network."""
+    """``source`` with the names of a student's tensors, if any; it is the teacher then."""
     source.unused += others
     source.kind += ", the teacher of two networks" * bool(others)
     return source
@@ -184,7 +181,7 @@ def _monai_vit(root: str, tensors: State) -> PretrainedWeights:
     for name, tensor in tensors.items():
         inner = name.removeprefix(root)
         if name.startswith(root) and inner.startswith(("patch_embedding.", "blocks.", "norm.", "cls_token")):
-            if ".cross_attn." in inner:  # older versions of MONAI kept them without using them
+            if ".cross_attn." in inner:  # unused weights of older MONAI versions
                 source.unused.append(name)
             else:
                 source.encoder[inner] = tensor
@@ -211,7 +208,7 @@ def _monai_swin(root: str, tensors: State) -> PretrainedWeights:
 
 
 def _swin_ssl(root: str, tensors: State) -> PretrainedWeights:
-    """The releases of self-supervised SwinUNETR weights: an encoder alone, with heads of the pretext tasks."""
+    """Released self-supervised SwinUNETR weights: an encoder, with heads of the pretext tasks."""
     source = PretrainedWeights("MONAI SwinUNETR, self-supervised", {}, is_swin=True)
     for name, tensor in tensors.items():
         inner = name.removeprefix(root)
@@ -232,14 +229,9 @@ _MONAI: tuple[tuple[str, Callable[[str, State], PretrainedWeights]], ...] = (
 
 
 def _vit(
-    path: Any,
-    layout: _Format,
-    root: str,
-    tensors: State,
-    config: Mapping[str, Any],
-    tokens: int | None,
+    path: Any, layout: _Format, root: str, tensors: State, config: Mapping[str, Any], tokens: int | None
 ) -> PretrainedWeights:
-    # timm's versions of CLIP have its epsilon, and of its activation their names tell
+    # timm's versions of CLIP have CLIP's epsilon; their names tell its activation
     clip = layout is _TIMM and root + "norm_pre.weight" in tensors
     quick = layout is _TIMM and "quickgelu" in str(config.get("architecture"))
     activation = config.get("hidden_act", "quick_gelu" if quick else layout.activation)
@@ -252,9 +244,9 @@ def _vit(
         square=True,
         head_name=layout.head + ".",
     )
-    # a layer before the classifier, which MONAI's ViT has not, so that the classifier is of no use without it
+    # MONAI's ViT has no layer before the classifier, and the classifier is useless without it
     has_pre_logits = any("pre_logits" in name for name in tensors)
-    state: dict[str, torch.Tensor] = {}
+    state: State = {}
     for name, tensor in tensors.items():
         outer = re.fullmatch(rf"(?:.*\.)?{layout.head}\.(weight|bias|kernel)", name)
         if outer and not re.search("decoder|predictor", name) and not has_pre_logits:
@@ -294,7 +286,7 @@ def _vit(
 
 
 def _check_one_root(path: Any, layout: _Format, root: str, tensors: State, wanted: str) -> None:
-    """Looks under all other roots for a tensor that is missing under the network's."""
+    """Raises an error if a tensor that is missing under the network's root is under another one."""
     for name in tensors:
         parts = re.split(r"(?<=[./])", name)
         ends = ["".join(parts[start:]) for start in range(max(0, len(parts) - 10), len(parts))]  # the longest has 7
@@ -307,7 +299,7 @@ def _check_one_root(path: Any, layout: _Format, root: str, tensors: State, wante
 
 
 def _has_class_position(state: Mapping[str, torch.Tensor], layout: _Format, tokens: int | None) -> bool:
-    """Whether the first position is that of the class token; timm alone may leave it without one (no_embed_class)."""
+    """Whether the first position is the class token's; only timm's ViTs may have none (no_embed_class)."""
     if "cls_token" not in state or layout is not _TIMM:
         return "cls_token" in state
     positions = state["pos_embed"].numel() // state["norm.weight"].shape[0]
@@ -318,7 +310,7 @@ def _has_class_position(state: Mapping[str, torch.Tensor], layout: _Format, toke
 
 def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in renames:
-        if pattern == r"encoder\.layer\.":  # a step before the others
+        if pattern == r"encoder\.layer\.":  # applies before the others
             name = re.sub(pattern, replacement, name)
         elif re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
@@ -326,7 +318,7 @@ def _rename(name: str, renames: tuple[tuple[str, str], ...]) -> str:
 
 
 def _from_flax(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Flax keeps (height, width, in, out) and (in, heads, width of a head)."""
+    """Converts from Flax's (height, width, in, out) and (in, heads, width of a head)."""
     if name == "patch_embed.proj.kernel":
         return tensor.permute(3, 2, 0, 1).contiguous()
     if name.endswith(("query.kernel", "key.kernel", "value.kernel")):
@@ -338,33 +330,29 @@ def _from_flax(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten() if name.startswith("blocks.") else tensor
 
 
-def _to_monai(path: Any, state: dict[str, torch.Tensor], source: PretrainedWeights, has_class_position: bool) -> None:
-    """Fills ``source`` from a ViT's weights in the layout of timm."""
-    take: Callable[[str], torch.Tensor | None] = lambda name: state.pop(name, None)  # noqa: E731
+def _to_monai(path: Any, state: State, source: PretrainedWeights, has_class_position: bool) -> None:
+    """Fills ``source`` from a ViT's weights in timm's layout."""
     out, how = source.encoder, source.converted
     source.head = {name.removeprefix("head."): state.pop(name) for name in list(state) if name.startswith("head.")}
     width = state["norm.weight"].shape[0]
     positions = state.pop("pos_embed").reshape(1, -1, width)
-    cls_token = take("cls_token")
+    cls_token = state.pop("cls_token", None)
     if cls_token is not None and has_class_position:
         cls_token = cls_token.reshape(1, 1, width) + positions[:, :1]
         positions = positions[:, 1:]
         how["cls_token"] = "with the position of the class token"
     out["patch_embedding.position_embeddings"] = positions
     out["patch_embedding.patch_embeddings.weight"] = state.pop("patch_embed.proj.weight")
-    bias = take("patch_embed.proj.bias")
-    if bias is None:
-        bias, how["patch_embedding.patch_embeddings.bias"] = torch.zeros(width), "zeros, the source has none"
-    out["patch_embedding.patch_embeddings.bias"] = bias
-    weight, bias = take("norm_pre.weight"), take("norm_pre.bias")
+    if "patch_embed.proj.bias" not in state:
+        how["patch_embedding.patch_embeddings.bias"] = "zeros, the source has none"
+    out["patch_embedding.patch_embeddings.bias"] = state.pop("patch_embed.proj.bias", torch.zeros(width))
+    weight, bias = state.pop("norm_pre.weight", None), state.pop("norm_pre.bias", None)
     if weight is not None and bias is not None:
         source.pre_norm = True
         out["patch_embedding.dropout.0.weight"], out["patch_embedding.dropout.0.bias"] = weight, bias
         if cls_token is not None:
             eps = source.layer_norm_eps or 1e-5
-            cls_token = torch.nn.functional.layer_norm(
-                cls_token.double(), (width,), weight.double(), bias.double(), eps
-            )
+            cls_token = F.layer_norm(cls_token.double(), (width,), weight.double(), bias.double(), eps)
             how["cls_token"] = "with its position, normalised"
     if cls_token is not None:
         out["cls_token"] = cls_token.reshape(1, 1, width)
@@ -375,11 +363,9 @@ def _to_monai(path: Any, state: dict[str, torch.Tensor], source: PretrainedWeigh
         raise InputError(f"{path}: has {sorted(state)[:3]}, which MONAI's ViT cannot represent.")
 
 
-def _block_to_monai(
-    block: str, state: dict[str, torch.Tensor], out: dict[str, torch.Tensor], how: dict[str, str]
-) -> None:
+def _block_to_monai(block: str, state: State, out: State, how: dict[str, str]) -> None:
     for kind in ("weight", "bias"):
-        names = [f"{block}attn.{part}.{kind}" for part in ("query", "key", "value")]
+        names = [f"{block}attn.{part}.{kind}" for part in _QKV]
         if any(name in state for name in names):
             out[f"{block}attn.qkv.{kind}"] = torch.cat([state.pop(name) for name in names])
             how[f"{block}attn.qkv.{kind}"] = "joined from query, key and value"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Patch embeddings and position embeddings for another image: other size, other channels, one dimension more.
+Adapts patch and position embeddings to another image size, other channels or a third dimension.
 
-Called in double precision and rounded once, so that every machine gets the same tensors, and the backbone the
-same SHA-256.
+Called in double precision and rounded once, so that every machine gets the same tensors and the same SHA-256.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ __all__ = ["adapt_channels", "inflate_kernel", "resize_kernel", "resize_position
 
 def adapt_channels(kernel: torch.Tensor, in_channels: int) -> torch.Tensor:
     """
-    A patch kernel for another number of input channels. To one channel the kernel is summed, which equals showing the
-    image in every channel. To more, the channels are repeated in turn and scaled by old over new number; where that is
-    a whole number of rounds, equal channels give what the source gives for equal channels.
+    A patch kernel for another number of input channels. For one channel the kernel is summed, which equals repeating
+    the image in every channel. For more, the channels are repeated in turn and scaled by old over new number; if all
+    are repeated equally often, equal channels give the source's output for equal channels.
 
     Args:
         kernel: of shape (C, channels, \\*patch).
@@ -38,8 +37,8 @@ def adapt_channels(kernel: torch.Tensor, in_channels: int) -> torch.Tensor:
 
 def resize_kernel(kernel: torch.Tensor, patch_size: Sequence[int]) -> torch.Tensor:
     """
-    A patch kernel for patches of another size, by the pseudo-inverse of linear resizing, so that a resized patch gives
-    the token of the original one: "Beyer et al., FlexiViT <https://arxiv.org/abs/2212.08013>", section 3.4.
+    A patch kernel for another patch size, by the pseudo-inverse of linear resizing, so that a resized patch gives the
+    same token: "Beyer et al., FlexiViT <https://arxiv.org/abs/2212.08013>", section 3.4.
 
     Args:
         kernel: of shape (C, channels, \\*patch).
@@ -57,8 +56,8 @@ def resize_kernel(kernel: torch.Tensor, patch_size: Sequence[int]) -> torch.Tens
 
 def inflate_kernel(kernel: torch.Tensor, depth: int, axis: int) -> torch.Tensor:
     """
-    A 3D patch kernel from a 2D one: repeated along a new axis and divided by its length, so that a volume that is
-    constant along it gives the tokens of its slice: "Carreira and Zisserman, Quo Vadis, Action Recognition?
+    A 3D patch kernel from a 2D one, repeated along a new axis and divided by its length, so that a volume constant
+    along this axis gives the tokens of its slice: "Carreira and Zisserman, Quo Vadis, Action Recognition?
     <https://arxiv.org/abs/1705.07750>", section 2.4.
 
     Args:
@@ -78,10 +77,10 @@ def resize_positions(
     section 3.4.
 
     Args:
-        positions: of shape (1, N, C), without that of a class token.
-        source_grid: its number of tokens along each axis.
+        positions: of shape (1, N, C), without a class token's.
+        source_grid: number of tokens along each axis.
         grid: the new numbers.
-        axis: the new spatial axis where ``grid`` has one more.
+        axis: the new spatial axis, if ``grid`` has one more.
     """
     plane = list(grid)
     if len(grid) > len(source_grid):
@@ -96,6 +95,6 @@ def resize_positions(
 
 
 def token_grid(tokens: int, dims: int) -> list[int] | None:
-    """The grid of equal sides that has a number of tokens; None where there is none."""
+    """The grid of equal sides with a number of tokens, or None."""
     side = round(tokens ** (1 / dims))
     return [side] * dims if side**dims == tokens else None

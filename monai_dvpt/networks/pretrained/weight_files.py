@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from monai_dvpt.utils import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, InputError
 
 __all__ = ["find_file", "read_config", "read_json", "read_weights"]
 
-# what is read of a config.json
+# the entries of a config.json that are used
 CONFIG_TYPES: dict[str, Any] = {"layer_norm_eps": (int, float), "hidden_act": str, "num_attention_heads": int}
 LARGE = 1_000_000
-MAX_DEPTH = 4  # of a network's weights inside a checkpoint
+MAX_DEPTH = 4  # of dictionaries in a checkpoint
 INDEX = ".index.json"
-"""Ends the name of the file that says which tensor is in which of several files, its shards."""
+"""End of the name of an index, the file that lists the tensors of each shard of a checkpoint."""
 WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -32,11 +33,11 @@ State = dict[str, torch.Tensor]
 
 def find_file(source: str | os.PathLike) -> Path:
     """
-    The weight file that ``source`` names: a file, a folder as written by Hugging Face libraries, or, where no such path
-    exists, a repository ``owner/name`` or ``owner/name@revision`` there.
+    The weight file of ``source``: a file, a folder as written by Hugging Face libraries, or, if no such path exists, a
+    Hugging Face repository ``owner/name`` or ``owner/name@revision``.
 
     Raises:
-        InputError: if there is none; offline it says which file to fetch.
+        InputError: if there is none; offline the message says which file to fetch.
     """
     path = Path(source)
     if path.is_dir():
@@ -68,10 +69,8 @@ def _download(repository: str, revision: str | None) -> Path:
     if not installed:
         raise InputError(f"{repository}: is no existing file, and huggingface_hub is not installed; {advice}")
     try:
-        try:
+        with suppress(hub.errors.EntryNotFoundError):  # timm's repositories may have none
             hub.hf_hub_download(repository, "config.json", revision=revision)
-        except hub.errors.EntryNotFoundError:
-            pass  # timm's repositories can do without
         for name in WEIGHT_FILES:
             try:
                 path = Path(hub.hf_hub_download(repository, name, revision=revision))
@@ -84,13 +83,13 @@ def _download(repository: str, revision: str | None) -> Path:
             return path
     except InputError:
         raise
-    except Exception as error:  # offline, refused, unknown: the ways are many, the advice is one
+    except Exception as error:  # offline, refused, unknown and so on: the advice is the same
         raise InputError(f"{repository}: cannot be downloaded ({type(error).__name__}); {advice}") from error
     raise InputError(f"{repository}: a repository of pretrained weights must hold one of {WEIGHT_FILES}.")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The ``config.json`` beside a weight file, empty where there is none; of a CLIP model its vision part."""
+    """The ``config.json`` beside a weight file, empty if there is none; the vision part of a CLIP model's."""
     file = path.parent / "config.json"
     if not file.exists():
         return {}
@@ -111,7 +110,7 @@ def read_json(file: Path) -> dict[str, Any]:
     The object in a JSON file.
 
     Raises:
-        InputError: if the file is none, cannot be read, is too large or holds something else.
+        InputError: if the file does not exist, cannot be read, is too large or contains anything else.
     """
     if not file.is_file():
         raise InputError(f"{file}: must be an existing file, and a regular one.")
@@ -145,11 +144,11 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def read_weights(path: Path) -> dict[str, State]:
     """
-    The named tensors of a ``.safetensors``, ``.npz`` or torch file, or of the shards that an index names, by where they
-    stand: under "" those of the file itself, under "model", for example, those of that dictionary in it.
+    The named tensors of a ``.safetensors``, ``.npz`` or torch file, or of the shards in an index, by their place: "" is
+    the file itself, "model", for example, is that dictionary in it.
 
     Raises:
-        InputError: if a file cannot be read, holds no named tensors, exceeds a limit or is not what the index says.
+        InputError: if a file cannot be read, contains no named tensors, exceeds a limit or does not match the index.
     """
     if path.name.endswith(INDEX):
         return {"": _read_shards(path)}
@@ -181,7 +180,7 @@ def _read_shards(path: Path) -> State:
 
 
 def _states(content: Any) -> dict[str, State]:
-    """The tensors of every dictionary inside others, each once, by the names of the dictionaries around it."""
+    """The tensors of every nested dictionary, each once, by the joined names of the dictionaries around them."""
     found: dict[str, State] = {}
     level, seen = {"": content}, set()
     for _ in range(MAX_DEPTH):

@@ -95,7 +95,7 @@ class TestAssumptions(unittest.TestCase):
         path = save(self.folder / "swin.pt", plain.state_dict())
         with self.assertLogs("monai_dvpt.networks.pretrained.load", "WARNING") as logs:
             load_pretrained(net, path, min_match=0.2, verbose=False)
-        self.assertIn("no file can bring this backbone back", logs.output[0])
+        self.assertIn("no file can restore this backbone", logs.output[0])
         self.assertIsNone(net.backbone_file)
 
     def test_adapter_of_a_trained_backbone(self):
