@@ -91,12 +91,7 @@ class AdapterVersions:
         return path
 
     def use(self, name: str) -> None:
-        """
-        Puts a version in use.
-
-        Raises:
-            InputError: see :meth:`file_of`.
-        """
+        """Puts a version in use; raises as :meth:`file_of` does."""
         self.file_of(name)
         with self._change() as index:
             index["active"] = name
@@ -106,8 +101,8 @@ class AdapterVersions:
         Saves the trained parts of a network as a new version, not in use yet; returns its name.
 
         Args:
-            network: the network.
-            parts: the trained parts.
+            network: the trained network.
+            parts: its trained parts.
             labels: names of the classes, background first.
             facts: JSON-serialisable facts: "start", the version that it started from, its "score" and others.
         """

@@ -52,9 +52,8 @@ __all__ = ["DVPTApp"]
 
 logger = logging.getLogger(__name__)
 
-SERVER = "monailabel.app"
+SERVER_MODULE = "monailabel.app"
 """Module that the server imports, and a process in the background does not."""
-ORIGINAL = DefaultLabelTag.ORIGINAL
 DEFAULT_FILTER = {"Modality": "CT"}
 """MONAI Label's default filter for the series of a PACS."""
 UNFINISHED = 600
@@ -83,7 +82,7 @@ class DVPTApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         conf = dict(conf or {})
-        if SERVER not in sys.modules:
+        if SERVER_MODULE not in sys.modules:
             end_with_server()
         told = conf.get("origins", "").split(",")
         self.origins = check_origins([*told, *map(str, settings.MONAI_LABEL_CORS_ORIGINS)])
@@ -92,8 +91,9 @@ class DVPTApp(MONAILabelApp):
         folder = Path(conf.get("adapters") or _adapters_folder(Path(app_dir), studies))
         self.versions = {n: AdapterVersions(folder / n, b.adapter_path) for n, b in self.bundles.items()}
         self.segmentations = [name for name, bundle in self.bundles.items() if bundle.is_segmentation]
+        self._labels = [self.bundles[name].labels for name in self.segmentations]
         # MONAI Label's own function pairs names with the present label values by order
-        infer_endpoint.nifti_to_dicom_seg = SegConverter(self._models())
+        infer_endpoint.nifti_to_dicom_seg = SegConverter(self._labels)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -110,7 +110,7 @@ class DVPTApp(MONAILabelApp):
             self.studies,
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            writes=SERVER in sys.modules and not settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            writes=SERVER_MODULE in sys.modules and not settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -138,7 +138,7 @@ class DVPTApp(MONAILabelApp):
         """
         for name, task in self._infers.items():
             task.loaded.get(self.versions[name].active, "cpu")
-        server = sys.modules[SERVER].app
+        server = sys.modules[SERVER_MODULE].app
         server.middleware_stack = served(self, server, self.origins)
         self._ending = stop_when_server_ends()
         super().on_init_complete()
@@ -176,7 +176,8 @@ class DVPTApp(MONAILabelApp):
         if str(request.get("save_label", False)).lower() == "true" and result["file"] and path != image:
             segments = self.bundles[request["model"]].labels.label_info
             info = {"model": request["model"], "params": result["params"], "label_info": segments}
-            result["label"] = store.save_label(image, result["file"], request.get("label_tag", ORIGINAL), info)
+            tag = request.get("label_tag", DefaultLabelTag.ORIGINAL)
+            result["label"] = store.save_label(image, result["file"], tag, info)
         return result
 
     def check_image(self, image: Any) -> None:
@@ -221,9 +222,6 @@ class DVPTApp(MONAILabelApp):
         self.check_image(image)
         return datastore.get_image_uri(image)
 
-    def _models(self) -> list[ModelLabels]:
-        return [self.bundles[name].labels for name in self.segmentations]
-
     def _dicom_seg(self, image: str, label: str, labels: ModelLabels) -> str:
         """Writes a model's label map as DICOM SEG of the image's series; path of a new file."""
         name = os.path.basename(image).removesuffix(".nii.gz")
@@ -250,7 +248,7 @@ class DVPTApp(MONAILabelApp):
             wanted,
             settings.MONAI_LABEL_DICOMWEB_CACHE_PATH.strip() or None,
             settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
-            models=self._models(),
+            models=self._labels,
         )
 
 

@@ -12,7 +12,7 @@ from monailabel.utils.async_tasks import utils as tasks
 
 __all__ = ["WAITING", "end_with_server", "stop_when_server_ends", "waiting"]
 
-SERVER = "MONAI_DVPT_SERVER"
+SERVER_PROCESS = "MONAI_DVPT_SERVER"
 """Environment variable that tells child processes the server's process number."""
 WAITING = 10
 """The most tasks of one kind that run or wait."""
@@ -28,13 +28,13 @@ def stop_when_server_ends() -> asyncio.Task:
     Returns a task in the server's event loop that stops the background tasks when the loop ends. Killing the server
     skips that; see :func:`end_with_server`.
     """
-    os.environ[SERVER] = str(os.getpid())
+    os.environ[SERVER_PROCESS] = str(os.getpid())
     return asyncio.get_running_loop().create_task(_stop_at_the_end())
 
 
 def end_with_server() -> None:
     """Ends this process, if the server started it, once the server is gone for any reason."""
-    if server := os.environ.get(SERVER):
+    if server := os.environ.get(SERVER_PROCESS):
         threading.Thread(target=_watch, args=(int(server),), daemon=True, name="server is there").start()
 
 

@@ -44,6 +44,8 @@ def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) ->
         InputError: if there are none, or one of ``names`` or its weights is missing.
     """
     there = sorted(path.parents[1].name for path in folder.glob("*/configs/inference.yaml"))
+    if not there:
+        raise InputError(f"{folder}: must have bundles with configs/inference.yaml, found none.")
     if missing := [name for name in names if name not in there]:
         raise InputError(f"{folder}: models must be of {there}, got {missing}.")
     bundles = {name: ServedBundle(folder / name, _settings(name, conf)) for name in names or there}
@@ -52,16 +54,12 @@ def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) ->
         raise InputError("; ".join(lacking.values()))
     for why in lacking.values():
         logger.warning(f"not served: {why}")
-    found = {name: bundle for name, bundle in bundles.items() if name not in lacking}
-    if not found:
-        raise InputError(f"{folder}: must have bundles with configs/inference.yaml, found none.")
-    return found
+    return {name: bundle for name, bundle in bundles.items() if name not in lacking}
 
 
 def _settings(name: str, conf: Mapping[str, str]) -> dict[str, Any]:
-    prefix = f"{name}#"
-    keys = [key.removeprefix(prefix) for key in conf if key.startswith(prefix)]
-    return {key: setting_for_config(key, conf[prefix + key]) for key in keys}
+    keys = {text.removeprefix(f"{name}#"): value for text, value in conf.items() if text.startswith(f"{name}#")}
+    return {key: setting_for_config(key, value) for key, value in keys.items()}
 
 
 class ServedBundle:

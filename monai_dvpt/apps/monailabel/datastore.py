@@ -94,10 +94,7 @@ class PacsDatastore(DICOMWebDatastore):
         return [uid for uid in self.list_images() if uid not in labelled]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """
-        Raises:
-            InputError: always.
-        """
+        """Always raises an :class:`InputError`."""
         raise InputError(f"an image must be stored in the PACS itself, got {image_id[:MAX_UID]!r}.")
 
     def series_folder(self, image_id: str) -> Path:
@@ -153,7 +150,6 @@ class PacsDatastore(DICOMWebDatastore):
 
         Args:
             label_id: UID of the image or the segmentation.
-            label_tag: tag of the label.
             image_id: UID of the image, if ``label_id`` is of the segmentation.
 
         Raises:
@@ -182,7 +178,6 @@ class PacsDatastore(DICOMWebDatastore):
         Args:
             image_id: UID of the series, which is returned.
             label_filename: label map on the voxels of the image: .nii.gz, .nrrd, or .bin (bytes of the voxels).
-            label_tag: tag of the label.
             label_info: "label_info" lists the segments, each with "name", see :func:`labels_in_file`; "params" marks a
                 model's own answer.
             label_id: not used.

@@ -126,14 +126,8 @@ def write_seg(
     path: PathLike, label: np.ndarray, source: SeriesGrid, model: ModelLabels, corrected: bool = False
 ) -> None:
     """
-    Writes a label map as DICOM Segmentation of a series, see :func:`write_dicom_seg`.
-
-    Args:
-        path: the file.
-        label: label values on the grid of the series.
-        source: the series.
-        model: the model of the labels; the file declares all of them, present or not.
-        corrected: whether a person changed the labels.
+    Writes a label map on the grid of a series as DICOM Segmentation, which declares all labels of the model, present or
+    not; ``corrected`` says whether a person changed them. See :func:`write_dicom_seg`.
     """
     placed = place(source, model, source.affine_ras, label, corrected=corrected)
     write_dicom_seg(path, placed, source, model)
@@ -166,8 +160,7 @@ class SegConverter:
             series_dir: folder of the series.
             label: label map with the values of a model.
             label_info: tells the model by "model_name" or names of labels.
-            file_ext: not used.
-            use_itk: not used.
+            file_ext, use_itk: not used.
 
         Raises:
             InputError: if the model is unclear, or the label map has other values or does not lie on the series.

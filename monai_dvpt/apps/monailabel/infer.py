@@ -23,7 +23,7 @@ from .adapter_versions import AdapterVersions
 from .bundles import LoadedNetwork, ServedBundle
 from .labels import ModelLabels
 
-__all__ = ["AdapterInferTask", "refusing"]
+__all__ = ["AdapterInferTask", "chosen", "refusing"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,11 @@ LABEL_MAPS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
 RESULT_TYPES = (*LABEL_MAPS, ".dcm")
 IN_USE = "in use"
 """The first choice of adapter in a viewer."""
+
+
+def chosen(value: Any) -> str:
+    """The value of a setting, or the first of a viewer's list, its default."""
+    return str(value[0] if isinstance(value, list) else value)
 
 
 @contextmanager
@@ -138,9 +143,8 @@ class AdapterInferTask(BasicInferTask):
             return torch.as_tensor(logits).float().softmax(dim=0)
 
     def _get_network(self, device: str, data: Any) -> torch.nn.Module:
-        asked = (data or {}).get("adapter", IN_USE)
-        asked = asked[0] if isinstance(asked, list) else asked
-        return self.loaded.get(self.versions.active if asked == IN_USE else str(asked), device)
+        asked = chosen((data or {}).get("adapter", IN_USE))
+        return self.loaded.get(self.versions.active if asked == IN_USE else asked, device)
 
     def _grades(self, data: Mapping[str, Any]) -> dict[str, Any]:
         outputs, grades = (list(map(str, self.bundle.config.get_parsed_content(key))) for key in ("outputs", "grades"))

@@ -45,10 +45,7 @@ class Segmentation(NamedTuple):
 
 
 class Pacs:
-    """
-    Args:
-        client: a ``DICOMwebClient``.
-    """
+    """A PACS, by a ``DICOMwebClient``."""
 
     def __init__(self, client: Any) -> None:
         self.client = client

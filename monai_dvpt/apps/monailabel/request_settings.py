@@ -20,8 +20,6 @@ from .studies import check_tag
 from .train import AS_START
 
 __all__ = [
-    "CLIENT",
-    "Rule",
     "batch_settings",
     "checked",
     "from_json",
@@ -31,7 +29,6 @@ __all__ = [
     "number",
     "scoring_settings",
     "shown",
-    "text",
     "train_settings",
 ]
 

@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,12 +181,12 @@ def _in_thread(endpoint: Any) -> Callable[..., Any]:
     return answer
 
 
-def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: Any) -> Callable[..., Any]:
+def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: threading.Semaphore | None) -> Callable[..., Any]:
     """An endpoint in a thread, after its check; removes its files if it fails."""
     run = _in_thread(endpoint)
 
     def answer(**values: Any) -> Any:
-        with _turn(turns):
+        with _turn(turns) if turns else nullcontext():
             files: list[str] = []
             _made.set(files)
             try:
@@ -208,10 +208,8 @@ def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: Any) -> Ca
 
 
 @contextmanager
-def _turn(turns: Any) -> Iterator[None]:
-    if turns is None:
-        yield
-        return
+def _turn(turns: threading.Semaphore) -> Iterator[None]:
+    """One of the turns; refuses the request if none is left."""
     if not turns.acquire(blocking=False):
         raise HTTPException(429, detail="the server works on as many such requests as it may; ask again later.")
     try:

@@ -30,30 +30,27 @@ __all__ = ["DiceScoring", "EntropyScoring", "predictive_entropy"]
 logger = logging.getLogger(__name__)
 
 MAX_SCORED = 50
-"""Images that entropy is computed of in one request that gives no number."""
+"""The most images that a request without "max_samples" scores by entropy."""
 
 
 class AdapterScoring(ScoringMethod):
     """
-    Scores the images of a datastore with the adapter in use of one or each segmentation model.
+    Scores the images of a datastore, each segmentation with its adapter in use.
 
     Args:
-        description: what viewers show.
         tasks: segmentations by name.
     """
 
-    def __init__(self, description: str, tasks: Mapping[str, AdapterInferTask]) -> None:
-        super().__init__(description)
+    DESCRIPTION: str
+    """What viewers show."""
+
+    def __init__(self, tasks: Mapping[str, AdapterInferTask]) -> None:
+        super().__init__(self.DESCRIPTION)
         self.tasks = dict(tasks)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """
-        Args:
-            request: "model", by default each; "max_samples", the most images to score.
-            datastore: MONAI Label's.
-
-        Returns:
-            the scores by model.
+        The scores by model: of the "model" in the request, or of each.
 
         Raises:
             InputError: if "model" is not one of the segmentations.
@@ -75,8 +72,7 @@ class DiceScoring(AdapterScoring):
     label (None where neither label map has it), and the "mean".
     """
 
-    def __init__(self, tasks: Mapping[str, AdapterInferTask]) -> None:
-        super().__init__("Dice of each model on the images with a final label", tasks)
+    DESCRIPTION = "Dice of each model on the images with a final label"
 
     def score(self, task: AdapterInferTask, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         found, names = {}, task.bundle.labels.names
@@ -90,24 +86,22 @@ class DiceScoring(AdapterScoring):
                 dice = compute_dice(pred, label, include_background=False, ignore_empty=True)[0].tolist()
                 scores = {n: None if math.isnan(d) else d for n, d in zip(names[1:], dice, strict=True)}
                 found[case["name"]] = scores
-        task.versions.keep_scores("dice", {"adapter": task.versions.active, "images": found})
+        active = task.versions.active
+        task.versions.keep_scores("dice", {"adapter": active, "images": found})
         known = [dice for scores in found.values() for dice in scores.values() if dice is not None]
         mean = float(np.mean(known)) if known else None
-        logger.info(
-            f"{task.bundle.name}: mean Dice {mean} of {len(found)} labelled images with adapter {task.versions.active}"
-        )
-        return {"adapter": task.versions.active, "images": found, "mean": mean}
+        logger.info(f"{task.bundle.name}: mean Dice {mean} of {len(found)} labelled images with adapter {active}")
+        return {"adapter": active, "images": found, "mean": mean}
 
 
 class EntropyScoring(AdapterScoring):
     """
     Predictive entropy on every image without a label, see :func:`predictive_entropy`; again once another adapter is in
     use. Kept beside the versions, in ``entropy.json``. For each model the "adapter", and how many images were "scored"
-    now (by default at most 50), "before", or "failed".
+    now (at most "max_samples"), "before", or "failed".
     """
 
-    def __init__(self, tasks: Mapping[str, AdapterInferTask]) -> None:
-        super().__init__("Predictive entropy of each model on the images without a label", tasks)
+    DESCRIPTION = "Predictive entropy of each model on the images without a label"
 
     def score(self, task: AdapterInferTask, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         most = int(request.get("max_samples") or MAX_SCORED)

@@ -112,10 +112,7 @@ class StudiesDatastore(LocalDatastore):
             return str(_nifti_of_series(folder, Path(self._datastore_path) / CACHE / f"{image_id}.nii.gz"))
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """
-        Raises:
-            InputError: if ``image_id`` is a path or the name of an image that exists.
-        """
+        """Raises an :class:`InputError` if ``image_id`` is a path or the name of an image that exists."""
         check_name("image", image_id)
         with self._lock:
             if image_id in self._datastore.objects:

@@ -27,7 +27,7 @@ from monai_dvpt.utils import InputError, path_for_config, to_json
 
 from .adapter_versions import AdapterVersions
 from .bundles import ServedBundle
-from .infer import IN_USE, refusing
+from .infer import IN_USE, chosen, refusing
 from .labelled_cases import Case, labelled_cases, split_cases
 
 __all__ = ["AS_START", "AdapterTrainTask"]
@@ -100,7 +100,7 @@ class AdapterTrainTask(TrainTask):
 
     def _train(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         started = time.monotonic()
-        start, used = _chosen(request["start_from"]), self.versions.active
+        start, used = chosen(request["start_from"]), self.versions.active
         start = used if start == IN_USE else start
         run = self.versions.folder / "run"  # of the current training
         shutil.rmtree(run, ignore_errors=True)
@@ -113,7 +113,7 @@ class AdapterTrainTask(TrainTask):
         scored_on = "validation" if validation else "training"
         logger.info(f"{len(training)} training and {len(validation)} validation cases, {len(left_out)} left out")
         network = self.versions.load(self.bundle.network(), start, self._labels)
-        method, former = _chosen(request["method"]), network.method.name
+        method, former = chosen(request["method"]), network.method.name
         if method not in (AS_START, former):
             torch.manual_seed(int(request["seed"]))
             network.encoder().attach(as_method(method))
@@ -165,7 +165,7 @@ class AdapterTrainTask(TrainTask):
             "max_epochs": epochs,
             "val_interval": max(1, epochs // 5),
             "seed": int(request["seed"]),
-            "device": torch.device(name_to_device(_chosen(request["device"]))),
+            "device": torch.device(name_to_device(chosen(request["device"]))),
         }
         workflow = ConfigWorkflow(
             config_file=str(config / "train.yaml"),
@@ -210,8 +210,3 @@ class AdapterTrainTask(TrainTask):
             if (run / file).is_file():
                 (run / file).replace(self.versions.folder / f"{name}_{file}")
         shutil.rmtree(run)
-
-
-def _chosen(value: Any) -> str:
-    """The value of a setting, or the first of a viewer's list, its default."""
-    return str(value[0] if isinstance(value, list) else value)
