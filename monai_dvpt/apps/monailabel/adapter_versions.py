@@ -26,8 +26,6 @@ SHIPPED = "shipped"
 IN_FILE = ("start", "score", "in_use_before", "score_in_use_before", "metric", "scored_on", "epoch", "epochs")
 """Facts of a version that its file repeats; the file may be passed on, so no names of cases."""
 
-Record = dict[str, Any]
-
 
 class AdapterVersions:
     """
@@ -40,8 +38,8 @@ class AdapterVersions:
     """
 
     def __init__(self, folder: str | os.PathLike, shipped: str | os.PathLike) -> None:
-        self.folder = Path(folder)
-        self.shipped = Path(shipped)
+        self.folder, self.shipped = Path(folder), Path(shipped)
+        self.index = self.folder / "versions.json"
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> AdapterVersions:
@@ -56,11 +54,7 @@ class AdapterVersions:
             raise InputError(f"{folder}: must hold adapter versions, versions.json is not there.")
         return cls(folder, versions._read()["shipped"])
 
-    @property
-    def index(self) -> Path:
-        return self.folder / "versions.json"
-
-    def records(self) -> list[Record]:
+    def records(self) -> list[dict[str, Any]]:
         """The facts of each version, oldest first: "name", "created", "bytes" and those given to :meth:`add`."""
         return self._read()["versions"]
 
@@ -159,7 +153,7 @@ class AdapterVersions:
             return network
         metadata, base = adapter_metadata(path), adapter_metadata(self.shipped)["tensors_sha256"]
         if (known := metadata["notes"].get("base_sha256")) != base:
-            raise InputError(f"{path}: goes on from the adapter with SHA-256 {known}, but {self.shipped} has {base}.")
+            raise InputError(f"{path}: starts from the adapter with SHA-256 {known}, but {self.shipped} has {base}.")
         return load_adapter(network, path, name=name, parts=metadata["parts"], labels=labels)
 
     def _read(self) -> dict[str, Any]:

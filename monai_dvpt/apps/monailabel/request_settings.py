@@ -24,7 +24,6 @@ __all__ = [
     "checked",
     "from_json",
     "infer_settings",
-    "label_settings",
     "next_settings",
     "number",
     "scoring_settings",
@@ -146,6 +145,8 @@ def _color(name: str, value: Any) -> list[float]:
 
 CLIENT: dict[str, Rule] = {"client_id": text}
 """What viewers send with every request."""
+LABEL: dict[str, Rule] = {**CLIENT, "label_info": segments}
+"""What they send with a label."""
 
 
 def devices() -> list[str]:
@@ -200,7 +201,3 @@ def scoring_settings(models: Iterable[str]) -> dict[str, Rule]:
 
 def next_settings(models: Iterable[str]) -> dict[str, Rule]:
     return {**CLIENT, "model": one_of(models), "label_tag": tag}
-
-
-def label_settings() -> dict[str, Rule]:
-    return {**CLIENT, "label_info": segments}

@@ -347,7 +347,7 @@ def _add_image(app: DVPTApp, values: Values) -> None:
 def _save_label(app: DVPTApp, values: Values) -> None:
     values["tag"] = check_tag(values["tag"] or "final")
     app.check_image(values["image"])
-    _check_params(values, rules.label_settings())
+    _check_params(values, rules.LABEL)
     # beside a PACS also the bytes of the voxels, from OHIF; the datastore checks that the label lies on its image
     check_type(values["label"], "label", [*VOLUMES, *([".bin"] if _has_pacs(app) else [])])
 

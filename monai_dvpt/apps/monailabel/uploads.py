@@ -50,8 +50,6 @@ def check_type(upload: UploadFile, kind: str, types: Sequence[str]) -> None:
 
 def check_image(upload: UploadFile, dimensions: Iterable[int]) -> None:
     """
-    Checks an image.
-
     Args:
         upload: the file.
         dimensions: 2 or 3, of the images that the served models read.
