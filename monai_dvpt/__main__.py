@@ -13,13 +13,7 @@ COMMANDS = [adapter, dicom, versions, benchmark]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Args:
-        argv: the arguments, by default those of the process.
-
-    Returns:
-        the exit status.
-    """
+    """Runs a command, see :func:`run_commands`."""
     description = "Tools around networks with dynamic visual prompt tuning. For research only."
     return run_commands("python -m monai_dvpt", description, COMMANDS, argv)
 

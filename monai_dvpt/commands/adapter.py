@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m monai_dvpt adapter``: what an adapter file says, whether it is sound, and one file with all weights."""
+"""``python -m monai_dvpt adapter``: shows, checks and merges an adapter file."""
 
 from __future__ import annotations
 
@@ -27,25 +27,20 @@ from .command_line import printable
 
 __all__ = ["add_parser", "adapter_facts", "check_adapter", "write_full_model"]
 
-BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers, so no parameters
-BACKBONE_HELP = (
-    "file of the backbone; by default the one that the adapter names, beside it or among the weights of the package"
-)
+BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers, not parameters
+BACKBONE_HELP = "file of the backbone; by default the one the adapter names, beside it or in the package's weights"
 
 
 def add_parser(commands: Any) -> None:
-    """
-    Args:
-        commands: what ``add_subparsers`` gave.
-    """
+    """See :class:`CommandModule`."""
     parser = commands.add_parser("adapter", help="look at, check or merge an adapter file")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     info = _add_action(
         actions,
         "info",
-        "Says what is in an adapter file: network, labels, parts with their sizes, backbone, versions, notes. The "
-        "tensors are not checked: see verify.",
+        "Says what is in an adapter file: network, labels, parts with their sizes, backbone, versions, notes. Does "
+        "not check the tensors; verify does.",
         "python -m monai_dvpt adapter info adapter.safetensors",
     )
     info.add_argument("--json", action="store_true", help="print it as JSON, with all arguments of the network")
@@ -54,9 +49,9 @@ def add_parser(commands: Any) -> None:
     verify = _add_action(
         actions,
         "verify",
-        "Checks an adapter file: format, SHA-256 of its metadata and of its tensors, that these are finite, whether "
-        "the network that it names can be built and every tensor fits, and, where the backbone is found, whether it is "
-        "the right one. Ends with ok, or with the reason on standard error and exit status 1.",
+        "Checks an adapter file: format, SHA-256 of metadata and tensors, that the tensors are finite and fit the "
+        "network, and, where the backbone is found, that it is the right one. Ends with ok, or with the reason on "
+        "standard error and exit status 1.",
         "python -m monai_dvpt adapter verify adapter.safetensors --backbone backbone.safetensors",
     )
     verify.add_argument("--backbone", type=Path, metavar="FILE", help=BACKBONE_HELP)
@@ -65,26 +60,21 @@ def add_parser(commands: Any) -> None:
     merge = _add_action(
         actions,
         "merge-full",
-        "Writes backbone and adapter as one state dict, for tools that want one file, and prints the network "
-        "definition that loads it strictly.",
+        "Writes backbone and adapter as one state dict, and prints the network definition that loads it strictly.",
         "python -m monai_dvpt adapter merge-full adapter.safetensors --output model.pt",
     )
     merge.add_argument("--output", type=Path, metavar="FILE", required=True, help="file to write, such as model.pt")
     merge.add_argument("--backbone", type=Path, metavar="FILE", help=BACKBONE_HELP)
-    merge.add_argument("--force", action="store_true", help="replace the output where it exists")
+    merge.add_argument("--force", action="store_true", help="replace an existing output")
     merge.set_defaults(run=_run_merge)
 
 
 def adapter_facts(path: str | os.PathLike) -> dict[str, Any]:
     """
-    The metadata of an adapter file, with the entry "file": its name, bytes, and for each part the parameters and bytes
-    in it.
-
-    Args:
-        path: the adapter.
+    The metadata of an adapter file, and as "file" its "name", "bytes" and "parts", each with "parameters" and "bytes".
 
     Raises:
-        InputError: if the file is no adapter, or its tensors do not fit the network that it names.
+        InputError: if the file is no adapter, or its tensors do not fit the network it names.
     """
     metadata = adapter_metadata(path)
     net = checked_network(path, metadata)
@@ -99,14 +89,10 @@ def adapter_facts(path: str | os.PathLike) -> dict[str, Any]:
 
 def check_adapter(path: str | os.PathLike, backbone: str | os.PathLike | None = None) -> Iterator[str]:
     """
-    Checks an adapter file step by step.
-
-    Args:
-        path: the adapter.
-        backbone: file of its backbone, by default looked for where :func:`merge_full` does.
+    Checks an adapter file step by step; finds the backbone as :func:`merge_full` does.
 
     Yields:
-        after each step, what was checked.
+        what each step checked.
 
     Raises:
         InputError: if a check fails.
@@ -135,18 +121,13 @@ def write_full_model(
     path: str | os.PathLike, output: str | os.PathLike, backbone: str | os.PathLike | None = None
 ) -> dict[str, Any]:
     """
-    Writes backbone and adapter as one state dict.
-
-    Args:
-        path: the adapter.
-        output: file to write with ``torch.save``.
-        backbone: file of the backbone, by default looked for where :func:`merge_full` does.
+    Writes backbone and adapter as one state dict with ``torch.save``; finds the backbone as :func:`merge_full` does.
 
     Returns:
-        definition of the network that loads the file strictly, as for MONAI's ``ConfigParser``.
+        definition, for MONAI's ``ConfigParser``, of the network that loads ``output`` strictly.
 
     Raises:
-        InputError: if a file is missing, damaged or does not fit, or the output cannot be written.
+        InputError: if a file is missing, damaged or does not fit, or ``output`` cannot be written.
     """
     metadata = adapter_metadata(path)
     found = find_backbone(path, metadata, backbone)
@@ -156,7 +137,7 @@ def write_full_model(
         pass
     net = merge_full(path, found)
     definition = json.loads(to_json({**net.arguments, "method": {"name": net.method.name, **net.method.options}}))
-    # given a path, torch.save writes its name, here a random one, into the file
+    # torch.save writes the name of a path, here a random one, into the file
     with atomic_path(output) as temporary, open(temporary, "wb") as file:
         torch.save(net.state_dict(), file)
     return {"_target_": f"{nets.__name__}.{type(net).__name__}", **definition}
@@ -209,16 +190,10 @@ def _nested_rows(label: str, value: Any, indent: str = "") -> Iterator[tuple[str
 
 
 def _telling_arguments(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the network that are not its class's defaults."""
-    kind, arguments = network_class(path, facts), facts["arguments"]
-    defaults = {name: parameter.default for name, parameter in inspect.signature(kind.__init__).parameters.items()}
-    return {
-        key: value
-        for key, value in arguments.items()
-        if key not in defaults
-        or defaults[key] is inspect.Parameter.empty
-        or value != json.loads(to_json(defaults[key]))
-    }
+    """The network's arguments that differ from the defaults of its class."""
+    parameters = inspect.signature(network_class(path, facts).__init__).parameters
+    known = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return {k: v for k, v in facts["arguments"].items() if k not in known or v != json.loads(to_json(known[k]))}
 
 
 def _run_verify(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a command line: its commands, and one line for bad input."""
+"""Runs a command line; bad input is one line on standard error."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from monai_dvpt import __version__
 from monai_dvpt.utils import InputError, reason
 
-__all__ = ["CommandModule", "printable", "run_commands"]
+__all__ = ["CommandModule", "columns", "printable", "run_commands"]
 
-LIBRARIES = ("torch", "monai", "numpy", "pydicom", "monailabel")  # those of extras where they are installed
+LIBRARIES = ("torch", "monai", "numpy", "pydicom", "monailabel")  # MONAI Label where it is installed
 
 
 class CommandModule(Protocol):
@@ -24,9 +24,8 @@ class CommandModule(Protocol):
 
     def add_parser(self, commands: Any) -> None:
         """
-        Args:
-            commands: what ``argparse.ArgumentParser.add_subparsers`` gave. The parser that is added to it sets the
-                default ``run``, a function of the parsed arguments that prints what it did or raises an InputError.
+        Adds a parser to ``commands``, the result of ``argparse.ArgumentParser.add_subparsers``. Its default ``run`` is
+        a function of the parsed arguments, which prints its results or raises an :class:`InputError`.
         """
 
 
@@ -34,16 +33,10 @@ def run_commands(
     prog: str, description: str, modules: Sequence[CommandModule], argv: Sequence[str] | None = None
 ) -> int:
     """
-    Parses a command line and runs the command.
-
-    Args:
-        prog: how the program is called.
-        description: what it is for.
-        modules: its commands.
-        argv: the arguments, by default those of the process.
+    Parses a command line, by default that of the process, and runs the command.
 
     Returns:
-        the exit status: 0, or 1 after bad input, which is named in one line on standard error.
+        the exit status: 0, or 1 after bad input, which one line on standard error names.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--version", action=_Version, nargs=0, help="print this version and those it runs with")
@@ -60,7 +53,7 @@ def run_commands(
 
 
 class _Version(argparse.Action):
-    """Prints versions and ends; they are looked up only when they are asked for."""
+    """Prints versions and ends; looks them up only when asked."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         found = [f"monai_dvpt {__version__}", f"python {platform.python_version()}"]
@@ -69,6 +62,12 @@ class _Version(argparse.Action):
                 found.append(f"{name} {metadata.version(name)}")
         print("\n".join(found))
         parser.exit()
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def printable(text: Any) -> str:

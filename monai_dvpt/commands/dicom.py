@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m monai_dvpt dicom list``: the DICOM series of a folder, and which of them can be read."""
+"""``python -m monai_dvpt dicom list``: the DICOM series of a folder, and which can be read."""
 
 from __future__ import annotations
 
@@ -11,27 +11,24 @@ from typing import Any
 from monai_dvpt.data.dicom import DicomSeries, find_series
 from monai_dvpt.utils import InputError, to_json
 
-from .command_line import printable
+from .command_line import columns, printable
 
 __all__ = ["add_parser"]
 
 HEADINGS = ("verdict", "modality", "size", "spacing, mm", "orientation", "times", "stacks", "files", "description")
 MAX_NAMED = 10
-"""Files that are set aside and named in the table; in JSON all are."""
+"""The most set-aside files of a series that the table names; JSON names all."""
 
 
 def add_parser(commands: Any) -> None:
-    """
-    Args:
-        commands: what ``add_subparsers`` gave.
-    """
+    """See :class:`CommandModule`."""
     parser = commands.add_parser("dicom", help="look at folders of DICOM files")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = actions.add_parser(
         "list",
         help="lists the series of a folder and says which can be read",
-        description="Lists the DICOM series of a folder, at any depth, from their headers. Nothing of it names a "
-        "patient. Verdicts: ok; tilted (read with --dicom_reader#tilt resample); choose (read with a stack or a "
+        description="Lists the DICOM series of a folder, at any depth, from their headers. Names no patient. "
+        "Verdicts: ok; tilted (read with --dicom_reader#tilt resample); choose (read with a stack or a "
         "time_point); refused, with the reason; localizer; single (one slice); no volume.",
         epilog="example: python -m monai_dvpt dicom list studies",
     )
@@ -55,17 +52,15 @@ def _run_list(arguments: argparse.Namespace) -> None:
 
 
 def _table(found: Sequence[DicomSeries]) -> Iterator[str]:
-    """A row for each series, below a line for its study, and behind it the reason and the UID."""
-    rows = [_cells(series) for series in found]
-    widths = [max(len(row[index]) for row in [HEADINGS, *rows]) for index in range(len(HEADINGS))]
-    line = "  ".join(f"{{:<{width}}}" for width in widths)
-    yield line.format(*HEADINGS).rstrip()
+    """A line for each study; below it, for each series, its row, its UID with the reason, and its set-aside files."""
+    headings, *rows = columns([HEADINGS, *map(_cells, found)])
+    yield headings
     study = None
-    for series, cells in zip(found, rows, strict=True):
+    for series, row in zip(found, rows, strict=True):
         if series.study_uid != study:
             study = series.study_uid
             yield f"study {study or 'without a UID'}"
-        yield line.format(*cells).rstrip()
+        yield row
         yield f"    series {series.series_uid or 'without a UID'}{f': {series.reason}' if series.reason else ''}"
         if series.set_aside:
             named = "; ".join(" ".join(each) for each in series.set_aside[:MAX_NAMED])

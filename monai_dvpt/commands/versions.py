@@ -13,7 +13,7 @@ from monai_dvpt.networks.adapter import adapter_metadata, merge_full, save_adapt
 from monai_dvpt.utils import InputError, to_json
 
 from .adapter import BACKBONE_HELP
-from .command_line import printable
+from .command_line import columns, printable
 
 __all__ = ["add_parser"]
 
@@ -21,19 +21,16 @@ HEADINGS = ("", "version", "created", "method", "score", "before", "scored on", 
 
 
 def add_parser(commands: Any) -> None:
-    """
-    Args:
-        commands: what ``add_subparsers`` gave.
-    """
+    """See :class:`CommandModule`."""
     parser = commands.add_parser(
         "versions",
-        help="list the adapters that MONAI Label trained, choose one, or write it as a file of its own",
+        help="list the adapters that MONAI Label trained, choose one, or export one",
         description="Lists the versions of a bundle's adapter that the MONAI Label app trained, and marks the one in "
-        'use. "before" is the score, on the same cases, of the version that was in use then.',
+        'use. "before" is the score on the same cases of the version that was in use then.',
         epilog="example: python -m monai_dvpt versions studies/adapters/BUNDLE --use v1",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the bundle's versions")
-    parser.add_argument("--json", action="store_true", help="all that is known, as JSON")
+    parser.add_argument("--json", action="store_true", help="all facts, as JSON")
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--use", metavar="NAME", help=f'put this version in use; "{SHIPPED}" is what the bundle came with'
@@ -58,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(to_json({"in_use": versions.active, "versions": versions.records()}))
         return
-    for line in _table(versions):
+    for line in columns(list(_rows(versions))):
         print(printable(line))
 
 
@@ -74,21 +71,16 @@ def _export(versions: AdapterVersions, name: str, output: Path | None, backbone:
     print(f"wrote {output}: {output.stat().st_size:,} bytes, {name} with all its parts")
 
 
-def _table(versions: AdapterVersions) -> Iterator[str]:
-    rows = [HEADINGS, (_mark(versions, SHIPPED), SHIPPED, *[""] * (len(HEADINGS) - 2))]
+def _rows(versions: AdapterVersions) -> Iterator[tuple[str, ...]]:
+    yield HEADINGS
+    active = versions.active
+    yield ("*" if active == SHIPPED else "", SHIPPED, *[""] * (len(HEADINGS) - 2))
     for record in versions.records():
+        method, scored_on, epochs, seconds = (
+            str(record.get(key, "")) for key in ("method", "scored_on", "epochs", "seconds")
+        )
+        scores = ("" if record.get(key) is None else f"{record[key]:.4f}" for key in ("score", "score_in_use_before"))
         cases = f"{len(record.get('training_cases', []))} + {len(record.get('validation_cases', []))}"
-        scores = [
-            f"{record[key]:.4f}" if record.get(key) is not None else "" for key in ("score", "score_in_use_before")
-        ]
-        told = [str(record.get(key, "")) for key in ("scored_on", "epochs", "seconds")]
-        names = (_mark(versions, record["name"]), record["name"], record["created"], str(record.get("method", "")))
-        row = (*names, *scores, told[0], cases, *told[1:])
-        rows.append((*row, f"{record['bytes']:,}"))
-    widths = [max(len(row[index]) for row in rows) for index in range(len(HEADINGS))]
-    for row in rows:
-        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _mark(versions: AdapterVersions, name: str) -> str:
-    return "*" if versions.active == name else ""
+        name, size = record["name"], f"{record['bytes']:,}"
+        mark = "*" if name == active else ""
+        yield (mark, name, record["created"], method, *scores, scored_on, cases, epochs, seconds, size)

@@ -75,7 +75,7 @@ class TestAdapterVersions(unittest.TestCase):
             next(tensor for _, tensor in self.net.tensors(["decoder"])).add_(1)
         save_adapter(self.net, other, labels=LABELS)
         mixed = AdapterVersions(self.versions.folder, other)
-        with self.assertRaisesRegex(InputError, "v1.safetensors: goes on from the adapter with SHA-256"):
+        with self.assertRaisesRegex(InputError, "v1.safetensors: starts from the adapter with SHA-256"):
             mixed.load(self.net, "v1", LABELS)
 
     def test_what_is_not_there_is_refused(self):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which image is to be labelled next."""
+"""Which image to label next."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ __all__ = ["MostUncertain"]
 
 class MostUncertain(Strategy):
     """
-    The image without a label of which a model is least sure, by its predictive entropy, see :class:`EntropyScoring`
-    (uncertainty sampling). Images that were not scored yet come after those, in the order of their names, and what
-    cannot be read comes last.
+    The image without a label that a model is least sure of, by its predictive entropy, see :class:`EntropyScoring`
+    (uncertainty sampling). Images not scored yet come next, in the order of their names; unreadable ones come last.
 
     Args:
-        versions: the adapters of the segmentations, by name; the first model is asked where a request names none.
+        versions: the adapters of each segmentation, by name; a request without a model gets the first.
     """
 
     def __init__(self, versions: Mapping[str, AdapterVersions]) -> None:
@@ -32,15 +31,11 @@ class MostUncertain(Strategy):
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """
-        Args:
-            request: "model", one of the segmentations.
-            datastore: of MONAI Label.
-
         Returns:
-            "id" of the image and its "entropy" (None where it was not scored); None if all images have a label.
+            "id" of the image and its "entropy" (None if not scored); None if all images have a label.
 
         Raises:
-            InputError: if "model" is none of the segmentations.
+            InputError: if "model" in the request is not one of the segmentations.
         """
         model = request.get("model") or next(iter(self.versions))
         if model not in self.versions:
@@ -51,10 +46,8 @@ class MostUncertain(Strategy):
         known = self.versions[model].scores("entropy")
 
         def rank(image: str) -> float:
-            if image not in known:
-                return -1.0
-            entropy = known[image]["entropy"]
+            entropy = known.get(image, {"entropy": -1.0})["entropy"]
             return -2.0 if entropy is None else entropy
 
-        chosen = max(images, key=rank)  # of equal ones the first
+        chosen = max(images, key=rank)  # the first of equals
         return {"id": chosen, "entropy": known.get(chosen, {}).get("entropy")}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every adapter that was trained for a bundle, with its score, and which of them is in use."""
+"""The adapters trained for a bundle, with their scores, and which one is in use."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
@@ -21,47 +21,41 @@ from monai_dvpt.utils import InputError, atomic_path, to_json
 __all__ = ["SHIPPED", "AdapterVersions"]
 
 SHIPPED = "shipped"
-"""Name of the adapter that all others go on from."""
+"""Name of the adapter that the bundle came with, which all others start from."""
 
 IN_FILE = ("start", "score", "in_use_before", "score_in_use_before", "metric", "scored_on", "epoch", "epochs")
-"""Facts of a version that its file has too."""
-
-Record = dict[str, Any]
+"""Facts of a version that its file repeats; the file may be passed on, so no names of cases."""
 
 
 class AdapterVersions:
     """
-    A folder with ``versions.json`` and one small file for each version: the parts that were trained. All else is that
-    of the adapter that the bundle came with, which is never changed; a version is refused on another one.
+    A folder with ``versions.json`` and one small file for each version: the trained parts. The rest is the shipped
+    adapter's, which never changes; a version is refused on another one.
 
     Args:
-        folder: where the versions are; made when the first is added.
+        folder: folder of the versions; the first one makes it.
         shipped: the adapter that the bundle came with, with all its parts.
     """
 
     def __init__(self, folder: str | os.PathLike, shipped: str | os.PathLike) -> None:
-        self.folder = Path(folder)
-        self.shipped = Path(shipped)
+        self.folder, self.shipped = Path(folder), Path(shipped)
+        self.index = self.folder / "versions.json"
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> AdapterVersions:
         """
-        The versions that are in a folder.
+        The versions in a folder.
 
         Raises:
             InputError: if there are none.
         """
-        index = Path(folder) / "versions.json"
-        if not index.is_file():
+        versions = cls(folder, "")
+        if not versions.index.is_file():
             raise InputError(f"{folder}: must hold adapter versions, versions.json is not there.")
-        return cls(folder, cls(folder, "")._read()["shipped"])
+        return cls(folder, versions._read()["shipped"])
 
-    @property
-    def index(self) -> Path:
-        return self.folder / "versions.json"
-
-    def records(self) -> list[Record]:
-        """What is known of each version, the oldest first: "name", "created", "score" and what was given for it."""
+    def records(self) -> list[dict[str, Any]]:
+        """The facts of each version, oldest first: "name", "created", "bytes" and those given to :meth:`add`."""
         return self._read()["versions"]
 
     @property
@@ -81,7 +75,7 @@ class AdapterVersions:
         The file of a version.
 
         Raises:
-            InputError: if there is no version of this name, or its file is gone.
+            InputError: if no version has this name, or its file is gone.
         """
         if name not in self.names:
             raise InputError(f"{self.folder}: adapter must be one of {self.names}, got {name!r}.")
@@ -91,32 +85,23 @@ class AdapterVersions:
         return path
 
     def use(self, name: str) -> None:
-        """
-        Puts a version in use.
-
-        Raises:
-            InputError: see :meth:`file_of`.
-        """
+        """Puts a version in use; raises as :meth:`file_of` does."""
         self.file_of(name)
         with self._change() as index:
             index["active"] = name
 
     def add(self, network: TunableNetwork, parts: list[str], labels: list[str], facts: Mapping[str, Any]) -> str:
         """
-        Saves what was trained of a network as a new version; it is not put in use.
+        Saves the trained parts of a network as a new version, not in use yet; returns its name.
 
         Args:
-            network: the network.
-            parts: the parts that were trained.
+            network: the trained network.
+            parts: its trained parts.
             labels: names of the classes, background first.
-            facts: what to keep with it, JSON-serialisable: "start", the version that it goes on from, its "score" and
-                others. What names cases stays in the index; the file, which may be passed on, gets scores alone.
-
-        Returns:
-            the name of the version.
+            facts: JSON-serialisable facts: "start", the version that it started from, its "score" and others.
         """
         with self._change() as index:
-            taken = {path.stem for path in self.folder.glob("*.safetensors")}  # also where an index was lost
+            taken = {path.stem for path in self.folder.glob("*.safetensors")}  # also if an index was lost
             name = next(name for name in (f"v{number}" for number in count(1)) if name not in taken)
             notes = {key: value for key, value in facts.items() if key in IN_FILE}
             notes["base_sha256"] = adapter_metadata(self.shipped)["tensors_sha256"]
@@ -126,7 +111,7 @@ class AdapterVersions:
         return name
 
     def trained_on(self, name: str) -> set[str]:
-        """Names of the cases that a version, or one that it goes on from, was trained on; not those of the shipped."""
+        """Names of the cases that a version and those it started from were trained on, without the shipped one's."""
         records = {record["name"]: record for record in self.records()}
         cases: set[str] = set()
         while name in records:
@@ -136,35 +121,29 @@ class AdapterVersions:
         return cases
 
     def scores(self, kind: str) -> dict[str, Any]:
-        """Scores of images, by their names, that were kept under ``kind``; nothing where they cannot be read."""
+        """The scores of images, by name, kept as ``kind``; none if unreadable."""
         try:
             return dict(json.loads((self.folder / f"{kind}.json").read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return {}
 
     def keep_scores(self, kind: str, scores: Mapping[str, Any]) -> None:
-        """
-        Keeps scores of images beside the versions, not in MONAI Label's list of images: a process in the background
-        would write that while a user submits labels.
-        """
+        """Keeps scores beside the versions, since users may change MONAI Label's list of images meanwhile."""
         with atomic_path(self.folder / f"{kind}.json") as path:
             path.write_text(to_json(scores), encoding="utf-8")
 
     def load(self, network: TunableNetwork, name: str, labels: list[str]) -> TunableNetwork:
         """
-        Loads a version as the active adapter of its name. What its file lacks is that of the adapter that was shipped,
-        which is loaded before, as :data:`SHIPPED`, where the network does not have it.
+        Loads a version as the network's active adapter of its name, and returns the network. Parts that its file lacks
+        are the shipped adapter's, which is loaded as :data:`SHIPPED` first.
 
         Args:
-            network: a network that has the backbone.
-            name: of the version.
-            labels: names of the classes that it must have been trained for, background first.
-
-        Returns:
-            ``network``.
+            network: a network with the backbone.
+            name: name of the version.
+            labels: names of the classes that it must be trained for, background first.
 
         Raises:
-            InputError: if the version goes on from another adapter, or for a reason of :func:`load_adapter`.
+            InputError: if the version started from another shipped adapter, or as :func:`load_adapter` does.
         """
         path = self.file_of(name)
         if SHIPPED not in adapter_names(network):
@@ -174,7 +153,7 @@ class AdapterVersions:
             return network
         metadata, base = adapter_metadata(path), adapter_metadata(self.shipped)["tensors_sha256"]
         if (known := metadata["notes"].get("base_sha256")) != base:
-            raise InputError(f"{path}: goes on from the adapter with SHA-256 {known}, but {self.shipped} has {base}.")
+            raise InputError(f"{path}: starts from the adapter with SHA-256 {known}, but {self.shipped} has {base}.")
         return load_adapter(network, path, name=name, parts=metadata["parts"], labels=labels)
 
     def _read(self) -> dict[str, Any]:
@@ -189,8 +168,8 @@ class AdapterVersions:
             raise InputError(f"{self.index}: must be a list of adapter versions, cannot be read: {error}") from error
 
     @contextmanager
-    def _change(self) -> Any:
-        """The index, written when the block ends; a training in the background and a user may change it at once."""
+    def _change(self) -> Iterator[dict[str, Any]]:
+        """The index, written after the block, under a lock: a training and a user may change it at once."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             index = self._read()

@@ -52,49 +52,48 @@ __all__ = ["DVPTApp"]
 
 logger = logging.getLogger(__name__)
 
-SERVER = "monailabel.app"
-"""Module that only the server imports, and no process in the background."""
-ORIGINAL = DefaultLabelTag.ORIGINAL
+SERVER_MODULE = "monailabel.app"
+"""Module that the server imports, and a process in the background does not."""
 DEFAULT_FILTER = {"Modality": "CT"}
-"""Which series of a PACS MONAI Label offers if it is not told."""
+"""MONAI Label's default filter for the series of a PACS."""
 UNFINISHED = 600
-"""Seconds after which a session without its facts is none that is being made."""
+"""Seconds that making a session can take."""
 UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.\w+)*")
-"""Name that the server gives to a file that comes with a request."""
+"""Names that the server gives to files that come with a request."""
 
 
 class DVPTApp(MONAILabelApp):
     """
     Settings (``--conf NAME VALUE``):
 
-    - ``bundles``: folder of the bundles; by default ``model`` in the folder of the app if it holds any, as in MONAI
-      Label's own app, else the bundles of this repository.
+    - ``bundles``: folder of the bundles; by default the app's folder ``model``, as in MONAI Label's own app, if it
+      contains any, else the bundles of this repository.
     - ``models``: names of the bundles to serve, separated by commas; by default all that have their weights.
-    - ``adapters``: folder for the versions of the adapters; by default ``adapters`` in the folder of the studies, for a
-      PACS in that of the app.
-    - ``origins``: web pages that may ask, beside those of the server and MONAI_LABEL_CORS_ORIGINS, separated by commas.
+    - ``adapters``: folder for the versions of the adapters; by default ``adapters`` in the folder of the studies, or,
+      for a PACS, of the app.
+    - ``origins``: other web pages that may ask, separated by commas, beside MONAI_LABEL_CORS_ORIGINS.
     - ``BUNDLE#KEY``: value for a key of a bundle's ``configs/inference.yaml``, such as ``backbone_path``.
 
     Args:
         app_dir: folder of the app.
-        studies: folder of the images, or address of a PACS with DICOMweb.
+        studies: folder of the images, or DICOMweb address of a PACS.
         conf: the settings.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         conf = dict(conf or {})
-        if SERVER not in sys.modules:
+        if SERVER_MODULE not in sys.modules:
             end_with_server()
-        self.origins = check_origins(
-            [*conf.get("origins", "").split(","), *map(str, settings.MONAI_LABEL_CORS_ORIGINS)]
-        )
+        told = conf.get("origins", "").split(",")
+        self.origins = check_origins([*told, *map(str, settings.MONAI_LABEL_CORS_ORIGINS)])
         names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
         self.bundles = find_bundles(_bundles_folder(Path(app_dir), conf), names, conf)
         folder = Path(conf.get("adapters") or _adapters_folder(Path(app_dir), studies))
         self.versions = {n: AdapterVersions(folder / n, b.adapter_path) for n, b in self.bundles.items()}
         self.segmentations = [name for name, bundle in self.bundles.items() if bundle.is_segmentation]
-        # MONAI Label's own function pairs label values with names by the order of those that are present
-        infer_endpoint.nifti_to_dicom_seg = SegConverter(self._models())
+        self._labels = [self.bundles[name].labels for name in self.segmentations]
+        # MONAI Label's own function pairs names with the present label values by order
+        infer_endpoint.nifti_to_dicom_seg = SegConverter(self._labels)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -105,13 +104,13 @@ class DVPTApp(MONAILabelApp):
         )
 
     def init_datastore(self) -> Datastore:
-        if self.studies.startswith(("http://", "https://")):
+        if _is_address(self.studies):
             return self._pacs()
         return StudiesDatastore(
             self.studies,
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            writes=SERVER in sys.modules and not settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            writes=SERVER_MODULE in sys.modules and not settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -131,21 +130,21 @@ class DVPTApp(MONAILabelApp):
 
     def on_init_complete(self) -> None:
         """
-        Loads every network, so that a wrong or missing file of weights keeps the server from starting. From now on
-        :func:`served` answers all requests.
+        Loads every network, so that the server does not start with wrong weights, and lets :func:`served` answer all
+        requests from now on.
 
         Raises:
-            InputError: if one is missing or damaged, or does not belong to the others.
+            InputError: if a file of weights is missing, damaged, or does not fit the others.
         """
         for name, task in self._infers.items():
             task.loaded.get(self.versions[name].active, "cpu")
-        server = sys.modules[SERVER].app
+        server = sys.modules[SERVER_MODULE].app
         server.middleware_stack = served(self, server, self.origins)
         self._ending = stop_when_server_ends()
         super().on_init_complete()
 
     def cleanup_sessions(self) -> None:
-        """Removes sessions that are over, and what is left of those whose server was killed before they were there."""
+        """Removes sessions that are over, and remains of sessions that a killed server was making."""
         sessions, now = self.sessions(), time.time()
         for folder in Path(sessions.store_path).glob("*") if sessions is not None else ():
             if not UUID.fullmatch(folder.name):
@@ -158,10 +157,7 @@ class DVPTApp(MONAILabelApp):
                 sessions.remove_session(folder.name)
 
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
-        """
-        As MONAI Label does; what it scores by itself are the images without a label, for the next to be chosen, unless
-        that waits to be done already.
-        """
+        """Scores by a method, or the entropy that chooses the next image; not if a scoring already waits."""
         if self._server_mode and waiting("scoring") > 1:
             return {}
         return super().async_scoring(method or "entropy", params) if method or self.segmentations else {}
@@ -169,26 +165,26 @@ class DVPTApp(MONAILabelApp):
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """
         Raises:
-            HTTPException: status 404, if the image is none of the studies.
+            HTTPException: status 404, if the image is not one of the studies.
             InputError: if the image or the label is refused.
         """
         store, image = datastore or self.datastore(), request.get("image")
         path = self._path_of(image, store)
-        # where a text is an existing path MONAI Label takes it as it is, and does not look for the image of that name
+        # MONAI Label takes an existing path as it is, and does not look for an image of that name
         result = super().infer({**request, "image": path}, store)
         made_for_request(result["file"])
         if str(request.get("save_label", False)).lower() == "true" and result["file"] and path != image:
-            names = self.bundles[request["model"]].labels.names[1:]
-            told = [{"name": name, "idx": value} for value, name in enumerate(names, start=1)]
-            info = {"model": request["model"], "params": result["params"], "label_info": told}
-            result["label"] = store.save_label(image, result["file"], request.get("label_tag", ORIGINAL), info)
+            segments = self.bundles[request["model"]].labels.label_info
+            info = {"model": request["model"], "params": result["params"], "label_info": segments}
+            tag = request.get("label_tag", DefaultLabelTag.ORIGINAL)
+            result["label"] = store.save_label(image, result["file"], tag, info)
         return result
 
     def check_image(self, image: Any) -> None:
         """
         Raises:
-            HTTPException: status 404, if it is the name of no image of the studies.
-            InputError: if it cannot be that of a series of a PACS.
+            HTTPException: status 404, if ``image`` is not the name of one of the studies.
+            InputError: if it cannot be the UID of a series in a PACS.
         """
         store = self.datastore()
         if isinstance(store, PacsDatastore):
@@ -197,21 +193,22 @@ class DVPTApp(MONAILabelApp):
             raise HTTPException(404, detail=f"image must be one of the studies, got {shown(image)}.")
 
     def bundle_path(self, model: str | None) -> str:
-        """What MONAI Label adds to the paths of Python for a process in the background; never a value of a request."""
+        """The path that MONAI Label adds to Python's for a process in the background; never from a request."""
         return self.app_dir
 
     def model_file(self, model: str, validate: bool = True) -> str | None:
-        """A copy of the adapter in use, to be downloaded."""
+        """A copy of the adapter in use, to download."""
         if model not in self._infers or not validate:
             return None
-        file = Path(self._infers[model].get_path())
-        copy = self.versions[model].folder / "download" / file.name
+        versions = self.versions[model]
+        file = versions.file_of(versions.active)
+        copy = versions.folder / "download" / file.name
         with atomic_path(copy) as path:
             shutil.copyfile(file, path)
         return str(copy)
 
     def _local_request(self, url: str, params: Any, action: str) -> Any:
-        """What a process in the background asks the server for; the server may listen elsewhere, or want a token."""
+        """A request of a process in the background; the server may listen elsewhere, or want a token."""
         try:
             return super()._local_request(url, params, action)
         except requests.RequestException as error:
@@ -219,26 +216,18 @@ class DVPTApp(MONAILabelApp):
             return None
 
     def _path_of(self, image: Any, datastore: Datastore) -> str:
-        """
-        Path of an image of the studies, by its name, or of one that came with the request.
-
-        Raises:
-            HTTPException: status 404, if it is neither.
-        """
+        """Path of an image that came with the request, or of one of the studies by its name; refuses any other."""
         if isinstance(image, str) and _is_upload(Path(image), self.sessions()):
             return image
         self.check_image(image)
         return datastore.get_image_uri(image)
 
-    def _models(self) -> list[ModelLabels]:
-        return [self.bundles[name].labels for name in self.segmentations]
-
     def _dicom_seg(self, image: str, label: str, labels: ModelLabels) -> str:
-        """A label map of a model, written as DICOM SEG for the series that an image is of; path of a new file."""
+        """Writes a model's label map as DICOM SEG of the image's series; path of a new file."""
         name = os.path.basename(image).removesuffix(".nii.gz")
         folder = Path(image) if os.path.isdir(image) else self.datastore().series_folder(name)
         if folder is None:
-            raise InputError(f"{name}: must be a DICOM series, to which a DICOM SEG refers.")
+            raise InputError(f"{name}: must be a DICOM series, which a DICOM SEG refers to.")
         return SegConverter([labels])(folder, label, None)
 
     def _pacs(self) -> PacsDatastore:
@@ -259,7 +248,7 @@ class DVPTApp(MONAILabelApp):
             wanted,
             settings.MONAI_LABEL_DICOMWEB_CACHE_PATH.strip() or None,
             settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
-            models=self._models(),
+            models=self._labels,
         )
 
 
@@ -269,14 +258,18 @@ def _bundles_folder(app_dir: Path, conf: Mapping[str, str]) -> Path:
     return Path(conf.get("bundles") or found)
 
 
+def _is_address(studies: str) -> bool:
+    return studies.startswith(("http://", "https://"))
+
+
 def _adapters_folder(app_dir: Path, studies: str) -> Path:
-    if studies.startswith(("http://", "https://")):
+    if _is_address(studies):
         return app_dir / "adapters" / hashlib.sha256(studies.encode()).hexdigest()[:12]
     return Path(studies) / "adapters"
 
 
 def _is_upload(path: Path, sessions: Any) -> bool:
-    """Whether a file is one that the server itself wrote for a request or a session."""
+    """Whether the server wrote a file for a request or a session."""
     if path.parent == Path(tempfile.gettempdir()) and UPLOAD.fullmatch(path.name):
         return True
     return bool(sessions) and path.resolve().is_relative_to(Path(sessions.store_path).resolve())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server runs in the background, such as a training, ends with it."""
+"""Ends what the server runs in the background, such as a training, with the server."""
 
 from __future__ import annotations
 
@@ -12,30 +12,29 @@ from monailabel.utils.async_tasks import utils as tasks
 
 __all__ = ["WAITING", "end_with_server", "stop_when_server_ends", "waiting"]
 
-SERVER = "MONAI_DVPT_SERVER"
-"""Environment variable with the process of the server, for those that it starts."""
+SERVER_PROCESS = "MONAI_DVPT_SERVER"
+"""Environment variable that tells child processes the server's process number."""
 WAITING = 10
-"""The most tasks of a kind that run or wait at once."""
+"""The most tasks of one kind that run or wait."""
 
 
 def waiting(method: str) -> int:
-    """How many tasks of a kind run or wait."""
+    """How many tasks of one kind run or wait."""
     return sum(task["status"] in ("SUBMITTED", "RUNNING") for task in list(tasks.tasks(method)))
 
 
 def stop_when_server_ends() -> asyncio.Task:
     """
-    Called by the server in its event loop: the task that is returned ends with the loop, and what runs in the
-    background with it. The loop of a server that is killed does not end so; see :func:`end_with_server`.
+    Returns a task in the server's event loop that stops the background tasks when the loop ends. Killing the server
+    skips that; see :func:`end_with_server`.
     """
-    os.environ[SERVER] = str(os.getpid())
+    os.environ[SERVER_PROCESS] = str(os.getpid())
     return asyncio.get_running_loop().create_task(_stop_at_the_end())
 
 
 def end_with_server() -> None:
-    """Called by a process that the server started: once the server is gone, whatever ended it, this one ends too."""
-    server = os.environ.get(SERVER)
-    if server:
+    """Ends this process, if the server started it, once the server is gone for any reason."""
+    if server := os.environ.get(SERVER_PROCESS):
         threading.Thread(target=_watch, args=(int(server),), daemon=True, name="server is there").start()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bundles that are served."""
+"""The bundles that the server serves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose
 
 from monai_dvpt.data.dicom_writers import segment_codes
 from monai_dvpt.networks.adapter import adapter_metadata, adapter_names, delete_adapter, merge_full, set_adapter
@@ -29,23 +28,24 @@ logger = logging.getLogger(__name__)
 __all__ = ["LoadedNetwork", "ServedBundle", "find_bundles"]
 
 MOST_LOADED = 16
-"""Versions that a network keeps in memory, beside the adapter that was shipped."""
+"""Versions that a network keeps in memory, beside the shipped adapter."""
 
 
 def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) -> dict[str, ServedBundle]:
     """
+    The bundles to serve, by name. Without ``names``, all that have their weights; the log names the others.
+
     Args:
-        folder: where the bundles are.
-        names: the bundles to serve; none for all that have their weights.
+        folder: folder of the bundles.
+        names: the bundles to serve.
         conf: settings of the app; ``NAME#KEY`` is a value for a key of the bundle's inference config.
 
-    Returns:
-        the bundles by name. Without ``names``, bundles whose weights are missing are left out, and told.
-
     Raises:
-        InputError: if there is none, or one of ``names`` or its weights is missing.
+        InputError: if there are none, or one of ``names`` or its weights is missing.
     """
     there = sorted(path.parents[1].name for path in folder.glob("*/configs/inference.yaml"))
+    if not there:
+        raise InputError(f"{folder}: must have bundles with configs/inference.yaml, found none.")
     if missing := [name for name in names if name not in there]:
         raise InputError(f"{folder}: models must be of {there}, got {missing}.")
     bundles = {name: ServedBundle(folder / name, _settings(name, conf)) for name in names or there}
@@ -54,21 +54,17 @@ def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) ->
         raise InputError("; ".join(lacking.values()))
     for why in lacking.values():
         logger.warning(f"not served: {why}")
-    found = {name: bundle for name, bundle in bundles.items() if name not in lacking}
-    if not found:
-        raise InputError(f"{folder}: must hold bundles with configs/inference.yaml, found none.")
-    return found
+    return {name: bundle for name, bundle in bundles.items() if name not in lacking}
 
 
 def _settings(name: str, conf: Mapping[str, str]) -> dict[str, Any]:
-    prefix = f"{name}#"
-    keys = [key.removeprefix(prefix) for key in conf if key.startswith(prefix)]
-    return {key: setting_for_config(key, conf[prefix + key]) for key in keys}
+    keys = {text.removeprefix(f"{name}#"): value for text, value in conf.items() if text.startswith(f"{name}#")}
+    return {key: setting_for_config(key, value) for key, value in keys.items()}
 
 
 class ServedBundle:
     """
-    A bundle, by its inference config.
+    A bundle and its inference config.
 
     Args:
         root: its folder.
@@ -80,7 +76,10 @@ class ServedBundle:
         self.name = root.name
         self.settings = dict(settings)
         self.metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
-        self.config = self._config()
+        self.config = ConfigParser()
+        self.config.read_config(root / "configs" / "inference.yaml")
+        self.config.update({"bundle_root": path_for_config(str(root)), **settings})
+        self.config.get_parsed_content("imports")
 
     @property
     def is_segmentation(self) -> bool:
@@ -100,7 +99,7 @@ class ServedBundle:
 
     @property
     def lacks(self) -> str:
-        """Which of its weights is not there, or nothing."""
+        """Which file of weights is missing, or ""."""
         for key in ("backbone_path", "adapter_path"):
             if not (path := getattr(self, key)).is_file():
                 return f"{self.name}: {key} must be an existing file, {path} is not there."
@@ -126,15 +125,14 @@ class ServedBundle:
 
     def transforms(self, key: str) -> list[Any]:
         """The transforms of "preprocessing" or "postprocessing", always the same objects."""
-        composed: Compose = self.config.get_parsed_content(key)
-        return list(composed.transforms)
+        return list(self.config.get_parsed_content(key).transforms)
 
     def network(self) -> TunableNetwork:
         """
         The network with its backbone and its adapter, in eval mode.
 
         Raises:
-            InputError: if a file is missing or damaged, or the backbone is not the one of the adapter.
+            InputError: if a file is missing or damaged, or the backbone is not the adapter's.
         """
         if self.lacks:
             raise InputError(self.lacks)
@@ -143,42 +141,27 @@ class ServedBundle:
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from error
 
-    def _config(self) -> ConfigParser:
-        config = ConfigParser()
-        config.read_config(self.root / "configs" / "inference.yaml")
-        config["bundle_root"] = path_for_config(str(self.root))
-        for key, value in self.settings.items():
-            config[key] = value
-        config.get_parsed_content("imports")
-        return config
-
 
 class LoadedNetwork:
     """
-    The network of a bundle with its adapters, each loaded strictly when it is first asked for, and again when its file
-    has changed. Those that were asked for last stay in memory, and the network switches between them.
-
-    Args:
-        bundle: the bundle.
-        versions: its adapters.
+    The network of a bundle and its adapters. Loads an adapter strictly on its first use, and again when its file has
+    changed; the last used ones stay in memory, and the network switches between them.
     """
 
     def __init__(self, bundle: ServedBundle, versions: AdapterVersions) -> None:
         self.bundle = bundle
         self.versions = versions
         self.network: TunableNetwork | None = None
-        self.base: list[Any] = []  # what is known of the files of the network
-        self.files: dict[str, Any] = {}  # and of each version that is loaded, by its name, the last used last
+        self.base: list[Any] = []  # time and size of the network's files
+        self.files: dict[str, Any] = {}  # and of the file of each loaded version, by name, the last used last
         self.version = ""
 
     def get(self, version: str, device: str | torch.device) -> TunableNetwork:
         """
-        Args:
-            version: name of the adapter.
-            device: where to.
+        The network with a version of the adapter, on a device.
 
         Raises:
-            InputError: if a file is missing or damaged, or does not belong to the others.
+            InputError: if a file is missing, damaged, or does not fit the others.
         """
         if self.bundle.lacks:
             raise InputError(self.bundle.lacks)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Images and labels of a PACS for MONAI Label: series are read as everywhere in this package, and labels are kept in the
-PACS as DICOM Segmentations whose segments are told apart by name.
+Images and labels of a PACS for MONAI Label. Labels are DICOM Segmentations in the PACS; names tell segments apart.
 
-MONAI Label's own datastore logs and keeps the ID of the patient. Here it is kept nowhere, and the loggers of
-``monailabel.datastore`` are set to tell of warnings alone.
+MONAI Label's own datastore logs and keeps the patient's ID. This one keeps it nowhere, and sets the loggers of
+``monailabel.datastore`` to warnings.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from monai_dvpt.utils import InputError, reason
 from .dicom_labels import choose_model, read_label_file, read_series, told_segments, write_seg
 from .labels import ModelLabels, labels_in_file, plain, to_model_values
 from .pacs import Pacs, Segmentation
-from .studies import check_tag
+from .studies import check_tag, locked
 
 __all__ = ["PacsDatastore", "check_uid"]
 
@@ -48,13 +47,13 @@ MAX_UID = 64
 
 class PacsDatastore(DICOMWebDatastore):
     """
-    Series of a PACS that are read by :class:`DicomSeriesReader` or refused with its reason; their final labels are
-    DICOM Segmentations, of which the newest of each series counts. What is on disk is a copy of the PACS.
+    The series of a PACS, which :class:`DicomSeriesReader` reads or refuses. The final label of a series is its newest
+    DICOM Segmentation. Files on disk are copies.
 
     Args:
-        client: of the PACS.
+        client: a ``DICOMwebClient`` of the PACS.
         search_filter: which series are images, as for QIDO-RS.
-        cache_path: folder of the copy.
+        cache_path: folder of the copies.
         fetch_by_frame: fetch pixel data frame by frame.
         models: labels of the segmentation models.
         reader: reads the series.
@@ -71,20 +70,14 @@ class PacsDatastore(DICOMWebDatastore):
         reader: DicomSeriesReader | None = None,
     ) -> None:
         self._models, self._reader = list(models), reader or DicomSeriesReader()
-        self._lock = threading.RLock()  # files and their list also change in the thread that watches the folder
+        self._lock = threading.RLock()  # the thread that watches the folder also changes files and their list
         self._pacs = Pacs(client)
-        # not the folder of MONAI Label's own datastore, where slices may lie elsewhere and patients be named
+        # not the folder of MONAI Label's own datastore, which places slices otherwise and names patients
         root = Path(cache_path) if cache_path else Path.home() / ".cache" / "monailabel" / "dicom"
         super().__init__(client, search_filter, str(root / "monai_dvpt"), fetch_by_frame)
 
-    def refresh(self) -> None:
-        """Lists what is on disk."""
-        with self._lock:
-            super().refresh()
-
-    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        with self._lock:
-            super()._init_from_datastore_file(throw_exception)
+    refresh = locked("refresh")
+    _init_from_datastore_file = locked("_init_from_datastore_file")
 
     def list_images(self) -> list[str]:
         """UIDs of the series that pass the filter."""
@@ -96,24 +89,20 @@ class PacsDatastore(DICOMWebDatastore):
         return [uid for uid in self.list_images() if uid in newest and self._fits(newest[uid])]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """UIDs of the series that have none."""
+        """UIDs of the series without a final label in the PACS."""
         labelled = set(self.get_labeled_images())
         return [uid for uid in self.list_images() if uid not in labelled]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """
-        Raises:
-            InputError: always: images of a PACS come from there.
-        """
-        raise InputError(f"an image must be stored in the PACS, which it is served from, got {image_id[:MAX_UID]!r}.")
+        """Always raises an :class:`InputError`."""
+        raise InputError(f"an image must be stored in the PACS itself, got {image_id[:MAX_UID]!r}.")
 
     def series_folder(self, image_id: str) -> Path:
         """
-        The folder with the DICOM files of a series, beside its NIfTI file; fetched if it is not there, or is of fewer
-        files than the PACS now has.
+        The folder of a series' DICOM files, beside its NIfTI file. Fetches them if the PACS has more.
 
         Raises:
-            InputError: if there is no such series, or not all of it came.
+            InputError: if the PACS lacks the series or does not send all of it.
         """
         check_uid(image_id)
         folder = Path(self._datastore.image_path()).resolve() / image_id
@@ -139,7 +128,7 @@ class PacsDatastore(DICOMWebDatastore):
         The NIfTI file of a series.
 
         Raises:
-            InputError: if there is no such series, or the reader refuses it.
+            InputError: if the PACS lacks the series or the reader refuses it.
         """
         with self._lock:
             folder = self.series_folder(image_id)
@@ -156,19 +145,15 @@ class PacsDatastore(DICOMWebDatastore):
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """
-        The NIfTI file of a label. A final one is fetched from the PACS, with the values of the model whose names its
-        segments have.
+        The NIfTI file of a label, or "". A final label comes from the PACS, with the values of the model that has the
+        names of its segments.
 
         Args:
-            label_id: UID of the image, or of the segmentation.
-            label_tag: of the label.
-            image_id: UID of the image, where ``label_id`` is of the segmentation.
-
-        Returns:
-            nothing if there is none.
+            label_id: UID of the image or the segmentation.
+            image_id: UID of the image, if ``label_id`` is of the segmentation.
 
         Raises:
-            InputError: if it is of another series, no model has its names, or it cannot be placed on the image.
+            InputError: if the label is of another series, no model has its names, or it cannot be placed on the image.
         """
         tag = check_tag(label_tag)
         for uid in filter(None, (label_id, image_id)):
@@ -187,28 +172,24 @@ class PacsDatastore(DICOMWebDatastore):
         self, image_id: str, label_filename: str, label_tag: str, label_info: Mapping[str, Any], label_id: str = ""
     ) -> str:
         """
-        Stores a label; a final one in the PACS, as DICOM Segmentation that declares all labels of the model. It may be
-        empty.
+        Stores a label, which may be empty. A final one goes to the PACS, as a DICOM Segmentation that declares all
+        labels of the model.
 
         Args:
-            image_id: UID of the series.
+            image_id: UID of the series, which is returned.
             label_filename: label map on the voxels of the image: .nii.gz, .nrrd, or .bin (bytes of the voxels).
-            label_tag: of the label.
-            label_info: its "label_info" lists the segments, each with "name", see :func:`labels_in_file`; that of a
-                model's own answer has its "params".
+            label_info: "label_info" lists the segments, each with "name", see :func:`labels_in_file`; "params" marks a
+                model's own answer.
             label_id: not used.
 
-        Returns:
-            UID of the series.
-
         Raises:
-            InputError: if it lies elsewhere, it is not clear which model's labels it has, or the PACS refuses it.
+            InputError: if the label does not lie on the image, does not fit one model, or the PACS refuses it.
         """
         tag, told = check_tag(label_tag), told_segments((label_info or {}).get("label_info"))
         with self._lock:
             _, grid = read_series(Path(self.get_image_uri(image_id)).parent / image_id, self._reader)
             label = read_label_file(label_filename, grid.shape, grid.affine_ras)
-            if tag != FINAL:  # such as a result of a model
+            if tag != FINAL:  # such as a model's answer
                 kept = {key: label_info[key] for key in ("label_info", "model", "params") if key in (label_info or {})}
                 return self._keep_label(image_id, label, grid, tag, kept)
             used = labels_in_file([int(value) for value in np.unique(label[np.isfinite(label)]) if value > 0], told)
@@ -222,11 +203,8 @@ class PacsDatastore(DICOMWebDatastore):
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """
-        Pairs of "image" and "label" of all series that have a final label. What cannot be read is left out with a
-        warning that names it.
-
-        Args:
-            full_path: paths are absolute, else relative to the folder of the copy.
+        "image" and "label" of each series with a final label; without ``full_path`` relative to the folder of the
+        copies. A warning names each series that cannot be read.
         """
         images, pairs = set(self.list_images()), []
         for uid, seg in self._newest().items():
@@ -242,7 +220,7 @@ class PacsDatastore(DICOMWebDatastore):
         return pairs
 
     def _newest(self) -> dict[str, Segmentation]:
-        """Of every series the newest segmentation with the names of a model; the newest one, where none has."""
+        """Each series' newest segmentation with the names of a model, else its newest."""
         newest: dict[str, Segmentation] = {}
         for seg in sorted(self._pacs.list_segmentations()):
             if seg.image not in newest or self._fits(seg) or not self._fits(newest[seg.image]):
@@ -250,7 +228,7 @@ class PacsDatastore(DICOMWebDatastore):
         return newest
 
     def _fits(self, seg: Segmentation) -> bool:
-        """Whether a model has all names of its segments."""
+        """Whether a model has all names of the segments."""
         known = ({plain(long_string(name)) for name in model.names} for model in self._models)
         return any({plain(name) for name in seg.names} <= names for names in known)
 
@@ -261,7 +239,7 @@ class PacsDatastore(DICOMWebDatastore):
             path = Path(self._datastore.label_path(FINAL)).resolve() / image.name
             known = self.get_label_info(seg.image, FINAL)
             wanted = [{**known, **_final_info(model, seg.uid)} for model in self._models]
-            if path.exists() and known in wanted:  # made of this segmentation, with the labels of a model
+            if path.exists() and known in wanted:  # made from this segmentation, with the labels of a model
                 return path
             _, grid = read_series(image.parent / seg.image, self._reader)
             try:
@@ -290,26 +268,21 @@ class PacsDatastore(DICOMWebDatastore):
 
     def _keep_label(self, image_id: str, label: np.ndarray, grid: SeriesGrid, tag: str, info: dict[str, Any]) -> str:
         if label.dtype in (np.int64, np.uint64):
-            label = label.astype(np.int32)  # NIfTI readers know no longer ones
+            label = label.astype(np.int32)  # NIfTI readers know no 64-bit integers
         with self._temporary() as temporary:
             path = save_nifti(Path(temporary) / f"{image_id}.nii.gz", label, grid.affine_ras, scanner=True)
             return LocalDatastore.save_label(self, image_id, str(path), tag, info)
 
     def _temporary(self) -> tempfile.TemporaryDirectory:
-        """A folder on the disk of the files, but not in theirs, which is watched."""
+        """A folder beside the watched one, on the same disk."""
         return tempfile.TemporaryDirectory(dir=Path(self._datastore_path).parent, prefix=".")
 
 
 def _final_info(model: ModelLabels, seg_uid: str) -> dict[str, Any]:
-    """What is kept of a final label: all names by value."""
-    names = [{"name": name, "idx": value} for value, name in enumerate(model.names) if value]
-    return {"SeriesInstanceUID": seg_uid, "model": model.algorithm_name, "label_info": names}
+    return {"SeriesInstanceUID": seg_uid, "model": model.algorithm_name, "label_info": model.label_info}
 
 
 def check_uid(uid: str) -> None:
-    """
-    Raises:
-        InputError: if ``uid`` cannot be that of a series.
-    """
+    """Raises an :class:`InputError` if ``uid`` cannot be that of a series."""
     if not UID.fullmatch(str(uid)) or len(uid) > MAX_UID:
         raise InputError(f"an image of a PACS must be named by its Series Instance UID, got {str(uid)[:MAX_UID]!r}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label files of viewers and models, and DICOM Segmentations of them: which model's they are, and where they lie."""
+"""Label files of viewers and models, and DICOM Segmentations: whose labels they are, and where they lie."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["SegConverter", "choose_model", "read_label_file", "read_series", "to
 
 def read_series(folder: PathLike, reader: DicomSeriesReader) -> tuple[np.ndarray, SeriesGrid]:
     """
-    The values of a series, float32, and its grid.
+    The values, float32, and the grid of a series.
 
     Raises:
-        InputError: if the reader refuses it, or its grid is sheared.
+        InputError: if the reader refuses the series, or its grid is sheared.
     """
     values, meta = reader.get_data(reader.read(folder))
     sides = np.linalg.norm(meta["affine"][:3, :3], axis=0)
@@ -40,11 +40,10 @@ def read_series(folder: PathLike, reader: DicomSeriesReader) -> tuple[np.ndarray
 
 def told_segments(label_info: Any) -> list[Mapping[str, Any]]:
     """
-    Args:
-        label_info: what a viewer tells of segments, or None.
+    A viewer's description of segments as a list, empty for None.
 
     Raises:
-        InputError: if it is no list of segments with names.
+        InputError: if ``label_info`` is not a list of segments with names.
     """
     told = [] if label_info is None else label_info
     if not isinstance(told, Sequence) or not all(isinstance(info, Mapping) and info.get("name") for info in told):
@@ -58,16 +57,16 @@ def choose_model(
     models: Sequence[ModelLabels], told: Sequence[Mapping[str, Any]], used: Sequence[str] = ()
 ) -> ModelLabels:
     """
-    The model whose labels are told: the only one; else that of the "model_name" told; else the only one that has all
-    names told, or all that are used.
+    The model of the labels: the only one; else the one with the told "model_name"; else the one that has all told
+    names, or all used ones.
 
     Args:
-        models: the models there are.
+        models: the models to choose from.
         told: segments, each with "name".
-        used: names of those that have voxels.
+        used: names of the segments with voxels.
 
     Raises:
-        InputError: if none or several fit, and those have other values for a name.
+        InputError: if no model fits, or several that have different values for a name.
     """
     wanted = {plain(info["model_name"]) for info in told if info.get("model_name")}
     named = [model for model in models if plain(model.algorithm_name) in wanted] or list(models)
@@ -85,17 +84,15 @@ def choose_model(
 
 def read_label_file(path: PathLike, shape: Sequence[int], affine_ras: np.ndarray) -> np.ndarray:
     """
-    Args:
-        path: label map of one layer, NIfTI or NRRD as its name says, or the bytes of its voxels in the order of the
-            image (.bin).
-        shape: of the image.
-        affine_ras: of the image.
+    The values of a label map on the voxels of its image.
 
-    Returns:
-        the values on the voxels of the image.
+    Args:
+        path: label map of one layer: by its name NIfTI, NRRD, or the bytes of its voxels in Fortran order (.bin).
+        shape: shape of the image.
+        affine_ras: affine of the image.
 
     Raises:
-        InputError: if it cannot be read or lies elsewhere than the image.
+        InputError: if the file cannot be read or does not lie on the image.
     """
     path, shape = os.fspath(path), tuple(shape)
     if path.lower().endswith(".bin"):
@@ -107,7 +104,7 @@ def read_label_file(path: PathLike, shape: Sequence[int], affine_ras: np.ndarray
     reader.SetFileName(path)
     reader.SetImageIO("NrrdImageIO" if path.lower().endswith(".nrrd") else "NiftiImageIO")
     try:
-        reader.ReadImageInformation()  # before memory is taken for what the header says
+        reader.ReadImageInformation()  # before the size in the header takes memory
         size, layers = reader.GetSize(), reader.GetNumberOfComponents()
         if reader.GetDimension() != 3 or layers != 1 or size != shape:
             raise InputError(
@@ -129,14 +126,8 @@ def write_seg(
     path: PathLike, label: np.ndarray, source: SeriesGrid, model: ModelLabels, corrected: bool = False
 ) -> None:
     """
-    Writes a label map with the values of a model as DICOM Segmentation of a series, see :func:`write_dicom_seg`.
-
-    Args:
-        path: the file.
-        label: label values on the grid of the series.
-        source: the series.
-        model: whose labels they are; all are declared, whatever values are present.
-        corrected: whether a person had a part in it.
+    Writes a label map on the grid of a series as DICOM Segmentation, which declares all labels of the model, present or
+    not; ``corrected`` says whether a person changed them. See :func:`write_dicom_seg`.
     """
     placed = place(source, model, source.affine_ras, label, corrected=corrected)
     write_dicom_seg(path, placed, source, model)
@@ -144,17 +135,15 @@ def write_seg(
 
 class SegConverter:
     """
-    Makes DICOM Segmentations of results of the models, in place of ``nifti_to_dicom_seg`` of MONAI Label, which pairs
-    the values in the result with names by their order.
+    Makes DICOM Segmentations of the models' results. Replaces MONAI Label's ``nifti_to_dicom_seg``, which pairs the
+    values in a result with names by their order.
 
     Args:
         models: labels of the models.
-        reader: reads the series.
     """
 
-    def __init__(self, models: Sequence[ModelLabels], reader: DicomSeriesReader | None = None) -> None:
+    def __init__(self, models: Sequence[ModelLabels]) -> None:
         self.models = list(models)
-        self.reader = reader or DicomSeriesReader()
 
     def __call__(
         self,
@@ -165,20 +154,18 @@ class SegConverter:
         use_itk: bool = True,
     ) -> str:
         """
+        Writes a new temporary file, and returns its path.
+
         Args:
             series_dir: folder of the series.
-            label: result of a model, with the model's values.
-            label_info: tells which model by "model_name" or names; names of values are those of the model.
-            file_ext: not used.
-            use_itk: not used.
-
-        Returns:
-            path of a new temporary file.
+            label: label map with the values of a model.
+            label_info: tells the model by "model_name" or names of labels.
+            file_ext, use_itk: not used.
 
         Raises:
-            InputError: if it is not known which model's the result is, it has other values, or lies elsewhere.
+            InputError: if the model is unclear, or the label map has other values or does not lie on the series.
         """
-        _, grid = read_series(series_dir, self.reader)
+        _, grid = read_series(series_dir, DicomSeriesReader())
         found = read_label_file(label, grid.shape, grid.affine_ras)
         model = choose_model(self.models, told_segments(label_info))
         values = to_model_values(found, None, model)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What every request has to pass: it must name this server, not come from a web page of others, and be no larger than what
-may be read.
+What every request must pass: it names this server, does not come from another web page, and is not too large.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ __all__ = ["Gate", "check_origins"]
 
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:]+\](:\d{1,5})?")
 MAX_JSON = 1 << 20
-"""Bytes of a request without files."""
+"""The most bytes of a request without files."""
 
 
 def check_origins(origins: Iterable[str]) -> list[str]:
     """
-    Addresses of web pages, ``http(s)://HOST[:PORT]``; a slash at the end is taken off.
+    Origins of web pages, ``http(s)://HOST[:PORT]``, without a slash at the end.
 
     Raises:
-        InputError: if one is something else, such as ``*``.
+        InputError: if one is not an address, such as ``*``.
     """
     found = [origin.strip().rstrip("/").lower() for origin in origins if origin.strip()]
     for origin in found:
@@ -42,15 +41,15 @@ def check_origins(origins: Iterable[str]) -> list[str]:
 
 class Gate:
     """
-    ASGI middleware. A request must name the server by an IP address, as localhost, by the name of the machine or by
-    that of one of the origins: a web page whose name its owner lets point to 127.0.0.1 (DNS rebinding) does not. A
-    request of a browser, which tells the page's origin, must be of the server's own pages or of one of the origins;
-    others are refused, not only kept from the answer.
+    ASGI middleware. A request must name the server by an IP address, localhost, the machine's name or the name of one
+    of the origins; a web page whose name its owner points to 127.0.0.1 (DNS rebinding) does not. A browser's request
+    tells the page's origin, which must be the server or one of the origins; the gate refuses others, where a browser
+    would only withhold the answer.
 
     Args:
-        app: what comes next.
-        origins: of other web pages that may ask.
-        infer: how the path of a request begins that may bring a file and is no PUT.
+        app: the next ASGI application.
+        origins: origins of other web pages that may ask.
+        infer: how the path begins of a request that may bring a file, beside PUT.
     """
 
     def __init__(self, app: Any, origins: Iterable[str] = (), infer: str = "/infer/") -> None:
@@ -67,8 +66,7 @@ class Gate:
         brings_files = scope["method"] == "PUT" or scope["path"].startswith(self.infer)
         has_files = headers.get("content-type", "").startswith("multipart/")
         limit = max_bytes() if brings_files and has_files else MAX_JSON
-        refusal = self._refusal(headers, limit)
-        if refusal:
+        if refusal := self._refusal(headers, limit):
             await JSONResponse({"detail": refusal[1]}, refusal[0])(scope, receive, send)
             return
         had = 0
@@ -86,12 +84,9 @@ class Gate:
     def _refusal(self, headers: Headers, limit: int) -> tuple[int, str] | None:
         host, origin = headers.get("host", "").lower(), headers.get("origin", "").lower()
         if not self._is_own(host):
-            return (
-                403,
-                "the request must name this server: an IP address, localhost, or a name given with --conf origins.",
-            )
+            return 403, "the request must name this server: an IP address, localhost, or a name in --conf origins."
         if origin and origin not in self.origins and origin.partition("://")[2] != host:
-            return 403, "a web page must be of this server, or its origin be given with --conf origins."
+            return 403, "a web page must be of this server, or its origin in --conf origins."
         length = headers.get("content-length", "0")
         return (413, _too_large(limit)) if length.isascii() and length.isdigit() and int(length[:20]) > limit else None
 
@@ -105,7 +100,7 @@ class Gate:
 
 
 def _name(host: str) -> str:
-    """A host without its port, of an IPv6 address without the brackets."""
+    """A host without its port, and an IPv6 address without its brackets."""
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 

@@ -23,18 +23,24 @@ from .adapter_versions import AdapterVersions
 from .bundles import LoadedNetwork, ServedBundle
 from .labels import ModelLabels
 
-__all__ = ["AdapterInferTask", "refusing"]
+__all__ = ["AdapterInferTask", "chosen", "refusing"]
 
 logger = logging.getLogger(__name__)
 
-VOLUMES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
+LABEL_MAPS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd")
+RESULT_TYPES = (*LABEL_MAPS, ".dcm")
 IN_USE = "in use"
-"""What a viewer offers first where it lists adapters."""
+"""The first choice of adapter in a viewer."""
+
+
+def chosen(value: Any) -> str:
+    """The value of a setting, or the first of a viewer's list, its default."""
+    return str(value[0] if isinstance(value, list) else value)
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Takes off what MONAI's config parser and transforms put around a refusal, which is left with its reason alone."""
+    """Strips a refusal of what MONAI's config parser and transforms put around its reason."""
     try:
         yield
     except Exception as error:
@@ -47,15 +53,14 @@ class AdapterInferTask(BasicInferTask):
     """
     Runs a bundle's inference on one image, with the adapter in use or the one that the request names as "adapter".
 
-    A segmentation is a label map in the grid of the image, uint8, as the file type "result_extension" (by default that
-    of the image, else ``.nii.gz``; ``.dcm`` is a DICOM SEG), with the volume of each label. A grade is the "prediction"
-    of every grade, as viewers show it, and the "grades" that were chosen.
+    A segmentation is a label map on the grid of the image, uint8, with the volume of each label in ml. Its file type is
+    "result_extension", by default that of the image, else ``.nii.gz``; ``.dcm`` is a DICOM SEG. A grading gives the
+    "prediction" of every grade, as viewers show it, and the chosen "grades".
 
     Args:
         bundle: the bundle.
         versions: its adapters.
-        write_dicom_seg: from the path of an image, that of a label map and its labels, writes a DICOM SEG and returns
-            its path.
+        write_dicom_seg: writes a DICOM SEG from the paths of an image and a label map and its labels; returns its path.
     """
 
     def __init__(
@@ -111,12 +116,12 @@ class AdapterInferTask(BasicInferTask):
         names = {value: name for name, value in self.labels.items()}
         volumes = label_volumes_ml(label_map.cpu().numpy(), label_map.affine.cpu().numpy(), names)
         image = str(data.get("image_path", ""))
-        kept = next((ending for ending in VOLUMES if image.endswith(ending)), VOLUMES[0])
+        kept = next((ending for ending in LABEL_MAPS if image.endswith(ending)), LABEL_MAPS[0])
         wanted = extension or data.get("result_extension") or kept
-        if wanted not in (*VOLUMES, ".dcm"):
-            raise InputError(f"result_extension must be one of {(*VOLUMES, '.dcm')}, got {wanted!r}.")
+        if wanted not in RESULT_TYPES:
+            raise InputError(f"result_extension must be one of {RESULT_TYPES}, got {wanted!r}.")
         result = {**data, self.output_label_key: label_map}
-        file, told = super().writer(result, VOLUMES[0] if wanted == ".dcm" else wanted, dtype)
+        file, told = super().writer(result, LABEL_MAPS[0] if wanted == ".dcm" else wanted, dtype)
         if wanted == ".dcm":
             nifti = file
             try:
@@ -127,14 +132,8 @@ class AdapterInferTask(BasicInferTask):
 
     def probabilities(self, image: str, device: str = "cpu") -> torch.Tensor:
         """
-        Probabilities of the classes of a segmentation, with the adapter in use.
-
-        Args:
-            image: path of the image.
-            device: where to compute.
-
-        Returns:
-            of shape (classes, x, y, z), on the grid of the network's input.
+        Class probabilities of the image at a path, with the adapter in use: (classes, x, y, z), on the grid of the
+        network's input.
         """
         with self.lock:
             data: dict[str, Any] = {self.input_key: image}
@@ -144,9 +143,8 @@ class AdapterInferTask(BasicInferTask):
             return torch.as_tensor(logits).float().softmax(dim=0)
 
     def _get_network(self, device: str, data: Any) -> torch.nn.Module:
-        asked = (data or {}).get("adapter", IN_USE)
-        asked = asked[0] if isinstance(asked, list) else asked
-        return self.loaded.get(self.versions.active if asked == IN_USE else str(asked), device)
+        asked = chosen((data or {}).get("adapter", IN_USE))
+        return self.loaded.get(self.versions.active if asked == IN_USE else asked, device)
 
     def _grades(self, data: Mapping[str, Any]) -> dict[str, Any]:
         outputs, grades = (list(map(str, self.bundle.config.get_parsed_content(key))) for key in ("outputs", "grades"))

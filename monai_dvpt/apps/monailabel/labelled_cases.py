@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The labelled images of a datastore, checked and with the values of a model."""
+"""The labelled images of a datastore, checked, with the label values of a model."""
 
 from __future__ import annotations
 
@@ -28,17 +28,11 @@ Case = dict[str, str]
 
 def labelled_cases(datastore: Datastore, labels: ModelLabels, folder: Path) -> tuple[list[Case], dict[str, str]]:
     """
-    The images with a final label. Of each label a copy is written with the values that the model has for its names,
-    whatever numbers a viewer gave them.
-
-    Args:
-        datastore: of MONAI Label.
-        labels: of the model.
-        folder: for the copies.
+    The images with a final label. Copies each label into ``folder``, with the model's values for its names.
 
     Returns:
-        the cases, each with "name", "image" and "label"; and why others were left out, by name: an image or a label
-        that cannot be read or placed, a label beside its image, or one that the model does not have.
+        the cases, each with "name", "image" and "label"; and, by name, why others were left out: an image or a label
+        cannot be read or placed, the label does not lie on its image, or the model lacks it.
     """
     cases, left_out = [], {}
     for entry in datastore.datalist():
@@ -56,17 +50,15 @@ def labelled_cases(datastore: Datastore, labels: ModelLabels, folder: Path) -> t
 
 def split_cases(cases: Sequence[Case], share: float, trained_on: Container[str] = ()) -> tuple[list[Case], list[Case]]:
     """
-    Training and validation cases. Where a case belongs is drawn from its name, so that it mostly stays there when
-    others are added; of several cases at least one is in each part.
+    Training and validation cases. A hash of its name places a case, so that it mostly stays there as others are added.
 
     Args:
-        cases: with a "name".
-        share: of the cases that validate, in [0, 1).
-        trained_on: names of cases that adapters to be compared were trained on, and which therefore do not validate.
+        cases: each with a "name".
+        share: share of the cases that validate, in [0, 1); at least one validates, if there are several.
+        trained_on: names of cases that the compared adapters were trained on; these do not validate.
 
     Returns:
-        the training and the validation cases; without a share, with one case, or where all were trained on, none
-        validates.
+        the training and the validation cases; none validates without a share, of one case, or if all were trained on.
 
     Raises:
         InputError: if ``share`` is outside [0, 1).
@@ -80,7 +72,7 @@ def split_cases(cases: Sequence[Case], share: float, trained_on: Container[str] 
 
 
 def _place(name: str) -> float:
-    """A number in [0, 1) that is always the same for a name."""
+    """A number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
@@ -90,6 +82,6 @@ def _case(name: str, entry: Case, label_info: Any, labels: ModelLabels, folder: 
     label = read_label_file(entry["label"], tuple(image.shape[1:]), affine)
     values = to_model_values(label, label_info, labels)
     if not values.any():
-        raise InputError(f"{entry['label']}: must have a label, got background alone.")
+        raise InputError(f"{entry['label']}: must have a label, got only background.")
     copy = save_nifti(folder / f"{name}.nii.gz", values, affine, scanner=True)
     return {"name": name, "image": entry["image"], "label": str(copy)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the values of a label map mean: by name, never by their order in a file."""
+"""What the values of a label map mean: names decide, never the order in a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ModelLabels", "labels_in_file", "to_model_values"]
 @dataclass(frozen=True)
 class ModelLabels(Model):
     """
-    A segmentation model and its labels.
+    A model and its labels.
 
     Attributes:
         names: names of the classes in the order of their values, background first.
@@ -26,28 +26,30 @@ class ModelLabels(Model):
 
     names: tuple[str, ...] = ()
 
+    @property
+    def label_info(self) -> list[dict[str, Any]]:
+        """The labels, without background, as a viewer describes segments."""
+        return [{"name": name, "idx": value} for value, name in enumerate(self.names) if value]
+
     def value_of(self, name: str) -> int | None:
-        """The value of a label by its name, in upper or lower case; None where there is none of that name."""
+        """The value of a label by its :func:`plain` name; None if the model lacks it."""
         return {plain(known): value for value, known in enumerate(self.names)}.get(plain(name))
 
 
 def plain(name: str) -> str:
-    """A name as it is compared: viewers change case, spaces and underscores."""
+    """A name to compare by: viewers change case, spaces and underscores."""
     return "_".join(str(name).lower().replace("_", " ").split())
 
 
 def labels_in_file(values: Sequence[int], label_info: Sequence[Mapping[str, Any]] | None) -> dict[int, str]:
     """
-    Names of the values of a label file that a viewer saved. Viewers number the segments of a file from 1 in the order
-    of their list, so value ``v`` is the ``v``-th of the list, whatever the model's value of that name is; a list that
-    is too short for that has the value as "idx".
+    The name of each value in a label file that a viewer saved. Viewers number the segments from 1 in the order of their
+    list, whatever the model's values are: value ``v`` is the ``v``-th of the list. A list too short for that has the
+    value as "idx".
 
     Args:
         values: the values in the file, without 0.
-        label_info: what the viewer told of the segments, each with "name"; None or nothing if it told nothing.
-
-    Returns:
-        name of each value; nothing where nothing was told.
+        label_info: the viewer's segments, each with "name"; without any, no value gets a name.
 
     Raises:
         InputError: if a value has no name.
@@ -75,18 +77,15 @@ def to_model_values(
     label_map: np.ndarray, label_info: Sequence[Mapping[str, Any]] | None, labels: ModelLabels
 ) -> np.ndarray:
     """
-    A label map of a viewer with the values of a model.
+    A viewer's label map with the values of a model, uint8 or uint16.
 
     Args:
         label_map: whole numbers, 0 is background.
-        label_info: see :func:`labels_in_file`; where it is None the values are taken for those of the model.
-        labels: of the model.
-
-    Returns:
-        of the same shape, uint8 or uint16.
+        label_info: see :func:`labels_in_file`; without it the values are the model's already.
+        labels: the model's labels.
 
     Raises:
-        InputError: if a value is no whole number or has no name, or the model has no label of a name or value.
+        InputError: if a value is not a whole number or has no name, or the model lacks a name or value.
     """
     found = np.unique(label_map)
     if not np.isfinite(found).all() or (found != np.rint(found)).any() or found.min() < 0:

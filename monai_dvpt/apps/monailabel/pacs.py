@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a PACS has, by DICOMweb (DICOM PS3.18). Nothing that names a patient is looked at or logged."""
+"""The series of a PACS, by DICOMweb (DICOM PS3.18). Reads and logs nothing that names a patient."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SERIES = ("SeriesInstanceUID", "StudyInstanceUID", "Modality", "NumberOfSeriesRe
 
 class Segmentation(NamedTuple):
     """
-    A series with a DICOM Segmentation. The newest is the greatest.
+    A series with a DICOM Segmentation; the newest sorts last.
 
     Attributes:
-        when: date and time when it was made, as in DICOM.
-        uid: Series Instance UID.
-        study: Study Instance UID.
-        image: UID of the series that it is of.
-        names: of its segments.
+        when: its date and time, as in DICOM.
+        uid: its Series Instance UID.
+        study: its Study Instance UID.
+        image: UID of the series that it segments.
+        names: names of its segments.
     """
 
     when: tuple[str, str]
@@ -45,14 +45,11 @@ class Segmentation(NamedTuple):
 
 
 class Pacs:
-    """
-    Args:
-        client: a ``DICOMwebClient``.
-    """
+    """A PACS, by a ``DICOMwebClient``."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        self._seen: dict[str, Segmentation | None] = {}  # of a series that is told of once, and does not change
+        self._seen: dict[str, Segmentation | None] = {}  # a series does not change
 
     def list_series(self, search_filter: Mapping[str, Any]) -> list[str]:
         """UIDs of the series that pass a filter."""
@@ -60,10 +57,10 @@ class Pacs:
 
     def find(self, uid: str) -> dict[str, Any]:
         """
-        What the PACS says of a series, by the keywords of ``SERIES``.
+        The facts of a series, by the keywords of ``SERIES``.
 
         Raises:
-            InputError: if it is not there.
+            InputError: if the PACS lacks it.
         """
         for series in self._search({"SeriesInstanceUID": uid}):
             if series["SeriesInstanceUID"] == uid:
@@ -71,7 +68,7 @@ class Pacs:
         raise InputError(f"series {uid}: is not in the PACS.")
 
     def list_segmentations(self) -> list[Segmentation]:
-        """All that say of which series they are; others are left out with a warning."""
+        """All that name the series they segment; warns of the others."""
         found = []
         for series in self._search({"Modality": "SEG"}):
             uid, study = series["SeriesInstanceUID"], series["StudyInstanceUID"]
@@ -80,7 +77,7 @@ class Pacs:
                     header = self.client.retrieve_series_metadata(study, uid)[0]
                 except (requests.RequestException, IndexError) as error:
                     why = type(error).__name__
-                    logger.warning("DICOM SEG %s is left out: the PACS does not tell of it: %s", uid, why)
+                    logger.warning("DICOM SEG %s is left out: the PACS does not describe it: %s", uid, why)
                     continue
                 image = _value(_value(header, "ReferencedSeriesSequence") or {}, "SeriesInstanceUID")
                 date, time = (
@@ -91,29 +88,26 @@ class Pacs:
                 names = tuple(str(_value(segment, "SegmentLabel") or "") for segment in segments)
                 self._seen[uid] = Segmentation((date, time), uid, study, str(image), names) if image else None
                 if not image:
-                    logger.warning("DICOM SEG %s is left out: it does not say of which series it is.", uid)
+                    logger.warning("DICOM SEG %s is left out: it does not name the series it segments.", uid)
             if (seg := self._seen[uid]) is not None:
                 found.append(seg)
         return found
 
     def fetch(self, study: str, uid: str, folder: Path, by_frame: bool = False) -> None:
-        """Puts the files of a series into a new folder."""
-        with disable_value_validation():  # its warnings quote values
+        """Downloads the files of a series into a new folder."""
+        with disable_value_validation():  # whose warnings quote values
             dicom_web_download_series(study, uid, str(folder), self.client, by_frame)
 
     def store(self, path: str | os.PathLike, image: str) -> str:
         """
-        Stores the DICOM Segmentation of a series.
+        Stores a DICOM Segmentation; returns the UID of its series.
 
         Args:
             path: its file.
-            image: UID of the series that it is of.
-
-        Returns:
-            UID of its own series.
+            image: UID of the series that it segments.
 
         Raises:
-            InputError: if the PACS does not say that it has it now.
+            InputError: if the PACS does not confirm it.
         """
         with disable_value_validation():
             seg = dcmread(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings that may come in a request: all of them, with their bounds. Any other is refused."""
+"""All settings that a request may bring, with their bounds. Any other is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai_dvpt.utils import InputError
 
 from .adapter_versions import AdapterVersions
 from .dicom_labels import told_segments
-from .infer import IN_USE, VOLUMES
+from .infer import IN_USE, RESULT_TYPES
 from .studies import check_tag
 from .train import AS_START
 
@@ -23,9 +23,7 @@ __all__ = [
     "batch_settings",
     "checked",
     "from_json",
-    "image_settings",
     "infer_settings",
-    "label_settings",
     "next_settings",
     "number",
     "scoring_settings",
@@ -34,7 +32,7 @@ __all__ = [
 ]
 
 Rule = Callable[[str, Any], Any]
-"""From the name and the value of a setting the value that is handed on; raises InputError."""
+"""Takes name and value of a setting, returns the value to hand on, or raises an :class:`InputError`."""
 
 MAX_EPOCHS = 1_000
 MAX_SAMPLES = 10_000
@@ -45,22 +43,21 @@ SEGMENT = ("name", "idx", "color", "description", "model_name")
 
 
 def shown(value: Any) -> str:
-    """How a refusal tells of a value: short, and of lists and objects the kind alone."""
+    """A value as a refusal shows it: shortened, and only the type of lists and objects."""
     return repr(value)[:80] if isinstance(value, (str, int, float, type(None))) else f"a {type(value).__name__}"
 
 
 def checked(what: str, given: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
     """
+    The values of ``given`` as their rules return them, without those that are None.
+
     Args:
         what: subject of a refusal.
-        given: values by name; a value of None counts as not given.
-        rules: of the names there may be.
-
-    Returns:
-        the values as the rules return them.
+        given: values by name.
+        rules: the rule of each allowed name.
 
     Raises:
-        InputError: if there is another name, or a value breaks its rule.
+        InputError: if another name is given, or a value breaks its rule.
     """
     if not isinstance(given, Mapping):
         raise InputError(f"{what} must be a JSON object, got {shown(given)}.")
@@ -69,19 +66,16 @@ def checked(what: str, given: Any, rules: Mapping[str, Rule]) -> dict[str, Any]:
     return {name: rules[name](name, value) for name, value in given.items() if value is not None}
 
 
-def from_json(what: str, text: str | None) -> Any:
-    """
-    Raises:
-        InputError: if ``text`` is not JSON; no text is an empty object.
-    """
+def from_json(what: str, text: str) -> Any:
+    """The content of a JSON text; raises an :class:`InputError` if it is none."""
     try:
-        return json.loads(text or "{}")
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} must be JSON, got {shown(text)}.") from error
 
 
 def number(least: float, most: float, whole: bool = True) -> Rule:
-    """A number in a closed range, or its text as viewers have it in a field."""
+    """A number in a closed range, or its text, as viewers send it from a field."""
 
     def rule(name: str, value: Any) -> float:
         try:
@@ -97,7 +91,7 @@ def number(least: float, most: float, whole: bool = True) -> Rule:
 
 
 def one_of(choices: Iterable[Any]) -> Rule:
-    """One of ``choices``; of a list of them, which is how a viewer is told of choices, the first."""
+    """One of ``choices``, or a list of them, as a viewer shows choices; its first is taken."""
     known = list(choices)
 
     def rule(name: str, value: Any) -> Any:
@@ -127,17 +121,14 @@ def tag(name: str, value: Any) -> str:
     return check_tag(value)
 
 
-def pattern(expression: re.Pattern[str]) -> Rule:
-    def rule(name: str, value: Any) -> str:
-        if not isinstance(value, str) or not expression.fullmatch(value):
-            raise InputError(f"{name} must be as in {expression.pattern}, got {shown(value)}.")
-        return value
-
-    return rule
+def gpus(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not GPUS.fullmatch(value):
+        raise InputError(f"{name} must be as in {GPUS.pattern}, got {shown(value)}.")
+    return value
 
 
 def segments(name: str, value: Any) -> list[Mapping[str, Any]]:
-    """What a viewer tells of the segments of a label, see :func:`told_segments`."""
+    """A viewer's description of the segments of a label, see :func:`told_segments`."""
     told = told_segments(value if isinstance(value, list) else [value])
     if len(told) > MAX_SEGMENTS:
         raise InputError(f"{name} must have at most {MAX_SEGMENTS} segments, got {len(told)}.")
@@ -153,7 +144,9 @@ def _color(name: str, value: Any) -> list[float]:
 
 
 CLIENT: dict[str, Rule] = {"client_id": text}
-"""That viewers send with every request."""
+"""What viewers send with every request."""
+LABEL: dict[str, Rule] = {**CLIENT, "label_info": segments}
+"""What they send with a label."""
 
 
 def devices() -> list[str]:
@@ -162,12 +155,12 @@ def devices() -> list[str]:
 
 
 def infer_settings(versions: AdapterVersions) -> dict[str, Rule]:
-    """What a viewer may ask of one answer."""
+    """Settings of one answer."""
     return {
         **CLIENT,
         "device": one_of(devices()),
         "adapter": one_of([IN_USE, *versions.names]),
-        "result_extension": one_of([*VOLUMES, ".dcm"]),
+        "result_extension": one_of(RESULT_TYPES),
         "result_dtype": one_of(["uint8", "uint16"]),
         "result_compress": flag,
         "restore_label_idx": flag,
@@ -178,11 +171,11 @@ def infer_settings(versions: AdapterVersions) -> dict[str, Rule]:
 
 
 def batch_settings(versions: AdapterVersions) -> dict[str, Rule]:
-    """Those of one answer, and what MONAI Label adds for many."""
+    """Settings of many answers: those of one, and what MONAI Label adds."""
     return {
         **infer_settings(versions),
         "multi_gpu": lambda name, value: flag(name, value) and torch.cuda.is_available(),
-        "gpus": pattern(GPUS),
+        "gpus": gpus,
         "logging": one_of(["INFO", "WARNING", "ERROR"]),
         "max_workers": number(0, 64),
         "max_batch_size": number(0, MAX_SAMPLES),
@@ -190,7 +183,7 @@ def batch_settings(versions: AdapterVersions) -> dict[str, Rule]:
 
 
 def train_settings(versions: AdapterVersions, methods: Iterable[str]) -> dict[str, Rule]:
-    """What the viewer's options of a training are; ``methods`` are those that fit the network."""
+    """Settings of a training; ``methods`` are those that fit the network."""
     return {
         **CLIENT,
         "max_epochs": number(1, MAX_EPOCHS),
@@ -208,11 +201,3 @@ def scoring_settings(models: Iterable[str]) -> dict[str, Rule]:
 
 def next_settings(models: Iterable[str]) -> dict[str, Rule]:
     return {**CLIENT, "model": one_of(models), "label_tag": tag}
-
-
-def image_settings() -> dict[str, Rule]:
-    return dict(CLIENT)
-
-
-def label_settings() -> dict[str, Rule]:
-    return {**CLIENT, "label_info": segments}

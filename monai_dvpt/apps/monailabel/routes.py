@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The requests that the server answers: MONAI Label's own that 3D Slicer, OHIF and the how-to need, each after a check of
-all it holds. There are no others.
+The requests that the server answers: only those of MONAI Label that 3D Slicer, OHIF and the how-to need, each after a
+check of its content.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ from .datastore import PacsDatastore
 from .gate import Gate
 from .request_settings import checked, from_json, shown
 from .studies import check_name, check_tag
-from .uploads import PICTURES, VOLUMES, check_image, check_label, check_type
+from .uploads import PICTURES, VOLUMES, check_image, check_type
 
 if TYPE_CHECKING:
     from .app import DVPTApp
@@ -61,15 +61,15 @@ if TYPE_CHECKING:
 __all__ = ["UUID", "made_for_request", "served", "session_facts"]
 
 logger = logging.getLogger(__name__)
-for name in ("endpoints", "datastore", "utils.sessions"):  # they log requests and names of files as they come
+for name in ("endpoints", "datastore", "utils.sessions"):  # they log requests and names of files unchecked
     logging.getLogger(f"monailabel.{name}").setLevel(logging.WARNING)
 
 AT_ONCE = 24
-"""The most requests that take long and are worked on at once; the others, of 40 threads, are for those that do not."""
+"""The most long requests at once; the rest of the 40 threads is for short ones."""
 UPLOADS_AT_ONCE = 4
-"""Of those that bring a file that is kept: each is read as a whole."""
+"""The most requests at once that bring a file to keep: each is read as a whole."""
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-"""Name of a session."""
+"""Names of sessions."""
 CHECKSUM = re.compile(r"((SHA256|SHA512|MD5):)?[0-9A-Fa-f]{32,128}")
 DICOMWEB = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[\w.,-]+(/[\w.,-]+){0,12}/?", re.ASCII)
 MAX_SESSION = 86_400
@@ -78,13 +78,13 @@ OHIF = Path(ohif.__file__).parent / "static" / "ohif"
 
 Values = dict[str, Any]
 Check = Callable[["DVPTApp", Values], None]
-"""Checks the parameters of a request, and puts what is handed on in their place."""
+"""Checks the parameters of a request, and replaces them with what MONAI Label gets."""
 
 _made: ContextVar[list[str] | None] = ContextVar("made", default=None)
 
 
 def made_for_request(path: str | None) -> None:
-    """Tells of a file that was made for the request that is being answered, and goes if that fails."""
+    """Notes a file made for the current request, to remove if the request fails."""
     files = _made.get()
     if path and files is not None:
         files.append(path)
@@ -92,26 +92,25 @@ def made_for_request(path: str | None) -> None:
 
 def served(app: DVPTApp, server: FastAPI, origins: list[str]) -> FastAPI:
     """
+    The API that replaces MONAI Label's ``server``, and keeps its pages.
+
     Args:
         app: the app.
-        server: of MONAI Label, whose pages are kept.
-        origins: of web pages that may ask, beside those of the server.
-
-    Returns:
-        what answers in place of the server.
+        server: MONAI Label's own API.
+        origins: origins of other web pages that may ask.
     """
     shared = {"allow_credentials": True, "allow_methods": ["*"], "allow_headers": ["*"]}
     layers = [Middleware(Gate, origins=origins, infer=f"{settings.MONAI_LABEL_API_STR}/infer/")]
     if origins:
         layers.append(Middleware(CORSMiddleware, allow_origins=origins, **shared))
     api = FastAPI(title=server.title, docs_url=None, redoc_url="/docs", middleware=layers)
-    for kind, handler in _refusals().items():
-        api.add_exception_handler(kind, handler)
+    for kind in (InputError, RequestValidationError, MONAILabelException, requests.RequestException):
+        api.add_exception_handler(kind, _refused)
     api.router.routes.extend(route for route in server.router.routes if isinstance(route, Mount))
     for route in server.router.routes:
         if getattr(route, "path", None) in ("/", "/favicon.ico"):
             api.add_api_route(route.path, route.endpoint, include_in_schema=False)
-    api.dependency_overrides[get_current_user] = _in_thread(get_current_user)  # it may ask the server of tokens
+    api.dependency_overrides[get_current_user] = _in_thread(get_current_user)  # it may ask a token server
     turns: dict[Any, Any] = dict.fromkeys(LONG, threading.BoundedSemaphore(AT_ONCE))
     turns |= dict.fromkeys(UPLOADS, threading.BoundedSemaphore(UPLOADS_AT_ONCE))
     for methods, path, endpoint, check in _routes(app):
@@ -121,7 +120,7 @@ def served(app: DVPTApp, server: FastAPI, origins: list[str]) -> FastAPI:
 
 
 def _routes(app: DVPTApp) -> list[tuple[str, str, Any, Check | None]]:
-    """Methods, path, endpoint of MONAI Label and check of each."""
+    """Methods, path, MONAI Label's endpoint, and its check."""
     found: list[tuple[str, str, Any, Check | None]] = [
         ("GET", "/info/", info.api_app_info, _listed),
         ("GET", "/model/info/{model}", model.api_model_info, None),
@@ -157,7 +156,7 @@ def _routes(app: DVPTApp) -> list[tuple[str, str, Any, Check | None]]:
             ("GET", "/session/{session_id}", session.api_get_session, _session),
             ("DELETE", "/session/{session_id}", session.api_remove_session, _session),
         ]
-    if isinstance(app.datastore(), PacsDatastore):
+    if _has_pacs(app):
         found += [
             ("GET", "/proxy/dicom/wado/{path:path}", proxy.proxy_wado, _dicomweb),
             ("GET", "/proxy/dicom/qido/{path:path}", proxy.proxy_qido, _dicomweb),
@@ -172,7 +171,7 @@ def _routes(app: DVPTApp) -> list[tuple[str, str, Any, Check | None]]:
 
 
 def _in_thread(endpoint: Any) -> Callable[..., Any]:
-    """MONAI Label's coroutines block the server; what is no coroutine runs in a thread, and no request waits for it."""
+    """A function of a coroutine of MONAI Label, which would block the server; a function runs in a thread."""
 
     def answer(**values: Any) -> Any:
         return asyncio.run(endpoint(**values))
@@ -182,12 +181,12 @@ def _in_thread(endpoint: Any) -> Callable[..., Any]:
     return answer
 
 
-def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: Any) -> Callable[..., Any]:
-    """An endpoint after its check, in a thread; if it fails, what was made for it is removed."""
+def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: threading.Semaphore | None) -> Callable[..., Any]:
+    """An endpoint in a thread, after its check; removes its files if it fails."""
     run = _in_thread(endpoint)
 
     def answer(**values: Any) -> Any:
-        with _turn(turns):
+        with _turn(turns) if turns else nullcontext():
             files: list[str] = []
             _made.set(files)
             try:
@@ -209,47 +208,48 @@ def _checked(app: DVPTApp, endpoint: Any, check: Check | None, turns: Any) -> Ca
 
 
 @contextmanager
-def _turn(turns: Any) -> Iterator[None]:
-    if turns is None:
-        yield
-        return
+def _turn(turns: threading.Semaphore) -> Iterator[None]:
+    """One of the turns; refuses the request if none is left."""
     if not turns.acquire(blocking=False):
-        raise HTTPException(429, detail="as many such requests as may be are being worked on; ask again later.")
+        raise HTTPException(429, detail="the server works on as many such requests as it may; ask again later.")
     try:
         yield
     finally:
         turns.release()
 
 
-def _refusals() -> dict[Any, Any]:
-    """How errors are answered: with a status and a reason that repeats nothing of the request but a short value."""
-
-    def refused(request: Request, error: Exception) -> JSONResponse:
-        logger.error(reason(error))
-        return JSONResponse({"detail": reason(error)}, 422)
-
-    def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+def _refused(request: Request, error: Exception) -> JSONResponse:
+    """Answers an error with a status and a reason, which repeats at most a short value of the request."""
+    status = 422
+    if isinstance(error, RequestValidationError):
         told = ("{}: {}".format(" ".join(map(str, item["loc"])), item["msg"]) for item in error.errors())
-        return JSONResponse({"detail": "; ".join(told)[:1000]}, 422)
-
-    def monai_label(request: Request, error: MONAILabelException) -> JSONResponse:
-        return JSONResponse({"detail": error.msg}, 422)
-
-    def pacs(request: Request, error: Exception) -> JSONResponse:
+        detail = "; ".join(told)[:1000]
+    elif isinstance(error, MONAILabelException):
+        detail = error.msg
+    elif isinstance(error, requests.RequestException):
         logger.error(f"the PACS does not answer: {type(error).__name__}")
-        return JSONResponse({"detail": "the PACS, or the server of tokens, does not answer as it must."}, 502)
-
-    return {
-        InputError: refused,
-        RequestValidationError: malformed,
-        MONAILabelException: monai_label,
-        requests.RequestException: pacs,
-    }
+        status, detail = 502, "the PACS, or the server of tokens, does not answer as it must."
+    else:
+        detail = reason(error)
+        logger.error(detail)
+    return JSONResponse({"detail": detail}, status)
 
 
 def _known(name: str, values: Values, choices: Mapping[str, Any]) -> None:
     if values[name] not in choices:
         raise HTTPException(404, detail=f"{name} must be one of {list(choices)}, got {shown(values[name])}.")
+
+
+def _check_params(values: Values, rules_of: Mapping[str, rules.Rule]) -> dict[str, Any]:
+    """Checks the settings in "params", a JSON object or its text, and returns them."""
+    given = values["params"] or {}
+    found = checked("params", from_json("params", given) if isinstance(given, str) else given, rules_of)
+    values["params"] = json.dumps(found) if isinstance(given, str) else found
+    return found
+
+
+def _has_pacs(app: DVPTApp) -> bool:
+    return isinstance(app.datastore(), PacsDatastore)
 
 
 def _room(method: str) -> None:
@@ -259,17 +259,11 @@ def _room(method: str) -> None:
 
 def _infer(app: DVPTApp, values: Values) -> None:
     _known("model", values, app._infers)
-    given = from_json("params", values["params"])
-    asked = checked("params", given, rules.infer_settings(app.versions[values["model"]]))
-    values["params"] = json.dumps(asked)
-    beside_pacs = isinstance(app.datastore(), PacsDatastore)
-    segments = beside_pacs and asked.get("label_info") and values["model"] in app.segmentations
-    if values["output"] == infer.ResultType.dicom_seg and not segments:
+    asked = _check_params(values, rules.infer_settings(app.versions[values["model"]]))
+    kinds, is_segmentation = infer.ResultType, values["model"] in app.segmentations
+    if values["output"] == kinds.dicom_seg and not (is_segmentation and asked.get("label_info") and _has_pacs(app)):
         raise InputError("output must not be dicom_seg but of a segmentation beside a PACS, with label_info in params.")
-    if values["model"] not in app.segmentations and values["output"] in (
-        infer.ResultType.image,
-        infer.ResultType.dicom_seg,
-    ):
+    if values["output"] == kinds.image and not is_segmentation:
         raise InputError("output must be json or all for a model that grades.")
     if values["label"]:
         raise InputError("label must not be sent: no model takes one.")
@@ -283,7 +277,7 @@ def _infer(app: DVPTApp, values: Values) -> None:
 
 
 def session_facts(sessions: Any, session_id: str) -> Any:
-    """What MONAI Label knows of a session; None if it is none, or a killed server has left it half written."""
+    """MONAI Label's facts of a session; None if there is none, or a killed server left it half written."""
     try:
         return sessions.get_session(session_id, update_ts=False, fetch_cache=False)
     except (OSError, ValueError, KeyError):
@@ -291,42 +285,43 @@ def session_facts(sessions: Any, session_id: str) -> Any:
 
 
 def _listed(app: DVPTApp, values: Values) -> None:
-    """There is nothing to check; but the PACS is asked, so that it may take long."""
+    """Nothing to check; but the server asks the PACS, which may take long."""
 
 
 def _batch(app: DVPTApp, values: Values) -> None:
     _known("model", values, app._infers)
     _room("batch_infer")
-    given = checked("params", values["params"] or {}, rules.batch_settings(app.versions[values["model"]]))
+    given = _check_params(values, rules.batch_settings(app.versions[values["model"]]))
     values["params"] = {"multi_gpu": False, **given}
 
 
 def _train(app: DVPTApp, values: Values) -> None:
     _known("model", values, app._trainers)
     _room("train")
-    values["params"] = _settings_of(app, values["model"])("params", values["params"] or {})
+    _check_params(values, _train_settings(app, values["model"]))
 
 
 def _train_all(app: DVPTApp, values: Values) -> None:
     _room("train")
-    by_model = {name: _settings_of(app, name) for name in app._trainers}
-    values["params"] = checked("params", values["params"] or {}, {**rules.CLIENT, **by_model})
+
+    def of_model(name: str, given: Any) -> dict[str, Any]:
+        return checked(name, given, _train_settings(app, name))
+
+    _check_params(values, {**rules.CLIENT, **dict.fromkeys(app._trainers, of_model)})
 
 
-def _settings_of(app: DVPTApp, model: str) -> rules.Rule:
-    return lambda name, given: checked(
-        name, given, rules.train_settings(app.versions[model], app.bundles[model].methods)
-    )
+def _train_settings(app: DVPTApp, model: str) -> Mapping[str, rules.Rule]:
+    return rules.train_settings(app.versions[model], app.bundles[model].methods)
 
 
 def _next(app: DVPTApp, values: Values) -> None:
     _known("strategy", values, app._strategies)
-    values["params"] = checked("params", values["params"] or {}, rules.next_settings(app.segmentations))
+    _check_params(values, rules.next_settings(app.segmentations))
 
 
 def _score(app: DVPTApp, values: Values) -> None:
     _known("method", values, app._scoring_methods)
-    values["params"] = checked("params", values["params"] or {}, rules.scoring_settings(app.segmentations))
+    _check_params(values, rules.scoring_settings(app.segmentations))
 
 
 def _image(app: DVPTApp, values: Values) -> None:
@@ -341,7 +336,7 @@ def _label(app: DVPTApp, values: Values) -> None:
 
 
 def _add_image(app: DVPTApp, values: Values) -> None:
-    values["params"] = json.dumps(checked("params", from_json("params", values["params"]), rules.image_settings()))
+    _check_params(values, rules.CLIENT)
     file = values["file"]
     given = values["image"] or re.split(r"[/\\]", file.filename or "")[-1]
     check_image(file, {task.dimension for task in app._infers.values()})
@@ -352,8 +347,9 @@ def _add_image(app: DVPTApp, values: Values) -> None:
 def _save_label(app: DVPTApp, values: Values) -> None:
     values["tag"] = check_tag(values["tag"] or "final")
     app.check_image(values["image"])
-    values["params"] = json.dumps(checked("params", from_json("params", values["params"]), rules.label_settings()))
-    check_label(values["label"], isinstance(app.datastore(), PacsDatastore))
+    _check_params(values, rules.LABEL)
+    # beside a PACS also the bytes of the voxels, from OHIF; the datastore checks that the label lies on its image
+    check_type(values["label"], "label", [*VOLUMES, *([".bin"] if _has_pacs(app) else [])])
 
 
 def _add_session(app: DVPTApp, values: Values) -> None:
@@ -371,7 +367,7 @@ def _session(app: DVPTApp, values: Values) -> None:
     if not UUID.fullmatch(values["session_id"]):
         raise InputError(f"session_id must be a UUID, got {shown(values['session_id'])}.")
     if session_facts(app.sessions(), values["session_id"]) is None:
-        raise HTTPException(404, detail="the session of session_id is over, or was none.")
+        raise HTTPException(404, detail="the session of session_id is over, or never was.")
 
 
 def _logs(app: DVPTApp, values: Values) -> None:
@@ -391,6 +387,6 @@ def _dicomweb(app: DVPTApp, values: Values) -> None:
 
 
 LONG = (_infer, _batch, _train, _train_all, _next, _score, _listed, _image, _label, _dicomweb)
-"""Checks of the requests that may take long."""
+"""Checks of requests that may take long."""
 UPLOADS = (_add_image, _save_label, _add_session)
-"""Checks of those that bring a file that is kept."""
+"""Checks of requests that bring a file to keep."""

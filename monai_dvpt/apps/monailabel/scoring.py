@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of images: Dice of those with a label, entropy of those without."""
+"""Scores of images: Dice of those with a label, entropy of the others."""
 
 from __future__ import annotations
 
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,37 +29,53 @@ __all__ = ["DiceScoring", "EntropyScoring", "predictive_entropy"]
 
 logger = logging.getLogger(__name__)
 
+MAX_SCORED = 50
+"""The most images that a request without "max_samples" scores by entropy."""
 
-class DiceScoring(ScoringMethod):
+
+class AdapterScoring(ScoringMethod):
     """
-    Dice of the adapter in use on every image with a final label: what the user may expect of the next image, but for
-    those that it was trained on. Kept beside the versions, in ``dice.json``.
+    Scores the images of a datastore, each segmentation with its adapter in use.
 
     Args:
         tasks: segmentations by name.
     """
 
+    DESCRIPTION: str
+    """What viewers show."""
+
     def __init__(self, tasks: Mapping[str, AdapterInferTask]) -> None:
-        super().__init__("Dice of each model on the images with a final label")
+        super().__init__(self.DESCRIPTION)
         self.tasks = dict(tasks)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """
-        Args:
-            request: "model", one of the segmentations; by default each.
-            datastore: of MONAI Label.
+        The scores by model: of the "model" in the request, or of each.
 
         Raises:
-            InputError: if "model" is none of them.
-
-        Returns:
-            by model: the "adapter", the Dice of each label by image, None where neither has it, and the "mean".
+            InputError: if "model" is not one of the segmentations.
         """
-        return {name: self._score(name, datastore) for name in _models(request, self.tasks)}
+        asked = request.get("model")
+        if asked and asked not in self.tasks:
+            raise InputError(f"model must be one of {list(self.tasks)}, got {asked!r}.")
+        return {name: self.score(self.tasks[name], request, datastore) for name in ([asked] if asked else self.tasks)}
 
-    def _score(self, model: str, datastore: Datastore) -> dict[str, Any]:
-        task, found = self.tasks[model], {}
-        names = task.bundle.labels.names
+    @abstractmethod
+    def score(self, task: AdapterInferTask, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Scores of one model."""
+
+
+class DiceScoring(AdapterScoring):
+    """
+    Dice on every image with a final label: what to expect of the next image, except on images that the adapter was
+    trained on. Kept beside the versions, in ``dice.json``. For each model the "adapter", "images" with the Dice of each
+    label (None where neither label map has it), and the "mean".
+    """
+
+    DESCRIPTION = "Dice of each model on the images with a final label"
+
+    def score(self, task: AdapterInferTask, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        found, names = {}, task.bundle.labels.names
         with TemporaryDirectory() as folder:
             cases, _ = labelled_cases(datastore, task.bundle.labels, Path(folder))
             for case in cases:
@@ -69,42 +86,25 @@ class DiceScoring(ScoringMethod):
                 dice = compute_dice(pred, label, include_background=False, ignore_empty=True)[0].tolist()
                 scores = {n: None if math.isnan(d) else d for n, d in zip(names[1:], dice, strict=True)}
                 found[case["name"]] = scores
-        task.versions.keep_scores("dice", {"adapter": task.versions.active, "images": found})
+        active = task.versions.active
+        task.versions.keep_scores("dice", {"adapter": active, "images": found})
         known = [dice for scores in found.values() for dice in scores.values() if dice is not None]
         mean = float(np.mean(known)) if known else None
-        logger.info(f"{model}: mean Dice {mean} of {len(found)} labelled images with adapter {task.versions.active}")
-        return {"adapter": task.versions.active, "images": found, "mean": mean}
+        logger.info(f"{task.bundle.name}: mean Dice {mean} of {len(found)} labelled images with adapter {active}")
+        return {"adapter": active, "images": found, "mean": mean}
 
 
-class EntropyScoring(ScoringMethod):
+class EntropyScoring(AdapterScoring):
     """
-    Predictive entropy of the adapter in use on every image without a label, see :func:`predictive_entropy`. An image is
-    scored again when another adapter is in use. Kept beside the versions, in ``entropy.json``.
-
-    Args:
-        tasks: segmentations by name.
-        max_samples: the most images that are scored at once.
+    Predictive entropy on every image without a label, see :func:`predictive_entropy`; again once another adapter is in
+    use. Kept beside the versions, in ``entropy.json``. For each model the "adapter", and how many images were "scored"
+    now (at most "max_samples"), "before", or "failed".
     """
 
-    def __init__(self, tasks: Mapping[str, AdapterInferTask], max_samples: int = 50) -> None:
-        super().__init__("Predictive entropy of each model on the images without a label")
-        self.tasks = dict(tasks)
-        self.max_samples = max_samples
+    DESCRIPTION = "Predictive entropy of each model on the images without a label"
 
-    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """
-        Args:
-            request: "model", one of the segmentations, by default each; "max_samples".
-            datastore: of MONAI Label.
-
-        Returns:
-            by model, the "adapter" and how many images were scored, had been before, or could not be read.
-        """
-        most = int(request.get("max_samples") or self.max_samples)
-        return {name: self._score(name, datastore, most) for name in _models(request, self.tasks)}
-
-    def _score(self, model: str, datastore: Datastore, most: int) -> dict[str, Any]:
-        task = self.tasks[model]
+    def score(self, task: AdapterInferTask, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        most = int(request.get("max_samples") or MAX_SCORED)
         active, known = task.versions.active, task.versions.scores("entropy")
         counts = {"scored": 0, "before": 0, "failed": 0}
         for image_id in sorted(datastore.get_unlabeled_images()):
@@ -118,7 +118,7 @@ class EntropyScoring(ScoringMethod):
                     entropy = predictive_entropy(task.probabilities(datastore.get_image_uri(image_id)))
                 known[image_id] = {"adapter": active, "entropy": entropy}
                 counts["scored"] += 1
-            except Exception as error:  # one bad image does not keep the others from being scored
+            except Exception as error:  # one bad image does not stop the others
                 logger.warning(f"{image_id}: not scored: {reason(error)}")
                 known[image_id] = {"adapter": active, "entropy": None}
                 counts["failed"] += 1
@@ -129,15 +129,15 @@ class EntropyScoring(ScoringMethod):
 def predictive_entropy(probabilities: torch.Tensor, certain: float = 0.99) -> float:
     """
     How unsure a segmentation is: the mean Shannon entropy of the classes over the voxels that may belong to a
-    structure, as a share of its largest value, based on: "Settles, Active Learning Literature Survey, 2009"
-    (uncertainty sampling by entropy). The plain mean over all voxels would rank images by the size of the structure.
+    structure, as a share of its maximum, based on: "Settles, Active Learning Literature Survey, 2009" (uncertainty
+    sampling by entropy). The mean over all voxels would rank images by the size of the structure.
 
     Args:
         probabilities: of shape (classes, x, y, z), background first.
-        certain: a voxel with a larger probability of background than this is left out.
+        certain: leave out voxels with a larger probability of background.
 
     Returns:
-        in [0, 1]; 1 where no voxel may belong to a structure, since then it may have been missed.
+        in [0, 1]; 1 if no voxel may belong to a structure, which the model may have missed.
 
     Examples::
 
@@ -154,17 +154,10 @@ def predictive_entropy(probabilities: torch.Tensor, certain: float = 0.99) -> fl
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Computes on one core: scores are made in the background, and the others are for whoever waits for an answer."""
+    """Computes scores on one core, and leaves the others to whoever waits for an answer."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _models(request: Mapping[str, Any], tasks: Mapping[str, AdapterInferTask]) -> list[str]:
-    asked = request.get("model")
-    if asked and asked not in tasks:
-        raise InputError(f"model must be one of {list(tasks)}, got {asked!r}.")
-    return [asked] if asked else list(tasks)

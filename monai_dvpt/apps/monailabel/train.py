@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of an adapter on the labels that were corrected."""
+"""Training of an adapter on corrected labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from monai_dvpt.utils import InputError, path_for_config, to_json
 
 from .adapter_versions import AdapterVersions
 from .bundles import ServedBundle
-from .infer import IN_USE, refusing
+from .infer import IN_USE, chosen, refusing
 from .labelled_cases import Case, labelled_cases, split_cases
 
 __all__ = ["AS_START", "AdapterTrainTask"]
@@ -35,19 +35,19 @@ __all__ = ["AS_START", "AdapterTrainTask"]
 logger = logging.getLogger(__name__)
 
 TRAINED = ["method", "head"]
-"""Parts of the network that are trained; the decoder stays that of the shipped adapter, and a version is small."""
+"""Trained parts; the decoder stays the shipped adapter's, so a version is small."""
 AS_START = "as start_from"
-"""What a viewer offers first where it lists tuning methods."""
+"""The first choice of tuning method in a viewer."""
 LEAST_CROPS = 16
-"""Of all cases together in an epoch; with a few cases each is used several times, since every crop is a random one."""
+"""The least crops in an epoch; of few cases each gives several, since crops are random."""
 
 
 class AdapterTrainTask(TrainTask):
     """
-    Goes on from an adapter with the bundle's own training, on the images that have a final label, and keeps the result
-    as a new version. It is put in use only if it scores better than the adapter that is in use, on the same cases in
-    the same run: on the validation cases, or, where "val_split" is 0, on the training cases. Backbone and decoder are
-    frozen. With another tuning method than that adapter's the method starts anew, and the head goes on.
+    Trains an adapter further with the bundle's own training, on the images with a final label, and keeps the result as
+    a new version. It comes into use only if it scores better than the adapter in use, on the same cases in the same
+    run: the validation cases or, if "val_split" is 0, the training cases. Backbone and decoder are frozen. Another
+    tuning method than the adapter's starts anew, with the adapter's head.
 
     Args:
         bundle: a bundle with a segmentation.
@@ -60,7 +60,7 @@ class AdapterTrainTask(TrainTask):
         self.versions = versions
 
     def config(self) -> dict[str, Any]:
-        """What a viewer lets the user choose."""
+        """The settings that a viewer offers."""
         return {
             "max_epochs": 20,
             "val_split": 0.2,
@@ -88,14 +88,7 @@ class AdapterTrainTask(TrainTask):
         }
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """
-        Args:
-            request: values of :meth:`config`.
-            datastore: of MONAI Label.
-
-        Returns:
-            the record of the new version, and the name of the one that is in use now.
-        """
+        """Trains with the settings of :meth:`config`; the record of the new "version", and the one now "in_use"."""
         self.versions.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.versions.folder / ".training.lock", timeout=0)
         with refusing():
@@ -107,9 +100,9 @@ class AdapterTrainTask(TrainTask):
 
     def _train(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         started = time.monotonic()
-        start, used = _chosen(request["start_from"]), self.versions.active
+        start, used = chosen(request["start_from"]), self.versions.active
         start = used if start == IN_USE else start
-        run = self.versions.folder / "run"  # of the training that is going on
+        run = self.versions.folder / "run"  # of the current training
         shutil.rmtree(run, ignore_errors=True)
         cases, left_out = labelled_cases(datastore, self.bundle.labels, run / "labels")
         if not cases:
@@ -120,7 +113,7 @@ class AdapterTrainTask(TrainTask):
         scored_on = "validation" if validation else "training"
         logger.info(f"{len(training)} training and {len(validation)} validation cases, {len(left_out)} left out")
         network = self.versions.load(self.bundle.network(), start, self._labels)
-        method, former = _chosen(request["method"]), network.method.name
+        method, former = chosen(request["method"]), network.method.name
         if method not in (AS_START, former):
             torch.manual_seed(int(request["seed"]))
             network.encoder().attach(as_method(method))
@@ -150,8 +143,8 @@ class AdapterTrainTask(TrainTask):
         if score > before:
             self.versions.use(name)
         in_use = self.versions.active
-        told = f"{name}: {facts['metric']} {score:.4f}, {used}: {before:.4f} on the {scored_on} cases"
-        logger.info(f"{told}; {in_use} is in use now")
+        compared = f"{name}: {facts['metric']} {score:.4f}, {used}: {before:.4f} on the {scored_on} cases"
+        logger.info(f"{compared}; {in_use} is in use now")
         return json.loads(to_json({"version": name, "in_use": in_use, **facts}))  # NaN is no JSON
 
     @property
@@ -172,7 +165,7 @@ class AdapterTrainTask(TrainTask):
             "max_epochs": epochs,
             "val_interval": max(1, epochs // 5),
             "seed": int(request["seed"]),
-            "device": torch.device(name_to_device(_chosen(request["device"]))),
+            "device": torch.device(name_to_device(chosen(request["device"]))),
         }
         workflow = ConfigWorkflow(
             config_file=str(config / "train.yaml"),
@@ -191,12 +184,12 @@ class AdapterTrainTask(TrainTask):
         crops = max(int(parser.get("crops_per_case", 1)), -(-LEAST_CROPS // len(training)))
         for key, cases in (("train", training * crops), ("validate", validation)):
             pairs = [{"image": os.path.abspath(c["image"]), "label": os.path.abspath(c["label"])} for c in cases]
-            parser[f"{key}#dataset#data"] = tuple(pairs)  # what is no list is handed on and not read as a config
-        parser["train#dataset#hash_as_key"] = True  # an image that is used several times is cached once
+            parser[f"{key}#dataset#data"] = tuple(pairs)  # the parser does not read a tuple as a config
+        parser["train#dataset#hash_as_key"] = True  # caches an image once, however often it is used
         return workflow
 
     def _scores(self, saver: AdapterSaver, used: str, is_start: bool) -> dict[str, Any]:
-        """Scores of a run that is over, and of the version in use on the same cases; then the run's files are spent."""
+        """The best scores of a finished run, and those of the version in use on the same cases."""
         metric = saver.evaluator.state.key_metric_name
         kept, before = saver.best if saver.best["epoch"] else saver.last, saver.start["metrics"][metric]
         if not is_start:
@@ -212,13 +205,8 @@ class AdapterTrainTask(TrainTask):
         }
 
     def _keep(self, run: Path, name: str) -> None:
-        """Keeps the records of a run beside its version; what is large goes."""
+        """Keeps the records of a run beside its version, and removes the rest."""
         for file in ("report.json", "history.csv", "history.png"):
             if (run / file).is_file():
                 (run / file).replace(self.versions.folder / f"{name}_{file}")
         shutil.rmtree(run)
-
-
-def _chosen(value: Any) -> str:
-    """The value of a setting for which a viewer has a list: the first is its default."""
-    return str(value[0] if isinstance(value, list) else value)
