@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the jobs of a study in processes of their own, and keeps every result at once."""
+"""Runs the jobs of a study, each in its own process, and saves every result at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from monai_dvpt.utils import InputError, atomic_path, reason
+from monai_dvpt.utils import InputError, reason, write_csv
 
 from .job import Task, run_job
 from .plan import Job, Split, final_jobs, trial_jobs
@@ -30,13 +30,13 @@ COLUMNS = [*(field.name for field in fields(Job)), *MEASURED, "seconds", "peak_m
 
 class Results:
     """
-    The finished jobs of a study, kept in a CSV file that is replaced as a whole after each.
+    The finished jobs of a study, in a CSV file that is replaced as a whole after each.
 
     Args:
-        path: the file; what it holds already counts as done.
+        path: the file; jobs in it count as done.
 
     Raises:
-        InputError: if the file is not one of a study.
+        InputError: if the file has other columns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,12 +56,9 @@ class Results:
         self.rows[job.key] = numbers
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Takes a result, and writes the file."""
+        """Adds a result, and writes the file."""
         self._take(row)
-        with atomic_path(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows.values())
+        write_csv(self.path, COLUMNS, self.rows.values())
 
 
 def run_study(
@@ -75,8 +72,7 @@ def run_study(
     results: Results,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """
-    Runs the trials, chooses each method's learning rates by them, and runs what is reported. What ``results`` has is
-    not run again.
+    Runs the trials, chooses each method's learning rates by them, and runs the final jobs; skips jobs in ``results``.
 
     Args:
         task: the bundle.
@@ -86,10 +82,10 @@ def run_study(
         seeds: one final run each.
         trials: number of trials per method and split.
         workers: processes at a time, at least 1.
-        results: where the results go.
+        results: the finished jobs.
 
     Returns:
-        the results of the trials, and of the final runs with the learning rates that these trials chose.
+        results of the trials, and of the final runs with the learning rates chosen by these.
 
     Raises:
         InputError: after the last job, if any failed; names each with its reason.
@@ -132,7 +128,7 @@ def _run_all(
                     continue
                 results.add(future.result())
                 bar.set_postfix_str(f"{job.method} {job.fraction:.0%}: {future.result()['score']:.3f}")
-        except BaseException:  # an interruption, or a result that cannot be kept
+        except BaseException:  # an interruption, or a result that cannot be saved
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failed:
@@ -141,8 +137,8 @@ def _run_all(
 
 def _pool(workers: int, log: Path) -> ProcessPoolExecutor:
     """
-    Processes that start with the packages imported, one for each job, so that its peak memory is its own; Python 3.10
-    has no such pool, and a process there may see several jobs.
+    Processes with imported packages, a new one for each job, so that peak memory is the job's own; in Python 3.10 a
+    process may run several jobs.
     """
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -153,7 +149,7 @@ def _pool(workers: int, log: Path) -> ProcessPoolExecutor:
 
 
 def _start(log: Path) -> None:
-    """What this process prints goes to the end of a file; and it ends with its parent, however that ends."""
+    """Appends the output of this process to a file, and ends the process with its parent."""
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +164,7 @@ def _end_with(parent: Any) -> None:
 
 
 def _number(value: Any) -> Any:
-    """A cell of the file as the number it is."""
+    """A cell of the file as a number, if it is one."""
     kinds: list[Callable[[Any], Any]] = [int, float]
     for kind in kinds if isinstance(value, str) else []:
         try:
