@@ -74,14 +74,8 @@ def add_parser(commands: Any) -> None:
 
 def measure_adapters(networks: Mapping[str, Callable[[], TunableNetwork]], repeats: int = 7) -> list[dict[str, Any]]:
     """
-    Measures size, loading time and switching time of adapters on networks with random weights.
-
-    Args:
-        networks: by name, a function that builds the network.
-        repeats: how often each time is measured, at least 1.
-
-    Returns:
-        the values of each network under the keys of ``ROWS``.
+    Measures size, loading time and switching time of adapters on networks, by name, with random weights; returns the
+    values of each network under the keys of ``ROWS``. Each time is measured ``repeats`` times.
     """
     results = []
     with tqdm(total=len(networks) * (3 * repeats + 2), unit="step") as progress, torch.random.fork_rng(devices=[]):
@@ -95,15 +89,8 @@ def measure_adapters(networks: Mapping[str, Callable[[], TunableNetwork]], repea
 
 def measure_adapter_size(net: TunableNetwork, folder: Path, name: str = "adapter") -> dict[str, Any]:
     """
-    Saves the adapter and the full model of a network, and compares them.
-
-    Args:
-        net: the network.
-        folder: where to save ``<name>.safetensors`` and ``<name>.pt``.
-        name: name of the adapter.
-
-    Returns:
-        parameters, bytes and shares under the keys of ``ROWS``.
+    Saves the adapter and the full model of a network, as ``<name>.safetensors`` and ``<name>.pt`` in ``folder``;
+    returns parameters, bytes and shares under the keys of ``ROWS``.
     """
     counts = count_parameters(net)
     adapter, full = save_adapter(net, folder / f"{name}.safetensors"), folder / f"{name}.pt"

@@ -74,16 +74,9 @@ def add_parser(commands: Any) -> None:
 
 def make_series(source: Sequence[Path], folder: Path, slices: int, decompress: bool) -> int:
     """
-    Writes a series of any length that repeats the pixels of another one, with its own UIDs.
-
-    Args:
-        source: the files of a series without gaps, at least two, in the order of their positions.
-        folder: the new series' folder.
-        slices: number of slices.
-        decompress: whether to write pixels uncompressed; otherwise as they are.
-
-    Returns:
-        bytes of all files.
+    Writes a series of ``slices`` slices that repeats the pixels of another one, uncompressed or as they are, with its
+    own UIDs. ``source`` has the files of a series without gaps, at least two, in the order of their positions. Returns
+    the bytes of all files.
     """
     folder.mkdir(parents=True)
     originals = [pydicom.dcmread(path) for path in source]
@@ -111,16 +104,8 @@ def measure_readers(
     folder: Path, readers: Mapping[str, Callable[[], ImageReader]], repeats: int, progress: tqdm
 ) -> list[dict[str, Any]]:
     """
-    Measures readers on one series.
-
-    Args:
-        folder: of the series.
-        readers: by name, a function that builds a reader; one has the name ``BASE``.
-        repeats: how often each time is measured, at least 1.
-        progress: a bar that moves by one for each read.
-
-    Returns:
-        the values of each reader under the keys of ``COLUMNS``, without "pixels".
+    Measures readers, by name, on the series in ``folder``; one of them is ``BASE``. Each time is measured ``repeats``
+    times. Returns the values of each reader under the keys of ``COLUMNS``, without "pixels".
     """
     peaks: dict[str, int | None] = {}
     for name, build in readers.items():

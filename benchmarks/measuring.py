@@ -26,14 +26,8 @@ def interleave(
     functions: Mapping[Key, Callable[[], Any]], rounds: int, progress: tqdm, device: torch.device = CPU
 ) -> dict[Key, list[float]]:
     """
-    Seconds of every function in every round. A round runs each function once, in random order, so that other work on
-    the machine disturbs all alike.
-
-    Args:
-        functions: by name.
-        rounds: number of rounds.
-        progress: a bar that moves by one for each run.
-        device: where they compute.
+    Seconds of every function, by name, in every round. A round runs each function once, in random order, so that other
+    work on the machine disturbs all alike. ``progress`` moves by one for each run.
     """
     seconds: dict[Key, list[float]] = {name: [] for name in functions}
     order, names = random.Random(0), list(functions)

@@ -180,12 +180,8 @@ VARIANTS: dict[str, Variant] = {
 
 def build_variant(name: str, network: Network, template: TunableNetwork) -> nn.Module:
     """
-    Builds a variant on the template's device.
-
-    Args:
-        name: of ``VARIANTS``.
-        network: the network to build.
-        template: ``network.dvpt()``; all variants use its tensors, so that they fit into memory.
+    Builds a variant, by its name in ``VARIANTS``, on the device of ``template``: ``network.dvpt()``, whose tensors all
+    variants use, so that they fit into memory.
 
     Raises:
         ValueError: if the variant does not fit the network, or a package is missing.

@@ -64,7 +64,7 @@ def run_cases(
     run = fingerprint([*network, __version__, describe(parts)])
     keys = {case["name"]: _fingerprint(case, run) for case in dataset.data}
     done = [name for name, key in keys.items() if resume and _is_done(before.get(name), key, folder)]
-    rows = {**before, **{name: before[name] for name in done}}
+    rows = dict(before)
     evaluator.interrupt_resume_enabled = False  # ignite would resume a failed run where it stopped, and do nothing
     evaluator.state.epoch_length = 1  # else each case would run as often as there are cases
     evaluator.state.done_before = done
@@ -76,7 +76,8 @@ def run_cases(
         for count, index in enumerate(tqdm(left, desc="cases", initial=len(done), total=len(keys), disable=None), 1):
             case = dataset.data[index]
             name, started = case["name"], time.monotonic()
-            _remove(before.get(name), folder)
+            for path in _results(before.get(name), folder):
+                path.unlink(missing_ok=True)
             there = _files(folder, name)
             why = _run_case(evaluator, dataset, index)
             if not why:
@@ -145,10 +146,9 @@ def _files(folder: Path, name: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob(f"{glob.escape(name)}_*")}
 
 
-def _remove(row: Row | None, folder: Path) -> None:
-    """Removes the results of a row."""
-    for name in filter(None, row["files"].split("/") if row else ()):
-        (folder / name).unlink(missing_ok=True)
+def _results(row: Row | None, folder: Path) -> list[Path]:
+    """Files of the results of a row."""
+    return [folder / name for name in filter(None, row["files"].split("/"))] if row else []
 
 
 def _fingerprint(case: Mapping[str, Any], run: str) -> str:
@@ -160,6 +160,5 @@ def _fingerprint(case: Mapping[str, Any], run: str) -> str:
 
 def _is_done(row: Row | None, key: str, folder: Path) -> bool:
     """Whether a row says that the same case is done, and its results are still there."""
-    if row is None or row["status"] != "done" or row["fingerprint"] != key:
-        return False
-    return all((folder / name).is_file() for name in filter(None, row["files"].split("/")))
+    same = row is not None and (row["status"], row["fingerprint"]) == ("done", key)
+    return same and all(path.is_file() for path in _results(row, folder))

@@ -91,7 +91,7 @@ class AdapterSaver:
 
     def validated(self, engine: Engine) -> None:
         name = engine.state.key_metric_name
-        metrics = {key: _plain(value) for key, value in engine.state.metrics.items()}
+        metrics = {key: torch.as_tensor(value).tolist() for key, value in engine.state.metrics.items()}
         self.last = {"epoch": engine.state.epoch if self.epoch is None else self.epoch, "metrics": metrics}
         score: Any = metrics[name]
         best = self.best["metrics"][name] if self.best else math.nan
@@ -127,9 +127,3 @@ class AdapterSaver:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.start, self.best, self.last = state["start"], state["best"], state["last"]
-
-
-def _plain(value: Any) -> float | list[float]:
-    """A metric as a number or a list of numbers."""
-    value = torch.as_tensor(value)
-    return value.item() if value.ndim == 0 else value.tolist()

@@ -51,8 +51,7 @@ class CaseWriter:
         metadata: str | os.PathLike | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.labels = dict(enumerate(labels))
-        del self.labels[0]
+        self.labels = dict(enumerate(labels[1:], 1))
         self.formats = OutputFormats(output_format, "segmentation", metadata, labels)
 
     def attach(self, engine: Evaluator) -> None:
@@ -126,24 +125,21 @@ def plot_overlay(
     foreground = np.argwhere(classes > 0)
     centre = foreground.mean(axis=0).round().astype(int) if len(foreground) else np.array(grey.shape) // 2
     low, high = np.percentile(grey, (1, 99))
-    colours = colormaps["tab10"](range(10))[:, :3]
+    palette = colormaps["tab10"](range(10))[:, :3]
+    colours = {value: palette[(value - 1) % len(palette)] for value in labels}
     figure = Figure(figsize=(10, 4.2), facecolor="black", layout="constrained")
     for panel, plane in zip(figure.subplots(1, 3), PLANES, strict=True):
         plane_grey, plane_classes = (plane_of(v, plane, centre) for v in (grey, classes))
         panel.imshow(plane_grey, cmap="gray", vmin=low, vmax=high, origin="lower")
-        for value in labels:
+        for value, colour in colours.items():
             mask = (plane_classes == value).astype(float)
             if mask.any():
-                colour = colours[(value - 1) % len(colours)]
                 panel.imshow(np.dstack([np.broadcast_to(colour, (*mask.shape, 3)), 0.45 * mask]), origin="lower")
                 if min(mask.shape) > 1:  # a single slice has no outline in the other planes
                     panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
         frame_plane(panel, plane, spacing)
         panel.set_title(plane, color="white")
-    patches = [
-        Patch(color=colours[(value - 1) % len(colours)], label=f"{label}: {volumes_ml[label]:.2f} mL")
-        for value, label in labels.items()
-    ]
+    patches = [Patch(color=colours[v], label=f"{label}: {volumes_ml[label]:.2f} mL") for v, label in labels.items()]
     figure.legend(
         handles=patches, loc="outside lower center", ncols=len(patches), facecolor="black", labelcolor="white"
     )

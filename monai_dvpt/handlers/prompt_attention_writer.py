@@ -68,12 +68,11 @@ class PromptAttentionWriter:
         maps = prompt_attention_maps(self.network, image, self.layer, self.inferer)
         cases = decollate_batch({"image": image.cpu().clone(), "maps": maps.cpu(), "name": engine.state.batch["name"]})
         for case in cases:
-            inverted = self.invert(case)
-            self._write_case(case["name"], inverted["maps"], inverted["image"])
-
-    def _write_case(self, name: str, maps: MetaTensor, image: MetaTensor) -> None:
-        with atomic_path(self.output_dir / f"{name}_prompts.png") as path:
-            plot_prompt_attention(image, maps, f"{name}: attention of the prompts").savefig(path, dpi=110)
-        if maps.ndim == 4:
-            array = np.ascontiguousarray(np.moveaxis(maps.numpy(), 0, -1), dtype=np.float32)  # (x, y, z, M)
-            save_nifti(self.output_dir / f"{name}_prompts.nii.gz", array, maps.affine.numpy())
+            name, inverted = case["name"], self.invert(case)
+            maps = inverted["maps"]
+            with atomic_path(self.output_dir / f"{name}_prompts.png") as path:
+                title = f"{name}: attention of the prompts"
+                plot_prompt_attention(inverted["image"], maps, title).savefig(path, dpi=110)
+            if maps.ndim == 4:
+                array = np.ascontiguousarray(np.moveaxis(maps.numpy(), 0, -1), dtype=np.float32)  # (x, y, z, M)
+                save_nifti(self.output_dir / f"{name}_prompts.nii.gz", array, maps.affine.numpy())

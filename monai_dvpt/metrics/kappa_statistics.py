@@ -83,7 +83,6 @@ def kappa_interval(
 
     """
     check_arguments(num_classes, weights, reduction, ("pooled", "mean"))
-    _check_resampling(confidence, resamples)
     (counts,) = _count_by_patient([y_pred], y, num_classes, patients, ignore_label, reduction)
     kappa = float(kappa_of_counts(counts.sum(axis=0), weights, reduction))
     low, high = _bootstrap(
@@ -136,7 +135,6 @@ def compare_kappa(
 
     """
     check_arguments(num_classes, weights, reduction, ("pooled", "mean"))
-    _check_resampling(confidence, resamples)
     models = _count_by_patient([y_pred_a, y_pred_b], y, num_classes, patients, ignore_label, reduction)
     totals = [counts.sum(axis=0) for counts in models]
     kappa_a, kappa_b = (float(kappa_of_counts(total, weights, reduction)) for total in totals)
@@ -151,9 +149,8 @@ def compare_kappa(
         return difference(np.stack([totals[0] + moved, totals[1] - moved], axis=-4)).round(12)
 
     low, high = _bootstrap(np.stack(models, axis=1), difference, confidence, resamples, seed)
-    num_patients = len(models[0])
     test = permutation_test(
-        (np.zeros(num_patients), np.ones(num_patients)),
+        (np.zeros(len(models[0])), np.ones(len(models[0]))),
         difference_of_swap,
         permutation_type="samples",
         vectorized=True,
@@ -161,15 +158,8 @@ def compare_kappa(
         batch=BATCH,
         rng=np.random.default_rng(seed),
     )
-    undefined = np.isnan(test.null_distribution).any()
-    p_value = float("nan") if undefined else float(test.pvalue)
+    p_value = float("nan") if np.isnan(test.null_distribution).any() else float(test.pvalue)
     return KappaComparison(kappa_a, kappa_b, kappa_a - kappa_b, low, high, p_value)
-
-
-def _check_resampling(confidence: float, resamples: int) -> None:
-    check_counts(resamples=resamples)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}.")
 
 
 def _count_by_patient(
@@ -199,6 +189,9 @@ def _bootstrap(
     counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
     """Ends of the interval of ``statistic``, which takes sums of ``counts`` (P, ...) over patients."""
+    check_counts(resamples=resamples)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}.")
     rng, num_patients = np.random.default_rng(seed), len(counts)
     values = []
     for start in range(0, resamples, BATCH):

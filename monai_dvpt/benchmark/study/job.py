@@ -97,11 +97,6 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     Trains as the bundle does, without its validations and files, and scores the last epoch. If the job has the bundle's
     method, its missing options are the bundle's.
 
-    Args:
-        task: the bundle.
-        job: the run.
-        split: the cases.
-
     Returns:
         the job's values, the bundle's key metric as "score" and its name as "metric", numbers of cases and of
         parameters tuned in the encoder and in head and decoder, seconds of training, and peak memory in MiB.

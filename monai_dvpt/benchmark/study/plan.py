@@ -150,13 +150,8 @@ def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tunin
 
 def trial_jobs(methods: Sequence[str], folds: int, trials: int) -> list[Job]:
     """
-    The same number of trials for every method, at the same points (Halton sequence) of its search ranges, with all
-    labels and seed 0.
-
-    Args:
-        methods: the methods, as text.
-        folds: number of splits, each with its own learning rates.
-        trials: number of trials per method and split.
+    The same number of trials for every method (text) and split, at the same points (Halton sequence) of its search
+    ranges, with all labels and seed 0.
     """
     points = qmc.Halton(2, scramble=False).random(trials + 1)[1:]  # the first is in the corner
     jobs = []
@@ -169,12 +164,7 @@ def trial_jobs(methods: Sequence[str], folds: int, trials: int) -> list[Job]:
 
 
 def final_jobs(best: Mapping[tuple[str, int], Job], fractions: Sequence[float], seeds: Sequence[int]) -> list[Job]:
-    """
-    Args:
-        best: the best trial of every method and split.
-        fractions: shares of the labels, in the order of the runs.
-        seeds: one run each.
-    """
+    """A run per fraction and seed, in this order, for each method and split, with the rates of its best trial."""
     return [
         Job("final", method, fold, seed, fraction, trial.encoder_rate, trial.head_rate)
         for fraction in fractions

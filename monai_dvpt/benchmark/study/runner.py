@@ -9,8 +9,9 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,12 @@ class Results:
                 reader = csv.DictReader(file)
                 if reader.fieldnames != COLUMNS:
                     raise InputError(f"{path}: must have the columns {COLUMNS}, got {reader.fieldnames}.")
-                for row in reader:
-                    self._take(row)
+                rows = [{name: _number(text) for name, text in row.items()} for row in reader]
+            self.rows = {_job_of(row).key: row for row in rows}
 
-    def _take(self, row: Mapping[str, Any]) -> None:
-        numbers = {name: _number(value) for name, value in row.items()}
-        job = Job(**{field.name: numbers[field.name] for field in fields(Job)})
-        self.rows[job.key] = numbers
-
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         """Adds a result, and writes the file."""
-        self._take(row)
+        self.rows[_job_of(row).key] = row
         write_csv(self.path, COLUMNS, self.rows.values())
 
 
@@ -72,20 +68,11 @@ def run_study(
     results: Results,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """
-    Runs the trials, chooses each method's learning rates by them, and runs the final jobs; skips jobs in ``results``.
-
-    Args:
-        task: the bundle.
-        splits: the cases.
-        methods: as :func:`monai_dvpt.benchmark.study.plan.parse_method` reads them.
-        fractions: shares of the labels, in (0, 1].
-        seeds: one final run each.
-        trials: number of trials per method and split.
-        workers: processes at a time, at least 1.
-        results: the finished jobs.
+    Runs ``trials`` trials per method and split, chooses each method's learning rates by them, and makes a final run for
+    each fraction and seed; skips jobs in ``results``, and runs ``workers`` processes at a time.
 
     Returns:
-        results of the trials, and of the final runs with the learning rates chosen by these.
+        results of the trials, and of the final runs.
 
     Raises:
         InputError: after the last job, if any failed; names each with its reason.
@@ -105,7 +92,7 @@ def best_trials(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Job]
         key = (row["method"], row["fold"])
         if key not in best or _score(row) > _score(best[key]):
             best[key] = row
-    return {key: Job(**{field.name: row[field.name] for field in fields(Job)}) for key, row in best.items()}
+    return {key: _job_of(row) for key, row in best.items()}
 
 
 def _run_all(
@@ -163,15 +150,16 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _number(value: Any) -> Any:
+def _job_of(row: Mapping[str, Any]) -> Job:
+    return Job(**{field.name: row[field.name] for field in fields(Job)})
+
+
+def _number(text: str) -> int | float | str:
     """A cell of the file as a number, if it is one."""
-    kinds: list[Callable[[Any], Any]] = [int, float]
-    for kind in kinds if isinstance(value, str) else []:
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _score(row: Mapping[str, Any]) -> float:

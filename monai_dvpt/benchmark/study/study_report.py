@@ -50,14 +50,8 @@ def scores_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def paired_differences(rows: Sequence[Mapping[str, Any]], reference: str) -> dict[tuple[str, float], Interval]:
     """
-    Differences to the score of the reference method with all labels, at the same fold and seed.
-
-    Args:
-        rows: results of final runs.
-        reference: a method, as in "method" of the rows.
-
-    Returns:
-        the mean difference for each method and fraction except the reference with all labels.
+    Mean differences of final runs to the reference method with all labels, at the same fold and seed, for each other
+    method and fraction.
     """
     top = {(row["fold"], row["seed"]): row["score"] for row in rows if _group(row) == (reference, 1.0)}
     differences: dict[tuple[str, float], list[dict[str, Any]]] = {}
@@ -75,17 +69,8 @@ def write_report(
     notes: Sequence[str] = (),
 ) -> Path:
     """
-    Writes ``study.md`` and the plots ``score_by_labels.png``, ``score_by_parameters.png`` and ``score_by_cost.png``.
-
-    Args:
-        rows: results of final runs.
-        trials: results of the trials.
-        reference: method with which the others are compared.
-        folder: folder for the files.
-        notes: first lines of the report.
-
-    Returns:
-        path of ``study.md``.
+    Writes ``study.md``, which begins with ``notes``, and the plots ``score_by_labels.png``, ``score_by_parameters.png``
+    and ``score_by_cost.png``, from the results of final runs (``rows``) and trials; returns the path of ``study.md``.
     """
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (row["method"] != reference, row["method"], -row["fraction"])):
