@@ -13,13 +13,7 @@ DESCRIPTION = "Measures on this machine what dynamic visual prompt tuning costs 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Args:
-        argv: the arguments, by default those of the process.
-
-    Returns:
-        the exit status.
-    """
+    """Runs the command; returns the exit status."""
     return run_commands("python -m benchmarks", DESCRIPTION, [adapters, cost, dicom_series], argv)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m benchmarks dicom``: the time and the memory that it takes to read a CT series."""
+"""``python -m benchmarks dicom``: time and memory to read a CT series."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from monai.data import ImageReader, ITKReader, PydicomReader
 from pydicom.uid import CTImageStorage, generate_uid
 from tqdm import tqdm
 
-from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.data.dicom import DicomSeriesReader, choose_series, find_series
 from monai_dvpt.utils import InputError
 
-from .memory import process_memory
-from .report import cell_text, machine_line, markdown_table, write_csv
+from .measuring import interleave, memory_growth, spread
+from .results import Column, show_results, table_lines
 
 __all__ = ["READERS", "add_parser", "make_series", "measure_readers"]
 
@@ -36,61 +36,47 @@ READERS: dict[str, Callable[[], ImageReader]] = {
     "ITKReader": ITKReader,
     "PydicomReader": PydicomReader,
 }
-"""What is compared; ``ITKReader`` is MONAI's default for DICOM, and what the others are compared with."""
 BASE = "ITKReader"
+"""MONAI's default for DICOM, with which the others are compared."""
 
-# key of a result, what the table calls it, format
 COLUMNS = [
-    ("pixels", "pixel data", "s"),
-    ("reader", "reader", "s"),
-    ("seconds", "median, s", ".3f"),
-    ("seconds_min", "min, s", ".3f"),
-    ("seconds_max", "max, s", ".3f"),
-    ("ratio", f"/ {BASE}", ".2f"),
-    ("cpu_seconds", "CPU, s", ".3f"),
-    ("cpu_ratio", f"/ {BASE}", ".2f"),
-    ("peak_megabytes", "peak, MB", ".0f"),
-    ("same", "same volume", "s"),
+    Column("pixel data", "pixels"),
+    Column("reader", "reader"),
+    Column("median (least to most), s", "seconds", ".3f"),
+    Column(f"/ {BASE}", "ratio", ".2f"),
+    Column("CPU, s", "cpu_seconds", ".3f"),
+    Column(f"/ {BASE}", "cpu_ratio", ".2f"),
+    Column("peak, MB", "peak_bytes", ".0f", 1e-6),
+    Column("same volume", "same"),
 ]
 NOTES = """\
-{slices} slices of {columns} x {rows}, made of {source_slices} slices by repeating them, {bytes:,} bytes as float32.
-Times are of read and get_data of the folder, medians of {repeats} repeats, the readers in turn, in one process, from
-files in the operating system's cache; CPU is what the process worked, also when the machine is busy. / {base}: of the
-medians. Peak: by how much the memory of a process of its own grows while it reads once. Same volume: values and affine
-agree with those of {base}, to 0.001, in whatever order the slices are."""
+{slices} slices of {columns} x {rows}, the {source_slices} given slices repeated, {bytes:,} bytes as float32. Times are
+of read and get_data of the folder, medians of {repeats} repeats, the readers interleaved, in one process, from files in
+the operating system's cache; CPU is the time that the process computed, on a busy machine too. / {base}: of the
+medians. Peak: growth of memory during one read, in a process of its own. Same volume: values and affine agree with
+those of {base} to 0.001, whatever the order of the slices."""
 
 
 def add_parser(commands: Any) -> None:
-    """
-    Args:
-        commands: what ``add_subparsers`` gave.
-    """
     parser = commands.add_parser(
         "dicom",
         help="time and memory to read a DICOM series, beside MONAI's readers",
-        description="Makes a long CT of a given one, uncompressed and in the encoding that it came in, and compares "
-        "the readers of DICOM on it: seconds, memory, and whether they agree.",
+        description="Makes a long CT from a given one, uncompressed and in its own encoding, and compares DICOM "
+        "readers on it: seconds, memory, and whether they agree.",
         epilog="example: python -m benchmarks dicom --data ct_series --slices 300",
     )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of one CT series")
-    parser.add_argument("--slices", type=int, default=300, metavar="N", help="of the series made of it, 300 by default")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of every time measured, 5 by default")
+    parser.add_argument("--slices", type=int, default=300, metavar="N", help="of the long series, 300 by default")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="of each measured time, 5 by default")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for dicom.csv")
     parser.set_defaults(run=_run)
 
 
 def make_series(source: Sequence[Path], folder: Path, slices: int, decompress: bool) -> int:
     """
-    Writes a series of any number of slices, with the pixels of another one again and again, and UIDs of its own.
-
-    Args:
-        source: the files of a series without gaps, in the order of their positions, at least two.
-        folder: where to.
-        slices: number of slices.
-        decompress: write pixels uncompressed; otherwise as they are.
-
-    Returns:
-        the bytes of the files.
+    Writes a series of ``slices`` slices that repeats the pixels of another one, uncompressed or as they are, with its
+    own UIDs. ``source`` has the files of a series without gaps, at least two, in the order of their positions. Returns
+    the bytes of all files.
     """
     folder.mkdir(parents=True)
     originals = [pydicom.dcmread(path) for path in source]
@@ -115,53 +101,40 @@ def make_series(source: Sequence[Path], folder: Path, slices: int, decompress: b
 
 
 def measure_readers(
-    folder: Path, readers: Mapping[str, Callable[[], ImageReader]], repeats: int = 5, progress: tqdm | None = None
+    folder: Path, readers: Mapping[str, Callable[[], ImageReader]], repeats: int, progress: tqdm
 ) -> list[dict[str, Any]]:
     """
-    Measures readers on one series.
-
-    Args:
-        folder: of the series.
-        readers: by name, a function that builds a reader; one has the name ``BASE``.
-        repeats: number of times that each reads the series for its time, at least 1.
-        progress: a bar to move on, by one for each reading.
-
-    Returns:
-        for every reader its name, and the values that ``COLUMNS`` names, but "pixels".
+    Measures readers, by name, on the series in ``folder``; one of them is ``BASE``. Each time is measured ``repeats``
+    times. Returns the values of each reader under the keys of ``COLUMNS``, without "pixels".
     """
-    step = progress.update if progress is not None else lambda: None
     peaks: dict[str, int | None] = {}
     for name, build in readers.items():
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             peaks[name] = pool.submit(_peak_bytes, build, folder).result()
-        step()
+        progress.update()
     expected = _canonical(*_read(readers[BASE], folder))
     same = {name: _agree(_canonical(*_read(build, folder)), expected) for name, build in readers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in readers}
     cpu: dict[str, list[float]] = {name: [] for name in readers}
-    names = list(readers)
-    for turn in range(repeats):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:  # each of them first in its turn
-            started, busy = time.perf_counter(), time.process_time()
-            volume = _read(readers[name], folder)
-            seconds[name].append(time.perf_counter() - started)
-            cpu[name].append(time.process_time() - busy)
-            del volume
-            step()
-    base, cpu_base = statistics.median(seconds[BASE]), statistics.median(cpu[BASE])
+
+    def timed_read(name: str) -> Any:
+        started = time.process_time()
+        volume = _read(readers[name], folder)
+        cpu[name].append(time.process_time() - started)
+        return volume
+
+    times = interleave({name: partial(timed_read, name) for name in readers}, repeats, progress)
+    medians = {name: (statistics.median(times[name]), statistics.median(cpu[name])) for name in readers}
     return [
         {
             "reader": name,
-            "seconds": statistics.median(times),
-            "seconds_min": min(times),
-            "seconds_max": max(times),
-            "ratio": statistics.median(times) / base,
-            "cpu_seconds": statistics.median(cpu[name]),
-            "cpu_ratio": statistics.median(cpu[name]) / cpu_base,
-            "peak_megabytes": None if (peak := peaks[name]) is None else peak / 1e6,
+            **spread("seconds", times[name]),
+            "ratio": seconds / medians[BASE][0],
+            "cpu_seconds": cpu_seconds,
+            "cpu_ratio": cpu_seconds / medians[BASE][1],
+            "peak_bytes": peaks[name],
             "same": same[name],
         }
-        for name, times in seconds.items()
+        for name, (seconds, cpu_seconds) in medians.items()
     ]
 
 
@@ -173,7 +146,7 @@ def _read(build: Callable[[], ImageReader], folder: Path) -> tuple[np.ndarray, n
 
 
 def _canonical(values: np.ndarray, affine: np.ndarray) -> Any:
-    """The volume with its axes in the order and the direction of the patient's."""
+    """The volume with axes in the order and direction of the patient's."""
     return nib.as_closest_canonical(nib.Nifti1Image(np.asarray(values, np.float32), affine))
 
 
@@ -186,15 +159,11 @@ def _agree(one: Any, other: Any) -> bool:
 
 
 def _peak_bytes(build: Callable[[], ImageReader], folder: Path) -> int | None:
-    """By how much the memory of this process grows while it reads; None where the system does not say."""
     with tempfile.TemporaryDirectory() as small:
         for path in sorted(folder.iterdir())[:2]:
             shutil.copy(path, small)
         _read(build, Path(small))  # loads the libraries
-    before = process_memory("VmRSS")
-    _read(build, folder)
-    after = process_memory("VmHWM")
-    return None if before is None or after is None else after - before
+    return memory_growth(partial(_read, build, folder))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -221,12 +190,8 @@ def _run(arguments: argparse.Namespace) -> None:
                 written = make_series(files, Path(folder) / "ct", arguments.slices, decompress)
                 measured = measure_readers(Path(folder) / "ct", READERS, arguments.repeats, progress)
             results += [{"pixels": kind, "file_bytes": written, **result} for result in measured]
-    cells = [[title for _, title, _ in COLUMNS]]
-    cells += [[cell_text(result[key], form) for key, _, form in COLUMNS] for result in results]
-    print("\n".join(markdown_table(cells, [form != "s" for *_, form in COLUMNS])))
     series = {"slices": arguments.slices, "columns": columns, "rows": rows, "source_slices": len(files)}
-    print(NOTES.format(**series, bytes=4 * columns * rows * arguments.slices, repeats=arguments.repeats, base=BASE))
-    machine = machine_facts()
-    print(machine_line(machine))
-    if arguments.output is not None:
-        write_csv(arguments.output / "dicom.csv", [{**series, **result} for result in results], machine)
+    size = 4 * columns * rows * arguments.slices
+    notes = NOTES.format(**series, bytes=size, repeats=arguments.repeats, base=BASE)
+    path = arguments.output and arguments.output / "dicom.csv"
+    show_results(table_lines(COLUMNS, results), notes, [{**series, **result} for result in results], path)

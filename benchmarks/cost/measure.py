@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time, memory and arithmetic of one training step and of one inference."""
+"""One training step and one inference: memory and arithmetic."""
 
 from __future__ import annotations
 
-import gc
 import itertools
-import random
-import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from contextlib import suppress
-from ctypes import CDLL
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -20,15 +14,12 @@ from monai.losses import DiceCELoss
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
-from benchmarks.memory import process_memory
+from benchmarks.measuring import memory_growth
 
 from .variants import Network
 
-__all__ = ["Trial", "count_flops", "interleave", "peak_bytes", "saved_bytes"]
-
-Key = TypeVar("Key", bound=Hashable)
+__all__ = ["Trial", "count_flops", "peak_bytes", "saved_bytes"]
 
 
 class Trial:
@@ -37,9 +28,9 @@ class Trial:
 
     Args:
         net: the network, on its device.
-        network: what it is given.
-        cached: whether the frozen layers before the first DVPT block are computed once, here.
-        amp: whether it computes in bfloat16 where autocast does.
+        network: its sizes.
+        cached: whether to compute the prefix once, here.
+        amp: whether to use bfloat16 autocast.
     """
 
     def __init__(self, net: nn.Module, network: Network, cached: bool = False, amp: bool = False) -> None:
@@ -50,7 +41,7 @@ class Trial:
         image = torch.randn(network.batch, *network.input_size, generator=generator).to(self.device)
         self.label = torch.randint(network.num_classes, shape, generator=generator).to(self.device)
         self.loss = DiceCELoss(softmax=True, to_onehot_y=True) if network.segmentation else F.cross_entropy
-        # with a learning rate of 0 all is computed and nothing changes, so that variants can share tensors
+        # a learning rate of 0 changes nothing, so that variants can share tensors
         self.optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.0)
         self.inputs: tuple[torch.Tensor, ...] = (image,)
         if cached:
@@ -74,11 +65,11 @@ class Trial:
         return output[0] if isinstance(output, tuple) else output  # MONAI's ViT returns its hidden states too
 
     def held(self) -> Iterable[torch.Tensor]:
-        """What is in memory between steps, without the optimiser's states."""
+        """Tensors that stay in memory between steps, without the optimiser's states."""
         return itertools.chain(self.net.parameters(), self.net.buffers(), self.inputs, [self.label])
 
     def share_states(self, pool: dict[Any, torch.Tensor]) -> None:
-        """Makes the optimiser use the states in ``pool`` where it has them, and puts the others there."""
+        """Makes the optimiser use the states in ``pool``; adds those that are not there yet."""
         for name, parameter in self.net.named_parameters():
             state = self.optimizer.state.get(parameter, {})
             for key, tensor in state.items():
@@ -89,15 +80,9 @@ class Trial:
 
 
 def saved_bytes(function: Callable[[], Any], held: Iterable[torch.Tensor] = ()) -> int:
-    """
-    Bytes of the distinct storages that autograd keeps for the backward pass.
-
-    Args:
-        function: the forward pass.
-        held: tensors whose storages do not count.
-    """
+    """Bytes of the distinct storages that autograd keeps after the forward pass ``function``, without ``held`` ones."""
     known = {tensor.untyped_storage().data_ptr() for tensor in held}
-    storages: dict[int, torch.UntypedStorage] = {}  # alive until counted, so that no address is used twice
+    storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -117,58 +102,7 @@ def count_flops(function: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def interleave(
-    functions: Mapping[Key, Callable[[], Any]], rounds: int, device: torch.device, progress: tqdm | None = None
-) -> dict[Key, list[float]]:
-    """
-    Seconds of every function in every round. A round runs each of them once, in an order of its own, so that what else
-    the machine does meets all alike.
-
-    Args:
-        functions: by name.
-        rounds: number of rounds.
-        device: where they compute.
-        progress: a bar to move on, by one for each run.
-    """
-    seconds: dict[Key, list[float]] = {name: [] for name in functions}
-    order, names = random.Random(0), list(functions)
-    for _ in range(rounds):
-        order.shuffle(names)
-        for name in names:
-            _synchronize(device)
-            started = time.perf_counter()
-            functions[name]()
-            _synchronize(device)
-            seconds[name].append(time.perf_counter() - started)
-            if progress is not None:
-                progress.update()
-    return seconds
-
-
 def peak_bytes(trial: Trial) -> int | None:
-    """
-    By how much memory grows within a training step, gradients included: that of the GPU, or of the process, where the
-    network should be alone. None where the system does not say.
-    """
+    """See :func:`memory_growth`; of a training step, gradients included. On a CPU the trial needs its own process."""
     trial.step()  # makes the optimiser's states, and loads libraries
-    gc.collect()
-    if trial.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(trial.device)
-        before = torch.cuda.memory_allocated(trial.device)
-        trial.step()
-        return torch.cuda.max_memory_allocated(trial.device) - before
-    with suppress(AttributeError):  # glibc: gives back what the first step freed
-        CDLL(None).malloc_trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forgets the first step's peak
-    except OSError:
-        return None
-    resident = process_memory("VmRSS")
-    trial.step()
-    peak = process_memory("VmHWM")
-    return None if resident is None or peak is None else peak - resident
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return memory_growth(trial.step, trial.device)

@@ -16,10 +16,11 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
+from benchmarks.measuring import CPU, interleave, spread
 from monai_dvpt.networks.adapter import save_adapter
 from monai_dvpt.networks.parts import TunableNetwork
 
-from .measure import Trial, count_flops, interleave, peak_bytes, saved_bytes
+from .measure import Trial, count_flops, peak_bytes, saved_bytes
 from .variants import REFERENCE, VARIANTS, Network, build_variant
 
 __all__ = ["measure_cost"]
@@ -32,33 +33,33 @@ RESULTS = [
     *("inference_flops", "inference_flops_ratio"),
     *("cached_bytes", "kept_bytes", "encoder_parameters", "head_parameters"),
 ]
-"""Keys of a result, None for what is not measured."""
+"""Keys of a result; None where not measured."""
 
 
 def measure_cost(
     networks: Mapping[str, Network],
     methods: Sequence[str] = tuple(VARIANTS),
     rounds: int = 7,
-    device: torch.device | str = "cpu",
+    device: torch.device = CPU,
     amp: bool = False,
     peak_memory: bool = True,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """
-    Measures variants on networks with random weights. All ratios are to ``REFERENCE``, which is measured too; those of
-    times are medians, with minimum and maximum, over the rounds, and those of the fastest steps, which what else the
-    machine does disturbs least.
+    Measures variants on networks with random weights. All ratios are to ``REFERENCE``, which is always measured; those
+    of times are medians over the rounds, with minimum and maximum, and those of the fastest runs, which other work on
+    the machine disturbs least.
 
     Args:
-        networks: by name, what to measure.
+        networks: by name.
         methods: names of ``VARIANTS``.
-        rounds: number of times that each step is timed.
+        rounds: how often each step is timed.
         device: where to compute.
-        amp: whether to compute in bfloat16 where autocast does.
-        peak_memory: whether to measure it; on a CPU every variant then runs once in a process of its own.
+        amp: whether to use bfloat16 autocast.
+        peak_memory: whether to measure it; on a CPU each variant then runs once more, in its own process.
 
     Returns:
-        for every network and variant the two names, "batch", and the values that ``RESULTS`` names; and a line for
-        every variant that was left out.
+        for each network and variant "network", "method", "batch" and the keys of ``RESULTS``; and a line for each
+        variant that was left out.
     """
     names = [name for name in VARIANTS if name in {REFERENCE, *methods}]
     results, left_out = [], []
@@ -66,7 +67,7 @@ def measure_cost(
     with tqdm(total=total, unit="step") as progress, torch.random.fork_rng(devices=[]):
         for title, network in networks.items():
             progress.set_description(title)
-            run = _Run(network, torch.device(device), amp)
+            run = _Run(network, device, amp)
             for name in names:
                 try:
                     run.add(name)
@@ -98,9 +99,8 @@ class _Run:
             self.values[name]["cached_bytes"] = sum(t.numel() * t.element_size() for t in trial.inputs[1:])
 
     def measure(self, rounds: int, peak_memory: bool, progress: tqdm) -> None:
-        training = {name: trial for name, trial in self.trials.items() if VARIANTS[name].trains}
         states: dict[Any, torch.Tensor] = {}
-        for name, trial in training.items():
+        for name, trial in self.trials.items():
             trial.step()  # warms up
             trial.share_states(states)
             self.values[name] |= {
@@ -110,9 +110,10 @@ class _Run:
                 **_trained(trial.net, self.template),
             }
             progress.update()
-        self._add_times("step_seconds", interleave(_each(training, "step"), rounds, self.device, progress))
+        steps = {name: trial.step for name, trial in self.trials.items()}
+        self._add_times("step_seconds", interleave(steps, rounds, progress, self.device))
         if peak_memory:
-            for name, trial in training.items():
+            for name, trial in self.trials.items():
                 peak = peak_bytes(trial) if self.device.type == "cuda" else self._peak_alone(name)
                 self.values[name]["peak_bytes"] = peak
                 progress.update()
@@ -122,7 +123,8 @@ class _Run:
                 trial.net.eval()
                 trial.infer()  # warms up
                 self.values[name]["inference_flops"] = count_flops(trial.infer)
-            self._add_times("inference_seconds", interleave(_each(inferring, "infer"), rounds, self.device, progress))
+            inferences = {name: trial.infer for name, trial in inferring.items()}
+            self._add_times("inference_seconds", interleave(inferences, rounds, progress, self.device))
 
     def rows(self) -> list[dict[str, Any]]:
         """Results with ratios."""
@@ -138,9 +140,7 @@ class _Run:
             self.values[name] |= {
                 key: statistics.median(times),
                 f"{key}_fastest_ratio": min(times) / min(seconds[REFERENCE]),
-                f"{key}_ratio": statistics.median(ratios),
-                f"{key}_ratio_min": min(ratios),
-                f"{key}_ratio_max": max(ratios),
+                **spread(f"{key}_ratio", ratios),
             }
 
     def _peak_alone(self, name: str) -> int | None:
@@ -150,23 +150,19 @@ class _Run:
 
 def _peak(name: str, network: Network, amp: bool, threads: int) -> int | None:
     torch.set_num_threads(threads)
-    run = _Run(network, torch.device("cpu"), amp)
+    run = _Run(network, CPU, amp)
     run.add(name)
     return peak_bytes(run.trials[name])
 
 
 def _steps(name: str, rounds: int, peak_memory: bool) -> int:
-    """By how much a variant moves the progress bar on."""
-    return VARIANTS[name].trains * (1 + rounds + peak_memory) + VARIANTS[name].infers * rounds
-
-
-def _each(trials: Mapping[str, Trial], method: str) -> dict[str, Any]:
-    return {name: getattr(trial, method) for name, trial in trials.items()}
+    """Steps of a variant in the progress bar."""
+    return 1 + rounds + peak_memory + VARIANTS[name].infers * rounds
 
 
 def _kept_bytes(net: nn.Module, all_kept: bool) -> int:
-    """Bytes of a file of what a task adds."""
-    if isinstance(net, TunableNetwork) and net.method.name == "dvpt":
+    """Bytes of the file that a task adds."""
+    if isinstance(net, TunableNetwork) and not all_kept:
         with tempfile.TemporaryDirectory() as folder:
             return save_adapter(net, Path(folder) / "adapter.safetensors").stat().st_size
     tensors = net.state_dict() if all_kept else {k: p.detach() for k, p in net.named_parameters() if p.requires_grad}
@@ -174,7 +170,7 @@ def _kept_bytes(net: nn.Module, all_kept: bool) -> int:
 
 
 def _trained(net: nn.Module, template: TunableNetwork) -> dict[str, int]:
-    """Numbers of parameters trained, in the encoder with what was added to it, and in head and decoder."""
+    """Numbers of trained parameters: of encoder and method, and of head and decoder."""
     counts = {"encoder_parameters": 0, "head_parameters": 0}
     for name, parameter in net.named_parameters():
         part = "encoder" if template.part_of(name) in ("backbone", "method") else "head"

@@ -1,73 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plots of what was measured."""
+"""Tables and plots of the results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.report import markdown_table
+from benchmarks.results import Column, table_lines
 
 from .variants import REFERENCE
 
 __all__ = ["cost_figure", "cost_tables", "tokens_figure", "tokens_table"]
 
-Column: TypeAlias = tuple[str, str, float, str]
-# head, key of a result, factor, format; a key that has a spread shows it
-COLUMNS: list[Column] = [
-    ("step, ms", "step_seconds", 1e3, ".1f"),
-    (f"/ {REFERENCE}", "step_seconds_ratio", 1, ".2f"),
-    ("fastest", "step_seconds_fastest_ratio", 1, ".2f"),
-    ("saved, MB", "saved_bytes", 1e-6, ".1f"),
-    ("ratio", "saved_bytes_ratio", 1, ".3f"),
-    ("cached, MB", "cached_bytes", 1e-6, ".1f"),
-    ("peak, MB", "peak_bytes", 1e-6, ".0f"),
-    ("step, GFLOP", "step_flops", 1e-9, ".1f"),
-    ("ratio", "step_flops_ratio", 1, ".3f"),
-    ("inference, ms", "inference_seconds", 1e3, ".1f"),
-    (f"/ {REFERENCE}", "inference_seconds_ratio", 1, ".2f"),
-    ("fastest", "inference_seconds_fastest_ratio", 1, ".2f"),
-    ("FLOP ratio", "inference_flops_ratio", 1, ".3f"),
-    ("kept, MB", "kept_bytes", 1e-6, ".2f"),
-    ("trained in encoder", "encoder_parameters", 1, ",.0f"),
-    ("head, decoder", "head_parameters", 1, ",.0f"),
+COLUMNS = [
+    Column("method", "method"),
+    Column("step, ms", "step_seconds", ".1f", 1e3),
+    Column(f"/ {REFERENCE}", "step_seconds_ratio", ".2f"),
+    Column("fastest", "step_seconds_fastest_ratio", ".2f"),
+    Column("saved, MB", "saved_bytes", ".1f", 1e-6),
+    Column("ratio", "saved_bytes_ratio", ".3f"),
+    Column("cached, MB", "cached_bytes", ".1f", 1e-6),
+    Column("peak, MB", "peak_bytes", ".0f", 1e-6),
+    Column("step, GFLOP", "step_flops", ".1f", 1e-9),
+    Column("ratio", "step_flops_ratio", ".3f"),
+    Column("inference, ms", "inference_seconds", ".1f", 1e3),
+    Column(f"/ {REFERENCE}", "inference_seconds_ratio", ".2f"),
+    Column("fastest", "inference_seconds_fastest_ratio", ".2f"),
+    Column("FLOP ratio", "inference_flops_ratio", ".3f"),
+    Column("kept, MB", "kept_bytes", ".2f", 1e-6),
+    Column("trained in encoder", "encoder_parameters", ",.0f"),
+    Column("head, decoder", "head_parameters", ",.0f"),
 ]
-TOKEN_COLUMNS: list[Column] = [
-    ("tokens", "tokens", 1, ",d"),
-    ("forward and backward, ms", "seconds", 1e3, ".1f"),
-    ("GFLOP", "flops", 1e-9, ".3f"),
-    ("saved, MB", "saved_bytes", 1e-6, ".2f"),
-    ("saved per token, bytes", "saved_bytes_per_token", 1, ".0f"),
+TOKEN_COLUMNS = [
+    Column("tokens", "tokens", ",.0f"),
+    Column("forward and backward, ms", "seconds", ".1f", 1e3),
+    Column("GFLOP", "flops", ".3f", 1e-9),
+    Column("saved, MB", "saved_bytes", ".2f", 1e-6),
+    Column("saved per token, bytes", "saved_bytes_per_token", ".0f"),
 ]
 
 
 def cost_tables(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a Markdown table for every network, one row for each variant."""
+    """Lines of a Markdown table for each network, one row for each variant."""
     lines = []
     for network, rows in _by_network(results).items():
-        cells = [["method", *(head for head, *_ in COLUMNS)]]
-        cells += [[row["method"], *(_cell(row, column) for column in COLUMNS)] for row in rows]
-        lines += [
-            f"## {network}, batch {rows[0]['batch']}",
-            "",
-            *markdown_table(cells, [False, *[True] * len(COLUMNS)]),
-        ]
-        lines.append("")
+        lines += [f"## {network}, batch {rows[0]['batch']}", "", *table_lines(COLUMNS, rows), ""]
     return lines
 
 
 def tokens_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of a Markdown table, one row for each number of tokens."""
-    cells = [[head for head, *_ in TOKEN_COLUMNS]]
-    cells += [[_cell(row, column) for column in TOKEN_COLUMNS] for row in results]
-    return markdown_table(cells, [True] * len(TOKEN_COLUMNS))
+    return table_lines(TOKEN_COLUMNS, results)
 
 
 def cost_figure(results: Sequence[Mapping[str, Any]]) -> Figure:
-    """For every network the ratios of step time, with its spread, and of saved activations."""
+    """For each network the ratios of step time, with its spread, and of saved activations."""
     networks = {name: [row for row in rows if row["step_seconds"]] for name, rows in _by_network(results).items()}
     heights = [0.6 + 0.36 * len(rows) for rows in networks.values()]
     figure = Figure(figsize=(8, 0.9 + sum(heights)), layout="constrained")
@@ -112,17 +103,4 @@ def tokens_figure(results: Sequence[Mapping[str, Any]], exponents: Mapping[str, 
 
 
 def _by_network(results: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    networks: dict[str, list[Mapping[str, Any]]] = {}
-    for row in results:
-        networks.setdefault(row["network"], []).append(row)
-    return networks
-
-
-def _cell(row: Mapping[str, Any], column: Column) -> str:
-    _, key, factor, form = column
-    if row[key] is None:
-        return "-"
-    text = format(row[key] * factor, form)
-    if f"{key}_min" in row:
-        text += f" ({row[f'{key}_min'] * factor:{form}} to {row[f'{key}_max'] * factor:{form}})"
-    return text
+    return {name: list(rows) for name, rows in groupby(results, lambda row: row["network"])}

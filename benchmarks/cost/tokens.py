@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from benchmarks.measuring import CPU, interleave, spread
 from monai_dvpt.networks.blocks import DVPTBlock
 
-from .measure import count_flops, interleave, saved_bytes
+from .measure import count_flops, saved_bytes
 
 __all__ = ["BLOCK", "TOKENS", "fit_exponent", "measure_tokens"]
 
@@ -28,25 +28,24 @@ def measure_tokens(
     build: Callable[[], DVPTBlock] = BLOCK,
     tokens: Sequence[int] = TOKENS,
     rounds: int = 7,
-    device: torch.device | str = "cpu",
+    device: torch.device = CPU,
     amp: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """
-    Times forward and backward pass of a block, and counts FLOPs and what is saved between them, with what the
-    normalisation of the next layer saves.
+    Measures forward and backward pass of a block: time, FLOPs, and saved bytes, those of the next layer's normalisation
+    included.
 
     Args:
         build: makes the block.
-        tokens: numbers of tokens, at least two, of one image.
-        rounds: number of times that each is timed.
+        tokens: numbers of tokens of one image, at least two.
+        rounds: how often each is timed.
         device: where to compute.
-        amp: whether to compute in bfloat16 where autocast does.
+        amp: whether to use bfloat16 autocast.
 
     Returns:
-        for every number of tokens "tokens", "seconds", "seconds_min", "seconds_max", "flops", "saved_bytes"
+        for each number of tokens "tokens", "seconds", "seconds_min", "seconds_max", "flops", "saved_bytes"
         and "saved_bytes_per_token"; and the exponents with which "seconds", "flops" and "saved_bytes" grow.
     """
-    device = torch.device(device)
     with torch.random.fork_rng(devices=[]), tqdm(total=(rounds + 1) * len(tokens), unit="step") as progress:
         torch.manual_seed(0)
         block = build().to(device)
@@ -67,14 +66,12 @@ def measure_tokens(
         saved = {n: saved_bytes(partial(into_layer, x), block.parameters()) for n, x in inputs.items()}
         steps = {n: partial(step, x, torch.ones_like(x)) for n, x in inputs.items()}
         flops = {n: count_flops(step) for n, step in steps.items()}
-        interleave(steps, 1, device, progress)  # warms up
-        seconds = interleave(steps, rounds, device, progress)
+        interleave(steps, 1, progress, device)  # warms up
+        seconds = interleave(steps, rounds, progress, device)
     results = [
         {
             "tokens": n,
-            "seconds": statistics.median(seconds[n]),
-            "seconds_min": min(seconds[n]),
-            "seconds_max": max(seconds[n]),
+            **spread("seconds", seconds[n]),
             "flops": flops[n],
             "saved_bytes": saved[n],
             "saved_bytes_per_token": saved[n] / n,

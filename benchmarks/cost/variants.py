@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: networks, and the ways to tune them."""
+"""The networks, and the ways to tune them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ __all__ = ["NETWORKS", "REFERENCE", "VARIANTS", "Network", "Variant", "build_var
 Net = TypeVar("Net", bound=nn.Module)
 
 REFERENCE = "monai_full"
-"""The variant that all others are compared with."""
+"""The variant with which all others are compared."""
 
 
 @dataclass(frozen=True)
 class Network:
     """
-    A network to measure, and what it is given.
+    A network to measure, and its input.
 
     Attributes:
         plain: builds MONAI's own network.
-        dvpt: builds that of this package; takes ``start_layer``, ``side_path`` and ``use_checkpoint``.
+        dvpt: builds this package's network; takes ``start_layer``, ``side_path`` and ``use_checkpoint``.
         input_size: channels and sides of an image.
         num_classes: number of classes.
         batch: images of a step.
-        segmentation: whether there is a class for every voxel.
+        segmentation: whether each voxel has a class.
     """
 
     plain: Callable[[], nn.Module]
@@ -93,7 +93,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "swin_encoder_48": _swin_encoder,
 }
 """ViT-B/16 and ViT-Ti/16 at 224, UNETR around ViT-B and SwinUNETR with ``feature_size=48`` at 96, and
-its encoder alone with a linear head; takes ``size``."""
+its encoder alone with a linear head; each takes ``size``."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,11 @@ class Variant:
     A way to tune a network.
 
     Attributes:
-        build: makes the network, frozen as it should be; its arguments are the network and a template, whose tensors it
-            uses where names and shapes are the same.
+        build: makes and freezes the network from a network and a template, whose tensors it uses where names and shapes
+            are the same.
         description: in one line.
-        all_kept: whether a task keeps the whole network, not only what is trained.
-        cached: whether the frozen layers before the first DVPT block come from a cache.
-        trains: whether a training step is measured.
+        all_kept: whether a task keeps the whole network.
+        cached: whether the prefix comes from a cache.
         infers: whether inference is measured.
     """
 
@@ -115,7 +114,6 @@ class Variant:
     description: str
     all_kept: bool = False
     cached: bool = False
-    trains: bool = True
     infers: bool = True
 
 
@@ -182,19 +180,15 @@ VARIANTS: dict[str, Variant] = {
 
 def build_variant(name: str, network: Network, template: TunableNetwork) -> nn.Module:
     """
-    Builds a variant on the template's device.
-
-    Args:
-        name: of ``VARIANTS``.
-        network: what to build.
-        template: ``network.dvpt()``, whose tensors the variant uses, so that many variants fit into memory.
+    Builds a variant, by its name in ``VARIANTS``, on the device of ``template``: ``network.dvpt()``, whose tensors all
+    variants use, so that they fit into memory.
 
     Raises:
-        ValueError: if the variant does not fit the network, or lacks a package.
+        ValueError: if the variant does not fit the network, or a package is missing.
     """
     logger = logging.getLogger(freeze_backbone.__module__)
     level = logger.level
-    logger.setLevel(logging.ERROR)  # how much is trained is in the results
+    logger.setLevel(logging.ERROR)  # the results say how much is trained
     try:
         return VARIANTS[name].build(network, template).to(next(template.parameters()).device).train()
     finally:
@@ -202,7 +196,7 @@ def build_variant(name: str, network: Network, template: TunableNetwork) -> nn.M
 
 
 def _share(net: Net, template: TunableNetwork) -> Net:
-    """Moves a network to the template's tensors; each keeps its own parameters, and so its own gradients."""
+    """Makes a network use the template's tensors, in its own parameters and so with its own gradients."""
     given = template.state_dict()
     net.to(next(template.parameters()).device)
     for name, tensor in net.state_dict(keep_vars=True).items():

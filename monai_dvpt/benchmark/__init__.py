@@ -14,10 +14,6 @@ DESCRIPTION = "Measures what dynamic visual prompt tuning is worth on a bundle a
 
 
 def add_parser(commands: Any) -> None:
-    """
-    Args:
-        commands: what ``add_subparsers`` gave.
-    """
     parser = commands.add_parser("benchmark", help="what DVPT is worth on a bundle", description=DESCRIPTION)
     measures = parser.add_subparsers(title="measures", metavar="MEASURE", required=True)
     for module in COMMANDS:

@@ -11,13 +11,7 @@ from monai_dvpt.commands import run_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Args:
-        argv: the arguments, by default those of the process.
-
-    Returns:
-        the exit status.
-    """
+    """Runs the command; returns the exit status."""
     return run_commands("python -m monai_dvpt.benchmark", DESCRIPTION, COMMANDS, argv)
 
 

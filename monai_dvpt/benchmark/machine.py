@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What times and memory depend on."""
+"""Facts on which times depend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["machine_facts"]
 
 
 def machine_facts() -> dict[str, Any]:
-    """What the times depend on: processors, threads, versions."""
+    """Processors, threads and versions."""
     return {
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),

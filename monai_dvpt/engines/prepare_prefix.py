@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of images with what frozen layers have computed of them."""
+"""Batches of images with their prefix."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["PreparePrefix"]
 
 class PreparePrefix(PrepareBatch):
     """
-    Prepares a batch as MONAI's engines do by default, and hands its prefix, if it has one, to the network.
+    Prepares a batch as MONAI's engines do by default, and passes its prefix, if any, to the network.
 
     Args:
-        prefix_key: of the prefix in a batch, as of :class:`monai_dvpt.data.PrefixCacheDataset`.
+        prefix_key: key of the prefix in a batch of :class:`monai_dvpt.data.PrefixCacheDataset`.
     """
 
     def __init__(self, prefix_key: str = "prefix") -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference over many inputs, of which some may be bad."""
+"""Inference over many inputs, some of which may be bad."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from monai_dvpt import __version__
 from monai_dvpt.data.cases import SUMMARY
 from monai_dvpt.networks.adapter import tensors_sha256
-from monai_dvpt.utils import InputError, atomic_path, describe, fingerprint, reason, remove_leftovers, root_cause
+from monai_dvpt.utils import InputError, describe, fingerprint, reason, remove_leftovers, root_cause, write_csv
 
 __all__ = ["run_cases"]
 
@@ -38,20 +38,20 @@ def run_cases(
     resume: bool = True,
 ) -> None:
     """
-    Runs an evaluator on one case after the other. A case that fails is reported and the others go on; ``summary.csv``
-    in ``output_dir``, written anew after every case, lists each with its status, "done" or "failed", and the reason.
-    What an earlier run there has done with the same input, network and settings is not done again, if its results are
-    still there; before a case is done again, they are removed.
+    Runs an evaluator on one case after the other; a case that fails does not stop the others. ``summary.csv`` in
+    ``output_dir``, rewritten after every case, lists each with its status, "done" or "failed", and the reason. Cases of
+    an earlier run with the same input, network and settings are skipped if their results are still there; before other
+    cases run again, their old results are removed.
 
     Args:
-        evaluator: evaluator whose handlers write the results, in files whose names begin with that of the case. Its
-            state has, as "done_before", the names of what is left out.
-        dataset: cases with a "name", and the transforms that load them; one with a "refused" fails for that reason,
-            and of one that is "private" no path is told.
+        evaluator: evaluator whose handlers write the results, to files whose names begin with the case's. Its
+            state has the names of skipped cases as "done_before".
+        dataset: cases with a "name", and the transforms that load them; one with "refused" fails for that reason, and
+            messages about a "private" one name no path.
         output_dir: folder for the summary.
-        settings: what results depend on besides image, network, the transforms that load and the inferer: transforms of
-            the results and handlers, for instance, which are told by their attributes.
-        resume: whether to leave out what is done.
+        settings: what else results depend on besides image, network, loading transforms and inferer, such as
+            handlers and transforms of the results; they are compared by their attributes.
+        resume: whether to skip cases that are done.
 
     Raises:
         InputError: after the last case, if any failed; names each with its reason.
@@ -64,11 +64,11 @@ def run_cases(
     run = fingerprint([*network, __version__, describe(parts)])
     keys = {case["name"]: _fingerprint(case, run) for case in dataset.data}
     done = [name for name, key in keys.items() if resume and _is_done(before.get(name), key, folder)]
-    rows = {**before, **{name: before[name] for name in done}}
-    evaluator.interrupt_resume_enabled = False  # ignite would take up a failed run where it stopped, and do nothing
-    evaluator.state.epoch_length = 1  # as built it is the number of cases, and each case would run that often
+    rows = dict(before)
+    evaluator.interrupt_resume_enabled = False  # ignite would resume a failed run where it stopped, and do nothing
+    evaluator.state.epoch_length = 1  # else each case would run as often as there are cases
     evaluator.state.done_before = done
-    noise, evaluator.logger.disabled = evaluator.logger.disabled, True  # it would log every failure as well
+    noise, evaluator.logger.disabled = evaluator.logger.disabled, True  # it would log failures again
     if done:
         logger.info(f"{len(done)} of {len(keys)} are done already")
     try:
@@ -76,7 +76,8 @@ def run_cases(
         for count, index in enumerate(tqdm(left, desc="cases", initial=len(done), total=len(keys), disable=None), 1):
             case = dataset.data[index]
             name, started = case["name"], time.monotonic()
-            _remove(before.get(name), folder)
+            for path in _results(before.get(name), folder):
+                path.unlink(missing_ok=True)
             there = _files(folder, name)
             why = _run_case(evaluator, dataset, index)
             if not why:
@@ -90,8 +91,8 @@ def run_cases(
                 "files": "/".join(sorted(file for file, at in _files(folder, name).items() if there.get(file) != at)),
                 "fingerprint": keys[name],
             }
-            rows = {**_read(folder / SUMMARY), **rows}  # another command may have added some
-            _write(folder / SUMMARY, list(rows.values()))
+            rows = {**_read(folder / SUMMARY), **rows}  # another command may have added rows
+            write_csv(folder / SUMMARY, COLUMNS, rows.values())
     finally:
         evaluator.logger.disabled = noise
     failed = [f"{name}: {rows[name]['reason']}" for name in keys if rows[name]["status"] == "failed"]
@@ -100,7 +101,7 @@ def run_cases(
 
 
 def _run_case(evaluator: Evaluator, dataset: Dataset, index: int) -> str:
-    """Why a case failed, or nothing."""
+    """Runs a case; returns why it failed, or an empty text."""
     case = dataset.data[index]
     try:
         if "refused" in case:
@@ -112,7 +113,7 @@ def _run_case(evaluator: Evaluator, dataset: Dataset, index: int) -> str:
         why, expected = reason(error), isinstance(root_cause(error), InputError)
         if case.get("private"):
             why, expected = _without_paths(why, case), True
-        why = why.encode(errors="backslashreplace").decode()  # of names of files that are not UTF-8
+        why = why.encode(errors="backslashreplace").decode()  # of file names that are not UTF-8
         logger.error(f"{case['name']}: failed: {why}", exc_info=not expected)
         return why
 
@@ -123,7 +124,7 @@ def _paths(case: Mapping[str, Any]) -> list[Path]:
 
 
 def _without_paths(text: str, case: Mapping[str, Any]) -> str:
-    """``text`` with the case's name for every path and every name of a file that could name the patient."""
+    """``text`` with the case's name instead of paths and file names, which could name the patient."""
     paths = _paths(case)
     for part in [*map(str, paths), *{str(path.parent) for path in paths}, *(path.name for path in paths)]:
         text = text.replace(part, case["name"])
@@ -131,7 +132,7 @@ def _without_paths(text: str, case: Mapping[str, Any]) -> str:
 
 
 def _read(summary: Path) -> dict[str, Row]:
-    """The rows of earlier runs, or nothing."""
+    """Rows of earlier runs by name."""
     if not summary.is_file():
         return {}
     csv.field_size_limit(1 << 30)  # reasons may be long
@@ -140,33 +141,24 @@ def _read(summary: Path) -> dict[str, Row]:
         return {row["name"]: row for row in reader} if tuple(reader.fieldnames or ()) == COLUMNS else {}
 
 
-def _write(summary: Path, rows: list[Row]) -> None:
-    with atomic_path(summary) as path, open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _files(folder: Path, name: str) -> dict[str, int]:
-    """When each file that could be of a case was changed last."""
+    """Time of the last change of each file that may belong to a case."""
     return {path.name: path.stat().st_mtime_ns for path in folder.glob(f"{glob.escape(name)}_*")}
 
 
-def _remove(row: Row | None, folder: Path) -> None:
-    """The results of a row, which are not those of what is done next."""
-    for name in filter(None, row["files"].split("/") if row else ()):
-        (folder / name).unlink(missing_ok=True)
+def _results(row: Row | None, folder: Path) -> list[Path]:
+    """Files of the results of a row."""
+    return [folder / name for name in filter(None, row["files"].split("/"))] if row else []
 
 
 def _fingerprint(case: Mapping[str, Any], run: str) -> str:
-    """Of a case's files, by name, size and time of change, of its series, and of the run."""
+    """Fingerprint of a case's files (name, size, time of change), its series, and the run."""
     paths = [path for path in _paths(case) if path.is_file()]
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return fingerprint([files, case.get("series_uid"), run])
 
 
 def _is_done(row: Row | None, key: str, folder: Path) -> bool:
-    """Whether a row says that the same was done, and its results are still there."""
-    if row is None or row["status"] != "done" or row["fingerprint"] != key:
-        return False
-    return all((folder / name).is_file() for name in filter(None, row["files"].split("/")))
+    """Whether a row says that the same case is done, and its results are still there."""
+    same = row is not None and (row["status"], row["fingerprint"]) == ("done", key)
+    return same and all(path.is_file() for path in _results(row, folder))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the last and the best of a fine-tuning run."""
+"""Saves the last and the best epoch of a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ logger = logging.getLogger(__name__)
 
 class AdapterSaver:
     """
-    Writes ``adapter_last.safetensors`` after every epoch, and ``adapter_best.safetensors`` with the full network as
-    ``model.pt`` whenever a validation improves on the best so far; a last epoch that was not validated is validated at
-    the end. Where there are no validation cases the last epoch is taken for the best. Each file is replaced as a whole.
+    Writes ``adapter_last.safetensors`` after every epoch, and ``adapter_best.safetensors`` and the full network
+    ``model.pt`` after every validation that improves on the best. The last epoch is always validated; without
+    validation cases it is the best. Each file is replaced as a whole.
 
     Args:
-        network: the network that is trained.
+        network: the network in training.
         output_dir: folder for the files.
         evaluator: the validator; its key metric decides, larger is better.
-        labels: names of the classes, background first, to be stored in the adapters.
-        validate_start: whether what a run starts from is validated too, as epoch 0; always with a published model.
-        published_model: file of a full network, or None, that the best epoch replaces at the end of the run if it is
-            better than the start. What was there is kept in the folder "before" beside it, the time in its name.
+        labels: names of the classes, background first, stored in the adapters.
+        validate_start: whether to validate the start of a run too, as epoch 0; always done with a published model.
+        published_model: file of a full network, or None; at the end of the run the best epoch replaces it if better
+            than the start. The previous file moves to the folder "before" beside it, the time in its name.
     """
 
     def __init__(
@@ -58,16 +58,12 @@ class AdapterSaver:
         self.labels = labels
         self.validate_start = validate_start or published_model is not None
         self.published_model = None if published_model is None else Path(published_model)
-        self.epoch: int | None = None  # where it is not that of the validator
+        self.epoch: int | None = None  # where it differs from the validator's
         self.start: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
 
     def attach(self, engine: Trainer) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
         if self.validate_start:
             engine.add_event_handler(Events.EPOCH_STARTED(once=1), self.validate_first)  # not when a run is resumed
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save_last)
@@ -95,7 +91,7 @@ class AdapterSaver:
 
     def validated(self, engine: Engine) -> None:
         name = engine.state.key_metric_name
-        metrics = {key: _plain(value) for key, value in engine.state.metrics.items()}
+        metrics = {key: torch.as_tensor(value).tolist() for key, value in engine.state.metrics.items()}
         self.last = {"epoch": engine.state.epoch if self.epoch is None else self.epoch, "metrics": metrics}
         score: Any = metrics[name]
         best = self.best["metrics"][name] if self.best else math.nan
@@ -131,9 +127,3 @@ class AdapterSaver:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.start, self.best, self.last = state["start"], state["best"], state["last"]
-
-
-def _plain(value: Any) -> float | list[float]:
-    """A metric as a number or a list of numbers."""
-    value = torch.as_tensor(value)
-    return value.item() if value.ndim == 0 else value.tolist()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user gets for every input: a label map, a picture, and volumes."""
+"""Results of a segmented case: a label map, a picture, and volumes."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ __all__ = ["CaseWriter", "label_volumes_ml", "plot_overlay"]
 
 class CaseWriter:
     """
-    Writes, for every case, ``<name>_overlay.png``, ``<name>_volumes.json`` (millilitres per label) and what is asked
-    for of ``monai_dvpt.data.formats.FORMATS``.
+    Writes, for every case, ``<name>_overlay.png``, ``<name>_volumes.json`` (millilitres per label) and the chosen
+    formats of ``monai_dvpt.data.formats.FORMATS``.
 
     Args:
         output_dir: folder for the files.
         labels: names of the classes in the order of their values, background first.
-        output_format: one or several of the formats for segmentation; those of DICOM need DICOM input.
+        output_format: one or several formats for segmentation; DICOM formats need DICOM input.
         metadata: ``metadata.json`` of the bundle, for DICOM: name and version of the model, and "segment_codes".
 
     Raises:
-        InputError: if a format is unknown, or DICOM is asked for without metadata.
-        OptionalImportError: if DICOM is asked for and highdicom is not installed.
+        InputError: if a format is unknown, or metadata is missing for DICOM.
+        OptionalImportError: if highdicom is not installed for DICOM.
     """
 
     def __init__(
@@ -51,15 +51,14 @@ class CaseWriter:
         metadata: str | os.PathLike | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.labels = dict(enumerate(labels))
-        del self.labels[0]
+        self.labels = dict(enumerate(labels[1:], 1))
         self.formats = OutputFormats(output_format, "segmentation", metadata, labels)
 
     def attach(self, engine: Evaluator) -> None:
         """
         Args:
-            engine: evaluator whose cases have a "name", and whose output has, per case, the "image" and the label map
-                "pred", both in the grid of the input, of shape (1, x, y, z); for "dicom_seg_probability" also the
+            engine: evaluator whose cases have a "name", and whose output per case has the "image" and the label map
+                "pred" in the grid of the input, of shape (1, x, y, z); for "dicom_seg_probability" also the
                 "probability", of shape (classes, x, y, z).
         """
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
@@ -90,7 +89,7 @@ class CaseWriter:
 
 def label_volumes_ml(label_map: np.ndarray, affine: np.ndarray, labels: Mapping[int, str]) -> dict[str, float]:
     """
-    Volume of every label, 0.0 where it is absent.
+    Volume of every label, 0.0 if absent.
 
     Args:
         label_map: whole numbers of shape (x, y, z).
@@ -108,8 +107,8 @@ def plot_overlay(
     image: MetaTensor, label_map: MetaTensor, labels: Mapping[int, str], volumes_ml: Mapping[str, float], title: str
 ) -> Figure:
     """
-    Axial, coronal and sagittal slices through the middle of the labels, right of the patient on the left as in
-    radiology, each label in a colour of its own.
+    Axial, coronal and sagittal slices through the middle of the labels, each label in its own colour; the patient's
+    right is on the left, as in radiology.
 
     Args:
         image: (1, x, y, z) with its affine.
@@ -126,24 +125,21 @@ def plot_overlay(
     foreground = np.argwhere(classes > 0)
     centre = foreground.mean(axis=0).round().astype(int) if len(foreground) else np.array(grey.shape) // 2
     low, high = np.percentile(grey, (1, 99))
-    colours = colormaps["tab10"](range(10))[:, :3]
+    palette = colormaps["tab10"](range(10))[:, :3]
+    colours = {value: palette[(value - 1) % len(palette)] for value in labels}
     figure = Figure(figsize=(10, 4.2), facecolor="black", layout="constrained")
     for panel, plane in zip(figure.subplots(1, 3), PLANES, strict=True):
         plane_grey, plane_classes = (plane_of(v, plane, centre) for v in (grey, classes))
         panel.imshow(plane_grey, cmap="gray", vmin=low, vmax=high, origin="lower")
-        for value in labels:
+        for value, colour in colours.items():
             mask = (plane_classes == value).astype(float)
             if mask.any():
-                colour = colours[(value - 1) % len(colours)]
                 panel.imshow(np.dstack([np.broadcast_to(colour, (*mask.shape, 3)), 0.45 * mask]), origin="lower")
-                if min(mask.shape) > 1:  # a single slice has no outline in the other two planes
+                if min(mask.shape) > 1:  # a single slice has no outline in the other planes
                     panel.contour(mask, levels=[0.5], colors=[colour], linewidths=1.0)
         frame_plane(panel, plane, spacing)
         panel.set_title(plane, color="white")
-    patches = [
-        Patch(color=colours[(value - 1) % len(colours)], label=f"{label}: {volumes_ml[label]:.2f} mL")
-        for value, label in labels.items()
-    ]
+    patches = [Patch(color=colours[v], label=f"{label}: {volumes_ml[label]:.2f} mL") for v, label in labels.items()]
     figure.legend(
         handles=patches, loc="outside lower center", ncols=len(patches), facecolor="black", labelcolor="white"
     )

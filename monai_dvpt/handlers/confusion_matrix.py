@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which grades a model takes for which."""
+"""Confusion matrices of grades."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ __all__ = ["ConfusionMatrixWriter", "plot_confusion_matrices"]
 
 class ConfusionMatrixWriter:
     """
-    Writes the confusion matrices of a validation over all its cases, and over all processes:
-    ``confusion_matrix.png``, see :func:`plot_confusion_matrices`, and ``confusion_matrix.csv``, with a row for each
-    output and each class of the reader, and in it how often the model gave each class. With several outputs the first
-    rows, without the name of an output, are those of all together. A later validation replaces the files.
+    Writes the confusion matrices over all cases of a validation in all processes: ``confusion_matrix.png``, see
+    :func:`plot_confusion_matrices`, and ``confusion_matrix.csv``, with a row for each output and class of the reader
+    that says how often the model gave each class. With several outputs the first rows, which name no output, are those
+    of all outputs together. Each validation replaces the files.
 
     Args:
         output_dir: folder for the files.
         classes: names of the classes, in the order of their values.
-        outputs: names of the outputs of a case, if there are several; by default "output 0" and so on.
-        keys: of the model's class and of the reader's class in the output of the engine for a case; each a number or of
-            shape (O,).
-        ignore_label: class of the reader where it is missing, to be left out.
+        outputs: names of a case's outputs, by default "output 0" and so on.
+        keys: of the model's and the reader's class in the engine's output for a case; each a number or of shape (O,).
+        ignore_label: class of the reader where it is missing; such pairs are left out.
 
     Raises:
-        ValueError: when called with a case, if it has a class without a name or another number of outputs than
+        ValueError: when called with a case, if a class has no name, or the number of outputs is not that of
             ``outputs``.
     """
 
@@ -62,10 +61,6 @@ class ConfusionMatrixWriter:
         self.readings = CohenKappaMetric(len(self.classes), ignore_label=ignore_label)
 
     def attach(self, engine: Evaluator) -> None:
-        """
-        Args:
-            engine: the evaluator.
-        """
         engine.add_event_handler(Events.EPOCH_STARTED, self.readings.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
@@ -76,7 +71,7 @@ class ConfusionMatrixWriter:
             raise ValueError(f"outputs must have one name for each of the {y.shape[1]} outputs, got {self.outputs}.")
 
     def write(self, engine: Engine) -> None:
-        y_pred, y = self.readings.get_buffer()  # from all processes, so all must take part
+        y_pred, y = self.readings.get_buffer()  # gathers from all processes
         if idist.get_rank() > 0:
             return
         counts = count_pairs(y_pred, y, len(self.classes), self.ignore_label)[0]
@@ -99,9 +94,9 @@ class ConfusionMatrixWriter:
 
 def plot_confusion_matrices(counts: np.ndarray, classes: Sequence[str], outputs: Sequence[str]) -> Figure:
     """
-    The confusion matrix of all outputs together and, if there are several, a smaller one for each. A cell has the
-    number of cases and the percentage of those to which the reader gave the class; its shade is the percentage. Titles
-    have the quadratically weighted kappa.
+    The confusion matrix of all outputs together and, if there are several, a smaller one for each. A cell shows the
+    number of cases and their percentage of the reader's class, which sets its shade. Titles have the quadratically
+    weighted kappa.
 
     Args:
         counts: of shape (O, classes of the reader, classes of the model).

@@ -14,16 +14,15 @@ from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from monai.engines import Trainer
 
-from monai_dvpt.utils import atomic_path
+from monai_dvpt.utils import atomic_path, write_csv
 
 __all__ = ["EpochLog"]
 
 
 class EpochLog:
     """
-    Logs the mean training loss of every epoch with the time that is left, and adds it to a CSV file, in the place of
-    what an interrupted run wrote for that epoch or later ones. At the end it draws the loss curve beside it, as a PNG
-    file of the same name.
+    Logs the mean training loss of every epoch and the time left, and adds it to a CSV file, where it replaces an
+    interrupted run's rows for this and later epochs. At the end it draws the loss curve in a PNG file of the same name.
 
     Args:
         path: the CSV file, with the columns epoch, loss and seconds.
@@ -33,10 +32,6 @@ class EpochLog:
         self.path = Path(path)
 
     def attach(self, engine: Trainer) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
         if idist.get_rank() > 0:
             return
         engine.add_event_handler(Events.EPOCH_STARTED, self.start)
@@ -60,10 +55,7 @@ class EpochLog:
         engine.logger.info(f"Epoch {epoch}/{epochs}: loss {loss:.4f}, {seconds:.1f} s, about {left:.0f} min left")
         rows = [row for row in self.read() if int(row["epoch"]) < epoch]
         rows.append({"epoch": str(epoch), "loss": f"{loss:.6f}", "seconds": f"{seconds:.2f}"})
-        with atomic_path(self.path) as path, open(path, "w", newline="") as file:
-            table = csv.DictWriter(file, fieldnames=list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
+        write_csv(self.path, list(rows[0]), rows)
 
     def read(self) -> list[dict[str, str]]:
         if not self.path.is_file():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user gets for every graded image: a line in a table, the numbers as JSON, and a picture."""
+"""Results of a graded case: a row in a table, the numbers as JSON, and a picture."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DECIMALS = 6  # of probabilities
 
 class GradeTable:
     """
-    Writes a CSV file with a row for every case and output: name, output, label (where the cases have one; empty where
-    it is not graded), grade, confidence, and the probability ``p_<grade>`` of every grade. The first batch replaces the
-    file, but for the cases that :func:`monai_dvpt.engines.run_cases` leaves out since they are done; later ones add
-    their rows to it; a case that comes again replaces its rows.
+    Writes a CSV file with a row for every case and output: name, output, label (if the cases have one; empty where not
+    graded), grade, confidence, and the probability ``p_<grade>`` of every grade. The first batch replaces the file,
+    except for cases that :func:`monai_dvpt.engines.run_cases` skips as done; later batches add rows; a repeated case
+    replaces its rows.
 
     Args:
         path: the CSV file.
-        outputs: names of what is graded.
+        outputs: names of the graded outputs.
         grades: names of the grades, in their order.
     """
 
@@ -49,12 +49,12 @@ class GradeTable:
         self.outputs = [str(output) for output in outputs]
         self.grades = [str(grade) for grade in grades]
         self.rows: dict[str, str] = {}  # lines of CSV by case
-        self.file_is_whole = False  # it holds the header and all these rows, and nothing else
+        self.file_is_whole = False  # it has the header and exactly these rows
 
     def attach(self, engine: Evaluator) -> None:
         """
         Args:
-            engine: evaluator whose cases have a "name", and whose output has, per case, the "grade", "probability" and
+            engine: evaluator whose cases have a "name", and whose output per case has the "grade", "probability" and
                 "confidence" of :class:`monai_dvpt.transforms.GradeLogitsd` and, optionally, the "label".
         """
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
@@ -81,7 +81,7 @@ class GradeTable:
         self.file_is_whole = True
 
     def _rows_before(self, header: str, names: Container[str]) -> dict[str, str]:
-        """The lines of these cases in a file of the same columns."""
+        """Lines of these cases in a file with the same header."""
         if not names or not self.path.is_file():
             return {}
         with open(self.path, newline="", encoding="utf-8") as file:
@@ -113,19 +113,19 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 class GradeWriter:
     """
     Writes, for every case, ``<name>_grades.json`` (grade, probabilities and confidence of every output) and
-    ``<name>_grades.png`` (the image with them beside it), and for all cases ``grades.csv`` (see :class:`GradeTable`).
-    On request also what there is for grades in ``monai_dvpt.data.formats.FORMATS``.
+    ``<name>_grades.png`` (the image beside them), for all cases ``grades.csv`` (see :class:`GradeTable`), and the
+    chosen formats for grades of ``monai_dvpt.data.formats.FORMATS``.
 
     Args:
         output_dir: folder for the files.
-        outputs: names of what is graded.
+        outputs: names of the graded outputs.
         grades: names of the grades, in their order.
-        output_format: "json" for what is always written; the formats of DICOM need DICOM input.
+        output_format: one or several formats; "json" is always written, DICOM formats need DICOM input.
         metadata: ``metadata.json`` of the bundle, for DICOM: name and version of the model.
 
     Raises:
-        InputError: if a format is unknown, or DICOM is asked for without metadata.
-        OptionalImportError: if DICOM is asked for and highdicom is not installed.
+        InputError: if a format is unknown, or metadata is missing for DICOM.
+        OptionalImportError: if highdicom is not installed for DICOM.
     """
 
     def __init__(
@@ -170,15 +170,8 @@ class GradeWriter:
 
 def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequence[str]) -> dict[str, dict[str, Any]]:
     """
-    Names and numbers of what was found in one case.
-
-    Args:
-        output: the entries of :class:`monai_dvpt.transforms.GradeLogitsd`.
-        outputs: names of what is graded.
-        grades: names of the grades.
-
-    Returns:
-        for each output its "grade", the "probabilities" by grade, and the "confidence".
+    For each of a case's ``outputs`` its "grade", the "probabilities" by grade, and the "confidence", from an ``output``
+    of :class:`monai_dvpt.transforms.GradeLogitsd`.
     """
     found = zip(outputs, output["grade"].tolist(), output["probability"].tolist(), output["confidence"], strict=True)
     return {
@@ -193,8 +186,8 @@ def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequenc
 
 def plot_grades(image: torch.Tensor, found: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
     """
-    The image, and beside it the probabilities of all grades of every output as bars, with the grade that was chosen.
-    Of a volume it shows the three planes through the middle.
+    The image, and beside it for every output the probabilities of all grades as bars and the chosen grade. A volume is
+    shown in the three planes through its middle.
 
     Args:
         image: of shape (1 or 3, rows, columns), or (1, x, y, z) with its affine.
@@ -240,5 +233,5 @@ def _draw_bars(panel: Axes, found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which Matplotlib finds no mathematics."""
+    """Text without mathematics for Matplotlib."""
     return text.replace("$", r"\$")

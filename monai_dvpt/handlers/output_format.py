@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which formats the writers of results write."""
+"""The formats of results."""
 
 from __future__ import annotations
 
@@ -25,21 +25,17 @@ class OutputFormats:
     The formats that a user asked for.
 
     Args:
-        asked: one or several, also as one text with commas between them.
+        asked: one or several, or one text with commas between them.
         bundle: "segmentation" or "grading".
-        metadata: file of a bundle's metadata, whose name and version go into DICOM objects.
-        labels: names of the classes in the order of their values, background first; of a grading bundle none.
+        metadata: file of the bundle's metadata; DICOM objects have its name and version.
+        labels: names of the classes in the order of their values, background first; none of a grading bundle.
 
     Raises:
-        InputError: if one is unknown, or DICOM is asked for and highdicom or the metadata are missing.
+        InputError: if one is unknown, or if highdicom or the metadata are missing for DICOM.
     """
 
     def __init__(
-        self,
-        asked: str | Sequence[str],
-        bundle: str,
-        metadata: str | os.PathLike | None,
-        labels: Sequence[str] = (),
+        self, asked: str | Sequence[str], bundle: str, metadata: str | os.PathLike | None, labels: Sequence[str] = ()
     ) -> None:
         texts = [text.strip() for entry in ensure_tuple(asked) for text in str(entry).split(",")]
         self.formats = [text for text in dict.fromkeys(texts) if text]
@@ -58,28 +54,13 @@ class OutputFormats:
         return name in self.formats
 
     def source(self, image: Any) -> SeriesGrid:
-        """
-        What an image was read from.
-
-        Raises:
-            InputError: if it was not read from DICOM.
-        """
+        """The series of an image; raises InputError if it was not read from DICOM."""
         if (grid := getattr(image, "meta", {}).get("series_grid")) is None:
             raise InputError(f"output_format {', '.join(self.formats)} must have DICOM input, to which it refers.")
         return grid
 
     def write(self, stem: str, placed: Placed, source: SeriesGrid) -> None:
-        """
-        Writes the DICOM objects that are asked for.
-
-        Args:
-            stem: path of the files, without their suffix.
-            placed: the result.
-            source: what it is about.
-
-        Raises:
-            InputError: if one cannot be written.
-        """
+        """Writes the chosen DICOM objects of a result about ``source``; ``stem`` is their path without suffix."""
         for name, form in FORMATS.items():
             if name in self.formats and form.write is not None:
                 path = form.write(stem + form.suffix, placed, source, self.model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the prompts looked in every case of an inference run."""
+"""Attention of the prompts in every case of an inference run."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["PromptAttentionWriter"]
 
 class PromptAttentionWriter:
     """
-    Writes, for every case, ``<name>_prompts.nii.gz``, the attention of the prompts over the image (float32, one map for
-    each prompt along the fourth axis, 1 where attention is uniform; see
-    :class:`monai_dvpt.visualize.PromptAttention`), in the grid of the input, and ``<name>_prompts.png``; for 2D images
-    the picture alone. The network runs a second time over each image.
+    Writes, for every case, ``<name>_prompts.nii.gz``, the attention of the prompts over the image (float32, one map per
+    prompt along the fourth axis, 1 where attention is uniform; see :class:`monai_dvpt.visualize.PromptAttention`) in
+    the grid of the input, and ``<name>_prompts.png``; for 2D images only the picture. The network runs a second time
+    over each image.
 
     Args:
         output_dir: folder for the files.
         network: the network of the evaluator.
-        inferer: that of the evaluator.
-        preprocessing: the transforms of the image, by whose inverse the maps are carried back, linearly interpolated.
+        inferer: the inferer of the evaluator.
+        preprocessing: transforms of the image; their inverse, with linear interpolation, carries the maps back.
         layer: index of the transformer layer after which the prompts read, negative from the last one.
 
     Raises:
@@ -52,7 +52,7 @@ class PromptAttentionWriter:
         self.network = network
         self.inferer = inferer
         self.layer = layer
-        # an image that is back has no steps left to invert, so it comes last
+        # the image comes last, since its inversion removes the history
         self.invert = Invertd(["maps", "image"], preprocessing, orig_keys="image", nearest_interp=False)
 
     def attach(self, engine: Evaluator) -> None:
@@ -60,7 +60,7 @@ class PromptAttentionWriter:
         Args:
             engine: evaluator whose cases have a "name" and an "image" with the history of ``preprocessing``.
         """
-        # later the postprocessing has carried the image back
+        # before the postprocessing inverts the image
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.write)
 
     def write(self, engine: Engine) -> None:
@@ -68,12 +68,11 @@ class PromptAttentionWriter:
         maps = prompt_attention_maps(self.network, image, self.layer, self.inferer)
         cases = decollate_batch({"image": image.cpu().clone(), "maps": maps.cpu(), "name": engine.state.batch["name"]})
         for case in cases:
-            inverted = self.invert(case)
-            self._write_case(case["name"], inverted["maps"], inverted["image"])
-
-    def _write_case(self, name: str, maps: MetaTensor, image: MetaTensor) -> None:
-        with atomic_path(self.output_dir / f"{name}_prompts.png") as path:
-            plot_prompt_attention(image, maps, f"{name}: attention of the prompts").savefig(path, dpi=110)
-        if maps.ndim == 4:
-            array = np.ascontiguousarray(np.moveaxis(maps.numpy(), 0, -1), dtype=np.float32)  # (x, y, z, M)
-            save_nifti(self.output_dir / f"{name}_prompts.nii.gz", array, maps.affine.numpy())
+            name, inverted = case["name"], self.invert(case)
+            maps = inverted["maps"]
+            with atomic_path(self.output_dir / f"{name}_prompts.png") as path:
+                title = f"{name}: attention of the prompts"
+                plot_prompt_attention(inverted["image"], maps, title).savefig(path, dpi=110)
+            if maps.ndim == 4:
+                array = np.ascontiguousarray(np.moveaxis(maps.numpy(), 0, -1), dtype=np.float32)  # (x, y, z, M)
+                save_nifti(self.output_dir / f"{name}_prompts.nii.gz", array, maps.affine.numpy())

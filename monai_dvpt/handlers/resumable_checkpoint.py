@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training run that can be killed at any time and goes on as if it had not been."""
+"""Checkpoints from which a killed training run resumes as if uninterrupted."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ __all__ = ["ResumableCheckpoint"]
 
 class ResumableCheckpoint:
     """
-    Saves the state of a run after every epoch, in one file that is replaced as a whole, and loads it when the run
-    starts and the file exists: once, at the trainer's first start, and not over weights that were set since it was
-    made, as a server does in federated training. A run that does not go on from the file restarts a
-    ``WarmupCosineSchedule`` that has come to its end, where the learning rate would be 0. Every epoch draws from its
-    own seed, so a resumed run sees what an uninterrupted one would have seen. A run with other settings is refused the
-    file, but for the number of epochs: a learning-rate schedule then follows the new number from where it stands. A
-    second run in the same folder is refused while one is going on.
+    Saves the state of a run after every epoch, in one file that is replaced as a whole. The trainer's first start loads
+    an existing file, unless weights were set after this handler was attached, as a server does in federated training. A
+    run that does not load the file restarts a finished ``WarmupCosineSchedule``, whose learning rate would be 0. Every
+    epoch has its own seed, so a resumed run sees the data of an uninterrupted one. Settings must be those of the file,
+    except for the number of epochs: a learning-rate schedule then follows the new number from its current step. A
+    second run in the same folder is refused while the first one runs.
 
-    MONAI's ``CheckpointSaver`` writes in place (a kill while it writes costs the checkpoint) and leaves the random
-    state out. Attach this handler last, so that what the others do after an epoch is in the file.
+    MONAI's ``CheckpointSaver`` writes in place (a kill meanwhile costs the checkpoint) and leaves out the random state.
+    Attach this handler last, so that the file includes what the others do after an epoch.
 
     Args:
         path: the checkpoint file.
         save_dict: objects with ``state_dict`` and ``load_state_dict``; the trainer is added.
-        seed: seed of the run; every epoch, and every rank of a distributed run, gets a seed of its own from it.
-        settings: what must be the same when the run is resumed, JSON-serialisable; the seed is added, and the SHA-256
-            of the backbone that the run starts with, where ``save_dict`` has a network of this package as "network".
+        seed: seed of the run, from which each epoch and each rank of a distributed run derives its own.
+        settings: facts that a resumed run must share, JSON-serialisable; the seed is added, and the SHA-256 of the
+            backbone at the start, if ``save_dict`` has a network of this package as "network".
     """
 
     def __init__(
@@ -62,10 +61,6 @@ class ResumableCheckpoint:
         self.started = False
 
     def attach(self, engine: Trainer) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
         self.save_dict["trainer"] = engine
         self.weights = self._weights()
         engine.add_event_handler(Events.STARTED, self.start)
@@ -86,10 +81,10 @@ class ResumableCheckpoint:
 
     def fail(self, engine: Engine, error: BaseException) -> None:
         self.lock.release()
-        raise error  # ignite keeps an error to itself where somebody listens
+        raise error  # ignite swallows an error that has a handler
 
     def load(self, engine: Engine) -> bool:
-        """Whether the run goes on where the file left it."""
+        """Whether the run resumes from the file."""
         network = self.save_dict.get("network")
         if isinstance(network, torch.nn.Module) and isinstance(inner := unwrap(network), TunableNetwork):
             self.settings["backbone_sha256"] = backbone_sha256(inner)
@@ -108,7 +103,7 @@ class ResumableCheckpoint:
                 raise ValueError("; ".join(pairs))
             for name, item in self.save_dict.items():
                 state = checkpoint[name]
-                if isinstance(item, LambdaLR):  # its length is a setting of this run, not a state
+                if isinstance(item, LambdaLR):  # its length is a setting, not a state
                     state = {**item.state_dict(), **{key: state[key] for key in ("last_epoch", "_step_count")}}
                 item.load_state_dict(state)
         except Exception as error:
@@ -123,14 +118,14 @@ class ResumableCheckpoint:
         return True
 
     def _restart_schedules(self) -> None:
-        """Those that have come to their end; where an epoch is all there is, behind the warm-up."""
+        """Restarts finished schedules, behind the warm-up if that is all there is."""
         for item in self.save_dict.values():
             if isinstance(item, WarmupCosineSchedule) and item.last_epoch >= item.t_total:
                 item.last_epoch = 0 if item.t_total > item.warmup_steps else int(item.warmup_steps)
                 _set_rates(item)
 
     def _weights(self) -> list[tuple[int, int]]:
-        """Where the network's tensors are, and how often each was written to."""
+        """Address of each tensor of the network, and how often it was written."""
         network = self.save_dict.get("network")
         tensors = network.state_dict().values() if isinstance(network, torch.nn.Module) else ()
         return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
@@ -149,6 +144,6 @@ class ResumableCheckpoint:
 
 
 def _set_rates(schedule: LambdaLR) -> None:
-    """Gives the optimizer the learning rates of the epoch at which the schedule stands."""
+    """Sets the optimizer's learning rates to those of the schedule's current epoch."""
     for group, rate, scale in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
         group["lr"] = rate * scale(schedule.last_epoch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probabilities that can be taken at their word, as far as the validation cases tell."""
+"""Temperature scaling, by which probabilities match frequencies in the validation cases."""
 
 from __future__ import annotations
 
@@ -34,22 +34,21 @@ BINS = 15  # of confidence, for the calibration error
 
 class TemperatureCalibration:
     """
-    When a run is complete, finds the temperature by which the logits of its best network are to be divided for the
-    least negative log-likelihood on the validation cases, based on: "Guo et al., On Calibration of Modern Neural
-    Networks <https://arxiv.org/abs/1706.04599>". No weight is changed, and no grade: the temperature is for
-    :class:`monai_dvpt.transforms.GradeLogits`, which divides by it what it gives as probabilities.
+    At the end of a run, finds the temperature that, as divisor of the best network's logits, gives the least negative
+    log-likelihood on the validation cases, based on: "Guo et al., On Calibration of Modern Neural Networks
+    <https://arxiv.org/abs/1706.04599>". Weights and grades do not change: :class:`monai_dvpt.transforms.GradeLogits`
+    applies the temperature to its probabilities.
 
-    It is written to ``calibration.json`` and as "calibration" to the notes of
-    ``adapter_best.safetensors``, with the number of grades ("graded") and, before and after the division, the negative
-    log-likelihood ("nll") and the expected calibration error of the confidence in the chosen grade ("ece", 15 bins).
-    They are measured on the cases that chose the temperature, so they flatter it.
+    It is written to ``calibration.json`` and as "calibration" to the notes of ``adapter_best.safetensors``, with the
+    number of grades ("graded") and, before and after the division, the negative log-likelihood ("nll") and the expected
+    calibration error of the confidence in the chosen grade ("ece", 15 bins). These are measured on the cases that chose
+    the temperature, so they flatter it.
 
     Attach it after the saver and before a report of its files.
 
     Args:
-        saver: the handler that keeps the best network; its evaluator gives the validation cases.
-        num_grades: number ``K`` of grades; the network has (B, O * K) logits, and labels are of shape (B, O), -1 where
-            there is none.
+        saver: the handler of the best network; its evaluator has the validation cases.
+        num_grades: number ``K`` of grades; the network has (B, O * K) logits; labels are of shape (B, O), missing -1.
         decision: how grades are chosen, see :class:`monai_dvpt.transforms.GradeLogits`.
 
     Raises:
@@ -63,10 +62,6 @@ class TemperatureCalibration:
         self.decision = decision
 
     def attach(self, engine: Trainer) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.COMPLETED, self.calibrate)
 
@@ -88,7 +83,7 @@ class TemperatureCalibration:
 
     @torch.no_grad()
     def _predict(self, network: TunableNetwork) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, K) and grades (N,) of all that is graded in the validation cases, in double precision."""
+        """Logits (N, K), in double precision, and grades (N,) of all graded outputs of the validation cases."""
         evaluator, logits, labels = self.saver.evaluator, [], []
         for batch in evaluator.data_loader:
             prepared = evaluator.prepare_batch(batch, evaluator.state.device, evaluator.non_blocking)
@@ -111,13 +106,13 @@ class TemperatureCalibration:
 
 def calibrated_temperature(path: str | os.PathLike) -> float:
     """
-    The temperature that :class:`TemperatureCalibration` left in an adapter; 1.0 where there is none.
+    The temperature that :class:`TemperatureCalibration` wrote to an adapter; by default 1.0.
 
     Args:
         path: the adapter file.
 
     Raises:
-        InputError: if the file is no adapter, or the temperature no positive number.
+        InputError: if the file is not an adapter, or the temperature not a positive number.
     """
     notes = adapter_metadata(path).get("notes")
     calibration = notes.get("calibration") if isinstance(notes, dict) else None

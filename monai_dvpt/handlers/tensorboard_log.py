@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard curves that a resumed run goes on with."""
+"""TensorBoard curves that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["TensorBoardLog"]
 
 class TensorBoardLog(TensorBoardStatsHandler):
     """
-    :class:`monai.handlers.TensorBoardStatsHandler` of either iterations or epochs, whose points take the place of those
-    that an interrupted run wrote for the same iterations or epochs. It writes nothing before the first epoch.
+    :class:`monai.handlers.TensorBoardStatsHandler` of either iterations or epochs, whose points replace those of an
+    interrupted run for the same iterations or epochs. It writes nothing before the first epoch.
 
     Args:
-        log_dir: folder of this handler alone, since its points are told apart by their iteration or epoch.
+        log_dir: folder of this handler alone, since only the iteration or epoch tells points apart.
         iteration_log: whether to write the output of every iteration; else the metrics of every epoch.
-        kwargs: others of MONAI's handler.
+        kwargs: other arguments of MONAI's handler.
     """
 
     def __init__(self, log_dir: str | os.PathLike, iteration_log: bool = True, **kwargs: Any) -> None:
-        unused: Any = object()  # the writer is made when it is known where the run goes on
+        unused: Any = object()  # the writer is made when the first step is known
         super().__init__(unused, iteration_log=iteration_log, epoch_log=not iteration_log, **kwargs)
         self.log_dir = log_dir
 

@@ -26,14 +26,13 @@ logger = logging.getLogger(__name__)
 
 class TrainingReport:
     """
-    Writes ``report.json`` when a run is complete, and logs it as a table: scores of the best and the last validation,
-    parameters of every part, seconds, peak memory of the process (of the GPU, where one is used) and sizes of the
-    saved files.
+    Writes ``report.json`` at the end of a run, and logs it as a table: scores of the best and the last validation,
+    parameters of every part, seconds, peak memory of the GPU or else of the process, and sizes of the saved files.
 
     Args:
-        saver: the handler that keeps the best epoch.
-        labels: names of what a metric that is a list has a value for, such as the classes without background.
-        settings: facts about the run to keep with it, JSON-serialisable.
+        saver: the handler of the best epoch.
+        labels: names of the values of a metric that is a list, such as the classes without background.
+        settings: facts about the run, JSON-serialisable.
     """
 
     def __init__(self, saver: AdapterSaver, labels: Sequence[str], settings: dict[str, Any] | None = None) -> None:
@@ -43,10 +42,6 @@ class TrainingReport:
         self.seconds_before = 0.0
 
     def attach(self, engine: Trainer) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
         engine.add_event_handler(Events.STARTED, self.start)
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.COMPLETED, self.write)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every fine-tuning run does beside its iterations."""
+"""The handlers of every fine-tuning run."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["TrainingRoutine"]
 
 class TrainingRoutine:
     """
-    Logs every epoch, validates, keeps the last and the best, calibrates, reports, and saves what an interrupted run
-    goes on from, in the one order that is right. Attach it after a handler of the learning rate.
+    Logs every epoch, validates, saves the last and the best, calibrates, reports, and saves a checkpoint, in the one
+    order that is right. Attach it after a handler of the learning rate.
 
     Args:
         network, evaluator, output_dir, labels, validate_start, published_model: see :class:`AdapterSaver`.
-        tensorboard_dir: folder for curves of the loss, and in "validation" below it of the metrics.
-        metric_labels: names of what a metric that is a list has a value for, such as the classes without background.
+        tensorboard_dir: folder for curves of the loss and, in its folder "validation", of the metrics.
+        metric_labels: see "labels" of :class:`TrainingReport`.
         seed: see :class:`ResumableCheckpoint`.
         save_dict: optimizer and learning-rate schedule, for the checkpoint.
-        settings: facts for the report, which a resumed run must have again; JSON-serialisable.
+        settings: facts for the report, which a resumed run must share; JSON-serialisable.
         val_interval: epochs from one validation to the next.
-        calibration: arguments of :class:`TemperatureCalibration` but its saver; None for no calibration.
+        calibration: arguments of :class:`TemperatureCalibration` without the saver; None for no calibration.
     """
 
     def __init__(
@@ -71,10 +71,6 @@ class TrainingRoutine:
         ]
 
     def attach(self, engine: Trainer) -> None:
-        """
-        Args:
-            engine: the trainer.
-        """
         self.curves.attach(self.saver.evaluator)
         for handler in self.handlers:
             handler.attach(engine)

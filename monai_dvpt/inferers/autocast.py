@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mixed precision on any device; MONAI's engines autocast on CUDA alone."""
+"""Mixed precision on any device; MONAI's engines autocast only on CUDA."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AutocastInferer", "bfloat16_is_fast"]
 
 
 def bfloat16_is_fast(device: torch.device | str) -> bool:
-    """Whether the device multiplies matrices in bfloat16 by hardware: CUDA from compute capability 8, CPU with AMX."""
+    """Whether hardware multiplies matrices in bfloat16: CUDA from compute capability 8, CPU with AMX."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
@@ -25,13 +25,12 @@ def bfloat16_is_fast(device: torch.device | str) -> bool:
 
 class AutocastInferer(Inferer):
     """
-    Runs another inferer under bfloat16 autocast and returns its result in float32. The network gets a plain tensor of a
-    ``MetaTensor``, each of whose operations costs some microseconds of Python; the result has the same metadata again.
+    Runs another inferer under bfloat16 autocast and returns its result in float32. For speed the network gets a plain
+    tensor instead of a ``MetaTensor``; the result has the same metadata again.
 
     Args:
         inferer: the inferer to run.
-        enabled: False computes in the precision of the network. "true" and "false" are what MONAI makes of them on a
-            command line.
+        enabled: False computes in the network's precision; also "true" or "false", as from MONAI's command line.
 
     Raises:
         ValueError: if ``enabled`` is something else.

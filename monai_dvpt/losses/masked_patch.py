@@ -21,11 +21,11 @@ class MaskedPatchLoss(nn.Module):
     """
     Mean squared error over the masked patches, each patch of the target normalised to zero mean and unit variance,
     based on: "He et al., Masked Autoencoders Are Scalable Vision Learners <https://arxiv.org/abs/2111.06377>".
-    It takes the output of :class:`monai.networks.nets.MaskedAutoEncoderViT` as it comes.
+    It takes the output of :class:`monai.networks.nets.MaskedAutoEncoderViT`.
 
     Args:
         patch_size: sides of a patch in voxels, one per spatial dimension (2 or 3 of them).
-        variance_floor: added to a patch's variance, in squared units of the image; keeps flat patches flat.
+        variance_floor: added to a patch's variance, in squared image units; keeps flat patches flat.
     """
 
     def __init__(self, patch_size: Sequence[int], variance_floor: float = 1e-2) -> None:

@@ -14,14 +14,14 @@ __all__ = ["OrdinalCrossEntropy"]
 
 class OrdinalCrossEntropy(nn.Module):
     """
-    Cross-entropy against soft labels, in which a grade shares its probability with its neighbours, based on: "Díaz and
+    Cross-entropy with soft labels, in which a grade shares its probability with its neighbours, based on: "Díaz and
     Marathe, Soft Labels for Ordinal Regression, CVPR 2019
     <https://openaccess.thecvf.com/content_CVPR_2019/html/Diaz_Soft_Labels_for_Ordinal_Regression_CVPR_2019_paper.html>".
-    The target of grade ``y`` is ``softmax(-sharpness (i - y)^2)`` over the grades ``i``. The mean is taken over all
-    outputs of a batch that are graded; a batch without any gives 0.
+    The target of grade ``y`` is ``softmax(-sharpness (i - y)^2)`` over the grades ``i``. The loss is the mean over all
+    graded outputs of a batch, 0 if there are none.
 
     Args:
-        num_grades: number ``K`` of grades, the same for all outputs.
+        num_grades: number ``K`` of grades of each output.
         sharpness: larger is closer to one-hot labels; None for plain cross-entropy.
 
     Raises:
@@ -30,7 +30,7 @@ class OrdinalCrossEntropy(nn.Module):
     Examples::
 
         >>> loss = OrdinalCrossEntropy(num_grades=3, sharpness=1.0)
-        >>> loss(torch.zeros(1, 6), torch.tensor([[2, -1]]))  # two outputs, of which the first is graded
+        >>> loss(torch.zeros(1, 6), torch.tensor([[2, -1]]))  # two outputs, the first one graded
         tensor(1.0986)
 
     """
@@ -47,7 +47,7 @@ class OrdinalCrossEntropy(nn.Module):
         """
         Args:
             y_pred: logits of shape (B, O * K), the grades of the first output first.
-            y: grades of shape (B, O), whole numbers in [0, K), or -1 where there is none.
+            y: grades of shape (B, O), whole numbers in [0, K), or -1 if missing.
         """
         if y.ndim != 2 or y_pred.shape != (len(y), y.shape[1] * self.num_grades):
             raise ValueError(

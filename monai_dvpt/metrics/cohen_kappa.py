@@ -30,32 +30,32 @@ def compute_cohen_kappa(
     reduction: str = "pooled",
 ) -> torch.Tensor:
     """
-    Cohen's kappa of two readings: 1 minus the disagreement found over the disagreement expected by chance. 1 is full
+    Cohen's kappa of two readings: 1 minus observed disagreement over disagreement expected by chance. 1 is full
     agreement, 0 is chance. Based on: "Cohen, A coefficient of agreement for nominal scales
     <https://doi.org/10.1177/001316446002000104>" and, for the weights, "Cohen, Weighted kappa: nominal scale agreement
     with provision for scaled disagreement or partial credit <https://doi.org/10.1037/h0026256>". Values are those of
     ``sklearn.metrics.cohen_kappa_score(..., labels=range(num_classes))``.
 
-    Where both readings have one and the same class throughout, kappa is undefined (chance alone agrees fully) and the
-    result is NaN, as in scikit-learn, but without its warning; where one reading alone is constant, kappa is 0.
+    If both readings are one and the same class throughout, kappa is undefined (chance alone agrees fully) and the
+    result is NaN, as in scikit-learn but without its warning; if only one reading is constant, kappa is 0.
 
     Args:
-        y_pred: classes of the model, whole numbers in ``[0, num_classes)``, of shape (N,) or, with O outputs for each
-            case, (N, O); a tensor or an array of any type of numbers.
-        y: classes of the reader, of the same shape.
+        y_pred: the model's classes, whole numbers in ``[0, num_classes)`` of any numeric type, of shape (N,) or, with O
+            outputs per case, (N, O).
+        y: the reader's classes, of the same shape.
         num_classes: number of classes, at least 2.
-        weights: how much a disagreement counts: "none" or None, all alike; "linear", by the distance between the
-            classes; "quadratic", by its square.
-        ignore_label: in ``y``, a missing class: the pair is left out.
-        reduction: over the outputs: "pooled", kappa of the pairs of all outputs together; "mean", mean of the kappas of
-            the outputs, NaN if one of them is; "none", the kappas.
+        weights: weight of a disagreement: "none" or None, 1; "linear", the distance between the classes; "quadratic",
+            its square.
+        ignore_label: class in ``y`` where it is missing; such pairs are left out.
+        reduction: over the outputs: "pooled", kappa of the pairs of all outputs together; "mean", mean of the outputs'
+            kappas, NaN if one is; "none", the kappas.
 
     Returns:
         float64 on the CPU, a scalar, for "none" of shape (O,).
 
     Raises:
-        ValueError: if a class is not in the range, if the shapes differ, or if nothing is left to compare (where
-            scikit-learn raises too): no pair at all or, for "mean" and "none", none in one of the outputs.
+        ValueError: if a class is out of range, the shapes differ, or nothing is left to compare (where scikit-learn
+            raises too): no pair at all or, for "mean" and "none", no pair in one of the outputs.
 
     Examples::
 
@@ -71,20 +71,16 @@ def compute_cohen_kappa(
 
 class CohenKappaMetric(CumulativeIterationMetric):
     """
-    :func:`compute_cohen_kappa` over all cases of an epoch and of all processes, however unequally the cases are spread
-    over them; a sampler must not repeat cases (``even_divisible=False`` of :class:`monai.data.DistributedSampler`).
-    The classes themselves are kept: ``get_buffer()`` returns those of the model and of the reader, each of shape
-    (N, O), for :func:`kappa_interval`.
+    :func:`compute_cohen_kappa` over all cases of an epoch in all processes, which may have different numbers of cases;
+    a sampler must not repeat cases (``even_divisible=False`` of :class:`monai.data.DistributedSampler`). For
+    :func:`kappa_interval`, ``get_buffer()`` returns the classes of model and reader, each of shape (N, O).
 
     Args:
-        num_classes: see :func:`compute_cohen_kappa`.
-        weights: likewise.
-        ignore_label: likewise.
-        reduction: likewise.
+        num_classes, weights, ignore_label, reduction: see :func:`compute_cohen_kappa`.
 
     Raises:
-        ValueError: if an argument is none of those, and when called with a class out of the range or with ``y_pred``
-            and ``y`` of different shapes.
+        ValueError: if an argument is invalid; when called, if a class is out of range, or ``y_pred`` and ``y`` differ
+            in shape.
 
     Examples::
 
@@ -96,11 +92,7 @@ class CohenKappaMetric(CumulativeIterationMetric):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        weights: str | None = "quadratic",
-        ignore_label: int = -1,
-        reduction: str = "pooled",
+        self, num_classes: int, weights: str | None = "quadratic", ignore_label: int = -1, reduction: str = "pooled"
     ) -> None:
         check_arguments(num_classes, weights, reduction)
         super().__init__()
@@ -123,7 +115,7 @@ class CohenKappaMetric(CumulativeIterationMetric):
         return to_label_pair(y_pred, y, self.num_classes, self.ignore_label)
 
     def _sync(self) -> None:
-        """MONAI's would leave a process without cases out, and the others would wait for it forever."""
+        """MONAI's skips a process without cases, and the others wait for it forever."""
         if self._synced:
             return
         buffers = self._buffers or []
@@ -141,13 +133,13 @@ class CohenKappaMetric(CumulativeIterationMetric):
     def aggregate(self, reduction: str | None = None) -> torch.Tensor:
         """
         Args:
-            reduction: in the place of that of the metric.
+            reduction: by default the metric's own.
 
         Returns:
             the kappa, see :func:`compute_cohen_kappa`.
 
         Raises:
-            ValueError: if there was no case, or nothing to compare in them.
+            ValueError: if there was no case, or nothing to compare.
         """
         if len(self) == 0:
             raise ValueError("the metric must be given at least one case before aggregate(), got none.")
@@ -159,10 +151,7 @@ class CohenKappaMetric(CumulativeIterationMetric):
 def check_arguments(
     num_classes: int, weights: str | None, reduction: str, reductions: Sequence[str] = REDUCTIONS
 ) -> None:
-    """
-    Raises:
-        ValueError: if an argument is not one of those of :func:`compute_cohen_kappa`, or of the ``reductions`` allowed.
-    """
+    """Raises ValueError for arguments that :func:`compute_cohen_kappa` refuses or a reduction not in ``reductions``."""
     check_counts(2, num_classes=num_classes)
     if weights not in (None, "none", *EXPONENTS):
         raise ValueError(f"weights must be none, linear or quadratic, got {weights}.")
@@ -172,17 +161,8 @@ def check_arguments(
 
 def to_labels(name: str, values: Any, num_classes: int, ignore_label: int | None = None) -> torch.Tensor:
     """
-    Args:
-        name: of the argument, for the error.
-        values: classes of shape (N,) or (N, O), of any type of numbers.
-        num_classes: number of classes.
-        ignore_label: a value that is allowed too.
-
-    Returns:
-        int64 on the CPU, of shape (N, O).
-
-    Raises:
-        ValueError: if a value is no class, or the shape is another one.
+    Classes of shape (N,) or (N, O) as int64 of shape (N, O) on the CPU. Raises ValueError, which names the argument
+    ``name``, for another shape, or a value that is neither a class nor ``ignore_label``.
     """
     given = convert_to_tensor(values, dtype=torch.float64, device="cpu", wrap_sequence=True, track_meta=False)
     if given.ndim not in (1, 2):
@@ -199,7 +179,7 @@ def to_labels(name: str, values: Any, num_classes: int, ignore_label: int | None
 
 
 def to_label_pair(y_pred: Any, y: Any, num_classes: int, ignore_label: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`to_labels` of the model and of the reader; raises ValueError also if their shapes differ."""
+    """:func:`to_labels` of model and reader; raises ValueError if their shapes differ."""
     pair = to_labels("y_pred", y_pred, num_classes), to_labels("y", y, num_classes, ignore_label)
     if pair[0].shape != pair[1].shape:
         raise ValueError(f"y must have the shape of y_pred {tuple(pair[0].shape)}, got {tuple(pair[1].shape)}.")
@@ -210,17 +190,8 @@ def count_pairs(
     y_pred: Any, y: Any, num_classes: int, ignore_label: int = -1, groups: np.ndarray | None = None
 ) -> np.ndarray:
     """
-    Confusion matrices.
-
-    Args:
-        y_pred: see :func:`compute_cohen_kappa`.
-        y: likewise.
-        num_classes: likewise.
-        ignore_label: likewise.
-        groups: for each of the N cases the index of its group, else there is one group.
-
-    Returns:
-        float64 of shape (groups, O, num_classes of the reader, num_classes of the model).
+    Confusion matrices, float64 of shape (groups, O, num_classes of the reader, num_classes of the model), where
+    ``groups`` has the index of each case's group; by default there is one group.
     """
     predicted, read = (labels.numpy() for labels in to_label_pair(y_pred, y, num_classes, ignore_label))
     groups = np.zeros(len(read), dtype=np.int64) if groups is None else groups
@@ -232,15 +203,7 @@ def count_pairs(
 
 
 def check_filled(counts: np.ndarray, reduction: str, ignore_label: int) -> None:
-    """
-    Args:
-        counts: confusion matrices of shape (O, C, C).
-        reduction: see :func:`compute_cohen_kappa`.
-        ignore_label: likewise.
-
-    Raises:
-        ValueError: if nothing is left to compare.
-    """
+    """Raises ValueError if confusion matrices of shape (O, C, C) leave nothing to compare."""
     totals = counts.sum(axis=(-2, -1))
     if not totals.any():
         raise ValueError(f"y must hold at least one class that is not ignore_label={ignore_label}, got none.")
@@ -253,15 +216,7 @@ def check_filled(counts: np.ndarray, reduction: str, ignore_label: int) -> None:
 
 
 def kappa_of_counts(counts: np.ndarray, weights: str | None, reduction: str) -> np.ndarray:
-    """
-    Args:
-        counts: confusion matrices of shape (..., O, C, C).
-        weights: see :func:`compute_cohen_kappa`.
-        reduction: likewise.
-
-    Returns:
-        kappas of shape (...), for "none" (..., O); NaN where undefined or where a matrix is empty.
-    """
+    """Kappas (...), for "none" (..., O), of confusion matrices (..., O, C, C); NaN where undefined or empty."""
     if reduction == "pooled":
         counts = counts.sum(axis=-3, keepdims=True)
     classes = np.arange(counts.shape[-1])

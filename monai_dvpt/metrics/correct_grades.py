@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a grade is right, counted by Ignite."""
+"""Share of right grades, counted by Ignite."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["correct_grades"]
 
 def correct_grades(output: Sequence[Mapping[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The ``output_transform`` with which :class:`ignite.metrics.Accuracy` is the share of right grades.
+    The ``output_transform`` that makes :class:`ignite.metrics.Accuracy` the share of right grades.
 
     Args:
-        output: for every case its "grade" and its "label", each of shape (O,); the label is -1 where there is none.
+        output: for each case its "grade" and its "label", each of shape (O,); a missing label is -1.
 
     Returns:
-        1 for each grade that is right and 0 for each that is wrong, of shape (graded,), and as many ones.
+        1 for each right and 0 for each wrong grade, of shape (graded,), and as many ones.
 
     Examples::
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dice score that says nothing where there is nothing to score."""
+"""Dice score that is NaN where there is nothing to score."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["DiceOfLabels", "NanOfNothing"]
 
 class NanOfNothing:
     """
-    Put before a metric of MONAI that leaves NaN out of its means: where nothing is left, the mean is NaN. MONAI has 0
-    there, which for a Dice score means that all was missed.
+    Base before a MONAI metric that leaves NaN out of its means: where nothing is left, the mean is NaN. MONAI returns 0
+    there, which for a Dice score means that everything was missed.
     """
 
     get_not_nans: bool
@@ -22,10 +22,10 @@ class NanOfNothing:
     def aggregate(self, reduction: Any = None) -> Any:
         """
         Args:
-            reduction: as MONAI's, by default that of the metric.
+            reduction: as MONAI's, by default the metric's own.
 
         Returns:
-            the reduced values, and with ``get_not_nans`` of how many values each is the mean.
+            the reduced values, and with ``get_not_nans`` the number of values in each.
         """
         include, self.get_not_nans = self.get_not_nans, True
         try:
@@ -38,6 +38,6 @@ class NanOfNothing:
 
 class DiceOfLabels(NanOfNothing, DiceMetric):
     """
-    :class:`monai.metrics.DiceMetric` whose reduced score is NaN where no case has the class. Arguments are MONAI's; a
-    case whose label map lacks a class is left out of the class's mean.
+    :class:`monai.metrics.DiceMetric` with a reduced score of NaN where no case has the class. Arguments are MONAI's; a
+    case without a class in its label map is left out of the class's mean.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hausdorff distance in millimetres, whatever the grid."""
+"""Hausdorff distance in millimetres on any grid."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["HausdorffDistanceMm"]
 
 class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
     """
-    :class:`monai.metrics.HausdorffDistanceMetric` with the voxel spacing taken from each label map, so that it can be
-    used through :class:`monai.handlers.IgniteMetricHandler`, which passes none. Arguments are MONAI's. Where one of
-    the masks is empty the distance is the diagonal of the image, so that to find nothing is never better than to find
-    it badly; where both are empty the case is left out, and a class for which nothing is left is NaN (MONAI: 0).
+    :class:`monai.metrics.HausdorffDistanceMetric` that takes the voxel spacing from each label map, since
+    :class:`monai.handlers.IgniteMetricHandler` passes none. Arguments are MONAI's. If one mask is empty, the distance
+    is the diagonal of the image, so that finding nothing never scores better than a bad result; if both are empty, the
+    case is left out, and a class without cases is NaN (MONAI: 0).
     """
 
     def __call__(
@@ -33,7 +33,7 @@ class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
         """
         Args:
             y_pred: one-hot predictions, a list of (C, *spatial) or a batch.
-            y: one-hot label maps, likewise, each a :class:`monai.data.MetaTensor` with its affine in millimetres.
+            y: one-hot label maps alike, each a :class:`monai.data.MetaTensor` with its affine in millimetres.
 
         Raises:
             TypeError: if a label map has no affine.
@@ -47,7 +47,7 @@ class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
         return super().__call__(y_pred, y, spacing=spacing, **kwargs)
 
     def _compute_list(self, y_pred: Any, y: Any = None, *, spacing: Any = None, **kwargs: Any) -> torch.Tensor:
-        # MONAI hands the spacings of the whole list to each of its items
+        # MONAI passes the spacings of the whole list to each item
         distances = [
             self._compute_tensor(pred.detach().unsqueeze(0), label_map.detach().unsqueeze(0), spacing=[sides], **kwargs)
             for pred, label_map, sides in zip(y_pred, y, spacing, strict=True)
@@ -58,7 +58,7 @@ class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
         self, y_pred: torch.Tensor, y: torch.Tensor, *, spacing: Any = None, **kwargs: Any
     ) -> torch.Tensor:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*nan/inf distance.*")  # both are dealt with below
+            warnings.filterwarnings("ignore", message=".*nan/inf distance.*")  # both are handled below
             distance = super()._compute_tensor(y_pred, y, spacing=spacing, **kwargs)  # (B, classes)
         sides_mm = torch.as_tensor(spacing) * torch.as_tensor(y.shape[2:])  # (B, spatial dimensions)
         filled = [mask.flatten(2).any(dim=2)[:, -distance.shape[1] :] for mask in (y_pred, y)]

@@ -15,11 +15,11 @@ from monai_dvpt.utils import check_counts
 
 __all__ = ["KappaComparison", "KappaInterval", "compare_kappa", "kappa_interval"]
 
-BATCH = 1000  # resamples that are in memory together
+BATCH = 1000  # resamples in memory at a time
 
 
 class KappaInterval(NamedTuple):
-    """A kappa with the lower and the upper end of its confidence interval."""
+    """A kappa and the ends of its confidence interval."""
 
     kappa: float
     low: float
@@ -28,8 +28,8 @@ class KappaInterval(NamedTuple):
 
 class KappaComparison(NamedTuple):
     """
-    Kappas of two models, their ``difference`` (a - b) with the lower and the upper end of its confidence interval, and
-    the two-sided ``p_value`` of the test that the models are exchangeable.
+    Kappas of two models, their ``difference`` (a - b) and the ends of its confidence interval, and the two-sided
+    ``p_value`` of the test that the models are exchangeable.
     """
 
     kappa_a: float
@@ -53,27 +53,23 @@ def kappa_interval(
     reduction: str = "pooled",
 ) -> KappaInterval:
     """
-    Confidence interval of a kappa by the percentile method of the bootstrap, based on: "Efron and Tibshirani, An
-    Introduction to the Bootstrap, chapter 13 <https://doi.org/10.1201/9780429246593>". Patients are drawn with
-    replacement, each with all cases and outputs, since what belongs to one patient is not independent.
+    Confidence interval of a kappa by the percentile bootstrap, based on: "Efron and Tibshirani, An Introduction to the
+    Bootstrap, chapter 13 <https://doi.org/10.1201/9780429246593>". Patients are drawn with replacement, each with all
+    their cases and outputs, since these are not independent.
 
-    A resample in which kappa is undefined (see :func:`compute_cohen_kappa`) is left out, with a warning that says how
-    many were. Patients without a pair to compare are left out before the drawing.
+    Resamples with an undefined kappa (see :func:`compute_cohen_kappa`) are left out, and a warning tells how many.
+    Patients without a pair to compare are left out before.
 
     Args:
-        y_pred: see :func:`compute_cohen_kappa`.
-        y: likewise.
-        num_classes: likewise.
-        weights: likewise.
-        patients: who each of the N cases belongs to, names or numbers; by default each case is a patient of its own.
-        confidence: probability that the interval is to cover the kappa of the population, in (0, 1).
-        resamples: number of drawings.
-        seed: of the drawings.
-        ignore_label: see :func:`compute_cohen_kappa`.
-        reduction: likewise, "pooled" or "mean".
+        y_pred, y, num_classes, weights, ignore_label: see :func:`compute_cohen_kappa`.
+        patients: name or number of each case's patient, N in all; by default each case is another patient.
+        confidence: probability that the interval covers the kappa of the population, in (0, 1).
+        resamples: number of resamples.
+        seed: of the resampling.
+        reduction: see :func:`compute_cohen_kappa`; "pooled" or "mean".
 
     Returns:
-        the kappa and its interval, all NaN where the kappa itself is undefined.
+        the kappa and its interval, all NaN where the kappa is undefined.
 
     Raises:
         ValueError: as :func:`compute_cohen_kappa`, or if there are fewer than two patients.
@@ -87,7 +83,6 @@ def kappa_interval(
 
     """
     check_arguments(num_classes, weights, reduction, ("pooled", "mean"))
-    _check_resampling(confidence, resamples)
     (counts,) = _count_by_patient([y_pred], y, num_classes, patients, ignore_label, reduction)
     kappa = float(kappa_of_counts(counts.sum(axis=0), weights, reduction))
     low, high = _bootstrap(
@@ -110,29 +105,23 @@ def compare_kappa(
     reduction: str = "pooled",
 ) -> KappaComparison:
     """
-    Compares two models on the same cases. The interval of the difference is that of :func:`kappa_interval`, with the
-    same patients drawn for both models. The p-value is that of a paired permutation test: were the models exchangeable,
-    to swap their predictions in any of the patients would change nothing but by chance. It is exact where
-    ``2**patients`` swaps are at most ``resamples``, otherwise swaps are drawn and the data count as one of them, so
-    that it is never 0, as proposed in: "Phipson and Smyth, Permutation p-values should never be zero
+    Compares two models on the same cases. The interval of the difference is as in :func:`kappa_interval`, with the same
+    patients drawn for both models. The p-value comes from a paired permutation test: if the models are exchangeable,
+    swapping their predictions for any patients changes the difference only by chance. It is exact if there are at most
+    ``resamples`` swaps (``2**patients``); otherwise swaps are drawn and the data count as one of them, so that it is
+    never 0, as proposed in: "Phipson and Smyth, Permutation p-values should never be zero
     <https://doi.org/10.2202/1544-6115.1585>".
 
     Args:
-        y_pred_a: classes of one model, see :func:`compute_cohen_kappa`.
-        y_pred_b: of the other model.
-        y: classes of the reader.
-        num_classes: see :func:`compute_cohen_kappa`.
-        weights: likewise.
-        patients: see :func:`kappa_interval`.
-        confidence: likewise.
-        resamples: number of drawings, and at most of swaps.
+        y_pred_a, y_pred_b: classes of the two models, see :func:`compute_cohen_kappa`.
+        y, num_classes, weights, ignore_label: see :func:`compute_cohen_kappa`.
+        patients, confidence, reduction: see :func:`kappa_interval`.
+        resamples: number of resamples, and the most swaps.
         seed: of both.
-        ignore_label: see :func:`compute_cohen_kappa`.
-        reduction: likewise, "pooled" or "mean".
 
     Returns:
-        what was found; NaN where a kappa is undefined, the p-value also where it is undefined for one of the swaps,
-        which is possible only if the reader gave one class alone.
+        the comparison; NaN where a kappa is undefined, for the p-value also where it is undefined in one of the swaps,
+        which is possible only if the reader gave a single class.
 
     Raises:
         ValueError: as :func:`kappa_interval`.
@@ -146,7 +135,6 @@ def compare_kappa(
 
     """
     check_arguments(num_classes, weights, reduction, ("pooled", "mean"))
-    _check_resampling(confidence, resamples)
     models = _count_by_patient([y_pred_a, y_pred_b], y, num_classes, patients, ignore_label, reduction)
     totals = [counts.sum(axis=0) for counts in models]
     kappa_a, kappa_b = (float(kappa_of_counts(total, weights, reduction)) for total in totals)
@@ -157,13 +145,12 @@ def compare_kappa(
 
     def difference_of_swap(swapped: np.ndarray, _: np.ndarray, axis: int) -> np.ndarray:
         moved = np.tensordot(swapped, models[1] - models[0], axes=1)  # (..., O, C, C)
-        # rounded, so that equal differences are equal also where they were added up in another order
+        # rounded, so that equal differences stay equal when summed in another order
         return difference(np.stack([totals[0] + moved, totals[1] - moved], axis=-4)).round(12)
 
     low, high = _bootstrap(np.stack(models, axis=1), difference, confidence, resamples, seed)
-    num_patients = len(models[0])
     test = permutation_test(
-        (np.zeros(num_patients), np.ones(num_patients)),
+        (np.zeros(len(models[0])), np.ones(len(models[0]))),
         difference_of_swap,
         permutation_type="samples",
         vectorized=True,
@@ -171,15 +158,8 @@ def compare_kappa(
         batch=BATCH,
         rng=np.random.default_rng(seed),
     )
-    undefined = np.isnan(test.null_distribution).any()
-    p_value = float("nan") if undefined else float(test.pvalue)
+    p_value = float("nan") if np.isnan(test.null_distribution).any() else float(test.pvalue)
     return KappaComparison(kappa_a, kappa_b, kappa_a - kappa_b, low, high, p_value)
-
-
-def _check_resampling(confidence: float, resamples: int) -> None:
-    check_counts(resamples=resamples)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}.")
 
 
 def _count_by_patient(
@@ -190,7 +170,7 @@ def _count_by_patient(
     ignore_label: int,
     reduction: str,
 ) -> list[np.ndarray]:
-    """For each model the confusion matrices (P, O, C, C) of the patients with something to compare."""
+    """For each model the confusion matrices (P, O, C, C) of patients with pairs to compare."""
     names = np.arange(len(y)) if patients is None else np.asarray(patients)
     if names.shape != (len(y),):
         raise ValueError(f"patients must have one name for each of the {len(y)} cases, got the shape {names.shape}.")
@@ -208,7 +188,10 @@ def _count_by_patient(
 def _bootstrap(
     counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Ends of the interval of a ``statistic`` of sums of ``counts`` (P, ...) over patients."""
+    """Ends of the interval of ``statistic``, which takes sums of ``counts`` (P, ...) over patients."""
+    check_counts(resamples=resamples)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}.")
     rng, num_patients = np.random.default_rng(seed), len(counts)
     values = []
     for start in range(0, resamples, BATCH):

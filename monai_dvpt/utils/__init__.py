@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-from .atomic_files import atomic_path, fingerprint, remove_leftovers, to_json
+from .atomic_files import atomic_path, fingerprint, remove_leftovers, to_json, write_csv
 from .checks import as_bool, check_counts
 from .describe import describe
 from .errors import InputError, naming, reason, root_cause
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
-from .locks import FolderLock, folder_lock
+from .locks import FolderLock
 from .monai_label import served_model, training_folder
 from .tensor_files import open_safetensors, read_npz, read_safetensors, read_torch
 from .tensors import check_finite, check_type
@@ -27,7 +27,6 @@ __all__ = [
     "check_typed_paths",
     "describe",
     "fingerprint",
-    "folder_lock",
     "is_path_key",
     "max_bytes",
     "naming",
@@ -44,4 +43,5 @@ __all__ = [
     "setting_for_config",
     "to_json",
     "training_folder",
+    "write_csv",
 ]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are either whole or not there."""
+"""Files that are either whole or absent."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -22,17 +23,17 @@ from safetensors import SafetensorError
 
 from .errors import InputError
 
-__all__ = ["atomic_path", "fingerprint", "remove_leftovers", "to_json"]
+__all__ = ["atomic_path", "fingerprint", "remove_leftovers", "to_json", "write_csv"]
 
-SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z0-9]{1,11}$")  # what a writer decides by; the rest of a name may be a patient's
+SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z0-9]{1,11}$")  # writers need it; the rest of a name may be a patient's
 TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[a-z0-9_]{8}\.part(\..*)?", re.DOTALL)
-OLD_SECONDS = 24 * 3600  # after which a temporary file is left over, whoever wrote it
+OLD_SECONDS = 24 * 3600  # older temporary files are left over, whoever wrote them
 _umask = threading.Lock()
 _cleaned: set[tuple[int, str]] = set()
 
 
 def to_json(data: Any) -> str:
-    """JSON text of ``data``, with null for numbers that are not finite, which JSON does not have."""
+    """JSON text of ``data``, with null for numbers that are not finite."""
 
     def finite(item: Any) -> Any:
         if isinstance(item, float):
@@ -46,12 +47,12 @@ def to_json(data: Any) -> str:
 
 def fingerprint(data: Any, root: str | os.PathLike = "") -> str:
     """
-    SHA-256, in hexadecimal, of ``data`` as JSON, such as the cases of a run: tells whether two are the same without
-    naming anything in them.
+    SHA-256, in hexadecimal, of ``data`` as JSON: tells whether two runs, for instance, have the same cases, without
+    their names.
 
     Args:
         data: JSON-serialisable.
-        root: folder that is left out of all paths in ``data``, so that it may move.
+        root: folder to leave out of all paths in ``data``, so that it may move.
     """
     text = json.dumps(data, sort_keys=True)
     prefix = json.dumps(os.path.abspath(root))[1:-1] if str(root) else ""
@@ -61,9 +62,9 @@ def fingerprint(data: Any, root: str | os.PathLike = "") -> str:
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
-    A temporary path beside ``path`` to write to; on success it is flushed to disk and renamed to ``path``, on any
-    error it is removed and what stood at ``path`` before is untouched. It has the suffix of ``path`` and nothing else
-    of its name. What killed processes have left in the folder is removed when a process first writes there.
+    A temporary path beside ``path`` to write to. On success it is flushed to disk and renamed to ``path``; on any error
+    it is removed, and an earlier file at ``path`` stays. It has only the suffix of ``path``, not its name. A process
+    that first writes to a folder removes the leftovers of killed processes there.
 
     Raises:
         InputError: if the file cannot be written (no space left, no permission); names the file and the cause.
@@ -83,9 +84,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        with _umask:  # can only be read by setting it, which threads must not do at once
+        with _umask:  # reading it means setting it, one thread at a time
             os.umask(umask := os.umask(0))
-        temporary.chmod(0o666 & ~umask)  # mkstemp allows the owner alone
+        temporary.chmod(0o666 & ~umask)  # mkstemp allows only the owner
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:
@@ -96,20 +97,28 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file by :func:`atomic_path`; each row has the values of all ``columns`` by name."""
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def remove_leftovers(folder: str | os.PathLike) -> None:
     """
-    Removes the temporary files of :func:`atomic_path` whose process is gone, and all that are older than a day: a
-    process of another computer cannot be seen.
+    Removes temporary files of :func:`atomic_path` whose process is gone, and all older than a day, since processes of
+    other computers are invisible.
 
     Args:
-        folder: searched without its subfolders; it need not exist.
+        folder: the folder, without its subfolders; it need not exist.
     """
     with suppress(OSError), os.scandir(Path(folder)) as entries:
         for entry in entries:
             match = TEMPORARY.fullmatch(entry.name)
             if match is None:
                 continue
-            with suppress(OSError):  # somebody else's, or removed already
+            with suppress(OSError):  # another user's, or removed already
                 old = time.time() - entry.stat(follow_symlinks=False).st_mtime > OLD_SECONDS
                 if old or (match[1] == _host() and not _runs(int(match[2]))):
                     os.unlink(entry.path)
@@ -117,20 +126,20 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
 
 @cache
 def _host() -> str:
-    """Of this computer and, in a container, of its processes, whose numbers others do not see."""
+    """Names this computer and, in a container, its own process numbers."""
     name = platform.node()
-    with suppress(OSError):  # of Linux
+    with suppress(OSError):  # only Linux
         name += Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
     return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def _runs(process: int) -> bool:
-    if os.name == "nt":  # where a signal of 0 ends a process
+    if os.name == "nt":  # there signal 0 ends a process
         return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # of somebody else
+    except OSError:  # another user's
         return True
     return True

@@ -11,11 +11,11 @@ __all__ = ["as_bool", "check_counts"]
 
 def as_bool(name: str, value: Any) -> bool:
     """
-    A truth value, also as "true" or "false", which is what MONAI makes of one on a command line.
+    A truth value, also as the "true" or "false" of MONAI's command line.
 
     Args:
-        name: of the argument.
-        value: of the argument.
+        name: the argument's name.
+        value: its value.
 
     Raises:
         ValueError: if ``value`` is something else.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an object was set up with, as JSON."""
+"""Settings of an object as JSON."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 __all__ = ["describe"]
 
 PACKAGES = ("monai", "monai_dvpt")
-"""Whose objects are looked into; all others are told by their class."""
+"""Objects of these are described by attributes, all others by their class."""
 UNIMPORTANT = ("output_dir", "path", "R")
 
 
 def describe(item: Any, _inside: tuple[int, ...] = ()) -> Any:
     """
-    Settings of an object and of the objects in it, by their public attributes: two that were set up alike are described
-    alike. Networks, and what is of neither MONAI nor this package, are told by their class alone; paths of results and
-    states of random numbers are left out.
+    Settings of an object and of the objects in it, by their public attributes: equal settings have equal descriptions.
+    Networks, and objects of neither MONAI nor this package, are described by their class alone; paths of results and
+    random states are left out.
 
     Args:
         item: transform, inferer, handler, a list of these, or a value.
 
     Returns:
-        JSON-serialisable.
+        a JSON-serialisable value.
     """
     if item is None or isinstance(item, (bool, int, float, str)):
         return item

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One clear error for bad input, however deep in a config or a transform it was found."""
+"""One clear error for bad input, from any depth of a config or transform."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class InputError(ValueError):
     """Input that breaks a rule; the message names the file, the rule and the value."""
 
     named = False
-    """Whether the message names its file, see :func:`naming`."""
+    """Whether :func:`naming` named the file in the message."""
 
 
 @contextmanager
 def naming(path: str | os.PathLike, outer: bool = False) -> Iterator[None]:
     """
-    Puts the name of a file before the message of an :class:`InputError` that is raised inside.
+    Puts the name of a file before the message of an :class:`InputError` from inside.
 
     Args:
         path: the file.
-        outer: whether also before one that names a file already, such as one in this folder.
+        outer: whether also before a message that already names a file, such as one in this folder.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def reason(error: BaseException) -> str:
-    """One line that says why ``error`` happened, without the wrappers that MONAI puts around it."""
+    """Why ``error`` happened, in one line without MONAI's wrappers."""
     cause = root_cause(error)
     text = " ".join(str(cause).split())
     return text if isinstance(cause, InputError) else f"{type(cause).__name__}: {text}"

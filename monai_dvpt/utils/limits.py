@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limits of everything that is read from a file or a network, each stated once; ``docs/reference/limits.md``."""
+"""The limits of all input from files and networks, each stated once; ``docs/reference/limits.md``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ DEFAULT = 2 << 30
 MAX_FRAMES = 20_000
 """Most frames of one DICOM file."""
 MAX_ITEMS = 200_000
-"""Most items in all the sequences of one DICOM file."""
+"""Most items in all sequences of one DICOM file."""
 MAX_TENSORS = 20_000
 """Most tensors of one file of weights."""
 MAX_NAME = 512
-"""Most characters of the name of a tensor."""
+"""Most characters of a tensor's name."""
 MAX_HEADER_BYTES = 16 << 20
-"""Most bytes of what describes the tensors of a file: its head, pickle or index, or a ``config.json``."""
+"""Most bytes of a file's description of its tensors: head, pickle or index, or a ``config.json``."""
 
 
 def max_bytes() -> int:
     """
-    Most memory that the values of one image, as float32, or what a compressed file holds may take: 2 GiB, which is
-    512x512x2,048 voxels, or what the environment variable ``MONAI_DVPT_MAX_BYTES`` says.
+    Most memory for the values of one image, as float32, or the content of a compressed file: 2 GiB (512x512x2,048
+    voxels), or the environment variable ``MONAI_DVPT_MAX_BYTES``.
 
     Raises:
         InputError: if the variable is not a whole number of at least 1.
@@ -39,11 +39,11 @@ def max_bytes() -> int:
 
 def check_bytes(what: str, needed: int) -> None:
     """
-    Called before memory is taken, by every reader.
+    Every reader calls this before it takes memory.
 
     Args:
-        what: subject of the error: a file, and what of it is too large.
-        needed: bytes that would be taken.
+        what: subject of the error: a file, and its part that is too large.
+        needed: bytes to take.
 
     Raises:
         InputError: if that is more than :func:`max_bytes`.

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that one run writes to at a time."""
+"""A lock, so that one run at a time writes to a folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from .errors import InputError
 
-__all__ = ["FolderLock", "folder_lock"]
+__all__ = ["FolderLock"]
 
 LOCK = ".lock"
 OWNER = ".lock.json"
@@ -23,11 +21,14 @@ OWNER = ".lock.json"
 
 class FolderLock:
     """
-    A lock of a folder that ends with the process that holds it, however it ends; a second run is refused with host,
-    process and start of the first.
+    A lock of a folder, also as a context, that ends with its process, however that ends. The refusal of a second run
+    names host, process and start of the first.
 
     Args:
         folder: the folder; it is made.
+
+    Raises:
+        InputError: on entry, see :meth:`acquire`.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -36,10 +37,10 @@ class FolderLock:
 
     def acquire(self) -> None:
         """
-        Does nothing where this object holds the lock.
+        Does nothing if this object has the lock.
 
         Raises:
-            InputError: if another run holds it, or the folder cannot be written.
+            InputError: if another run has it, or the folder cannot be written.
         """
         if self.lock.is_locked:
             return
@@ -59,33 +60,20 @@ class FolderLock:
             raise InputError(f"{self.folder}: cannot be written: {error}") from error
 
     def release(self) -> None:
-        """Does nothing where this object does not hold the lock."""
+        """Does nothing if this object does not have the lock."""
         if self.lock.is_locked:
             (self.folder / OWNER).unlink(missing_ok=True)
             self.lock.release()
 
+    def __enter__(self) -> None:
+        self.acquire()
 
-@contextmanager
-def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
-    """
-    Holds a :class:`FolderLock` for as long as the body runs.
-
-    Args:
-        folder: the folder; it is made.
-
-    Raises:
-        InputError: if another run holds the lock, or the folder cannot be written.
-    """
-    lock = FolderLock(folder)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def _owner(path: Path) -> str:
-    """Of a lock, in words; nothing where it has not been written yet."""
+    """The owner of a lock in words, empty if not written yet."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         return f": process {facts['process']} on {facts['host']}, started {facts['start']}"

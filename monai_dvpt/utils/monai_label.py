@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle's training does otherwise inside MONAI Label, whose own apps run it again whenever there are labels."""
+"""A bundle's training inside MONAI Label, whose own apps repeat it whenever there are labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["served_model", "training_folder"]
 
 def training_folder(bundle_root: str | os.PathLike) -> str:
     """
-    Where a bundle's training writes by default: ``output/train``. Inside MONAI Label every run has a folder of its own,
+    The default output folder of a bundle's training: ``output/train``, or inside MONAI Label a new folder for each run,
     with the time in its name.
     """
     folder = Path(bundle_root) / "output" / "train"

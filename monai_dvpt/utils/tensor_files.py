@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Reads files of tensors that anyone may have made: no code of theirs runs, and their tensors take no more memory than the
-file takes on disk; a compressed or sparse file, or one with expanded tensors, at most
-:func:`monai_dvpt.utils.max_bytes` where that is more.
+Reads untrusted files of tensors: none of their code runs, and tensors take no more memory than the file takes on disk
+or, if it is compressed or sparse or has expanded tensors, :func:`monai_dvpt.utils.max_bytes` where that is more.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ __all__ = ["open_safetensors", "read_npz", "read_safetensors", "read_torch"]
 @contextmanager
 def open_safetensors(path: str | os.PathLike) -> Iterator[Any]:
     """
-    A ``.safetensors`` file as :func:`safetensors.safe_open` gives it, once its head is known to be harmless.
+    Opens a ``.safetensors`` file by :func:`safetensors.safe_open` after a check of its head.
 
     Raises:
-        InputError: if the file cannot be read, inside the context too, or exceeds a limit.
+        InputError: if the file cannot be read, also inside the context, or exceeds a limit.
     """
     size = _check_file(path)
     with _readable(path):
         with open(path, "rb") as file:
             head = int.from_bytes(file.read(8), "little")
-        if head <= size:  # else the library says what it is
+        if head <= size:  # else the library refuses it
             _check_header(path, head)
         with safe_open(path, "pt") as tensors:
             _check_names(path, tensors.keys())
@@ -61,7 +60,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     The arrays of a ``.npz`` file by name.
 
     Raises:
-        InputError: if the file cannot be read, holds more than numbers, or exceeds a limit.
+        InputError: if the file cannot be read, has more than numbers, or exceeds a limit.
     """
     _check_file(path)
     with _readable(path):
@@ -73,24 +72,24 @@ def read_npz(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 def read_torch(path: str | os.PathLike) -> Any:
     """
-    What :func:`torch.save` wrote, tensors and plain values only; the tensors are mapped from the file, not copied.
+    Tensors and plain values written by :func:`torch.save`; the tensors are mapped from the file, not copied.
 
     Raises:
-        InputError: if the file cannot be read, holds more than that, or exceeds a limit.
+        InputError: if the file cannot be read, has other content, or exceeds a limit.
     """
     size = _check_file(path)
     with _readable(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces the end of types that are refused here anyway
+        warnings.simplefilter("ignore")  # about deprecated types, which are refused below
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"  # as torch tells
         if is_zip:
-            # torch trusts the sizes that a pickle states, and reads beyond a record that it has to decompress
+            # torch trusts the sizes in a pickle, and reads beyond compressed records
             _check_members(path, (zipfile.ZIP_STORED,))
         elif size:
             with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 _check_pickle(content)
         content = torch.load(path, "cpu", weights_only=True, mmap=is_zip)
-        _check_tensors(path, list(_tensors(content, set())))
+        _check_tensors(path, _tensors(content))
     return content
 
 
@@ -102,13 +101,13 @@ def _readable(path: str | os.PathLike) -> Iterator[None]:
         raise
     except (SafetensorError, RuntimeError, OSError) as error:
         raise InputError(f"{path}: cannot be read as weights: {error}") from error
-    except Exception as error:  # what is no file of tensors raises almost anything
+    except Exception as error:  # other files raise almost anything
         raise InputError(f"{path}: cannot be read as weights: it must hold tensors only.") from error
 
 
 def _check_file(path: str | os.PathLike) -> int:
-    """The size of a regular file, which may have holes only where it is small."""
-    if not Path(path).is_file():  # to open a pipe or a device would wait for ever
+    """The size of a regular file, which may be sparse only if it is small."""
+    if not Path(path).is_file():  # opening a pipe or device would wait forever
         raise InputError(f"{path}: must be an existing file, and a regular one.")
     size = os.stat(path).st_size
     _check_memory(path, size)
@@ -141,7 +140,7 @@ def _check_names(path: str | os.PathLike, names: Iterable[str]) -> None:
 
 
 def _check_members(path: str | os.PathLike, methods: tuple[int, ...]) -> None:
-    """Of a zip file; sizes that its directory lies about end the reading with an error."""
+    """Checks a zip file; wrong sizes in its directory make reading fail later."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(methods) == 1 and any(member.filename.endswith("constants.pkl") for member in members):
@@ -160,21 +159,22 @@ def _check_members(path: str | os.PathLike, methods: tuple[int, ...]) -> None:
 
 
 def _check_pickle(content: Any) -> None:
-    if content.find(b"bytearray") >= 0:  # torch would make one of any size
+    if content.find(b"bytearray") >= 0:  # torch would allocate any size
         raise ValueError
 
 
-def _tensors(content: Any, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors in a nest of dictionaries, lists and tuples, each with its own name."""
-    todo = [("", content)]
+def _tensors(content: Any) -> list[tuple[str, torch.Tensor]]:
+    """All tensors in nested dictionaries, lists and tuples, each with its innermost name."""
+    found, seen, todo = [], set[int](), [("", content)]
     while todo:
         name, item = todo.pop()
         if isinstance(item, torch.Tensor):
-            yield name, item
+            found.append((name, item))
         elif isinstance(item, (Mapping, list, tuple)) and id(item) not in seen:
             seen.add(id(item))
             pairs = item.items() if isinstance(item, Mapping) else ((name, value) for value in item)
             todo += [(key if isinstance(key, str) else name, value) for key, value in pairs]
+    return found
 
 
 def _check_tensors(path: str | os.PathLike, tensors: list[tuple[str, torch.Tensor]]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tensor of a file must be before a network takes it."""
+"""Checks of a file's tensor before a network takes it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def check_type(what: str, tensor: torch.Tensor, dtype: torch.dtype | None = None
     """
     Args:
         what: subject of the error: a file, and the name of the tensor in it.
-        tensor: of the file, before anything is computed with it.
+        tensor: the tensor as read.
         dtype: type of the network's tensor; by default any real number is allowed.
 
     Raises:
-        InputError: unless ``tensor`` holds its values in memory, one by one, as real numbers of a type that can be
-            computed with; floating-point ones if ``dtype`` is a floating-point type, and whole ones if it is not.
+        InputError: unless ``tensor`` has all its values in memory, as real numbers of a common type: floating-point if
+            ``dtype`` is, else whole.
     """
     dense = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
     if not dense or tensor.device.type != "cpu":
@@ -43,7 +43,7 @@ def check_finite(what: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
     """
     Args:
         what: subject of the error: a file, and the name of the tensor in it.
-        tensor: of a type that :func:`check_type` allows.
+        tensor: its type passed :func:`check_type`.
         dtype: type of the network's tensor.
 
     Raises:
@@ -51,6 +51,6 @@ def check_finite(what: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
     """
     if tensor.numel() == 0:
         return
-    bounds = torch.stack(tensor.aminmax())  # NaN if one value is; casting keeps the order, so these two tell of all
+    bounds = torch.stack(tensor.aminmax())  # NaN if a value is; casting keeps the order, so these two suffice
     if not bounds.to(dtype).isfinite().all():
         raise InputError(f"{what} must be finite as {str(dtype).removeprefix('torch.')}.")

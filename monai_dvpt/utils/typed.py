@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paths on a command line that must arrive as they were typed."""
+"""Paths that must arrive as typed on a command line."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def is_path_key(key: str) -> bool:
 
 def path_for_config(path: str) -> str:
     """
-    A path as MONAI's config parser must get it, so that it arrives as it is: the parser takes ``#`` for a separator,
-    and a first ``$``, ``@`` or ``%`` for an expression, a reference or a file.
+    Writes a path so that MONAI's config parser does not change it: the parser reads ``#`` as a separator, and a first
+    ``$``, ``@`` or ``%`` as an expression, a reference or a file.
     """
     if "#" not in path and not path.startswith(("$", "@", "%")):
         return path
@@ -40,14 +40,14 @@ def path_for_config(path: str) -> str:
 
 def setting_for_config(key: str, text: str) -> Any:
     """
-    A value that is given as text, as MONAI's config parser must get it: a path arrives as it is, all else is YAML.
+    Converts the text of a setting for MONAI's config parser: a path stays as it is, everything else is YAML.
 
     Args:
         key: key of a bundle's config.
         text: its value.
 
     Raises:
-        InputError: if it is not valid YAML.
+        InputError: if the value is not valid YAML.
     """
     if is_path_key(key) and text not in ("", "null"):
         return path_for_config(text)
@@ -59,14 +59,14 @@ def setting_for_config(key: str, text: str) -> Any:
 
 def check_typed_paths(arguments: Sequence[str]) -> None:
     """
-    Compares the paths of a command line of MONAI's bundles with what becomes of them: a number, or a list, where they
-    look like one, and what stands before ``#`` alone.
+    Refuses paths that MONAI's command line would change: it makes numbers or lists of those that look so, and cuts off
+    ``#`` and the rest.
 
     Args:
-        arguments: of the command line, such as ``--output_dir out``.
+        arguments: the command line, such as ``--output_dir out``.
 
     Raises:
-        InputError: if a path would not arrive as typed; says what to type.
+        InputError: if a path would not arrive as typed; says what to type instead.
     """
     for index, argument in enumerate(arguments):
         name, equals, typed = argument.lstrip("-").partition("=")
@@ -82,7 +82,7 @@ def check_typed_paths(arguments: Sequence[str]) -> None:
             continue
         wanted = typed if "#" in typed or os.path.isabs(typed) else f"./{typed}"
         raise InputError(
-            f"--{name} {typed}: must arrive as typed, but MONAI's command line makes something else of it; type "
+            f"--{name} {typed}: must arrive as typed, but MONAI's command line would change it; type "
             f"--{name} {shlex.quote(path_for_config(wanted))}"
         )
 
@@ -90,13 +90,13 @@ def check_typed_paths(arguments: Sequence[str]) -> None:
 def _arrives(typed: str, value: Any) -> bool:
     if not isinstance(value, str):
         return False
-    if typed.startswith(("$", "@", "%")):  # an expression, unless there is a file of that name
+    if typed.startswith(("$", "@", "%")):  # an expression, unless such a file exists
         return not os.path.lexists(typed)
     return "#" not in value and value in (typed, _unquoted(typed))
 
 
 def _unquoted(typed: str) -> Any:
-    """What a Python literal in quotation marks means."""
+    """The value of a quoted Python literal."""
     try:
         return ast.literal_eval(typed) if typed[:1] in ("'", '"') else None
     except (SyntaxError, ValueError):
@@ -105,13 +105,12 @@ def _unquoted(typed: str) -> Any:
 
 def report_input_errors() -> None:
     """
-    From now on an uncaught error caused by an :class:`InputError` ends the process with its message alone, on
-    standard error, instead of a traceback through MONAI's config parser; so does one of the file system, such as a
-    folder that is read-only, which names the file. Called by the bundles' ``initialize``, so it also checks that the
-    paths of the command line arrive as typed.
+    Makes an uncaught error caused by an :class:`InputError` end the process with only its message on standard error,
+    instead of a traceback through MONAI's config parser. The same goes for errors of the file system, with the file's
+    name. Bundles call it in ``initialize``, so it also checks the paths of the command line.
 
     Raises:
-        InputError: if one does not.
+        InputError: see :func:`check_typed_paths`.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Planes of a volume as radiologists look at them."""
+"""Planes of a volume as radiologists see them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from monai.transforms import Orientation
 __all__ = ["PLANES", "frame_plane", "plane_of", "to_ras"]
 
 PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
-"""Of each plane the axis (of right, anterior, superior) that it cuts, the one across the picture, and the one up."""
+"""For each plane the axes (0 right, 1 anterior, 2 superior) that it cuts, that run across, and that run up."""
 
 
 def to_ras(volume: torch.Tensor) -> tuple[np.ndarray, list[float]]:
     """
-    A volume turned and flipped, not interpolated, so that its axes run as closely as possible to the patient's right,
+    Turns and flips a volume, without interpolation, so that its axes run as closely as possible to the patient's right,
     anterior and superior.
 
     Args:
-        volume: of shape (C, x, y, z), with its affine; without one it is taken to lie so already, in voxels of 1 mm.
+        volume: of shape (C, x, y, z), with its affine; by default it lies so already, in voxels of 1 mm.
 
     Returns:
-        the values in float32, of shape (C, x, y, z), and the size of a voxel in mm.
+        the values in float32, of shape (C, x, y, z), and the voxel size in mm.
     """
     turned = MetaTensor(Orientation(axcodes="RAS", labels=None)(MetaTensor(volume.detach().cpu())))
     return np.asarray(turned, dtype=np.float32), [float(side) for side in turned.pixdim]
@@ -39,7 +39,7 @@ def plane_of(volume: np.ndarray, plane: str, centre: Sequence[int] | np.ndarray)
     Args:
         volume: of shape (x, y, z), from :func:`to_ras`.
         plane: "axial", "coronal" or "sagittal".
-        centre: voxel (x, y, z) through which it goes.
+        centre: voxel (x, y, z) on the slice.
 
     Returns:
         values of shape (up, across).
@@ -50,12 +50,12 @@ def plane_of(volume: np.ndarray, plane: str, centre: Sequence[int] | np.ndarray)
 
 def frame_plane(panel: Axes, plane: str, spacing_mm: Sequence[float]) -> None:
     """
-    Gives a panel, once its slice is drawn, its true proportions, and the patient's right on the viewer's left.
+    Sets true proportions on a panel with a drawn slice, and the patient's right on the viewer's left.
 
     Args:
         panel: the panel.
         plane: "axial", "coronal" or "sagittal".
-        spacing_mm: size of a voxel.
+        spacing_mm: voxel size.
     """
     _, across, up = PLANES[plane]
     panel.set_aspect(spacing_mm[up] / spacing_mm[across])

@@ -28,30 +28,28 @@ __all__ = ["PromptAttention", "plot_prompt_attention", "prompt_attention_maps"]
 
 MAX_ROWS = 6
 BRIGHTNESS = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
-OPACITY = 0.75  # of the highest attention; the image shows where it is lowest
+OPACITY = 0.75  # at the highest attention, 0 at the lowest
 
 
 class PromptAttention(nn.Module):
     """
-    The attention ``softmax(P Z^T / sqrt(R))`` of the prompts of a DVPT block over the tokens (see
-    :class:`monai_dvpt.networks.blocks.DVPTBlock`), as one map for each prompt in the grid of the image, interpolated
-    linearly between the centres of the tokens.
+    The attention ``softmax(P Z^T / sqrt(R))`` of a DVPT block's prompts over the tokens (see
+    :class:`monai_dvpt.networks.blocks.DVPTBlock`), as one map per prompt in the grid of the image, interpolated
+    linearly between the centres of tokens.
 
-    The unit is the attention that each token would get if the prompt looked everywhere alike: attention times number of
-    tokens. So maps of windows of different sizes compare, and a sliding window can average them where windows overlap.
-    The share of a class token is not in the map, which then has a mean below 1 if the prompt looks at that token more
-    than at others.
+    The unit is uniform attention: attention times number of tokens. So maps of windows of different sizes compare, and
+    a sliding window can average them where windows overlap. The map leaves out a class token, and has a mean below 1 if
+    the prompt attends more to that token than to others.
 
-    The network is not changed: while it runs it is in eval mode, without gradients, and afterwards as it was.
+    The network does not change: it runs in eval mode, without gradients, and then returns to its previous mode.
 
     Args:
-        network: the network whose prompts are looked at.
-        layer: index of the transformer layer after which they read its tokens, negative from the last one; a Swin
+        network: the network with the prompts.
+        layer: index of the transformer layer after which they read the tokens, negative from the last one; a Swin
             transformer's layers count through all stages.
 
     Raises:
-        ValueError: if there is no such layer, no DVPT block follows it, or the block has no prompts
-            that read the image.
+        ValueError: if there is no such layer, no DVPT block follows it, or its prompts do not read the image.
 
     Examples::
 
@@ -106,7 +104,7 @@ class PromptAttention(nn.Module):
         return self._as_maps(found[0], image.shape[2:])
 
     def _block(self) -> tuple[DVPTBlock, int]:
-        """The block that follows the layer, and how often it has run before in one pass through the network."""
+        """The block after the layer, and how often it ran before in the same forward pass."""
         encoder = self.network.encoder()
         served = encoder.dvpt_of_layer
         index = served[self.layer]
@@ -140,18 +138,18 @@ def prompt_attention_maps(
     network: TunableNetwork, image: torch.Tensor, layer: int = -1, inferer: Inferer | None = None
 ) -> torch.Tensor:
     """
-    The attention of the prompts over an image, one map for each prompt; see :class:`PromptAttention`.
+    The attention of the prompts over an image, one map per prompt; see :class:`PromptAttention`.
 
     Args:
         network: the network.
         image: of shape (B, C, \\*spatial), preprocessed as for the network.
         layer: index of the transformer layer after which the prompts read, negative from the last one.
-        inferer: runs the network over the image, such as MONAI's ``SlidingWindowInferer`` for an image of another size
-            than the network's; by default the network takes the image as it is.
+        inferer: runs the network over the image, such as MONAI's ``SlidingWindowInferer`` for an image larger than the
+            network's; by default the network takes the whole image.
 
     Returns:
-        maps of shape (B, M, \\*spatial), float32; 1 is uniform attention. Like the image they are a ``MetaTensor``,
-        with its affine and the transforms applied to it, or a plain tensor.
+        maps of shape (B, M, \\*spatial), float32; 1 is uniform attention. Like the image they are a plain tensor, or a
+        ``MetaTensor`` with its affine and applied transforms.
 
     Raises:
         ValueError: see :class:`PromptAttention`.
@@ -164,15 +162,15 @@ def prompt_attention_maps(
 
 def plot_prompt_attention(image: torch.Tensor, maps: torch.Tensor, title: str) -> Figure:
     """
-    The maps drawn over the image, all on one scale of colours, from their lowest to their highest value; the lower the
-    attention, the more of the image is seen. Of a volume one row for each of the up to six prompts with
-    the highest peaks, highest first: the axial, coronal and sagittal slices through the peak, right of the patient on
-    the left as in radiology. Of a 2D image one panel for each prompt.
+    The maps drawn over the image, on one colour scale from their lowest to their highest value, more transparent where
+    attention is lower. A volume has one row for each of up to six prompts, highest peak first: axial, coronal and
+    sagittal slices through the peak, with the patient's right on the left, as in radiology. A 2D image has one panel
+    per prompt.
 
     Args:
         image: of shape (C, x, y, z) with its affine, or (C, x, y) with y downwards, as MONAI loads pictures. It is
-            drawn in grey, so that colour means attention alone: the brightness of a picture whose three channels are
-            red, green and blue, else the first channel.
+            drawn in grey, so that colour means only attention: the brightness of three channels red, green and blue,
+            else the first channel.
         maps: attention on the same grid, of shape (M, \\*spatial).
         title: heading.
 
@@ -180,7 +178,7 @@ def plot_prompt_attention(image: torch.Tensor, maps: torch.Tensor, title: str) -
         the figure, drawn without a display.
 
     Raises:
-        ValueError: if image and maps differ in spatial size, or it is neither of 2 nor of 3 dimensions.
+        ValueError: if image and maps differ in spatial size, or have neither 2 nor 3 dimensions.
     """
     spatial = tuple(image.shape[1:])
     if tuple(maps.shape[1:]) != spatial or len(spatial) not in (2, 3):
@@ -196,7 +194,7 @@ def plot_prompt_attention(image: torch.Tensor, maps: torch.Tensor, title: str) -
 
 
 def _overlay(values: np.ndarray, scale: ScalarMappable) -> np.ndarray:
-    """Colours and opacity of attention, as RGBA."""
+    """Attention as RGBA."""
     colours = scale.to_rgba(values)
     colours[..., 3] = OPACITY * np.asarray(scale.norm(values))
     return colours

@@ -83,7 +83,7 @@ class TestCommand(unittest.TestCase):
         self.assertIn("unetr: 100%", err)
         table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line[0] == "|"]
         self.assertEqual(table[0], ["", "vit", "unetr"])
-        self.assertEqual([row[0] for row in table[2:]], [title for _, title, _ in ROWS])
+        self.assertEqual([row[0] for row in table[2:]], [row.title for row in ROWS[1:]])
         self.assertIn(["DVPT, parameters", "610", "1,220"], table)
         self.assertIn(["answers as after a fresh load", "yes", "yes"], table)
         self.assertIn("Weights are random", out)

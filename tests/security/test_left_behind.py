@@ -21,7 +21,7 @@ from utils_training import make_evaluator, make_trainer, tiny_network
 
 from monai_dvpt.data import PrefixCacheDataset
 from monai_dvpt.handlers import ResumableCheckpoint, TensorBoardLog
-from monai_dvpt.utils import FolderLock, InputError, atomic_path, folder_lock, remove_leftovers
+from monai_dvpt.utils import FolderLock, InputError, atomic_path, remove_leftovers
 
 KILLED = """
 import os, signal, sys
@@ -89,7 +89,7 @@ class TestKilledRun(unittest.TestCase):
 
     def test_lock(self):
         self.assertRegex(self.refused, rf"one run at a time.*: process {self.process} on \S+, started [-\d]+ [:\d]+; ")
-        with folder_lock(self.folder), self.assertRaisesRegex(InputError, f"process {os.getpid()} on"):
+        with FolderLock(self.folder), self.assertRaisesRegex(InputError, f"process {os.getpid()} on"):
             FolderLock(self.folder).acquire()  # the first is taken over from the dead process
 
 

@@ -16,12 +16,12 @@ import yaml
 
 from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.networks.methods import METHODS
-from monai_dvpt.utils import InputError, atomic_path, fingerprint, folder_lock, setting_for_config, to_json
+from monai_dvpt.utils import FolderLock, InputError, atomic_path, fingerprint, setting_for_config, to_json
 
 from .job import GIVEN, Task, read_cases
 from .plan import HEAD_RATES, make_splits, parse_method
-from .report import write_report
 from .runner import Results, run_study
+from .study_report import write_report
 
 __all__ = ["add_parser"]
 
@@ -33,72 +33,34 @@ Run the same command again to go on after an interruption."""
 
 
 def add_parser(commands: Any) -> None:
-    """
-    Args:
-        commands: what ``add_subparsers`` gave.
-    """
     parser = commands.add_parser(
         "study",
         help="compares tuning methods on a bundle and your data",
-        description="Trains with every method, share of the labels and seed, after the same number of trials for each "
-        "method, whose learning rates are chosen on a part of the training cases. Writes runs.csv, study.md and plots. "
+        description="Trains with every method, share of the labels and seed. Before, an equal number of trials chooses "
+        "each method's learning rates on a part of the training cases. Writes runs.csv, study.md and plots. "
         f"Methods: {', '.join(METHODS)}.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle whose train.yaml is run")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument(
-        *("--set", "-s"),
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a value of train.yaml, as YAML; dataset_dir, for instance, or max_epochs",
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=["dvpt", "full", "linear"],
-        metavar="NAME[:KEY=VALUE,...]",
-        help="methods with options, dvpt, full and linear by default",
-    )
-    parser.add_argument("--reference", default="full", metavar="METHOD", help="to compare with, full by default")
-    parser.add_argument(
-        "--fractions",
-        nargs="+",
-        type=float,
-        default=[1.0],
-        metavar="F",
-        help="of the labels, in (0, 1], run in this order",
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 by default")
-    parser.add_argument(
-        "--trials",
-        type=int,
-        default=6,
-        metavar="N",
-        help="of learning rates for each method, 6 by default; head and decoder are searched in "
-        f"{HEAD_RATES[0]:g} to {HEAD_RATES[1]:g}",
-    )
-    parser.add_argument(
-        "--folds", type=int, default=0, metavar="N", help="of cross-validation; without it, the list's own split"
-    )
-    parser.add_argument(
-        "--tuning-fraction",
-        type=float,
-        default=0.25,
-        metavar="F",
-        help="of the training cases that choose, 0.25 by default",
-    )
-    parser.add_argument(
-        "--equal-steps",
-        action="store_true",
-        help="train with a share of the labels for more epochs, so that every run takes as many steps",
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes at a time, by default one for each core, and with a GPU one"
-    )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each process, 1 by default")
+    add = parser.add_argument
+    add("--bundle", type=Path, required=True, metavar="DIR", help="bundle with the train.yaml to run")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    setting = "a value of train.yaml, as YAML; dataset_dir, for instance, or max_epochs"
+    add("--set", "-s", action="append", default=[], metavar="KEY=VALUE", help=setting)
+    methods = "methods with options, dvpt, full and linear by default"
+    add("--methods", nargs="+", default=["dvpt", "full", "linear"], metavar="NAME[:KEY=VALUE,...]", help=methods)
+    add("--reference", default="full", metavar="METHOD", help="method to compare with, full by default")
+    fractions = "shares of the labels, in (0, 1], run in this order"
+    add("--fractions", nargs="+", type=float, default=[1.0], metavar="F", help=fractions)
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 by default")
+    rates = f"head and decoder are searched in {HEAD_RATES[0]:g} to {HEAD_RATES[1]:g}"
+    add("--trials", type=int, default=6, metavar="N", help=f"learning rates for each method, 6 by default; {rates}")
+    add("--folds", type=int, default=0, metavar="N", help="of cross-validation; by default the list's own split")
+    tuning = "share of the training cases that chooses learning rates, 0.25 by default"
+    add("--tuning-fraction", type=float, default=0.25, metavar="F", help=tuning)
+    add("--equal-steps", action="store_true", help="train on fewer labels for more epochs: as many steps in all runs")
+    add("--workers", type=int, metavar="N", help="processes at a time; by default one per core, or one with a GPU")
+    add("--threads", type=int, default=1, metavar="N", help="of each process, 1 by default")
     parser.set_defaults(run=_run)
 
 
@@ -120,18 +82,15 @@ def _run(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in ("folds", "tuning_fraction", "equal_steps", "threads")},
         **{f"--set {key}": value for key, value in settings.items()},
     }
-    with folder_lock(arguments.output):
+    with FolderLock(arguments.output):
         _keep_plan(arguments.output, plan)
         results = Results(arguments.output / "runs.csv")
         trials, finals = run_study(
             *(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results)
         )
         facts = ", ".join(f"{key} {value}" for key, value in machine_facts().items() if key != "torch_threads")
-        notes = [
-            f"`{_command(arguments)}`",
-            "",
-            f"{workers} runs at a time, threads of each: {arguments.threads}. {facts}.",
-        ]
+        load = f"{workers} runs at a time, threads of each: {arguments.threads}"
+        notes = [f"`{_command(arguments)}`", "", f"{load}. {facts}."]
         print(write_report(finals, trials, reference, arguments.output, notes).read_text(encoding="utf-8"))
 
 
@@ -168,10 +127,10 @@ def _setting(text: str, bundle: Path) -> tuple[str, Any]:
 
 
 def _keep_plan(output: Path, plan: dict[str, Any]) -> None:
-    """Writes what the results depend on, or makes sure that those in the folder depend on the same."""
+    """Writes what the results depend on, or refuses another plan than that of the folder."""
     path = output / "plan.json"
     if not path.is_file() and (output / "runs.csv").is_file():
-        raise InputError(f"{path}: must say what runs.csv depends on, and is missing; pass another --output.")
+        raise InputError(f"{path}: must say what runs.csv depends on, but is missing; pass another --output.")
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -186,16 +145,8 @@ def _keep_plan(output: Path, plan: dict[str, Any]) -> None:
 
 def _command(arguments: argparse.Namespace) -> str:
     """The command that makes the report."""
-    words = [
-        "python",
-        "-m",
-        "monai_dvpt.benchmark",
-        "study",
-        "--bundle",
-        arguments.bundle,
-        "--output",
-        arguments.output,
-    ]
+    words = ["python", "-m", "monai_dvpt.benchmark", "study"]
+    words += ["--bundle", arguments.bundle, "--output", arguments.output]
     words += [word for text in arguments.set for word in ("--set", text)]
     for name in ("methods", "reference", "fractions", "seeds", "trials", "folds", "tuning_fraction", "threads"):
         value = getattr(arguments, name)

@@ -26,24 +26,24 @@ from .plan import Job, Split, parse_method
 __all__ = ["GIVEN", "Task", "read_cases", "run_job", "train_and_score"]
 
 GIVEN = ("cases", "learning_rates", "method", "seed")
-"""Keys of ``train.yaml`` that a study sets itself."""
+"""Keys of ``train.yaml`` that the study sets."""
 KEPT_HANDLERS = ("LrScheduleHandler",)
-"""Of the trainer's handlers, those that change the training; all others write files or validate."""
+"""Handlers of the trainer that change the training; all others write files or validate."""
 
 
 @dataclass(frozen=True)
 class Task:
     """
-    What all jobs of a study have in common.
+    What all jobs of a study share.
 
     Attributes:
         bundle: folder of a bundle whose ``configs/train.yaml`` has the keys ``cases``, ``method``, ``network``,
             ``learning_rates``, ``train#trainer``, ``train#handlers`` and ``validate#evaluator``; for ``equal_steps``
-            also ``max_epochs``, ``batch_size`` and, where an epoch has several crops of each case, ``crops_per_case``.
-        settings: values that replace those of the config, by key.
-        threads: of each job.
-        equal_steps: whether a job with a share of the labels trains for more epochs, so that it takes as many steps as
-            one with all, to the nearest whole epoch.
+            also ``max_epochs``, ``batch_size`` and, if an epoch has several crops of each case, ``crops_per_case``.
+        settings: values by key that replace those of the config.
+        threads: threads of each job.
+        equal_steps: whether a job with fewer labels trains for more epochs: as many steps as with all labels, to the
+            nearest whole epoch.
     """
 
     bundle: str
@@ -65,14 +65,14 @@ class Task:
 
 def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
     """
-    The lists of cases that the bundle's config makes.
+    The bundle's lists of cases.
 
     Raises:
-        InputError: if it cannot make them.
+        InputError: if the config cannot make them.
     """
     try:
         lists = task.workflow().parser.get_parsed_content("cases")
-        lists["training"]  # a list for evaluation alone has no such part
+        lists["training"]  # missing in a list only for evaluation
         return dict(lists)
     except Exception as error:  # MONAI's config parser wraps every error
         raise InputError(f"{task.bundle}: {reason(error)}") from error
@@ -80,7 +80,7 @@ def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
 
 def run_job(task: Task, job: Job, split: Split) -> dict[str, Any]:
     """
-    :func:`train_and_score`, whose errors reach another process as one line; what they were is printed.
+    :func:`train_and_score` with errors of one line for the parent process; their tracebacks are printed.
 
     Raises:
         InputError: if the run fails.
@@ -94,17 +94,12 @@ def run_job(task: Task, job: Job, split: Split) -> dict[str, Any]:
 
 def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     """
-    Trains as the bundle does, without its validations and files, and scores the last epoch. Of the bundle's own method,
-    the options that the job leaves open are the bundle's.
-
-    Args:
-        task: the bundle.
-        job: the run.
-        split: the cases.
+    Trains as the bundle does, without its validations and files, and scores the last epoch. If the job has the bundle's
+    method, its missing options are the bundle's.
 
     Returns:
-        the job's values, the bundle's key metric as "score", its name as "metric", the numbers of cases and of
-        parameters tuned in the encoder and in head and decoder, seconds of training and peak memory in MiB.
+        the job's values, the bundle's key metric as "score" and its name as "metric", numbers of cases and of
+        parameters tuned in the encoder and in head and decoder, seconds of training, and peak memory in MiB.
     """
     torch.set_num_threads(task.threads)
     training, scored = split.cases(job)
@@ -145,6 +140,6 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
 
 
 def _batches(cases: Sized, parser: ConfigParser) -> int:
-    """Of an epoch."""
+    """Batches of an epoch."""
     crops = parser.get_parsed_content("crops_per_case") if "crops_per_case" in parser else 1
     return math.ceil(len(cases) * crops / parser.get_parsed_content("batch_size"))

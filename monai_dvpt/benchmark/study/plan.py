@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study runs: methods, their search ranges, splits of the cases, and the jobs that follow."""
+"""The plan of a study: methods, their search ranges, splits of the cases, and jobs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from monai_dvpt.utils import InputError
 __all__ = ["HEAD_RATES", "RATES", "Job", "Split", "final_jobs", "make_splits", "parse_method", "trial_jobs"]
 
 HEAD_RATES = (3e-4, 1e-2)
-"""Search range of the learning rate of head and decoder, for every method; log-uniform, as are those below."""
+"""Search range of the learning rate of head and decoder, for every method; log-uniform, like those below."""
 RATES = {
     "full": (1e-5, 1e-3),
-    "linear": (1e-4, 1e-4),  # has nothing to tune but the head
+    "linear": (1e-4, 1e-4),  # tunes only the head
 }
-"""Search range of the learning rate of what a method tunes in the encoder, where it is not ``OTHER_RATES``."""
+"""Search ranges of the learning rate in the encoder, by method."""
 OTHER_RATES = (3e-4, 6e-3)
+"""That of all other methods."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Job:
     One training run.
 
     Attributes:
-        kind: "trial", which is scored on the tuning part, or "final", scored on the test part.
+        kind: "trial", scored on the tuning part, or "final", scored on the test part.
         method: the method with its options, as text.
         fold: index of the split.
         seed: of initial values, augmentation, order and choice of the labels.
-        fraction: share of the training cases that have a label, in (0, 1].
-        encoder_rate: learning rate of what is tuned in the encoder.
+        fraction: share of the training cases with a label, in (0, 1].
+        encoder_rate: learning rate in the encoder.
         head_rate: learning rate of head and decoder.
     """
 
@@ -53,13 +54,13 @@ class Job:
 
     @property
     def key(self) -> str:
-        """The job as text, by which a study that goes on finds what it has."""
+        """The job as text, by which a resumed study finds its results."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Cases to train on, to choose learning rates by, and to report; a final run trains on the first two."""
+    """Cases to train on, to choose learning rates, and to report; a final run trains on the first two parts."""
 
     training: Sequence[dict[str, Any]]
     tuning: Sequence[dict[str, Any]]
@@ -67,8 +68,8 @@ class Split:
 
     def cases(self, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """
-        Cases to train and to score a job with. Of a fraction, whole patients are drawn by the seed, the same for every
-        method, and a larger fraction holds all of a smaller one.
+        Cases to train and to score a job. The seed draws the whole patients of a fraction, the same for every method;
+        a larger fraction includes a smaller one.
         """
         if job.kind == "trial":
             return list(self.training), list(self.tuning)
@@ -81,19 +82,19 @@ class Split:
         return chosen, list(self.test)
 
 
-WORDS = ("True", "False", "None")  # that are no text
+WORDS = ("True", "False", "None")  # not text
 
 
 def parse_method(text: str) -> dict[str, Any]:
     """
-    A method as :func:`monai_dvpt.networks.methods.as_method` takes it: its "name" and the options that are given.
+    Parses a method for :func:`monai_dvpt.networks.methods.as_method`: its "name" and the given options.
 
     Args:
         text: a name, or a name and options such as ``lora:rank=8,alpha=8``.
 
     Raises:
-        InputError: if the name or an option is unknown, or an option is given twice, not as ``key=value``, or outside
-            its range.
+        InputError: if the name or an option is unknown, or an option is repeated, not ``key=value``, or outside its
+            range.
     """
     name, _, listed = text.partition(":")
     if name not in METHODS:
@@ -118,14 +119,12 @@ def parse_method(text: str) -> dict[str, Any]:
 
 def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tuning_fraction: float) -> list[Split]:
     """
-    Splits the cases of a bundle; all cases of a patient (key "group"; without it each case is one) stay together.
+    Splits the cases of a bundle; all cases of a patient (key "group", by default one case each) stay together.
 
     Args:
-        lists: cases by part. "test" is reported; where there is none, "validation" is, and the tuning part is
-            drawn from "training".
-        folds: 0 for the parts as they are listed; at least 2 for that many folds of all cases, each of which is the
-            test part once.
-        tuning_fraction: share of what is trained on that chooses the learning rates, in (0, 1).
+        lists: cases by part. "test" is reported; without it "validation" is, and the tuning part comes from "training".
+        folds: 0 for the listed parts; at least 2 for that many folds of all cases, each once the test part.
+        tuning_fraction: share of the training cases that chooses the learning rates, in (0, 1).
 
     Raises:
         InputError: if there are fewer patients than folds or parts.
@@ -151,15 +150,10 @@ def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tunin
 
 def trial_jobs(methods: Sequence[str], folds: int, trials: int) -> list[Job]:
     """
-    The same number of trials for every method, at the same points (Halton sequence) of its search ranges, with all
-    labels and seed 0. A method without anything to tune in the encoder searches the head's range alone.
-
-    Args:
-        methods: the methods, as text.
-        folds: number of splits; learning rates are chosen for each.
-        trials: number of trials per method and split.
+    The same number of trials for every method (text) and split, at the same points (Halton sequence) of its search
+    ranges, with all labels and seed 0.
     """
-    points = qmc.Halton(2, scramble=False).random(trials + 1)[1:]  # the first lies in the corner
+    points = qmc.Halton(2, scramble=False).random(trials + 1)[1:]  # the first is in the corner
     jobs = []
     for fold in range(folds):
         for method in methods:
@@ -170,12 +164,7 @@ def trial_jobs(methods: Sequence[str], folds: int, trials: int) -> list[Job]:
 
 
 def final_jobs(best: Mapping[tuple[str, int], Job], fractions: Sequence[float], seeds: Sequence[int]) -> list[Job]:
-    """
-    Args:
-        best: the best trial of every method and split.
-        fractions: shares of the labels, in the order in which they are run.
-        seeds: one run each.
-    """
+    """A run per fraction and seed, in this order, for each method and split, with the rates of its best trial."""
     return [
         Job("final", method, fold, seed, fraction, trial.encoder_rate, trial.head_rate)
         for fraction in fractions
@@ -190,7 +179,7 @@ def _between(limits: tuple[float, float], share: float) -> float:
 
 
 def _part(cases: Sequence[dict[str, Any]], fraction: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The cases without, and those of, a share of their patients."""
+    """The cases of all other patients, and those of a share of the patients."""
     patients = _shuffled_patients(cases, 0)
     if len(patients) < 2:
         raise InputError(f"a study must have at least 2 patients to train and tune with, got {len(patients)}.")

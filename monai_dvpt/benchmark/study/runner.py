@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the jobs of a study in processes of their own, and keeps every result at once."""
+"""Runs the jobs of a study, each in its own process, and saves every result at once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from monai_dvpt.utils import InputError, atomic_path, reason
+from monai_dvpt.utils import InputError, reason, write_csv
 
 from .job import Task, run_job
 from .plan import Job, Split, final_jobs, trial_jobs
@@ -30,13 +31,13 @@ COLUMNS = [*(field.name for field in fields(Job)), *MEASURED, "seconds", "peak_m
 
 class Results:
     """
-    The finished jobs of a study, kept in a CSV file that is replaced as a whole after each.
+    The finished jobs of a study, in a CSV file that is replaced as a whole after each.
 
     Args:
-        path: the file; what it holds already counts as done.
+        path: the file; jobs in it count as done.
 
     Raises:
-        InputError: if the file is not one of a study.
+        InputError: if the file has other columns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,21 +48,13 @@ class Results:
                 reader = csv.DictReader(file)
                 if reader.fieldnames != COLUMNS:
                     raise InputError(f"{path}: must have the columns {COLUMNS}, got {reader.fieldnames}.")
-                for row in reader:
-                    self._take(row)
+                rows = [{name: _number(text) for name, text in row.items()} for row in reader]
+            self.rows = {_job_of(row).key: row for row in rows}
 
-    def _take(self, row: Mapping[str, Any]) -> None:
-        numbers = {name: _number(value) for name, value in row.items()}
-        job = Job(**{field.name: numbers[field.name] for field in fields(Job)})
-        self.rows[job.key] = numbers
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Takes a result, and writes the file."""
-        self._take(row)
-        with atomic_path(self.path) as path, open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows.values())
+    def add(self, row: dict[str, Any]) -> None:
+        """Adds a result, and writes the file."""
+        self.rows[_job_of(row).key] = row
+        write_csv(self.path, COLUMNS, self.rows.values())
 
 
 def run_study(
@@ -75,21 +68,11 @@ def run_study(
     results: Results,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """
-    Runs the trials, chooses each method's learning rates by them, and runs what is reported. What ``results`` has is
-    not run again.
-
-    Args:
-        task: the bundle.
-        splits: the cases.
-        methods: as :func:`monai_dvpt.benchmark.study.plan.parse_method` reads them.
-        fractions: shares of the labels, in (0, 1].
-        seeds: one final run each.
-        trials: number of trials per method and split.
-        workers: processes at a time, at least 1.
-        results: where the results go.
+    Runs ``trials`` trials per method and split, chooses each method's learning rates by them, and makes a final run for
+    each fraction and seed; skips jobs in ``results``, and runs ``workers`` processes at a time.
 
     Returns:
-        the results of the trials, and of the final runs with the learning rates that these trials chose.
+        results of the trials, and of the final runs.
 
     Raises:
         InputError: after the last job, if any failed; names each with its reason.
@@ -109,7 +92,7 @@ def best_trials(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Job]
         key = (row["method"], row["fold"])
         if key not in best or _score(row) > _score(best[key]):
             best[key] = row
-    return {key: Job(**{field.name: row[field.name] for field in fields(Job)}) for key, row in best.items()}
+    return {key: _job_of(row) for key, row in best.items()}
 
 
 def _run_all(
@@ -132,7 +115,7 @@ def _run_all(
                     continue
                 results.add(future.result())
                 bar.set_postfix_str(f"{job.method} {job.fraction:.0%}: {future.result()['score']:.3f}")
-        except BaseException:  # an interruption, or a result that cannot be kept
+        except BaseException:  # an interruption, or a result that cannot be saved
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if failed:
@@ -141,8 +124,8 @@ def _run_all(
 
 def _pool(workers: int, log: Path) -> ProcessPoolExecutor:
     """
-    Processes that start with the packages imported, one for each job, so that its peak memory is its own; Python 3.10
-    has no such pool, and a process there may see several jobs.
+    Processes with imported packages, a new one for each job, so that peak memory is the job's own; in Python 3.10 a
+    process may run several jobs.
     """
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -153,7 +136,7 @@ def _pool(workers: int, log: Path) -> ProcessPoolExecutor:
 
 
 def _start(log: Path) -> None:
-    """What this process prints goes to the end of a file; and it ends with its parent, however that ends."""
+    """Appends the output of this process to a file, and ends the process with its parent."""
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -167,15 +150,16 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _number(value: Any) -> Any:
-    """A cell of the file as the number it is."""
-    kinds: list[Callable[[Any], Any]] = [int, float]
-    for kind in kinds if isinstance(value, str) else []:
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
+def _job_of(row: Mapping[str, Any]) -> Job:
+    return Job(**{field.name: row[field.name] for field in fields(Job)})
+
+
+def _number(text: str) -> int | float | str:
+    """A cell of the file as a number, if it is one."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _score(row: Mapping[str, Any]) -> float:

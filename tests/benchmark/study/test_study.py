@@ -20,7 +20,7 @@ from monai_dvpt.benchmark.__main__ import main
 from monai_dvpt.benchmark.study.job import Task, run_job
 from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.networks.nets import DVPTViT
-from monai_dvpt.utils import folder_lock
+from monai_dvpt.utils import FolderLock
 
 BUNDLE = Path(__file__).parents[3] / "bundles" / "xray_dvpt_vit_classification"
 DVPT = "dvpt:bottleneck_size=5,num_prompts=3"
@@ -117,7 +117,7 @@ class TestStudy(unittest.TestCase):
         self.assertIn("| linear | 100% | 28 | 2 |", out)
 
     def test_second_study_in_a_folder_is_refused(self):
-        with folder_lock(self.folder / "locked"):
+        with FolderLock(self.folder / "locked"):
             status, _, err = self.study(self.folder / "locked", "--methods", "full", "--seeds", "0")
         self.assertEqual(status, 1)
         self.assertRegex(err, rf"one run at a time, and another one writes there: process {os.getpid()} on ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study found: tables with intervals, paired differences, and plots."""
+"""The report of a study: tables with intervals, paired differences, and plots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Interval", "mean_interval", "paired_differences", "scores_of", "writ
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % confidence interval; NaN for the limits of fewer than two values."""
+    """A mean and its 95 % confidence interval, whose limits are NaN for a single value."""
 
     mean: float
     low: float
@@ -39,8 +39,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 def scores_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """
-    Scores to take an interval of: one for each seed; with several folds one for each of these, the mean of its seeds,
-    which share the test cases and so are not independent.
+    Independent scores for an interval: one per seed; with several folds one per fold, the mean of its seeds, which
+    share the test cases.
     """
     folds: dict[int, list[float]] = {}
     for row in rows:
@@ -50,14 +50,8 @@ def scores_of(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def paired_differences(rows: Sequence[Mapping[str, Any]], reference: str) -> dict[tuple[str, float], Interval]:
     """
-    Score minus that of the reference method with all labels, over the runs with the same fold and seed.
-
-    Args:
-        rows: results of final runs.
-        reference: a method, as in "method" of the rows.
-
-    Returns:
-        the mean difference for every other method and fraction, and for smaller fractions of the reference.
+    Mean differences of final runs to the reference method with all labels, at the same fold and seed, for each other
+    method and fraction.
     """
     top = {(row["fold"], row["seed"]): row["score"] for row in rows if _group(row) == (reference, 1.0)}
     differences: dict[tuple[str, float], list[dict[str, Any]]] = {}
@@ -75,17 +69,8 @@ def write_report(
     notes: Sequence[str] = (),
 ) -> Path:
     """
-    Writes ``study.md`` and the plots ``score_by_labels.png``, ``score_by_parameters.png`` and ``score_by_cost.png``.
-
-    Args:
-        rows: results of final runs.
-        trials: results of the trials.
-        reference: method that the others are compared with.
-        folder: where to.
-        notes: lines for the head of the report.
-
-    Returns:
-        path of ``study.md``.
+    Writes ``study.md``, which begins with ``notes``, and the plots ``score_by_labels.png``, ``score_by_parameters.png``
+    and ``score_by_cost.png``, from the results of final runs (``rows``) and trials; returns the path of ``study.md``.
     """
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: (row["method"] != reference, row["method"], -row["fraction"])):
@@ -129,7 +114,7 @@ def _table(
 
 
 def _chosen_rates(rows: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    """A table of the learning rates of the final runs, with the scores of all trials of their method."""
+    """A table of the final runs' learning rates, with the scores of all trials of the method."""
     lines = [f"| method | fold | encoder | head and decoder | {metric} of the trials |", "|---|---|---:|---:|---|"]
     chosen = {(row["method"], row["fold"]): (row["encoder_rate"], row["head_rate"]) for row in rows}
     for (method, fold), rates in sorted(chosen.items()):
@@ -145,7 +130,7 @@ def _plot(
     axes: Sequence[tuple[str, str]],
     all_fractions: bool = False,
 ) -> Figure:
-    """Score against one or more columns, a colour for each method, with 95 % intervals."""
+    """Scores with 95 % intervals against one or more columns, a colour for each method."""
     figure = Figure(figsize=(1.5 + 5 * len(axes), 4.2), layout="constrained")
     methods = list(dict.fromkeys(method for method, _ in groups))
     for panel, (column, title) in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
@@ -158,7 +143,9 @@ def _plot(
             scores = [mean_interval(scores_of(rows)) for _, rows in points]
             halves = [0.0 if math.isnan(score.low) else score.mean - score.low for score in scores]
             style = {"color": f"C{index % 10}", "marker": "osv^D"[index % 5], "capsize": 2, "label": method}
-            beside = most * (index - (len(methods) - 1) / 2) / 150 if all_fractions else 0  # or intervals hide another
+            beside = (
+                most * (index - (len(methods) - 1) / 2) / 150 if all_fractions else 0
+            )  # so that intervals stay visible
             panel.errorbar([x + beside for x, _ in points], [score.mean for score in scores], halves, **style)
         if column == "encoder_parameters":
             panel.set_xscale("symlog", linthresh=1000, linscale=0.5)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 from utils_data import temporary_folder
 
-from monai_dvpt.benchmark.study.report import mean_interval, paired_differences, scores_of, write_report
+from monai_dvpt.benchmark.study.study_report import mean_interval, paired_differences, scores_of, write_report
 
 
 def row(method: str, fraction: float, fold: int, seed: int, score: float) -> dict:
