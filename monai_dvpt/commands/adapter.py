@@ -21,7 +21,7 @@ from monai_dvpt.networks.adapter.built import checked_network, network_class
 from monai_dvpt.networks.adapter.file import find_backbone, load_backbone
 from monai_dvpt.networks.adapter.stored import check_intact, fitting_tensors, read_kinds, read_tensors
 from monai_dvpt.networks.parts import PARTS
-from monai_dvpt.utils import InputError, atomic_path, to_json
+from monai_dvpt.utils import InputError, atomic_path, naming, to_json
 
 from .command_line import printable
 
@@ -100,7 +100,8 @@ def check_adapter(path: str | os.PathLike, backbone: str | os.PathLike | None = 
     metadata = adapter_metadata(path)
     yield f"format: version {metadata['format_version']}, SHA-256 of the metadata as recorded"
     tensors = read_tensors(path)
-    check_intact(path, metadata, tensors)
+    with naming(path):
+        check_intact(metadata, tensors)
     yield f"tensors: {len(tensors)}, all finite, SHA-256 as recorded"
     blank, parts = checked_network(path, metadata), metadata["parts"]
     fitting_tensors(path, metadata, dict(blank.tensors(parts)))
@@ -163,7 +164,7 @@ def _run_info(arguments: argparse.Namespace) -> None:
 def _info_rows(path: Path, facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "file", f"{facts['file']['name']}, {facts['file']['bytes']:,} bytes"
     yield "network", facts["network"]
-    for key, value in _telling_arguments(path, facts).items():
+    for key, value in _telling_arguments(facts).items():
         yield f"  {key}", json.dumps(value)
     yield "method", facts["method"]["name"]
     for key, value in facts["method"]["options"].items():
@@ -189,9 +190,9 @@ def _nested_rows(label: str, value: Any, indent: str = "") -> Iterator[tuple[str
         yield from _nested_rows(key, entry, indent + "  ")
 
 
-def _telling_arguments(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _telling_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The network's arguments that differ from the defaults of its class."""
-    parameters = inspect.signature(network_class(path, facts).__init__).parameters
+    parameters = inspect.signature(network_class(facts).__init__).parameters
     known = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     return {k: v for k, v in facts["arguments"].items() if k not in known or v != json.loads(to_json(known[k]))}
 

@@ -2,7 +2,7 @@
 from .atomic_files import atomic_path, fingerprint, remove_leftovers, to_json, write_csv
 from .checks import as_bool, check_counts
 from .describe import describe
-from .errors import InputError, naming, reason, root_cause
+from .errors import InputError, naming, naming_argument, reason, root_cause
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
 from .locks import FolderLock
 from .monai_label import served_model, training_folder
@@ -30,6 +30,7 @@ __all__ = [
     "is_path_key",
     "max_bytes",
     "naming",
+    "naming_argument",
     "open_safetensors",
     "read_npz",
     "read_safetensors",

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
-__all__ = ["InputError", "naming", "reason", "root_cause"]
+__all__ = ["InputError", "naming", "naming_argument", "reason", "root_cause"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class InputError(ValueError):
@@ -29,9 +34,25 @@ def naming(path: str | os.PathLike, outer: bool = False) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if outer or not error.named:
+        if outer or not (error.named or str(error).startswith(f"{os.fspath(path)}: ")):
             error.args, error.named = (f"{os.fspath(path)}: {error}",), True
         raise
+
+
+def naming_argument(name: str) -> Callable[[Function], Function]:
+    """Decorator: runs a function in :func:`naming` of the path that it gets as argument ``name``."""
+
+    def decorate(function: Function) -> Function:
+        bind = inspect.signature(function).bind
+
+        @functools.wraps(function)
+        def named(*args: Any, **kwargs: Any) -> Any:
+            with naming(bind(*args, **kwargs).arguments[name]):
+                return function(*args, **kwargs)
+
+        return named  # type: ignore[return-value]
+
+    return decorate
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import InputError
+from .errors import InputError, naming, naming_argument
 from .limits import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, check_bytes
 
 __all__ = ["open_safetensors", "read_npz", "read_safetensors", "read_torch"]
@@ -33,14 +33,14 @@ def open_safetensors(path: str | os.PathLike) -> Iterator[Any]:
     Raises:
         InputError: if the file cannot be read, also inside the context, or exceeds a limit.
     """
-    size = _check_file(path)
-    with _readable(path):
+    with naming(path), _readable():
+        size = _check_file(path)
         with open(path, "rb") as file:
             head = int.from_bytes(file.read(8), "little")
         if head <= size:  # else the library refuses it
-            _check_header(path, head)
+            _check_header(head)
         with safe_open(path, "pt") as tensors:
-            _check_names(path, tensors.keys())
+            _check_names(tensors.keys())
             yield tensors
 
 
@@ -55,6 +55,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
+@naming_argument("path")
 def read_npz(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
     The arrays of a ``.npz`` file by name.
@@ -63,13 +64,14 @@ def read_npz(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         InputError: if the file cannot be read, has more than numbers, or exceeds a limit.
     """
     _check_file(path)
-    with _readable(path):
+    with _readable():
         _check_members(path, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            _check_names(path, arrays.files)
+            _check_names(arrays.files)
             return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
 
 
+@naming_argument("path")
 def read_torch(path: str | os.PathLike) -> Any:
     """
     Tensors and plain values written by :func:`torch.save`; the tensors are mapped from the file, not copied.
@@ -78,7 +80,7 @@ def read_torch(path: str | os.PathLike) -> Any:
         InputError: if the file cannot be read, has other content, or exceeds a limit.
     """
     size = _check_file(path)
-    with _readable(path), warnings.catch_warnings():
+    with _readable(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about deprecated types, which are refused below
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"  # as torch tells
@@ -94,21 +96,21 @@ def read_torch(path: str | os.PathLike) -> Any:
 
 
 @contextmanager
-def _readable(path: str | os.PathLike) -> Iterator[None]:
+def _readable() -> Iterator[None]:
     try:
         yield
     except InputError:
         raise
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as weights: {error}") from error
+        raise InputError(f"cannot be read as weights: {error}") from error
     except Exception as error:  # other files raise almost anything
-        raise InputError(f"{path}: cannot be read as weights: it must hold tensors only.") from error
+        raise InputError("cannot be read as weights: it must hold tensors only.") from error
 
 
 def _check_file(path: str | os.PathLike) -> int:
     """The size of a regular file, which may be sparse only if it is small."""
     if not Path(path).is_file():  # opening a pipe or device would wait forever
-        raise InputError(f"{path}: must be an existing file, and a regular one.")
+        raise InputError("must be an existing file, and a regular one.")
     size = os.stat(path).st_size
     _check_memory(path, size)
     return size
@@ -117,24 +119,22 @@ def _check_file(path: str | os.PathLike) -> int:
 def _check_memory(path: str | os.PathLike, needed: int) -> None:
     status = os.stat(path)
     if needed > min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512):
-        check_bytes(f"{path}: its tensors", needed)
+        check_bytes("its tensors", needed)
 
 
-def _check_header(path: str | os.PathLike, size: int) -> None:
+def _check_header(size: int) -> None:
     if size > MAX_HEADER_BYTES:
-        raise InputError(
-            f"{path}: what describes its tensors must take at most {MAX_HEADER_BYTES:,} bytes, got {size:,}."
-        )
+        raise InputError(f"what describes its tensors must take at most {MAX_HEADER_BYTES:,} bytes, got {size:,}.")
 
 
-def _check_names(path: str | os.PathLike, names: Iterable[str]) -> None:
+def _check_names(names: Iterable[str]) -> None:
     names = list(names)
     if len(names) > MAX_TENSORS:
-        raise InputError(f"{path}: must hold at most {MAX_TENSORS:,} tensors, got {len(names):,}.")
+        raise InputError(f"must hold at most {MAX_TENSORS:,} tensors, got {len(names):,}.")
     for name in names:
         if len(name) > MAX_NAME or not name.isprintable():
             raise InputError(
-                f"{path}: names of tensors must be printable and have at most {MAX_NAME} characters, got one of "
+                f"names of tensors must be printable and have at most {MAX_NAME} characters, got one of "
                 f"{len(name):,}: {name[:50]!r}."
             )
 
@@ -144,17 +144,17 @@ def _check_members(path: str | os.PathLike, methods: tuple[int, ...]) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(methods) == 1 and any(member.filename.endswith("constants.pkl") for member in members):
-            raise InputError(f"{path}: cannot be read as weights: it is a TorchScript program; save its tensors first.")
+            raise InputError("cannot be read as weights: it is a TorchScript program; save its tensors first.")
         if len(members) > MAX_TENSORS + 100:  # torch keeps a few of its own
-            raise InputError(f"{path}: must hold at most {MAX_TENSORS:,} tensors, got {len(members):,} members.")
+            raise InputError(f"must hold at most {MAX_TENSORS:,} tensors, got {len(members):,} members.")
         for member in members:
             if member.compress_type not in methods:
                 how = "be stored as they are" if len(methods) == 1 else "be stored or deflated"
-                raise InputError(f"{path}: its members must {how}, got {member.filename[:50]!r} compressed otherwise.")
+                raise InputError(f"its members must {how}, got {member.filename[:50]!r} compressed otherwise.")
         _check_memory(path, sum(member.file_size for member in members))
         for member in members:
             if member.filename.endswith("data.pkl"):
-                _check_header(path, member.file_size)
+                _check_header(member.file_size)
                 _check_pickle(archive.read(member))
 
 
@@ -178,7 +178,7 @@ def _tensors(content: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def _check_tensors(path: str | os.PathLike, tensors: list[tuple[str, torch.Tensor]]) -> None:
-    _check_names(path, [name for name, _ in tensors])
+    _check_names([name for name, _ in tensors])
     views = {}
     for _, tensor in tensors:
         if tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested:

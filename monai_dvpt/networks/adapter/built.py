@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from monai_dvpt.networks import nets
 from monai_dvpt.networks.methods import METHODS, Method, as_method
 from monai_dvpt.networks.parts import TunableNetwork, adapter_parts
-from monai_dvpt.utils import InputError, check_bytes, reason
+from monai_dvpt.utils import InputError, check_bytes, naming_argument, reason
 
 from .stored import adapter_metadata, check_fit, read_kinds
 
@@ -76,7 +76,7 @@ class _WithoutValues(TorchFunctionMode):
         return 0.0 if func is torch.Tensor.item else func(*args, **(kwargs or {}))
 
 
-def network_class(path: str | os.PathLike, metadata: Mapping[str, Any]) -> type[TunableNetwork]:
+def network_class(metadata: Mapping[str, Any]) -> type[TunableNetwork]:
     """
     The network class of an adapter.
 
@@ -84,12 +84,11 @@ def network_class(path: str | os.PathLike, metadata: Mapping[str, Any]) -> type[
         InputError: if it is not one of this package.
     """
     if (name := metadata.get("network")) not in nets.__all__:
-        raise InputError(f"{path}: network must be one of {nets.__all__}, got {name!r}.")
+        raise InputError(f"network must be one of {nets.__all__}, got {name!r}.")
     return getattr(nets, name)
 
 
 def blank_network(
-    path: str | os.PathLike,
     kind: type[TunableNetwork],
     method: Method,
     arguments: Mapping[str, Any],
@@ -107,19 +106,19 @@ def blank_network(
     given = {**arguments, **changes}
     unknown, missing = sorted(given.keys() - parameters.keys()), sorted(parameters.keys() - given.keys())
     if unknown or missing:
-        raise InputError(f"{path}: arguments do not fit {kind.__name__}: unknown {unknown[:5]}, missing {missing[:5]}.")
+        raise InputError(f"arguments do not fit {kind.__name__}: unknown {unknown[:5]}, missing {missing[:5]}.")
     for key, value in changes.items():
-        _check_value(f"{path}: arguments", key, value, parameters[key].annotation)
+        _check_value("arguments", key, value, parameters[key].annotation)
         if key in LAYERS and not (_is_whole(value, MAX_LAYERS) or _are_whole(value, MAX_LAYERS)):
-            raise InputError(f"{path}: arguments must have {key} of at most {MAX_LAYERS}, got {_short(value)}.")
+            raise InputError(f"arguments must have {key} of at most {MAX_LAYERS}, got {_short(value)}.")
     try:
         with torch.device("meta"), _WithoutValues():
             return kind(**given, method=method)
     except Exception as error:  # with such arguments MONAI may raise anything
-        raise InputError(f"{path}: arguments do not fit {kind.__name__}: {reason(error)}") from error
+        raise InputError(f"arguments do not fit {kind.__name__}: {reason(error)}") from error
 
 
-def stored_method(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Method:
+def stored_method(metadata: Mapping[str, Any]) -> Method:
     """
     The method of an adapter.
 
@@ -128,19 +127,20 @@ def stored_method(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Metho
     """
     name, options = (metadata["method"].get(key) for key in ("name", "options"))
     if not isinstance(name, str) or name not in METHODS:
-        raise InputError(f"{path}: method must be one of {list(METHODS)}, got {_short(name)}.")
+        raise InputError(f"method must be one of {list(METHODS)}, got {_short(name)}.")
     kind = METHODS[name]
     known = {field.name: field.type for field in dataclasses.fields(kind)}
     if not isinstance(options, dict) or options.keys() != known.keys():
-        raise InputError(f"{path}: method must have the options {sorted(known)}, got {_short(options)}.")
+        raise InputError(f"method must have the options {sorted(known)}, got {_short(options)}.")
     for key, value in options.items():
-        _check_value(f"{path}: method", key, value, str(known[key]))
+        _check_value("method", key, value, str(known[key]))
     try:
         return as_method(kind.name, **options)
     except ValueError as error:
-        raise InputError(f"{path}: method does not fit: {error}") from error
+        raise InputError(f"method does not fit: {error}") from error
 
 
+@naming_argument("path")
 def checked_network(path: str | os.PathLike, metadata: Mapping[str, Any]) -> TunableNetwork:
     """
     The network of an adapter on the meta device, if every tensor of the file fits it. Reads only the file's header.
@@ -148,15 +148,16 @@ def checked_network(path: str | os.PathLike, metadata: Mapping[str, Any]) -> Tun
     Raises:
         InputError: see :func:`build_network`.
     """
-    net = blank_network(path, network_class(path, metadata), stored_method(path, metadata), {}, metadata["arguments"])
+    net = blank_network(network_class(metadata), stored_method(metadata), {}, metadata["arguments"])
     parts = metadata["parts"]
     own = adapter_parts(net)
     if not parts or parts != [part for part in own if part in parts]:
-        raise InputError(f"{path}: parts must be of {own}, in this order, got {parts}.")
-    check_fit(path, metadata, read_kinds(path), dict(net.tensors(parts)))
+        raise InputError(f"parts must be of {own}, in this order, got {parts}.")
+    check_fit(metadata, read_kinds(path), dict(net.tensors(parts)))
     return net
 
 
+@naming_argument("path")
 def build_network(path: str | os.PathLike) -> TunableNetwork:
     """
     Builds the network that an adapter was saved from, without its weights. It takes no memory before its arguments are
@@ -171,12 +172,12 @@ def build_network(path: str | os.PathLike) -> TunableNetwork:
     """
     metadata = adapter_metadata(path)
     blank = checked_network(path, metadata)
-    check_bytes(f"{path}: the network that it names", sum(tensor.nbytes for tensor in blank.state_dict().values()))
+    check_bytes("the network that it names", sum(tensor.nbytes for tensor in blank.state_dict().values()))
     try:
         with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
             return type(blank)(**metadata["arguments"], method=blank.method)
     except Exception as error:  # such as out of memory
-        raise InputError(f"{path}: {type(blank).__name__} cannot be built: {reason(error)}") from error
+        raise InputError(f"{type(blank).__name__} cannot be built: {reason(error)}") from error
 
 
 def _check_value(what: str, key: str, value: Any, annotation: str) -> None:

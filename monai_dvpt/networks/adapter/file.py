@@ -19,7 +19,7 @@ from monai_dvpt.networks.methods import Linear, Method
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, adapter_parts
 from monai_dvpt.networks.pretrained import load_pretrained
 from monai_dvpt.networks.wrapped import on_network
-from monai_dvpt.utils import InputError, check_type, to_json
+from monai_dvpt.utils import InputError, check_type, naming, naming_argument, to_json
 
 from .built import blank_network, build_network, checked_network, stored_method
 from .named import adopt_adapter
@@ -44,6 +44,7 @@ def backbone_sha256(net: TunableNetwork) -> str:
 
 
 @on_network
+@naming_argument("path")
 def save_adapter(
     net: TunableNetwork,
     path: str | os.PathLike,
@@ -81,7 +82,7 @@ def save_adapter(
     tensors = {}
     for name, tensor in net.tensors(parts):
         stored = tensor.detach() if tensor.is_meta else tensor.detach().cpu()
-        check_type(f"{path}: {name}", stored)
+        check_type(name, stored)
         tensors[name] = stored.to(dtype if tensor.is_floating_point() else None).contiguous()
     facts = {
         "network": type(net).__name__,
@@ -99,6 +100,7 @@ def save_adapter(
 
 
 @on_network
+@naming_argument("path")
 def load_adapter(
     net: TunableNetwork,
     path: str | os.PathLike,
@@ -135,24 +137,24 @@ def load_adapter(
     changeable = frozenset() if name is None or method_alone else net.adapter_arguments()
     if parts is not None and "decoder" not in parts:
         changeable -= net.DECODER_ARGUMENTS
-    _check_network(path, metadata, net, net.ADAPTER_ARGUMENTS if method_alone else changeable)
-    method = stored_method(path, metadata)
+    _check_network(metadata, net, net.ADAPTER_ARGUMENTS if method_alone else changeable)
+    method = stored_method(metadata)
     if name is None:
-        _check_method(path, net, method)
+        _check_method(net, method)
         tensors = _read_parts(path, metadata, net, parts, labels)
         with torch.no_grad():
             for key, tensor in net.tensors(metadata["parts"]):
                 tensor.copy_(tensors[key])
         return net
     changes = {key: value for key, value in metadata["arguments"].items() if key in changeable}
-    donor = blank_network(path, type(net), method, net.arguments, changes)
+    donor = blank_network(type(net), method, net.arguments, changes)
     tensors = _read_parts(path, metadata, donor, parts, labels)
-    tensors |= _copy_parts(path, net, donor, [part for part in adapter_parts(donor) if part not in metadata["parts"]])
+    tensors |= _copy_parts(net, donor, [part for part in adapter_parts(donor) if part not in metadata["parts"]])
     donor.load_state_dict(tensors, strict=False, assign=True)  # its backbone stays on the meta device
     return adopt_adapter(net, name, donor)
 
 
-def _check_network(path: str | os.PathLike, metadata: Mapping[str, Any], net: TunableNetwork, free: Set[str]) -> None:
+def _check_network(metadata: Mapping[str, Any], net: TunableNetwork, free: Set[str]) -> None:
     """Refuses an adapter of another network, or with other arguments than ``free`` and those for training."""
     own: dict[str, Any] = {"network": type(net).__name__, "backbone_sha256": backbone_sha256(net)}
     arguments = json.loads(to_json(net.arguments))  # a tuple becomes a list
@@ -160,12 +162,12 @@ def _check_network(path: str | os.PathLike, metadata: Mapping[str, Any], net: Tu
     theirs = {**metadata["arguments"], **{key: metadata.get(key) for key in ("network", "backbone_sha256")}}
     for key, value in own.items():
         if not _same_sides(theirs.get(key), value):
-            raise InputError(f"{path}: {key} must be that of the network, {value}, got {theirs.get(key)}.")
+            raise InputError(f"{key} must be that of the network, {value}, got {theirs.get(key)}.")
 
 
-def _check_method(path: str | os.PathLike, net: TunableNetwork, method: Method) -> None:
+def _check_method(net: TunableNetwork, method: Method) -> None:
     if method != net.method:
-        raise InputError(f"{path}: method must be that of the network, {net.method}, got {method}.")
+        raise InputError(f"method must be that of the network, {net.method}, got {method}.")
 
 
 def _read_parts(
@@ -178,20 +180,20 @@ def _read_parts(
     """The tensors of an adapter, if it contains ``parts``, is for ``labels`` and fits ``target``."""
     expected = adapter_parts(target) if parts is None else [part for part in PARTS if part in parts]
     if metadata.get("parts") != expected:
-        raise InputError(f"{path}: parts must be {expected}, got {metadata.get('parts')}.")
-    _check_labels(path, metadata, labels)
+        raise InputError(f"parts must be {expected}, got {metadata.get('parts')}.")
+    _check_labels(metadata, labels)
     return fitting_tensors(path, metadata, dict(target.tensors(expected)))
 
 
-def _copy_parts(
-    path: str | os.PathLike, net: TunableNetwork, donor: TunableNetwork, parts: list[str]
-) -> dict[str, torch.Tensor]:
+def _copy_parts(net: TunableNetwork, donor: TunableNetwork, parts: list[str]) -> dict[str, torch.Tensor]:
     """Copies of some parts of a network, if they fit the donor of the rest of an adapter."""
     copies = {key: tensor.detach().clone() for key, tensor in net.tensors(parts)}
-    where = f"{path}: with {parts} of the active adapter"
-    check_fit(where, {"parts": parts}, copies, dict(donor.tensors(parts)))
-    if "method" in parts:
-        _check_method(where, net, donor.method)
+    try:
+        check_fit({"parts": parts}, copies, dict(donor.tensors(parts)))
+        if "method" in parts:
+            _check_method(net, donor.method)
+    except InputError as error:
+        raise InputError(f"with {parts} of the active adapter: {error}") from error
     return copies
 
 
@@ -223,6 +225,7 @@ def merge(net: TunableNetwork) -> TunableNetwork:
     return net.train(net.training)
 
 
+@naming_argument("path")
 def merge_full(
     path: str | os.PathLike,
     backbone: str | os.PathLike | None = None,
@@ -246,15 +249,16 @@ def merge_full(
         InputError: if a file is missing or damaged, or the backbone or the labels are not those of the adapter.
     """
     metadata = adapter_metadata(path)
-    _check_labels(path, metadata, labels)
+    _check_labels(metadata, labels)
     found = find_backbone(path, metadata, backbone)
     if found is None:
         named = metadata.get("backbone_file")
-        raise InputError(f"{path}: needs its backbone; the file it names, {named}, is not found, so give one.")
+        raise InputError(f"needs its backbone; the file it names, {named}, is not found, so give one.")
     net = load_adapter(load_backbone(path, found), path, labels=labels).eval()
     return merge(net) if fold and net.method.can_merge else net
 
 
+@naming_argument("path")
 def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> TunableNetwork:
     """
     Builds the network that an adapter file describes and loads its backbone from a file or folder.
@@ -268,7 +272,7 @@ def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> Tunab
     axis: Any = metadata.get("inflate_axis")
     dims = blank.arguments["spatial_dims"]
     if axis not in range(-dims, dims):
-        raise InputError(f"{path}: inflate_axis must be in [{-dims}, {dims}), got {axis!r}.")
+        raise InputError(f"inflate_axis must be in [{-dims}, {dims}), got {axis!r}.")
     file = Path(backbone)
     sharded = file.suffix == ".json"  # an index, beside what it names
     files = [file] if file.is_file() and not sharded else (file.parent if sharded else file).glob("*")
@@ -281,7 +285,7 @@ def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> Tunab
     )
     if needed > stored:
         raise InputError(
-            f"{path}: arguments name an encoder of {needed:,} numbers, more than the {stored:,} bytes of {backbone}."
+            f"arguments name an encoder of {needed:,} numbers, more than the {stored:,} bytes of {backbone}."
         )
     net = build_network(path)
     arithmetic = {key: net.arguments[key] for key in ("layer_norm_eps", "activation") if key in net.arguments}
@@ -300,15 +304,16 @@ def find_backbone(
     """
     if backbone is not None:
         if not Path(backbone).exists():  # it must not pass for the name of a repository to download
-            raise InputError(f"{backbone}: backbone must be an existing file or folder.")
+            with naming(backbone):
+                raise InputError("backbone must be an existing file or folder.")
         return Path(backbone)
     name = metadata.get("backbone_file") or ""  # then a folder, which is_file refuses
     return next((f / name for f in (Path(path).parent, SHIPPED_WEIGHTS) if (f / name).is_file()), None)
 
 
-def _check_labels(path: str | os.PathLike, metadata: Mapping[str, Any], labels: Sequence[str] | None) -> None:
+def _check_labels(metadata: Mapping[str, Any], labels: Sequence[str] | None) -> None:
     if labels is not None and metadata["labels"] != list(labels):
-        raise InputError(f"{path}: labels must be {list(labels)}, got {metadata['labels']}.")
+        raise InputError(f"labels must be {list(labels)}, got {metadata['labels']}.")
 
 
 def _same_sides(one: Any, other: Any) -> bool:

@@ -17,7 +17,7 @@ from monai_dvpt.networks.methods import LoRA
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.networks.pretrained.weight_files import read_json
 from monai_dvpt.networks.wrapped import on_network
-from monai_dvpt.utils import InputError, atomic_path, check_finite, check_type, to_json
+from monai_dvpt.utils import InputError, atomic_path, check_finite, check_type, naming, naming_argument, to_json
 
 from .built import MAX_NUMBER
 from .named import add_adapter
@@ -105,8 +105,9 @@ def save_peft(net: TunableNetwork, folder: str | os.PathLike, layout: str = "vit
         raise ValueError(f"layout must be one of {list(LAYOUTS)}, got {layout}.")
     tensors: dict[str, torch.Tensor] = {}
     for key, tensor in ((key, encoder.get_parameter(key).detach()) for key in encoder.owned):
-        check_type(f"{folder / WEIGHTS}: {key}", tensor)
-        check_finite(f"{folder / WEIGHTS}: {key}", tensor, tensor.dtype)
+        with naming(folder / WEIGHTS):
+            check_type(key, tensor)
+            check_finite(key, tensor, tensor.dtype)
         names = _names_in_peft(key, ROOT + root, layout)
         tensors |= {name: part.cpu().contiguous() for name, part in zip(names, tensor, strict=True)}
     config = {
@@ -128,6 +129,7 @@ def _vision_transformer(net: TunableNetwork) -> ViTEncoder:
     return encoder
 
 
+@naming_argument("path")
 def _read_method(path: Path) -> LoRA:
     """The method of a peft configuration, if it is a LoRA without further features."""
     config = read_json(path)
@@ -143,14 +145,15 @@ def _read_method(path: Path) -> LoRA:
     ]
     for key, rule, kept in rules:
         if not kept:
-            raise InputError(f"{path}: {key} must be {rule}, got {repr(config.get(key))[:50]}.")
+            raise InputError(f"{key} must be {rule}, got {repr(config.get(key))[:50]}.")
     return LoRA(rank, alpha)
 
 
+@naming_argument("path")
 def _read_factors(path: Path, encoder: ViTEncoder, rank: int) -> dict[str, torch.Tensor]:
     """The tensors of :class:`LoRA` by their names in an encoder, in its type."""
     kinds, like = read_kinds(path), encoder.like()
-    root, layout = _root_and_layout(path, kinds)
+    root, layout = _root_and_layout(kinds)
     width = encoder.widths()[0]
     shapes = {"lora_a": (rank, width), "lora_b": (width, rank)}
     keys = [f"blocks.{layer}.attn.qkv.{factor}" for layer in range(len(encoder.blocks)) for factor in shapes]
@@ -159,19 +162,19 @@ def _read_factors(path: Path, encoder: ViTEncoder, rank: int) -> dict[str, torch
     missing, extra = sorted(expected.keys() - kinds.keys()), sorted(kinds.keys() - expected.keys())
     if missing or extra:
         raise InputError(
-            f"{path}: must hold LoRA of query and value in {len(encoder.blocks)} layers, and nothing else; missing "
+            f"must hold LoRA of query and value in {len(encoder.blocks)} layers, and nothing else; missing "
             f"{missing[:3]}, extra {extra[:3]}."
         )
     for name, shape in expected.items():
         if kinds[name].shape != shape:
-            raise InputError(f"{path}: {name} must have shape {shape}, got {tuple(kinds[name].shape)}.")
+            raise InputError(f"{name} must have shape {shape}, got {tuple(kinds[name].shape)}.")
     tensors = read_tensors(path)
     for name, tensor in tensors.items():
-        check_finite(f"{path}: {name}", tensor, like.dtype)
+        check_finite(name, tensor, like.dtype)
     return {key: torch.stack([tensors[name].to(like) for name in names[key]]) for key in keys}
 
 
-def _root_and_layout(path: Path, names: Mapping[str, Any]) -> tuple[str, str]:
+def _root_and_layout(names: Mapping[str, Any]) -> tuple[str, str]:
     """The root of the names in a file, and the key of their layout in ``LAYOUTS``."""
     for layout in LAYOUTS:
         first = _names_in_peft("blocks.0.attn.qkv.lora_a", "", layout)[0]
@@ -179,7 +182,7 @@ def _root_and_layout(path: Path, names: Mapping[str, Any]) -> tuple[str, str]:
             if name.startswith(ROOT) and name.endswith("." + first):
                 return name.removesuffix(first), layout
     example = _names_in_peft("blocks.0.attn.qkv.lora_a", ROOT, "vit")[0]
-    raise InputError(f"{path}: must hold tensors of a vision transformer, such as {example}, got {list(names)[:3]}.")
+    raise InputError(f"must hold tensors of a vision transformer, such as {example}, got {list(names)[:3]}.")
 
 
 def _names_in_peft(key: str, root: str, layout: str) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from monai_dvpt.utils import (
     check_finite,
     check_type,
     fingerprint,
+    naming_argument,
     open_safetensors,
     to_json,
 )
@@ -70,6 +71,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 """Rules of metadata entries; "network", "inflate_axis" and the SHA-256 are checked where they are used."""
 
 
+@naming_argument("path")
 def write_adapter(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Path:
     """
     Writes an adapter file, whole or not at all. ``facts`` are the JSON-serialisable metadata without format version and
@@ -80,20 +82,21 @@ def write_adapter(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], 
             file cannot be written.
     """
     if len(tensors) > MAX_TENSORS:
-        raise InputError(f"{path}: must have at most {MAX_TENSORS:,} tensors, got {len(tensors):,}.")
+        raise InputError(f"must have at most {MAX_TENSORS:,} tensors, got {len(tensors):,}.")
     for name, tensor in tensors.items():
-        check_type(f"{path}: {name}", tensor)
-        check_finite(f"{path}: {name}", tensor, tensor.dtype)
+        check_type(name, tensor)
+        check_finite(name, tensor, tensor.dtype)
     own = {"format_version": FORMAT_VERSION, **facts, "tensors_sha256": tensors_sha256(tensors)}
     metadata = json.loads(to_json(own))  # tuples become lists, and keys become strings
     text = to_json({**metadata, "metadata_sha256": fingerprint(metadata)})
     if len(text) > (most := MAX_HEADER_BYTES // 4):  # JSON inside JSON, next to the entries of all tensors
-        raise InputError(f"{path}: metadata must have at most {most:,} bytes as JSON, got {len(text):,}.")
+        raise InputError(f"metadata must have at most {most:,} bytes as JSON, got {len(text):,}.")
     with atomic_path(path) as temporary:
         save_file(dict(tensors), temporary, metadata={"monai_dvpt": text})
     return Path(path)
 
 
+@naming_argument("path")
 def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """
     The JSON metadata of an adapter file.
@@ -107,21 +110,22 @@ def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
     try:
         metadata = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: holds no adapter metadata, so it is not a monai_dvpt adapter.") from error
+        raise InputError("holds no adapter metadata, so it is not a monai_dvpt adapter.") from error
     if not isinstance(metadata, dict):
-        raise InputError(f"{path}: adapter metadata must be a JSON object, got {metadata!r}.")
+        raise InputError(f"adapter metadata must be a JSON object, got {metadata!r}.")
     if metadata.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path}: format_version must be {FORMAT_VERSION}, got {metadata.get('format_version')}.")
+        raise InputError(f"format_version must be {FORMAT_VERSION}, got {metadata.get('format_version')}.")
     found = fingerprint({key: value for key, value in metadata.items() if key != "metadata_sha256"})
     if metadata.get("metadata_sha256") != found:
         given = metadata.get("metadata_sha256")
-        raise InputError(f"{path}: metadata_sha256 must be that of the metadata, {found}, got {given}; it is damaged.")
+        raise InputError(f"metadata_sha256 must be that of the metadata, {found}, got {given}; it is damaged.")
     for key, (words, fits) in FIELDS.items():
         if not fits(metadata.get(key)):
-            raise InputError(f"{path}: {key} must be {words}, got {metadata.get(key)!r}.")
+            raise InputError(f"{key} must be {words}, got {metadata.get(key)!r}.")
     return metadata
 
 
+@naming_argument("path")
 def read_kinds(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
     Shapes and types of the tensors of an adapter file, as tensors on the meta device. Reads no values.
@@ -134,7 +138,7 @@ def read_kinds(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         kinds = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
     for name, (_, kind) in kinds.items():
         if kind not in KINDS:
-            raise InputError(f"{path}: {name} must have a type of {sorted(KINDS)}, got {kind}.")
+            raise InputError(f"{name} must have a type of {sorted(KINDS)}, got {kind}.")
     return {name: torch.empty(shape, dtype=KINDS[kind], device="meta") for name, (shape, kind) in kinds.items()}
 
 
@@ -154,25 +158,22 @@ def read_tensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 def _opened(path: str | os.PathLike) -> Iterator[Any]:
     """Opens the file if it is within the limits of an adapter."""
     with open_safetensors(path) as file:
-        check_bytes(f"{path}: an adapter", os.path.getsize(path))
+        check_bytes("an adapter", os.path.getsize(path))
         yield file
 
 
-def check_intact(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+def check_intact(metadata: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """
     Raises:
         InputError: if a tensor is not finite, or the tensors do not match the SHA-256 in the metadata.
     """
     for name, tensor in tensors.items():
-        check_finite(f"{path}: {name}", tensor, tensor.dtype)
+        check_finite(name, tensor, tensor.dtype)
     if metadata.get("tensors_sha256") != (found := tensors_sha256(tensors)):
-        raise InputError(
-            f"{path}: tensors_sha256 must be {metadata.get('tensors_sha256')}, got {found}; it is damaged."
-        )
+        raise InputError(f"tensors_sha256 must be {metadata.get('tensors_sha256')}, got {found}; it is damaged.")
 
 
 def check_fit(
-    path: str | os.PathLike,
     metadata: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
     targets: Mapping[str, torch.Tensor],
@@ -183,16 +184,15 @@ def check_fit(
     """
     missing, extra = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
     if missing or extra:
-        raise InputError(
-            f"{path}: tensors must be those of {metadata['parts']}; missing {missing[:5]}, extra {extra[:5]}."
-        )
+        raise InputError(f"tensors must be those of {metadata['parts']}; missing {missing[:5]}, extra {extra[:5]}.")
     for name, target in targets.items():
         if tensors[name].shape != target.shape:
-            raise InputError(f"{path}: {name} must have shape {tuple(target.shape)}, got {tuple(tensors[name].shape)}.")
+            raise InputError(f"{name} must have shape {tuple(target.shape)}, got {tuple(tensors[name].shape)}.")
         if tensors[name].is_floating_point() != target.is_floating_point():
-            raise InputError(f"{path}: {name} must have type {target.dtype}, got {tensors[name].dtype}.")
+            raise InputError(f"{name} must have type {target.dtype}, got {tensors[name].dtype}.")
 
 
+@naming_argument("path")
 def fitting_tensors(
     path: str | os.PathLike, metadata: Mapping[str, Any], targets: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
@@ -203,11 +203,11 @@ def fitting_tensors(
     Raises:
         InputError: if the file is damaged, its tensors do not fit, or a value is too large for the network's type.
     """
-    check_fit(path, metadata, read_kinds(path), targets)
+    check_fit(metadata, read_kinds(path), targets)
     tensors = read_tensors(path)
-    check_intact(path, metadata, tensors)
+    check_intact(metadata, tensors)
     for name, target in targets.items():
-        check_finite(f"{path}: {name}", tensors[name], target.dtype)
+        check_finite(name, tensors[name], target.dtype)
     # copies, as the tensors may be mapped from the file, which another program can change
     return {name: tensors[name].to(target.dtype, copy=True) for name, target in targets.items()}
 

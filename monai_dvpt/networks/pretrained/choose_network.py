@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 
@@ -41,14 +40,13 @@ def places(states: Mapping[str, Mapping[str, torch.Tensor]], signature: str) -> 
 
 
 def choose_network(
-    path: Any, states: Mapping[str, Mapping[str, torch.Tensor]], found: list[tuple[str, str]]
+    states: Mapping[str, Mapping[str, torch.Tensor]], found: list[tuple[str, str]]
 ) -> tuple[str, dict[str, torch.Tensor], list[str]]:
     """
     Chooses the network of a file. Of two it is the teacher, if parts of their names are ``teacher`` and ``student`` as
     in DINO, iBOT and DINOv2, which publish and evaluate the teacher, the average of the students.
 
     Args:
-        path: for errors.
         states: the named tensors of a file, by their place in it.
         found: the result of :func:`places`, not empty.
 
@@ -65,7 +63,7 @@ def choose_network(
         if len(teachers) != 1 or len(students) != len(found) - 1:
             names = [".".join(_parts(one))[:100] or "the top" for one in found]
             raise InputError(
-                f"{path}: must hold one network, or a teacher and its student, got networks under "
+                f"must hold one network, or a teacher and its student, got networks under "
                 f"{', '.join(names[:4])}; save the tensors of one to a file."
             )
     place, root = (teachers or found)[0]
@@ -79,7 +77,7 @@ def choose_network(
     return root, own, others
 
 
-def depth(path: Any, names: Iterable[str]) -> int:
+def depth(names: Iterable[str]) -> int:
     """
     Number of blocks, from names such as ``blocks.11.norm1.weight``.
 
@@ -89,7 +87,7 @@ def depth(path: Any, names: Iterable[str]) -> int:
     found = [name.split(".")[1] for name in names if name.startswith("blocks.")]
     for index in found:
         if not re.fullmatch("[0-9]{1,5}", index) or int(index) >= MAX_TENSORS:
-            raise InputError(f"{path}: the index of a block must be below {MAX_TENSORS}, got {index[:50]!r}.")
+            raise InputError(f"the index of a block must be below {MAX_TENSORS}, got {index[:50]!r}.")
     return 1 + max(map(int, found), default=-1)
 
 

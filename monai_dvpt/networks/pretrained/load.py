@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from monai_dvpt.networks.encoders import SwinEncoder
 from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
-from monai_dvpt.utils import InputError, check_finite, check_type
+from monai_dvpt.utils import InputError, check_finite, check_type, naming
 
 from .choose_network import depth
 from .recognise import PretrainedWeights, recognise
@@ -135,24 +135,34 @@ def load_pretrained(
     if not -dims <= inflate_axis < dims:
         raise ValueError(f"inflate_axis must be in [{-dims}, {dims}), got {inflate_axis}.")
     path = find_file(source)
-    explicit = {"layer_norm_eps": layer_norm_eps, "hidden_act": activation}
-    config = read_config(path) | {name: value for name, value in explicit.items() if value is not None}
-    found = recognise(path, read_weights(path), config, _plane_tokens(net, inflate_axis))
-    # MONAI's layouts do not use the configuration
-    found.layer_norm_eps = found.layer_norm_eps if layer_norm_eps is None else layer_norm_eps
-    found.activation = found.activation if activation is None else activation
-    _check_kind(path, net, found)
-    report = PretrainedReport(net, path.name, found.kind, converted=dict(found.converted), unused=list(found.unused))
-    own = [name for name in net.encoder().owned if name not in net.encoder().originals]
-    for name in found.encoder.keys() & {*own, *(name for name in found.encoder if name.startswith("dvpt."))}:
-        del found.encoder[name]  # the source is a whole network of this package
-        report.unused.append(name)
-    with net.encoder().without_method():
-        _load(path, net, found, inflate_axis, min_match, report)
+    with naming(path):
+        found = _read(path, net, inflate_axis, layer_norm_eps, activation)
+        _check_kind(net, found)
+        converted, unused = dict(found.converted), list(found.unused)
+        own = [name for name in net.encoder().owned if name not in net.encoder().originals]
+        for name in found.encoder.keys() & {*own, *(name for name in found.encoder if name.startswith("dvpt."))}:
+            del found.encoder[name]  # the source is a whole network of this package
+            unused.append(name)
+        report = PretrainedReport(net, path.name, found.kind, converted=converted, unused=unused)
+        with net.encoder().without_method():
+            _load(path, net, found, inflate_axis, min_match, report)
     restart_copies(net, net)
     if verbose and idist.get_rank() == 0:
         print(report)
     return report
+
+
+def _read(
+    path: Path, net: TunableNetwork, inflate_axis: int, layer_norm_eps: float | None, activation: str | None
+) -> PretrainedWeights:
+    """The weights in a file, with the given arithmetic where one is given."""
+    explicit = {"layer_norm_eps": layer_norm_eps, "hidden_act": activation}
+    config = read_config(path) | {name: value for name, value in explicit.items() if value is not None}
+    found = recognise(read_weights(path), config, _plane_tokens(net, inflate_axis))
+    # MONAI's layouts do not use the configuration
+    found.layer_norm_eps = found.layer_norm_eps if layer_norm_eps is None else layer_norm_eps
+    found.activation = found.activation if activation is None else activation
+    return found
 
 
 def _load(
@@ -165,17 +175,17 @@ def _load(
 ) -> None:
     """Copies the source into a network without a method, and fills the report."""
     try:
-        tensors = _fit_encoder(path, net, found, inflate_axis, report)
+        tensors = _fit_encoder(net, found, inflate_axis, report)
     except (IndexError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"{path}: has tensors of shapes that no {found.kind} has: {error}") from error
+        raise InputError(f"has tensors of shapes that no {found.kind} has: {error}") from error
     tensors |= _fit_outside(net, found, report)
-    _check(path, net, found, tensors, min_match)
+    _check(net, found, tensors, min_match)
     if found.is_swin:
         known = ("num_heads", "window_size", "downsample", "normalize")
         said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
         report.facts.append(f"{said} as in the network; the file does not say it")
     else:
-        _set_arithmetic(path, net, found, report)
+        _set_arithmetic(net, found, report)
     own = _own_tensors(net)
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -192,7 +202,7 @@ def _load(
         )
 
 
-def _set_arithmetic(path: Path, net: TunableNetwork, found: PretrainedWeights, report: PretrainedReport) -> None:
+def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: PretrainedReport) -> None:
     """Sets what the tensors of a ViT do not tell, as the source has it where this is known."""
     encoder = net.encoder()
     own = encoder.arithmetic
@@ -201,7 +211,7 @@ def _set_arithmetic(path: Path, net: TunableNetwork, found: PretrainedWeights, r
     try:
         encoder.set_arithmetic(eps, activation, found.pre_norm)
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{error}") from error
     net.arguments = {**net.arguments, **encoder.arithmetic}
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
     if found.num_heads is None:
@@ -224,22 +234,22 @@ def _source_kernel(found: PretrainedWeights) -> torch.Tensor | None:
     return next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
 
 
-def _check_kind(path: Path, net: TunableNetwork, found: PretrainedWeights) -> None:
+def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
     if found.is_swin != isinstance(net.encoder(), SwinEncoder):
-        raise InputError(f"{path}: holds weights of {found.kind}, which do not fit {type(net).__name__}.")
+        raise InputError(f"holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
     kernel = _source_kernel(found)
     if kernel is not None and kernel.ndim not in (4, 5):
-        raise InputError(f"{path}: must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
+        raise InputError(f"must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
     if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
-        raise InputError(f"{path}: spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
+        raise InputError(f"spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
     if found.is_swin:
         return
     first = found.encoder.get("blocks.0.mlp.linear1.weight")
     facts: dict[str, Any] = {
         "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
         "mlp_dim": next(iter(first.shape), None) if first is not None else None,
-        "num_layers": depth(path, found.encoder),
+        "num_layers": depth(found.encoder),
         "num_heads": found.num_heads,
     }
     own_facts = {**own, "num_layers": len(net.encoder().blocks)}
@@ -248,11 +258,11 @@ def _check_kind(path: Path, net: TunableNetwork, found: PretrainedWeights) -> No
         wrong["qkv_bias"] = True
     if wrong:
         listed = ", ".join(f"{k} must be {v}, got {own_facts[k]}" for k, v in wrong.items())
-        raise InputError(f"{path}: does not fit the network's encoder: {listed}.")
+        raise InputError(f"does not fit the network's encoder: {listed}.")
 
 
 def _fit_encoder(
-    path: Path, net: TunableNetwork, found: PretrainedWeights, inflate_axis: int, report: PretrainedReport
+    net: TunableNetwork, found: PretrainedWeights, inflate_axis: int, report: PretrainedReport
 ) -> dict[str, torch.Tensor]:
     """The source's encoder fitted to the network's image, under the names in the network."""
     encoder = net.encoder().state_dict()
@@ -263,20 +273,18 @@ def _fit_encoder(
         key = net.ENCODER + name
         if name not in encoder and not name.startswith(PRE_NORM):
             if not CAN_DO_WITHOUT.search(name):
-                raise InputError(f"{path}: has {name} in its encoder, but the network's encoder has none.")
+                raise InputError(f"has {name} in its encoder, but the network's encoder has none.")
             report.unused.append(name)
             continue
-        check_type(f"{path}: {name}", tensor, encoder[name].dtype if name in encoder else torch.float32)
+        check_type(name, tensor, encoder[name].dtype if name in encoder else torch.float32)
         how = [found.converted[name]] if name in found.converted else []
         resized = ""
         if name in KERNELS:
             if max(tensor.shape[2:]) > MAX_PATCH:
-                raise InputError(
-                    f"{path}: the patch must have sides of at most {MAX_PATCH}, got {_times(tensor.shape[2:])}."
-                )
+                raise InputError(f"the patch must have sides of at most {MAX_PATCH}, got {_times(tensor.shape[2:])}.")
             tensor, resized = _fit_kernel(tensor, encoder[name], axis, how)
         elif name == POSITIONS:
-            tensor, resized = _fit_positions(path, found, net.encoder().grid, axis, how, report.facts)
+            tensor, resized = _fit_positions(found, net.encoder().grid, axis, how, report.facts)
         if resized:
             report.interpolated[key] = ", ".join([resized, *how])
         elif how:
@@ -309,7 +317,7 @@ def _fit_kernel(kernel: torch.Tensor, own: torch.Tensor, axis: int, how: list[st
 
 
 def _fit_positions(
-    path: Path, found: PretrainedWeights, grid: list[int], axis: int, how: list[str], facts: list[str]
+    found: PretrainedWeights, grid: list[int], axis: int, how: list[str], facts: list[str]
 ) -> tuple[torch.Tensor, str]:
     """Position embeddings for a grid of tokens, and the change of their grid, if any; adds other changes to ``how``."""
     positions, kernel = found.encoder[POSITIONS], _source_kernel(found)
@@ -323,7 +331,7 @@ def _fit_positions(
         source_grid = plane
         facts.append(f"grid of {_times(plane)} tokens as in the network; the file does not say it")
     if source_grid is None:
-        raise InputError(f"{path}: the position embeddings of {tokens} tokens must be of a grid of equal sides.")
+        raise InputError(f"the position embeddings of {tokens} tokens must be of a grid of equal sides.")
     resized = f"grid of {_times(source_grid)} to {_times(plane)} tokens" if source_grid != plane else ""
     if inflate:
         how.append(f"2D to 3D along axis {axis}")
@@ -369,19 +377,17 @@ def _is_affine_instance_norm(net: TunableNetwork, name: str) -> bool:
     return isinstance(net.get_submodule(owner), _InstanceNorm) and attribute in ("weight", "bias")
 
 
-def _check(
-    path: Path, net: TunableNetwork, found: PretrainedWeights, tensors: dict[str, torch.Tensor], min_match: float
-) -> None:
+def _check(net: TunableNetwork, found: PretrainedWeights, tensors: dict[str, torch.Tensor], min_match: float) -> None:
     own = _own_tensors(net)
     shapes = {k: (tuple(tensors[k].shape), tuple(own[k].shape)) for k in tensors if k in own}
     if wrong := [f"{k} {given} for {wanted}" for k, (given, wanted) in shapes.items() if given != wanted]:
-        raise InputError(f"{path}: tensors of another shape than the network's: {', '.join(wrong[:5])}.")
+        raise InputError(f"tensors of another shape than the network's: {', '.join(wrong[:5])}.")
     for name, tensor in tensors.items():
         dtype = own[name].dtype if name in own else torch.float32
-        check_type(f"{path}: {name}", tensor, dtype)
-        check_finite(f"{path}: {name}", tensor, dtype)
+        check_type(name, tensor, dtype)
+        check_finite(name, tensor, dtype)
         if name.endswith(INDICES) and not torch.equal(tensor, own[name].cpu()):
-            raise InputError(f"{path}: {name} must be that of the network's windows.")
+            raise InputError(f"{name} must be that of the network's windows.")
     backbone = {k: v.numel() for k, v in net.tensors(["backbone"]) if not NEVER_USED.search(k)}
     if not found.pre_norm:  # then the network will have none either
         backbone = {k: v for k, v in backbone.items() if not k.startswith(net.ENCODER + PRE_NORM)}
@@ -389,7 +395,7 @@ def _check(
     share = 1 - sum(backbone[name] for name in missing) / sum(backbone.values())
     if missing and share < min_match:
         raise InputError(
-            f"{path}: must give at least {100 * min_match:g} % of the backbone's values, gives {100 * share:.2f} %; "
+            f"must give at least {100 * min_match:g} % of the backbone's values, gives {100 * share:.2f} %; "
             f"missing {missing[:5]}."
         )
 

@@ -9,11 +9,12 @@ import torch
 from monai.networks.nets import MaskedAutoEncoderViT
 from safetensors.torch import save_file
 
-from monai_dvpt.utils import InputError, atomic_path
+from monai_dvpt.utils import InputError, atomic_path, naming_argument
 
 __all__ = ["save_mae_encoder"]
 
 
+@naming_argument("path")
 def save_mae_encoder(net: MaskedAutoEncoderViT, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
     """
     Writes the encoder of a trained masked autoencoder to a ``.safetensors`` file, under the names of MONAI's ``ViT``
@@ -31,6 +32,6 @@ def save_mae_encoder(net: MaskedAutoEncoderViT, path: str | os.PathLike, dtype: 
         for name, tensor in state.items()
     }
     if bad := [name for name, tensor in renamed.items() if not torch.isfinite(tensor).all()]:
-        raise InputError(f"{path}: weights must be finite to be saved, {bad[:5]} are not.")
+        raise InputError(f"weights must be finite to be saved, {bad[:5]} are not.")
     with atomic_path(path) as temporary:
         save_file(renamed, temporary)

@@ -134,12 +134,9 @@ _UNREPRESENTABLE = (
 )
 
 
-def recognise(
-    path: Any, states: Mapping[str, State], config: Mapping[str, Any], tokens: int | None = None
-) -> PretrainedWeights:
+def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: int | None = None) -> PretrainedWeights:
     """
     Args:
-        path: for errors.
         states: the named tensors of a file, by their place in it.
         config: its ``config.json`` in Hugging Face's format, or empty.
         tokens: number of tokens of the network's image, which decides if two grids are possible.
@@ -150,20 +147,20 @@ def recognise(
     """
     for signature, convert in _MONAI:
         if found := places(states, signature):
-            root, tensors, others = choose_network(path, states, found)
+            root, tensors, others = choose_network(states, found)
             return _with_others(convert(root, tensors), others)
     layout = next((layout for layout in _FORMATS if places(states, layout.signature)), None)
     if layout is not None:
-        root, tensors, others = choose_network(path, states, places(states, layout.signature))
+        root, tensors, others = choose_network(states, places(states, layout.signature))
     else:
         root, tensors, others = "", max(states.values(), key=len), []
     for what, pattern in _UNREPRESENTABLE:
         if unknown := [name for name in tensors if re.search(pattern, name)]:
-            raise InputError(f"{path}: has {what} ({unknown[0]}), which MONAI's ViT cannot represent.")
+            raise InputError(f"has {what} ({unknown[0]}), which MONAI's ViT cannot represent.")
     if layout is not None:
-        return _with_others(_vit(path, layout, root, tensors, config, tokens), others)
+        return _with_others(_vit(layout, root, tensors, config, tokens), others)
     raise InputError(
-        f"{path}: must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI) or of MONAI's "
+        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI) or of MONAI's "
         f"UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
     )
 
@@ -229,7 +226,7 @@ _MONAI: tuple[tuple[str, Callable[[str, State], PretrainedWeights]], ...] = (
 
 
 def _vit(
-    path: Any, layout: _Format, root: str, tensors: State, config: Mapping[str, Any], tokens: int | None
+    layout: _Format, root: str, tensors: State, config: Mapping[str, Any], tokens: int | None
 ) -> PretrainedWeights:
     # timm's versions of CLIP have CLIP's epsilon; their names tell its activation
     clip = layout is _TIMM and root + "norm_pre.weight" in tensors
@@ -256,17 +253,17 @@ def _vit(
         known = r"(cls_token|pos_embed|patch_embed\.proj|norm_pre|blocks\.\d+|norm|head)\b"
         if name.startswith(root) and re.match(known, inner) and not (has_pre_logits and inner.startswith("head.")):
             if inner in state:
-                raise InputError(f"{path}: has {inner} twice, the second time as {name}.")
-            check_type(f"{path}: {name}", tensor, torch.float32)
+                raise InputError(f"has {inner} twice, the second time as {name}.")
+            check_type(f"{name}", tensor, torch.float32)
             state[inner] = tensor.float()
         elif name.startswith(root) and _ENCODER.match(inner) and not _UNNEEDED.search(inner):
-            raise InputError(f"{path}: has {name}, which MONAI's ViT cannot represent.")
+            raise InputError(f"has {name}, which MONAI's ViT cannot represent.")
         else:
             source.unused.append(name)
     if "pos_embed" not in state:
-        _check_one_root(path, layout, root, tensors, "pos_embed")
+        _check_one_root(layout, root, tensors, "pos_embed")
         raise InputError(
-            f"{path}: has no position embeddings, so it is a part of a checkpoint, or of a kind that has others (as "
+            "has no position embeddings, so it is a part of a checkpoint, or of a kind that has others (as "
             "RoPE), which MONAI's ViT cannot represent."
         )
     try:
@@ -276,16 +273,16 @@ def _vit(
                 name.replace("kernel", "weight").replace("scale", "weight"): _from_flax(name, v)
                 for name, v in state.items()
             }
-        _to_monai(path, state, source, _has_class_position(state, layout, tokens))
+        _to_monai(state, source, _has_class_position(state, layout, tokens))
     except KeyError as error:
-        _check_one_root(path, layout, root, tensors, error.args[0])
-        raise InputError(f"{path}: must have {error.args[0]}, under its name in {layout.kind}.") from error
+        _check_one_root(layout, root, tensors, error.args[0])
+        raise InputError(f"must have {error.args[0]}, under its name in {layout.kind}.") from error
     except (IndexError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"{path}: has tensors of shapes that no {layout.kind} has: {error}") from error
+        raise InputError(f"has tensors of shapes that no {layout.kind} has: {error}") from error
     return source
 
 
-def _check_one_root(path: Any, layout: _Format, root: str, tensors: State, wanted: str) -> None:
+def _check_one_root(layout: _Format, root: str, tensors: State, wanted: str) -> None:
     """Raises an error if a tensor that is missing under the network's root is under another one."""
     for name in tensors:
         parts = re.split(r"(?<=[./])", name)
@@ -293,7 +290,7 @@ def _check_one_root(path: Any, layout: _Format, root: str, tensors: State, wante
         if found := next((end for end in ends if _rename(end, layout.renames) == wanted), None):
             first, second = (repr(one) if one else "none" for one in (root, name.removesuffix(found)))
             raise InputError(
-                f"{path}: must have one root before all names of the network; {layout.signature} has {first}, "
+                f"must have one root before all names of the network; {layout.signature} has {first}, "
                 f"{found} has {second}."
             )
 
@@ -330,7 +327,7 @@ def _from_flax(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten() if name.startswith("blocks.") else tensor
 
 
-def _to_monai(path: Any, state: State, source: PretrainedWeights, has_class_position: bool) -> None:
+def _to_monai(state: State, source: PretrainedWeights, has_class_position: bool) -> None:
     """Fills ``source`` from a ViT's weights in timm's layout."""
     out, how = source.encoder, source.converted
     source.head = {name.removeprefix("head."): state.pop(name) for name in list(state) if name.startswith("head.")}
@@ -356,11 +353,11 @@ def _to_monai(path: Any, state: State, source: PretrainedWeights, has_class_posi
             how["cls_token"] = "with its position, normalised"
     if cls_token is not None:
         out["cls_token"] = cls_token.reshape(1, 1, width)
-    for layer in range(max(depth(path, state), 1)):
+    for layer in range(max(depth(state), 1)):
         _block_to_monai(f"blocks.{layer}.", state, out, how)
     out["norm.weight"], out["norm.bias"] = state.pop("norm.weight"), state.pop("norm.bias")
     if state:
-        raise InputError(f"{path}: has {sorted(state)[:3]}, which MONAI's ViT cannot represent.")
+        raise InputError(f"has {sorted(state)[:3]}, which MONAI's ViT cannot represent.")
 
 
 def _block_to_monai(block: str, state: State, out: State, how: dict[str, str]) -> None:

@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from monai.utils import optional_import
 
-from monai_dvpt.utils import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, InputError, read_npz, read_safetensors, read_torch
+from monai_dvpt.utils import (
+    MAX_HEADER_BYTES,
+    MAX_NAME,
+    MAX_TENSORS,
+    InputError,
+    naming,
+    naming_argument,
+    read_npz,
+    read_safetensors,
+    read_torch,
+)
 
 __all__ = ["find_file", "read_config", "read_json", "read_weights"]
 
@@ -31,6 +41,7 @@ REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 State = dict[str, torch.Tensor]
 
 
+@naming_argument("source")
 def find_file(source: str | os.PathLike) -> Path:
     """
     The weight file of ``source``: a file, a folder as written by Hugging Face libraries, or, if no such path exists, a
@@ -43,23 +54,24 @@ def find_file(source: str | os.PathLike) -> Path:
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
         if not found:
-            raise InputError(f"{path}: a folder of pretrained weights must hold one of {WEIGHT_FILES}.")
+            raise InputError(f"a folder of pretrained weights must hold one of {WEIGHT_FILES}.")
         return found[0]
     known = path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar", ".json")
     match = REPOSITORY.fullmatch(str(source))
     if path.exists() or known or match is None or path.is_absolute() or str(source).startswith("."):
         if not path.is_file():
-            raise InputError(f"{path}: pretrained weights must be an existing file, and a regular one.")
+            raise InputError("pretrained weights must be an existing file, and a regular one.")
         if (shard := SHARD.fullmatch(path.name)) and int(shard["count"]) > 1:
             index = path.with_name(f"{shard['stem']}{shard['suffix']}{INDEX}")
             raise InputError(
-                f"{path}: is shard {int(shard['number'])} of {int(shard['count'])} of a checkpoint; give its index, "
+                f"is shard {int(shard['number'])} of {int(shard['count'])} of a checkpoint; give its index, "
                 f"{index.name}, or the folder of all."
             )
         return path
     return _download(match["id"], match["revision"])
 
 
+@naming_argument("repository")
 def _download(repository: str, revision: str | None) -> Path:
     hub, installed = optional_import("huggingface_hub")
     advice = (
@@ -67,7 +79,7 @@ def _download(repository: str, revision: str | None) -> Path:
         "network, put them into one folder, and give that folder."
     )
     if not installed:
-        raise InputError(f"{repository}: is no existing file, and huggingface_hub is not installed; {advice}")
+        raise InputError(f"is no existing file, and huggingface_hub is not installed; {advice}")
     try:
         with suppress(hub.errors.EntryNotFoundError):  # timm's repositories may have none
             hub.hf_hub_download(repository, "config.json", revision=revision)
@@ -84,8 +96,8 @@ def _download(repository: str, revision: str | None) -> Path:
     except InputError:
         raise
     except Exception as error:  # offline, refused, unknown and so on: the advice is the same
-        raise InputError(f"{repository}: cannot be downloaded ({type(error).__name__}); {advice}") from error
-    raise InputError(f"{repository}: a repository of pretrained weights must hold one of {WEIGHT_FILES}.")
+        raise InputError(f"cannot be downloaded ({type(error).__name__}); {advice}") from error
+    raise InputError(f"a repository of pretrained weights must hold one of {WEIGHT_FILES}.")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -96,15 +108,17 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(file)
     vision = config.get("vision_config")
     config = vision if isinstance(vision, dict) else config
-    for name, kind in CONFIG_TYPES.items():
-        if name in config and (not isinstance(config[name], kind) or isinstance(config[name], bool)):
-            value = repr(config[name])[:50]
-            raise InputError(f"{file}: {name} must be a {'text' if kind is str else 'number'}, got {value}.")
-        if name in config and kind is not str and not 0 < config[name] < LARGE:
-            raise InputError(f"{file}: {name} must be above 0 and below {LARGE:,}, got {repr(config[name])[:50]}.")
+    with naming(file):
+        for name, kind in CONFIG_TYPES.items():
+            if name in config and (not isinstance(config[name], kind) or isinstance(config[name], bool)):
+                value = repr(config[name])[:50]
+                raise InputError(f"{name} must be a {'text' if kind is str else 'number'}, got {value}.")
+            if name in config and kind is not str and not 0 < config[name] < LARGE:
+                raise InputError(f"{name} must be above 0 and below {LARGE:,}, got {repr(config[name])[:50]}.")
     return config
 
 
+@naming_argument("file")
 def read_json(file: Path) -> dict[str, Any]:
     """
     The object in a JSON file.
@@ -113,35 +127,37 @@ def read_json(file: Path) -> dict[str, Any]:
         InputError: if the file does not exist, cannot be read, is too large or contains anything else.
     """
     if not file.is_file():
-        raise InputError(f"{file}: must be an existing file, and a regular one.")
+        raise InputError("must be an existing file, and a regular one.")
     try:
         if (size := file.stat().st_size) > MAX_HEADER_BYTES:
-            raise InputError(f"{file}: must have at most {MAX_HEADER_BYTES:,} bytes, got {size:,}.")
+            raise InputError(f"must have at most {MAX_HEADER_BYTES:,} bytes, got {size:,}.")
         content = json.loads(file.read_text(encoding="utf-8"))
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON: {error}") from error
+        raise InputError(f"cannot be read as JSON: {error}") from error
     except RecursionError as error:
-        raise InputError(f"{file}: cannot be read as JSON: it is nested too deeply.") from error
+        raise InputError("cannot be read as JSON: it is nested too deeply.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file}: must hold a JSON object, got {type(content).__name__}.")
+        raise InputError(f"must hold a JSON object, got {type(content).__name__}.")
     return content
 
 
+@naming_argument("path")
 def _read_index(path: Path) -> dict[str, str]:
     """The file of each tensor of a sharded checkpoint."""
     found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise InputError(f"{path}: must hold a JSON object weight_map, of the file of each tensor.")
+        raise InputError("must hold a JSON object weight_map, of the file of each tensor.")
     if len(found) > MAX_TENSORS:
-        raise InputError(f"{path}: must name at most {MAX_TENSORS:,} tensors, got {len(found):,}.")
+        raise InputError(f"must name at most {MAX_TENSORS:,} tensors, got {len(found):,}.")
     for name in found.values():
         if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin|pt|pth)", name):
-            raise InputError(f"{path}: weight_map must give names of files beside it, got {repr(name)[:50]}.")
+            raise InputError(f"weight_map must give names of files beside it, got {repr(name)[:50]}.")
     return found
 
 
+@naming_argument("path")
 def read_weights(path: Path) -> dict[str, State]:
     """
     The named tensors of a ``.safetensors``, ``.npz`` or torch file, or of the shards in an index, by their place: "" is
@@ -157,10 +173,10 @@ def read_weights(path: Path) -> dict[str, State]:
     else:
         found = _states(read_npz(path) if path.suffix == ".npz" else read_torch(path))
     if not any(found.values()):
-        raise InputError(f"{path}: cannot be read as weights: it must hold a dictionary of named tensors.")
+        raise InputError("cannot be read as weights: it must hold a dictionary of named tensors.")
     for place in found:
         if len(place) > MAX_NAME or not place.isprintable():
-            raise InputError(f"{path}: must have printable names of at most {MAX_NAME} characters, got {place[:50]!r}.")
+            raise InputError(f"must have printable names of at most {MAX_NAME} characters, got {place[:50]!r}.")
     return found
 
 
@@ -168,13 +184,11 @@ def _read_shards(path: Path) -> State:
     index = _read_index(path)
     tensors: State = {}
     for shard in sorted(set(index.values())):
-        file = path.with_name(shard)
-        found = read_weights(file).get("", {})
+        found = read_weights(path.with_name(shard)).get("", {})
         named = {name for name, place in index.items() if place == shard}
         if wrong := sorted(named ^ found.keys()):
-            raise InputError(
-                f"{file}: must hold the tensors that {path.name} names, and no others; not so {wrong[:3]}."
-            )
+            with naming(path.with_name(shard)):
+                raise InputError(f"must hold the tensors that {path.name} names, and no others; not so {wrong[:3]}.")
         tensors |= found
     return tensors
 
