@@ -60,9 +60,7 @@ def add_parser(commands: Any) -> None:
     methods = f"of those below, all by default; {REFERENCE} is always measured"
     parser.add_argument("--methods", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help=methods)
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of each measured time, 7 by default")
-    parser.add_argument(
-        "--batch", type=int, metavar="N", help="images of a step, by default 8 (vit_b16), 16 (vit_ti16) or 1"
-    )
+    parser.add_argument("--batch", type=int, metavar="N", help="images of a step, by default 8 or 16 (ViT), else 1")
     parser.add_argument("--size", type=int, metavar="N", help="sides of an image, by default 224 (ViT) and 96")
     parser.add_argument("--device", metavar="DEVICE", help="by default cuda where there is one, else cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU, by default those of torch")
