@@ -114,7 +114,7 @@ class TestRefused(Base):
         [
             ("unetr_2d", "lora", "dvpt", {"bottleneck_size": 24}, r"bottleneck_size must be in .*24\), got 24"),
             ("unetr_2d", "dvpt", "dvpt", {"start_layer": 12}, r"start_layer must be in \[0, 12\), got 12"),
-            ("unetr_2d", "full", "vpt_shallow", {}, "must have a network that uses only the last layer"),
+            ("unetr_2d", "full", "vpt_shallow", {}, "must have an encoder of which only the last layer is used"),
             ("swin_classifier_2d", "ssf", "vpt_deep", {}, "must have an encoder whose layers see all tokens at once"),
             ("vit_cls_2d", "full", "lora", {"rank": 0}, "rank must be a whole number of at least 1, got 0"),
         ]

@@ -98,7 +98,7 @@ class VPTShallow(VPTDeep):
 
     def for_encoder(self, encoder: Encoder) -> Self:
         if len(encoder.outputs) > 1:
-            raise ValueError(f'the method "{self.name}" must have a network that uses only the last layer.')
+            raise ValueError(f'the method "{self.name}" must have an encoder of which only the last layer is used.')
         return super().for_encoder(encoder)
 
     def attach(self, encoder: Encoder) -> None:

@@ -343,7 +343,7 @@ class TestAdapters(Base):
         torch.optim.SGD(trainable(net).values(), lr=0.1).step()
         self.check_equal(answer(source), before)
 
-    @parameterized.expand(CASES)
+    @parameterized.expand([pair for pair in CASES if pair[0] not in ("full", "bitfit")])  # which train the encoder
     def test_round_backbone(self, method, case):
         plain, other = frozen(case), other_method(method, case)
         net = tuned(plain, method)
