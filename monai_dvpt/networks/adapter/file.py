@@ -220,8 +220,8 @@ def merge(net: TunableNetwork) -> TunableNetwork:
     net.encoder().attach(Linear())
     if changed:
         net.backbone_file = None  # no file contains the new backbone
-    attentions = [module.qkv for module in net.encoder().modules() if hasattr(module, "qkv")]
-    net.arguments = {**net.arguments, "qkv_bias": any(module.bias is not None for module in attentions)}
+    has_bias = any(attention.qkv.bias is not None for attention in net.encoder().attentions())
+    net.arguments = {**net.arguments, "qkv_bias": has_bias}
     return net.train(net.training)
 
 

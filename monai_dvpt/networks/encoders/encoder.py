@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 
 from monai_dvpt.networks.blocks import fuse_attention
@@ -56,6 +57,14 @@ class Encoder(Slot):
         """Token width ``C`` of every layer."""
         return [block.norm1.normalized_shape[0] for block in self.blocks]
 
+    def attentions(self) -> list[Any]:
+        """The self-attention of every layer; its linear layer ``qkv`` makes queries, keys and values."""
+        return [block.attn for block in self.blocks]
+
+    def feed_forwards(self) -> list[Any]:
+        """The feed-forward part of every layer."""
+        return [block.mlp for block in self.blocks]
+
     def like(self) -> torch.Tensor:
         """A tensor with the device and type of a method's tensors; no normalisation is ever rounded."""
         return self.blocks[0].norm1.weight
@@ -63,6 +72,11 @@ class Encoder(Slot):
     def embedding(self) -> nn.Module:
         """The module that turns an image into tokens."""
         raise NotImplementedError
+
+    def patch_values(self) -> int:
+        """Number of image values that the first layer of the embedding combines."""
+        modules = self.embedding().modules()
+        return next(module.weight[0].numel() for module in modules if isinstance(module, (nn.Linear, _ConvNd)))
 
     def unused_modules(self) -> set[nn.Module]:
         """Modules that the encoder does not use: they belong to a head or are never computed with."""

@@ -69,6 +69,5 @@ class AdaptFormer(Method):
         check_positive(scale=self.scale)
 
     def attach(self, encoder: Encoder) -> None:
-        for module in encoder.used_modules():
-            if isinstance(module, MLPBlock):
-                AdaptMLP.take(module).add_branch(self.bottleneck_size, self.scale)
+        for module in encoder.feed_forwards():
+            AdaptMLP.take(module).add_branch(self.bottleneck_size, self.scale)

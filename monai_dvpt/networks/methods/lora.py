@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from monai.networks.blocks import SABlock
-from monai.networks.nets.swin_unetr import WindowAttention
 
 from monai_dvpt.networks.encoders import Encoder
 from monai_dvpt.utils import check_counts
@@ -85,11 +83,9 @@ class LoRA(Method):
 
     def attach(self, encoder: Encoder) -> None:
         alpha = self.rank if self.alpha is None else self.alpha
-        for module in encoder.used_modules():
-            if isinstance(module, (SABlock, WindowAttention)):
-                LoRALinear.take(module.qkv).add_factors(self.rank, alpha / self.rank)
+        for module in encoder.attentions():
+            LoRALinear.take(module.qkv).add_factors(self.rank, alpha / self.rank)
 
     def merge(self, encoder: Encoder) -> None:
-        for module in encoder.used_modules():
-            if isinstance(module, LoRALinear):
-                module.merge()
+        for module in encoder.attentions():
+            module.qkv.merge()

@@ -111,5 +111,5 @@ class VPTShallow(VPTDeep):
 
 def _new_prompts(encoder: Encoder, block: Any, num_prompts: int) -> torch.Tensor:
     width = block.norm1.normalized_shape[0]
-    limit = math.sqrt(6 / (encoder.embedding().patch_dim + width))
+    limit = math.sqrt(6 / (encoder.patch_values() + width))
     return encoder.like().new_empty(num_prompts, width).uniform_(-limit, limit)
