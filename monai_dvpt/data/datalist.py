@@ -16,7 +16,7 @@ from monai_dvpt.utils import InputError, fingerprint, naming
 
 from .kinds import file_ids, image_problem, is_regular
 
-__all__ = ["describe_cases", "draw_count", "load_datalist", "read_json"]
+__all__ = ["describe_cases", "draw_count", "load_datalist", "read_list_file"]
 
 
 def describe_cases(
@@ -116,7 +116,7 @@ def draw_count(fraction: float, total: int) -> int:
     return min(max(1, round(fraction * total)), total - 1)
 
 
-def read_json(file: Path) -> Any:
+def read_list_file(file: Path) -> Any:
     """The content of a JSON file; an InputError if it is not valid."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def read_json(file: Path) -> Any:
 
 
 def _read(file: Path) -> dict:
-    sections = read_json(file)
+    sections = read_list_file(file)
     if not isinstance(sections, dict) or not isinstance(sections.get("training"), list):
         raise InputError('must be an object with a list "training".')
     if not isinstance(sections.get("validation", []), list):

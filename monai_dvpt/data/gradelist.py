@@ -16,7 +16,7 @@ from typing import Any
 from monai_dvpt.utils import InputError, naming
 
 from .cases import unique_names
-from .datalist import draw_count, read_json
+from .datalist import draw_count, read_list_file
 from .kinds import file_ids, is_regular
 
 __all__ = ["load_gradelist", "select_part"]
@@ -155,7 +155,7 @@ def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]
 
 
 def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
-    content = read_json(file)
+    content = read_list_file(file)
     if not isinstance(content, dict):
         raise InputError('must be an object with a list "training".')
     sections: dict[str, list[dict[str, Any]]] = {}

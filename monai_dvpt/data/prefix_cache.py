@@ -38,12 +38,12 @@ IN_USE_SECONDS = 24 * 3600  # an entry stays at least this long after its last u
 
 class PrefixCacheDataset(Dataset):
     """
-    A dataset that adds to each item its prefix: the output of the frozen layers before the first layer with the tuning
-    method (:meth:`monai_dvpt.networks.parts.TunableNetwork.forward_prefix`). All prefixes are computed once at the
+    A dataset that adds to each item its prefix: the outputs of the frozen layers up to where the tuning method comes in
+    (:meth:`monai_dvpt.networks.parts.TunableNetwork.forward_prefix`). All prefixes are computed once at the
     start, and training skips these layers; :class:`monai_dvpt.engines.PreparePrefix` hands them to the network.
 
     An entry is found by the values of the preprocessed image and by the frozen encoder, so it never belongs to another
-    image, preprocessing or weights. Networks with the same encoder and the same number of such layers share it. On disk
+    image, preprocessing or weights. Networks with the same encoder and the same frozen layers share it. On disk
     every entry is a complete file, so that an interrupted start continues. If a folder grows beyond ``max_gib``, the
     entries that were not used for longest are removed, but none that was used within a day.
 

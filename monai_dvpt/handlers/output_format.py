@@ -31,7 +31,8 @@ class OutputFormats:
         labels: names of the classes in the order of their values, background first; none of a grading bundle.
 
     Raises:
-        InputError: if one is unknown, or if highdicom or the metadata are missing for DICOM.
+        InputError: if one is unknown, or the metadata are missing for DICOM.
+        OptionalImportError: if highdicom is missing for DICOM.
     """
 
     def __init__(

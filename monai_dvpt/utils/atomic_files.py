@@ -21,7 +21,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .errors import InputError
+from .errors import InputError, naming
 
 __all__ = ["atomic_path", "fingerprint", "remove_leftovers", "to_json", "write_csv"]
 
@@ -93,7 +93,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         # torch.save raises a RuntimeError
         if isinstance(error, (OSError, SafetensorError)) or "inline_container" in str(error):
-            raise InputError(f"{path}: cannot be written: {error}") from error
+            with naming(path):
+                raise InputError(f"cannot be written: {error}") from error
         raise
 
 

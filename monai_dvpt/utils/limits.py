@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The limits of all input from files and networks, each stated once; ``docs/reference/limits.md``."""
+"""Limits of input that several readers share; ``docs/reference/limits.md`` lists all limits."""
 
 from __future__ import annotations
 
 import os
 
-from .errors import InputError
+from .errors import InputError, naming
 
 __all__ = ["MAX_FRAMES", "MAX_HEADER_BYTES", "MAX_ITEMS", "MAX_NAME", "MAX_TENSORS", "check_bytes", "max_bytes"]
 
@@ -33,7 +33,8 @@ def max_bytes() -> int:
     """
     text = os.environ.get(VARIABLE, str(DEFAULT))
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise InputError(f"{VARIABLE} must be a whole number of at least 1, got {text!r}.")
+        with naming(VARIABLE):  # and no file
+            raise InputError(f"must be a whole number of at least 1, got {text!r}.")
     return int(text)
 
 
@@ -42,7 +43,7 @@ def check_bytes(what: str, needed: int) -> None:
     Every reader calls this before it takes memory.
 
     Args:
-        what: subject of the error: a file, and its part that is too large.
+        what: subject of the error: what takes too much, such as a part of a file.
         needed: bytes to take.
 
     Raises:

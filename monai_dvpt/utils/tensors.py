@@ -16,7 +16,7 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 def check_type(what: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> None:
     """
     Args:
-        what: subject of the error: a file, and the name of the tensor in it.
+        what: subject of the error: the name of the tensor.
         tensor: the tensor as read.
         dtype: type of the network's tensor; by default any real number is allowed.
 
@@ -42,7 +42,7 @@ def check_type(what: str, tensor: torch.Tensor, dtype: torch.dtype | None = None
 def check_finite(what: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
     """
     Args:
-        what: subject of the error: a file, and the name of the tensor in it.
+        what: subject of the error: the name of the tensor.
         tensor: its type passed :func:`check_type`.
         dtype: type of the network's tensor.
 

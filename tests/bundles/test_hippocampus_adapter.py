@@ -158,7 +158,7 @@ class TestShippedAdapter(unittest.TestCase):
     def test_other_grids(self):
         """
         The same anatomy on other grids scores nearly as on its own, and its surfaces lie where they did. The network,
-        not the geometry, loses some points; run with ``-s`` for the table of docs/explanation/geometry.md.
+        not the geometry, loses some points; run with ``-n 0 -s`` for the table of docs/explanation/geometry.md.
         """
         data, inputs, outputs = shared_data("msd_hippocampus"), temporary_folder(self), temporary_folder(self)
         cases = json.loads((BUNDLE / "configs" / "datalist.json").read_text())["validation"][::4]

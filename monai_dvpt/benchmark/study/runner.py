@@ -157,7 +157,7 @@ def _job_of(row: Mapping[str, Any]) -> Job:
 def _number(text: str) -> int | float | str:
     """A cell of the file as a number, if it is one."""
     for kind in (int, float):
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):
             return kind(text)
     return text
 

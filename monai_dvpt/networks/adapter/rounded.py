@@ -30,17 +30,16 @@ def round_backbone(net: TunableNetwork, dtype: torch.dtype = torch.bfloat16) -> 
         ``net``.
 
     Raises:
-        ValueError: if ``dtype`` is another type, or a parameter of the backbone, or a copy of one, is trained.
+        ValueError: if ``dtype`` is another type, a parameter of the backbone is trained, or the method has
+            copies of parameters.
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be torch.bfloat16 or torch.float16, got {dtype}.")
     trained = [n for n, p in net.named_parameters() if p.requires_grad and net.part_of(n) == "backbone"]
     if trained:
         raise ValueError(f"net must have a frozen backbone to be rounded, {trained[:3]} are trained.")
-    if copied := list(net.encoder().originals):
-        raise ValueError(
-            f'net must train no part of its encoder to be rounded; "{net.method.name}" trains {copied[:3]}.'
-        )
+    if net.encoder().originals:
+        raise ValueError(f'net must not have copies of its backbone to be rounded, the method "{net.method.name}" has.')
     before = backbone_sha256(net)
     for name, module in net.named_modules():
         for key, parameter in list(module.named_parameters(recurse=False)):

@@ -249,8 +249,8 @@ class Encoder(Slot):
     def pack_prefix(self, states: Mapping[int, torch.Tensor], seen: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """
         Packs the tokens that the method needs into a tensor of shape (B, numbers). The arguments are the result of
-        :meth:`frozen_states` for at least ``prefix_layers``. Every frozen layer that ran adds a column of zeros, so
-        that the shape alone tells a prefix of other layers.
+        :meth:`frozen_states` for at least ``prefix_layers``. Every layer up to the first of ``prefix_layers`` adds a
+        column of zeros, so that the shape alone tells a prefix of other layers.
         """
         kept = [states[layer] for layer in self._outputs_before()] + [seen[layer] for layer in self.prefix_layers]
         layers_run = kept[-1].new_zeros(len(kept[-1]), self.prefix_layers[0] + 1)

@@ -254,7 +254,7 @@ def _vit(
         if name.startswith(root) and re.match(known, inner) and not (has_pre_logits and inner.startswith("head.")):
             if inner in state:
                 raise InputError(f"has {inner} twice, the second time as {name}.")
-            check_type(f"{name}", tensor, torch.float32)
+            check_type(name, tensor, torch.float32)
             state[inner] = tensor.float()
         elif name.startswith(root) and _ENCODER.match(inner) and not _UNNEEDED.search(inner):
             raise InputError(f"has {name}, which MONAI's ViT cannot represent.")
