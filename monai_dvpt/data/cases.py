@@ -15,11 +15,10 @@ from typing import Any
 from monai_dvpt.utils import InputError
 
 from .dicom import DicomSeries, DicomSeriesReader, find_series
-from .dicom.detect import looks_like_dicom
 from .dicom.privacy import names_patient
 from .dicom.series import VOLUMES
 from .folders import walk_files
-from .kinds import image_problem, image_stem, is_regular, pair_header
+from .kinds import image_problem, image_stem, is_regular, looks_like_dicom, pair_header
 
 __all__ = ["find_cases", "unique_names"]
 

@@ -20,6 +20,7 @@ __all__ = [
     "image_problem",
     "image_stem",
     "is_regular",
+    "looks_like_dicom",
     "nifti_image_of",
     "pair_header",
 ]
@@ -33,6 +34,7 @@ PICTURES = ("png", "jpeg")
 """Kinds that can be read."""
 PAIRS = (".hdr", ".hdr.gz", ".img", ".img.gz")
 VOLUME_SUFFIXES = (".nii.gz", ".nii", *PAIRS, ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc", ".tif", ".tiff")
+DICOM_SUFFIXES = ("", ".dcm", ".ima")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 """Suffixes of images, whatever the content."""
 
@@ -84,6 +86,32 @@ def file_kind(path: str | os.PathLike) -> str:
         return "nrrd"
     lines = [line.partition(b"=")[0].strip() for line in start.split(b"\n")[:4]]
     return "metaimage" if b"ObjectType" in lines or b"NDims" in lines else ""
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """
+    Whether a file is DICOM by its first bytes, or should be by its name because it cannot be opened, is empty, or ends
+    within its preamble.
+    """
+    if path.name.upper() == "DICOMDIR":  # an index of other files
+        return False
+    suffix = path.suffix.lower()
+    dicom_name = suffix in DICOM_SUFFIXES or suffix[1:].isdigit()  # many files have a UID for a name
+    if os.path.exists(path) and not is_regular(path) and not os.path.isdir(path):  # a pipe or device is never opened
+        return dicom_name
+    try:
+        with open(path, "rb") as file:
+            start = file.read(132)
+    except IsADirectoryError:
+        return os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK)
+    except OSError:  # no permission, or a link to nowhere
+        return dicom_name
+    if start[128:] == b"DICM" or suffix in DICOM_SUFFIXES[1:]:
+        return True
+    if not start[:128].strip(b"\0"):  # empty, cut within or after the preamble, or never filled
+        return dicom_name
+    group, element = start[:2], start[2:4]  # of a file without preamble
+    return len(start) == 132 and group in (b"\2\0", b"\10\0") and element[1] == 0
 
 
 def _inflated(start: bytes) -> bytes:

@@ -16,12 +16,11 @@ from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
 from monai_dvpt.data.dicom import SeriesGrid
-from monai_dvpt.data.dicom.detect import looks_like_dicom
 from monai_dvpt.data.dicom.grid import GRID_TAGS, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode, fill_padding, pixel_functions
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
-from monai_dvpt.data.kinds import check_regular, image_kind
+from monai_dvpt.data.kinds import check_regular, image_kind, looks_like_dicom
 from monai_dvpt.data.nifti import as_float32, read_nifti
 from monai_dvpt.utils import InputError, naming, reason
 from monai_dvpt.utils.limits import check_bytes

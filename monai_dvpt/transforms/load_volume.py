@@ -16,8 +16,7 @@ from monai.transforms import EnsureChannelFirst, MapTransform, Transform
 from monai.utils import ensure_tuple_rep, optional_import
 
 from monai_dvpt.data.dicom import DicomSeriesReader
-from monai_dvpt.data.dicom.detect import looks_like_dicom
-from monai_dvpt.data.kinds import check_regular, image_kind
+from monai_dvpt.data.kinds import check_regular, image_kind, looks_like_dicom
 from monai_dvpt.data.nifti import as_float32, read_nifti
 from monai_dvpt.data.text_headers import check_metaimage, check_nrrd
 from monai_dvpt.utils import InputError, naming, reason

@@ -16,7 +16,7 @@ from fastapi import HTTPException
 from monailabel.datastore.local import LocalDatastore
 
 from monai_dvpt.data.dicom import DicomSeriesReader
-from monai_dvpt.data.dicom.detect import looks_like_dicom
+from monai_dvpt.data.kinds import looks_like_dicom
 from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.utils import InputError, atomic_path, fingerprint

@@ -18,8 +18,9 @@ from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.networks.methods import METHODS
 from monai_dvpt.utils import FolderLock, InputError, atomic_path, fingerprint, setting_for_config, to_json
 
-from .job import GIVEN, Task, read_cases
-from .plan import HEAD_RATES, make_splits, parse_method
+from .intervals import compare_runs
+from .job import GIVEN, Task, key_metric, read_cases
+from .plan import HEAD_RATES, make_splits, parse_method, patient_of
 from .runner import Results, run_study
 from .study_report import write_report
 
@@ -88,10 +89,12 @@ def _run(arguments: argparse.Namespace) -> None:
         trials, finals = run_study(
             *(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results)
         )
+        patients = [[patient_of(case) for case in split.test] for split in splits]
+        scores = compare_runs([results.run_of(row) for row in finals], patients, key_metric(task), (reference, 1.0))
         facts = ", ".join(f"{key} {value}" for key, value in machine_facts().items() if key != "torch_threads")
         load = f"{workers} runs at a time, threads of each: {arguments.threads}"
         notes = [f"`{_command(arguments)}`", "", f"{load}. {facts}."]
-        print(write_report(finals, trials, reference, arguments.output, notes).read_text(encoding="utf-8"))
+        print(write_report(finals, trials, scores, reference, arguments.output, notes).read_text(encoding="utf-8"))
 
 
 def _check(arguments: argparse.Namespace, has_reference: bool) -> None:

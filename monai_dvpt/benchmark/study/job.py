@@ -7,13 +7,14 @@ import math
 import time
 import traceback
 from collections import UserDict
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.metrics import CumulativeIterationMetric
 from monai.utils import set_determinism
 
 from monai_dvpt.handlers import peak_memory_mib
@@ -21,9 +22,9 @@ from monai_dvpt.networks.methods import as_method
 from monai_dvpt.networks.parts import count_parameters
 from monai_dvpt.utils import InputError, path_for_config, reason
 
-from .plan import Job, Split, parse_method
+from .plan import Job, Split, parse_method, patient_of
 
-__all__ = ["GIVEN", "Task", "read_cases", "run_job", "train_and_score"]
+__all__ = ["GIVEN", "Task", "key_metric", "read_cases", "run_job", "train_and_score"]
 
 GIVEN = ("cases", "learning_rates", "method", "seed")
 """Keys of ``train.yaml`` that the study sets."""
@@ -63,6 +64,12 @@ class Task:
         )
 
 
+def key_metric(task: Task) -> CumulativeIterationMetric:
+    """The metric that scores the runs of a bundle."""
+    handlers = task.workflow().parser.get_parsed_content("validate#key_metric")
+    return next(iter(handlers.values())).metric_fn
+
+
 def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:
     """
     The bundle's lists of cases.
@@ -99,7 +106,8 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
 
     Returns:
         the job's values, the bundle's key metric as "score" and its name as "metric", numbers of cases and of
-        parameters tuned in the encoder and in head and decoder, seconds of training, and peak memory in MiB.
+        parameters tuned in the encoder and in head and decoder, seconds of training, peak memory in MiB, and as
+        "cases" what the key metric keeps of each scored case.
     """
     torch.set_num_threads(task.threads)
     training, scored = split.cases(job)
@@ -125,18 +133,35 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     seconds = time.monotonic() - started
     memory = peak_memory_mib(next(network.parameters()).device)
     evaluator.run()
+    name = evaluator.state.key_metric_name
+    metric = parser.get_parsed_content("validate#key_metric")[name].metric_fn
     counts = {part: count["trainable"] for part, count in count_parameters(network).items()}
     return {
         **asdict(job),
-        "metric": evaluator.state.key_metric_name,
-        "score": float(evaluator.state.metrics[evaluator.state.key_metric_name]),
+        "metric": name,
+        "score": float(evaluator.state.metrics[name]),
         "training_cases": len(training),
         "scored_cases": len(scored),
         "encoder_parameters": counts["method"],
         "head_parameters": counts["head"] + counts["decoder"],
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(memory),
+        "cases": _values_of_cases(metric, scored),
     }
+
+
+def _values_of_cases(metric: Any, cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a metric keeps of each case, a row for each with its image and patient."""
+    if not isinstance(metric, CumulativeIterationMetric):
+        raise InputError(f"validate#key_metric must be a cumulative metric of MONAI, got {type(metric).__name__}.")
+    buffers = metric.get_buffer()
+    parts = [buffers] if isinstance(buffers, torch.Tensor) else list(buffers)
+    names = ["score"] if len(parts) == 1 else ["prediction", "label"]
+    columns: dict[str, list[Any]] = {"image": [str(case["image"]) for case in cases]}
+    columns["patient"] = [patient_of(case) for case in cases]
+    for name, buffer in zip(names, parts, strict=True):
+        columns |= {f"{name}_{index}": values.tolist() for index, values in enumerate(buffer.reshape(len(cases), -1).T)}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _batches(cases: Sized, parser: ConfigParser) -> int:

@@ -16,7 +16,7 @@ from scipy.stats import qmc
 from monai_dvpt.networks.methods import METHODS, as_method
 from monai_dvpt.utils import InputError
 
-__all__ = ["HEAD_RATES", "RATES", "Job", "Split", "final_jobs", "make_splits", "parse_method", "trial_jobs"]
+__all__ = ["HEAD_RATES", "Job", "Split", "final_jobs", "make_splits", "parse_method", "patient_of", "trial_jobs"]
 
 HEAD_RATES = (3e-4, 1e-2)
 """Search range of the learning rate of head and decoder, for every method; log-uniform, like those below."""
@@ -189,8 +189,13 @@ def _part(cases: Sequence[dict[str, Any]], fraction: float) -> tuple[list[dict[s
     return [case for patient in patients for case in patient], part
 
 
+def patient_of(case: Mapping[str, Any]) -> str:
+    """The patient of a case; without one each case is its own."""
+    return str(case.get("group") or case["image"])
+
+
 def _shuffled_patients(cases: Sequence[dict[str, Any]], seed: int) -> list[list[dict[str, Any]]]:
     groups: dict[Any, list[dict[str, Any]]] = {}
     for case in sorted(cases, key=lambda case: str(case["image"])):
-        groups.setdefault(case.get("group") or case["image"], []).append(case)
+        groups.setdefault(patient_of(case), []).append(case)
     return random.Random(seed).sample(list(groups.values()), len(groups))

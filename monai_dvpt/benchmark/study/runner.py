@@ -13,25 +13,29 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from monai_dvpt.utils import InputError, reason, write_csv
+from monai_dvpt.utils import InputError, fingerprint, reason, write_csv
 
+from .intervals import Run
 from .job import Task, run_job
 from .plan import Job, Split, final_jobs, trial_jobs
 
 __all__ = ["COLUMNS", "Results", "best_trials", "run_study"]
 
 MEASURED = ["metric", "score", "training_cases", "scored_cases", "encoder_parameters", "head_parameters"]
-COLUMNS = [*(field.name for field in fields(Job)), *MEASURED, "seconds", "peak_memory_mib"]
+COLUMNS = [*(field.name for field in fields(Job)), *MEASURED, "seconds", "peak_memory_mib", "predictions"]
 
 
 class Results:
     """
-    The finished jobs of a study, in a CSV file that is replaced as a whole after each.
+    The finished jobs of a study, in a CSV file that is replaced as a whole after each, and beside it a file with what
+    the key metric kept of each case in each final run, in the folder "predictions".
 
     Args:
         path: the file; jobs in it count as done.
@@ -41,7 +45,7 @@ class Results:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.predictions = path, path.with_name("predictions")
         self.rows: dict[str, dict[str, Any]] = {}
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
@@ -52,9 +56,27 @@ class Results:
             self.rows = {_job_of(row).key: row for row in rows}
 
     def add(self, row: dict[str, Any]) -> None:
-        """Adds a result, and writes the file."""
-        self.rows[_job_of(row).key] = row
+        """Adds a result, and writes its predictions and the file."""
+        job, cases = _job_of(row), row.pop("cases")
+        row["predictions"] = "" if job.kind == "trial" else f"{fingerprint(job.key)[:16]}.csv"
+        if row["predictions"]:
+            write_csv(self.predictions / row["predictions"], list(cases[0]), cases)
+        self.rows[job.key] = row
         write_csv(self.path, COLUMNS, self.rows.values())
+
+    def has(self, job: Job) -> bool:
+        """Whether a job is finished, and its predictions are there."""
+        row = self.rows.get(job.key)
+        return row is not None and (not row["predictions"] or (self.predictions / row["predictions"]).is_file())
+
+    def run_of(self, row: Mapping[str, Any]) -> Run:
+        """A final run with its predictions."""
+        with open(self.predictions / row["predictions"], newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        columns = [name for name in rows[0] if name not in ("image", "patient")]
+        parts = [list(part) for _, part in groupby(columns, lambda column: column.rpartition("_")[0])]
+        buffers = [torch.tensor([[float(case[name]) for name in part] for case in rows]) for part in parts]
+        return Run((row["method"], float(row["fraction"])), row["fold"], row["seed"], row["score"], buffers)
 
 
 def run_study(
@@ -98,7 +120,7 @@ def best_trials(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], Job]
 def _run_all(
     task: Task, splits: Sequence[Split], jobs: Sequence[Job], workers: int, results: Results, title: str
 ) -> None:
-    left = [job for job in dict.fromkeys(jobs) if job.key not in results.rows]
+    left = [job for job in dict.fromkeys(jobs) if not results.has(job)]
     failed = []
     with (
         _pool(workers, results.path.with_name("log.txt")) as pool,
@@ -113,8 +135,9 @@ def _run_all(
                     failed.append(f"{job.method}, fold {job.fold}, seed {job.seed}: {reason(error)}")
                     bar.write(f"failed: {failed[-1]}")
                     continue
-                results.add(future.result())
-                bar.set_postfix_str(f"{job.method} {job.fraction:.0%}: {future.result()['score']:.3f}")
+                result = future.result()
+                results.add(result)
+                bar.set_postfix_str(f"{job.method} {job.fraction:.0%}: {result['score']:.3f}")
         except BaseException:  # an interruption, or a result that cannot be saved
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -17,9 +17,9 @@ from pydicom import uid as uids
 from tqdm import tqdm
 
 from monai_dvpt.data.folders import walk_files
+from monai_dvpt.data.kinds import looks_like_dicom
 from monai_dvpt.utils import InputError
 
-from .detect import looks_like_dicom
 from .geometry import GridError
 from .headers import DicomFile, Frame, read_header
 from .privacy import names_patient

@@ -209,10 +209,7 @@ class Encoder(Slot):
 
     @torch.jit.unused
     def check_frozen(self) -> None:
-        """
-        Raises:
-            ValueError: if a parameter of the backbone is trained.
-        """
+        """Raises ValueError if a parameter of the backbone is trained."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and name not in self.owned and self.is_own(name):
                 raise ValueError(f"a prefix must come from a frozen encoder, but {name} is trained.")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from monai.engines import SupervisedTrainer
 from PIL import Image
+from sklearn.metrics import cohen_kappa_score
 from utils_commands import call
 from utils_data import temporary_folder
 
@@ -98,6 +99,7 @@ class TestStudy(unittest.TestCase):
         self.assertIn("--equal-steps", out)
         for name in ("study.md", "plan.json", "score_by_labels.png", "score_by_parameters.png", "score_by_cost.png"):
             self.assertTrue((output / name).is_file(), name)
+        self.check_predictions(output, rows)
         # what is there is not run again: a mark in the file stays
         rows[-1]["score"] = "0.123456"
         self.write(output, rows)
@@ -107,6 +109,12 @@ class TestStudy(unittest.TestCase):
         self.assertEqual([row["score"] for row in again].count("0.123456"), 1)
         self.assertEqual({row["seed"] for row in again if row["kind"] == "final"}, {"0", "1"})
         self.assertEqual(len(again), 12)
+        # a run whose predictions are gone is run again
+        (gone,) = {row["predictions"] for row in again if row["score"] == "0.123456"}
+        (output / "predictions" / gone).unlink()
+        status, out, err = self.study(output, *methods, "--seeds", "0", "1")
+        self.assertEqual(status, 0, err)
+        self.assertNotIn("0.123456", [row["score"] for row in self.rows(output)])
         # learning rates that other trials chose are no further runs
         trials = [row for row in again if (row["kind"], row["method"]) == ("trial", "linear")]
         for row, score in zip(trials, sorted((row["score"] for row in trials), key=float), strict=True):
@@ -138,6 +146,24 @@ class TestStudy(unittest.TestCase):
         (output / "plan.json").unlink()
         status, _, err = self.study(output, *methods)
         self.assertIn("plan.json: must say what runs.csv depends on", err)
+
+    def check_predictions(self, output: Path, rows: list[dict[str, str]]) -> None:
+        """Of every final run the grades of all test cases, whose kappa is its score, and the interval of the report."""
+        self.assertEqual({row["predictions"] for row in rows if row["kind"] == "trial"}, {""})
+        finals = [row for row in rows if row["kind"] == "final"]
+        self.assertEqual(len({row["predictions"] for row in finals}), 4)
+        for row in finals:
+            with open(output / "predictions" / row["predictions"]) as file:
+                cases = list(csv.DictReader(file))
+            self.assertEqual(
+                [Path(case["image"]).name for case in cases], [f"{p}_{s}.png" for p in range(14, 18) for s in (0, 1)]
+            )
+            self.assertEqual([case["patient"] for case in cases], [f"p{p}" for p in range(14, 18) for _ in (0, 1)])
+            pairs = [(case[f"label_{k}"], case[f"prediction_{k}"]) for case in cases for k in (0, 1)]
+            kappa = cohen_kappa_score(*zip(*pairs, strict=True), labels=["0", "1", "2"], weights="quadratic")
+            self.assertAlmostEqual(float(row["score"]), kappa, places=6)
+        report = (output / "study.md").read_text()
+        self.assertRegex(report, r"\| linear \| 50% \| 14 \| 1 \| -?\d\.\d+ \(.* to .*\) \| -?\d.* p \d\.\d+ \|")
 
     def write(self, output: Path, rows: list[dict[str, str]]) -> None:
         with open(output / "runs.csv", "w", newline="") as file:
