@@ -145,7 +145,7 @@ class TestOutputs(PeftTestCase):
                 ("attention.v_proj", "attention.attention.value"),
             ):
                 name = name.replace(one, other)
-            old[name] = tensor
+            old[name] = tensor.clone()  # the file is overwritten
         self.assertIn("base_model.model.encoder.layer.0.attention.attention.query.lora_A.weight", old)
         save_file(old, file)
         torch.testing.assert_close(tokens_of(load_peft(net, file.parent)), tokens_of_model(wrapped), **TOLERANCE)
@@ -273,7 +273,8 @@ class TestRefusals(PeftTestCase):
         self.assert_refused(r"adapter_config\.json: must be an existing file")
         random_adapter(self.model).save_pretrained(self.adapter)
         config, weights = self.adapter / "adapter_config.json", self.adapter / "adapter_model.safetensors"
-        good, text = load_file(weights), config.read_text()
+        text = config.read_text()
+        good = {name: tensor.clone() for name, tensor in load_file(weights).items()}  # the file is overwritten
         for content, message in (
             ("[]", "must hold a JSON object"),
             ("{", "cannot be read as JSON"),
