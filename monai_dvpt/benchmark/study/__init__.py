@@ -73,7 +73,8 @@ def _run(arguments: argparse.Namespace) -> None:
     _check(arguments, reference in methods)
     settings = dict(_setting(text, arguments.bundle) for text in arguments.set)
     task = Task(str(arguments.bundle), settings, arguments.threads, arguments.equal_steps)
-    workers = arguments.workers or (1 if torch.cuda.is_available() else max(1, _cores() // arguments.threads))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = arguments.workers or (1 if torch.cuda.is_available() else max(1, cores // arguments.threads))
     lists = read_cases(task)
     splits = make_splits(lists, arguments.folds, arguments.tuning_fraction)
     configs = [(arguments.bundle / "configs" / name).read_text() for name in ("train.yaml", "metadata.json")]
@@ -113,10 +114,6 @@ def _check(arguments: argparse.Namespace, has_reference: bool) -> None:
     for name, value, kept, rule in rules:
         if not kept:
             raise InputError(f"{name} must {rule}, got {value}.")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _setting(text: str, bundle: Path) -> tuple[str, Any]:

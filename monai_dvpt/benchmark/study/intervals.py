@@ -76,7 +76,7 @@ def compare_runs(
     """
     groups = list(dict.fromkeys(run.group for run in runs))
     seeds = sorted({run.seed for run in runs})
-    scores = np.empty((resamples, len(groups), len(seeds), len(patients)))
+    scores = np.full((resamples, len(groups), len(seeds), len(patients)), np.nan)
     generator = np.random.default_rng(0)
     drawn_cases = [_draw_cases(cases, resamples, generator) for cases in patients]
     drawn_seeds = generator.integers(len(seeds), size=(resamples, len(seeds)))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from monai_dvpt.utils import InputError, fingerprint, reason, write_csv
+from monai_dvpt.utils import InputError, fingerprint, naming, reason, write_csv
 
 from .intervals import Run
 from .job import Task, run_job
@@ -35,13 +35,8 @@ COLUMNS = [*(field.name for field in fields(Job)), *MEASURED, "seconds", "peak_m
 class Results:
     """
     The finished jobs of a study, in a CSV file that is replaced as a whole after each, and beside it a file with what
-    the key metric kept of each case in each final run, in the folder "predictions".
-
-    Args:
-        path: the file; jobs in it count as done.
-
-    Raises:
-        InputError: if the file has other columns.
+    the key metric kept of each case in each final run, in the folder "predictions". Jobs in the file ``path`` count as
+    done; an InputError is raised if it has other columns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,12 +65,18 @@ class Results:
         return row is not None and (not row["predictions"] or (self.predictions / row["predictions"]).is_file())
 
     def run_of(self, row: Mapping[str, Any]) -> Run:
-        """A final run with its predictions."""
-        with open(self.predictions / row["predictions"], newline="", encoding="utf-8") as file:
+        """A final run with its predictions; raises an InputError if these are not as they were written."""
+        path = self.predictions / row["predictions"]
+        with naming(path), open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        columns = [name for name in rows[0] if name not in ("image", "patient")]
-        parts = [list(part) for _, part in groupby(columns, lambda column: column.rpartition("_")[0])]
-        buffers = [torch.tensor([[float(case[name]) for name in part] for case in rows]) for part in parts]
+            if len(rows) != row["scored_cases"]:
+                raise InputError(f"must have {row['scored_cases']} cases, got {len(rows)}; remove it to run again.")
+            columns = [name for name in rows[0] if name not in ("image", "patient")]
+            parts = [list(part) for _, part in groupby(columns, lambda column: column.rpartition("_")[0])]
+            try:
+                buffers = [torch.tensor([[float(case[name]) for name in part] for case in rows]) for part in parts]
+            except (TypeError, ValueError) as error:
+                raise InputError(f"must have a number in every column, {error}; remove it to run again.") from error
         return Run((row["method"], float(row["fraction"])), row["fold"], row["seed"], row["score"], buffers)
 
 

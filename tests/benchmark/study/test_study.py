@@ -109,6 +109,18 @@ class TestStudy(unittest.TestCase):
         self.assertEqual([row["score"] for row in again].count("0.123456"), 1)
         self.assertEqual({row["seed"] for row in again if row["kind"] == "final"}, {"0", "1"})
         self.assertEqual(len(again), 12)
+        # predictions that somebody changed are refused, and the file is named
+        (changed,) = {row["predictions"] for row in again if row["score"] == "0.123456"}
+        text = (output / "predictions" / changed).read_text()
+        lines = text.splitlines(keepends=True)
+        for broken, rule in (
+            (lines[:-1], "must have 8 cases, got 7"),
+            ([*lines[:-1], "a.png,p17,?\n"], "must have a number"),
+        ):
+            (output / "predictions" / changed).write_text("".join(broken))
+            status, _, err = self.study(output, *methods, "--seeds", "0", "1")
+            self.assertEqual(status, 1)
+            self.assertRegex(err.splitlines()[-1], rf"^error: .*predictions/{changed}: {rule}")
         # a run whose predictions are gone is run again
         (gone,) = {row["predictions"] for row in again if row["score"] == "0.123456"}
         (output / "predictions" / gone).unlink()
