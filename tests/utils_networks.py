@@ -49,6 +49,10 @@ NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
     "vit_cls_2d": (DVPTViT, VIT_2D),
     "vit_mean_3d": (DVPTViT, {**VIT_3D, "pooling": "mean", "class_token": False, "pos_embed_type": "sincos"}),
     "vit_both_2d": (DVPTViT, {**VIT_2D, "pooling": "both"}),
+    "vit_prompts_2d": (
+        DVPTViT,
+        {**VIT_2D, "pooling": ("prompts", {"num_prompts": 4, "bottleneck_size": 9, "every": 2})},
+    ),
     "vit_encoder_2d": (DVPTViT, {**VIT_2D, "num_classes": 0, "pooling": "mean"}),
     "unetr_2d": (DVPTUNETR, {**UNETR_SIZES, **DVPT_SIZES, "img_size": (32, 48), "spatial_dims": 2}),
     "unetr_3d_patch_8": (DVPTUNETR, {**UNETR_SIZES, **DVPT_SIZES, "img_size": (8, 24, 16), "patch_size": 8}),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
@@ -17,6 +18,7 @@ from monai.networks.nets import UNETR, SwinUNETR, ViT
 from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock
 from parameterized import parameterized
 from safetensors.torch import load_file
+from scipy.special import erf
 from torch.nn.parallel import DistributedDataParallel
 from utils_data import entered, temporary_folder
 from utils_networks import (
@@ -78,13 +80,15 @@ def output_of_monai(plain: nn.Module, net: nn.Module, image: torch.Tensor) -> to
         return net.classification_head(last.flatten(2).mean(2))
     if not isinstance(plain, ViT):
         return plain(image)
-    found = plain(image)[0]
+    found, states = plain(image)
     if hasattr(plain, "classification_head"):
         return found
     first = 1 if hasattr(plain, "cls_token") else 0  # of the image's tokens
     pooled = found[:, first:].mean(1)
-    if net.arguments["pooling"] == "both":
+    if net.pooling != "mean":
         pooled = torch.cat((found[:, 0], pooled), dim=1)
+    if net.pooling == "prompts":
+        return net.classification_head(pooled, [states[layer] for layer in net.outputs])
     return net.classification_head(pooled)
 
 
@@ -385,6 +389,10 @@ class TestBadArguments(unittest.TestCase):
                     ("pooling", "max", {"pooling": "max"}),
                     ("class_token", "pooling both", {"class_token": False, "pooling": "both"}),
                     ("class_token", "pooling cls", {"class_token": False}),
+                    ("pooling", r"\('both', {'num_prompts': 3}\)", {"pooling": ("both", {"num_prompts": 3})}),
+                    ("pooling", r"\('prompts', {'heads': 3}\)", {"pooling": ("prompts", {"heads": 3})}),
+                    ("every", "0", {"pooling": ("prompts", {"every": 0})}),
+                    ("num_classes", "0", {"pooling": "prompts", "num_classes": 0}),
                     ("num_classes", "-1", {"num_classes": -1}),
                     ("start_layer", "5", {"start_layer": 5}),
                 ],
@@ -452,6 +460,29 @@ class TestViTFeatures(unittest.TestCase):
             for row, offset, logit in zip(weight, bias, found, strict=True):
                 expected = sum(w * value for w, value in zip(row, pooled, strict=True)) + offset
                 self.assertAlmostEqual(logit, expected, places=12)
+
+    @parameterized.expand([(True,), (False,)])
+    def test_prompts_by_hand(self, class_token):
+        net = small_network("vit_prompts_2d", class_token=class_token, pos_embed_type="sincos").double().eval()
+        image = small_image(net, batch=2).double()
+        with torch.no_grad():
+            tokens, hidden_states = net.forward_features(image)
+            logits = net(image)
+        state = {name: tensor.numpy() for name, tensor in net.classification_head.state_dict().items()}
+        for sample in range(2):
+            last = tokens[sample].numpy()
+            seen = [last[0], last[1:].mean(0)] if class_token else [last.mean(0)]
+            for reader, layer in enumerate((0, 2, 4)):  # of five, every second one up to the last
+                x = hidden_states[layer][sample].numpy()
+                x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+                h = x @ state[f"readers.{reader}.down.weight"].T + state[f"readers.{reader}.down.bias"]
+                z = h * (1 + erf(h / np.sqrt(2))) / 2
+                for prompt in state[f"readers.{reader}.prompts"]:
+                    weights = np.exp(z @ prompt / 3)  # a bottleneck of 9
+                    read = weights @ z / weights.sum()
+                    seen.append((read - read.mean()) / np.sqrt(read.var() + 1e-5))
+            expected = state["weight"] @ np.concatenate(seen) + state["bias"]
+            np.testing.assert_allclose(logits[sample].numpy(), expected, rtol=1e-9, atol=1e-9)
 
     @parameterized.expand([("vit_cls_2d", 7), ("vit_mean_3d", 6), ("vit_encoder_2d", 7)])
     def test_forward_features(self, case, num_tokens):

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from monai_dvpt.utils import check_counts
+
+from .prompt_reader import PromptReader
 
 __all__ = ["DVPTBlock", "DVPTList"]
 
@@ -21,13 +21,12 @@ KEEP_FROM = 2**18
 """Smallest size of the tokens at which a block keeps only its output; below, this saves little memory."""
 CHOICES = {
     "aggregation": ("read_back", "mean", "static", "prompts_only"),
-    "norm": ("plain", "affine", "none"),
     "zero_init": ("up", "gate"),
 }
 """Allowed values of a block's string arguments."""
 
 
-class DVPTBlock(nn.Module):
+class DVPTBlock(PromptReader):
     """
     Dynamic visual prompt tuning of the output of one frozen transformer block, based on:
     "He et al., DVPT: Dynamic Visual Prompt Tuning of Large Pre-trained Models for Medical Image Analysis
@@ -76,24 +75,13 @@ class DVPTBlock(nn.Module):
         norm: str = "plain",
         zero_init: str = "up",
     ) -> None:
-        super().__init__()
-        check_counts(2, hidden_size=hidden_size)
-        check_counts(0, num_prompts=num_prompts)
-        check_counts(bottleneck_size=bottleneck_size)
-        if bottleneck_size >= hidden_size:
-            raise ValueError(f"bottleneck_size must be in [1, hidden_size={hidden_size}), got {bottleneck_size}.")
-        for name, value in (("aggregation", aggregation), ("norm", norm), ("zero_init", zero_init)):
+        super().__init__(hidden_size, bottleneck_size, num_prompts, norm)
+        for name, value in (("aggregation", aggregation), ("zero_init", zero_init)):
             if value not in CHOICES[name]:
                 raise ValueError(f"{name} must be one of {CHOICES[name]}, got {value}.")
         if aggregation != "read_back" and not num_prompts:
             raise ValueError(f'num_prompts must be at least 1 with aggregation="{aggregation}", got 0.')
-        self.hidden_size = hidden_size
-        self.num_prompts = num_prompts
         self.aggregation = aggregation
-        self.scale = 1.0 / math.sqrt(bottleneck_size)
-        self.norm = nn.Identity() if norm == "none" else nn.LayerNorm(hidden_size, elementwise_affine=norm == "affine")
-        self.down = nn.Linear(hidden_size, bottleneck_size)
-        self.prompts = nn.Parameter(torch.randn(num_prompts, bottleneck_size))
         self.gate = nn.Parameter(torch.ones(1))
         self.up = nn.Linear(bottleneck_size, hidden_size)
         for tensor in (self.up.bias, self.gate if zero_init == "gate" else self.up.weight):
@@ -166,14 +154,6 @@ class DVPTBlock(nn.Module):
         back = torch.matmul(z, prompts.transpose(-2, -1)) * self.scale  # (B, N, M)
         taken = torch.matmul(back.softmax(dim=-1), prompts)  # M = 0 adds 0 and leaves the prompts in the graph
         return self.gate * (taken if self.aggregation == "prompts_only" else z + taken)
-
-    def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens of shape (B, N, C) in the bottleneck, of shape (B, N, R)."""
-        return F.gelu(self.down(self.norm(x)))
-
-    def read(self, z: torch.Tensor) -> torch.Tensor:
-        """Attention of the prompts over tokens ``z`` in the bottleneck, of shape (B, M, N); each row sums to 1."""
-        return (torch.matmul(self.prompts, z.transpose(1, 2)) * self.scale).softmax(dim=-1)
 
 
 def _hooks_are_allowed() -> bool:

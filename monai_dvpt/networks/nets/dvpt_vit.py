@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 from monai.utils import ensure_tuple_rep
 
+from monai_dvpt.networks.blocks import PromptHead
 from monai_dvpt.networks.encoders import ViTEncoder, check_vit_sizes
 from monai_dvpt.networks.methods import Method
 from monai_dvpt.networks.parts import TunableNetwork
@@ -17,7 +18,9 @@ from monai_dvpt.utils import check_counts
 
 __all__ = ["DVPTViT"]
 
-POOLING = ("cls", "mean", "both")
+POOLING = ("cls", "mean", "both", "prompts")
+PROMPTS = {"num_prompts": 8, "bottleneck_size": 16, "every": 1}
+"""Options of the pooling "prompts"."""
 
 
 class DVPTViT(TunableNetwork, ViTEncoder):
@@ -42,8 +45,12 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         spatial_dims: 2 or 3.
         qkv_bias: whether query, key and value have a bias.
         save_attn: whether to keep the attention matrices.
-        pooling: input of the head: "cls", the class token; "mean", of the image's tokens; or "both", concatenated.
-        class_token: whether there is a class token; only the pooling "mean" works without it.
+        pooling: input of the head: "cls", the class token; "mean", of the image's tokens; "both", concatenated; or
+            "prompts", both and what dynamic prompts read from the layers, see
+            :class:`monai_dvpt.networks.blocks.PromptHead`. With options as MONAI's ``norm_name`` has them, these
+            are the defaults: ``("prompts", {"num_prompts": 8, "bottleneck_size": 16, "every": 1})``, which reads from
+            every layer; with ``every=3`` from each third one, up to the last.
+        class_token: whether there is a class token; the poolings "cls" and "both" need it.
         layer_norm_eps: epsilon of the layer normalisations.
         activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
         pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
@@ -81,7 +88,7 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         spatial_dims: int = 3,
         qkv_bias: bool = True,
         save_attn: bool = False,
-        pooling: str = "cls",
+        pooling: tuple | str = "cls",
         class_token: bool = True,
         layer_norm_eps: float = 1e-5,
         activation: str = "gelu",
@@ -96,10 +103,11 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         sides, patches = ensure_tuple_rep(img_size, spatial_dims), ensure_tuple_rep(patch_size, spatial_dims)
         if any(side < patch or side % patch for side, patch in zip(sides, patches, strict=True)):
             raise ValueError(f"img_size must be positive multiples of patch_size={patches}, got {sides}.")
-        if pooling not in POOLING:
-            raise ValueError(f"pooling must be one of {POOLING}, got {pooling}.")
-        if pooling != "mean" and not class_token:
-            raise ValueError(f'class_token must be True unless pooling is "mean", got pooling {pooling}.')
+        name, reading = _pooling(pooling)
+        if name in ("cls", "both") and not class_token:
+            raise ValueError(f'class_token must be True with pooling "cls" or "both", got pooling {name}.')
+        if name == "prompts" and not num_classes:
+            raise ValueError('num_classes must be at least 1 with pooling "prompts", got 0.')
         super().__init__(
             in_channels=in_channels,
             img_size=sides,
@@ -118,13 +126,18 @@ class DVPTViT(TunableNetwork, ViTEncoder):
             qkv_bias=qkv_bias,
             save_attn=save_attn,
         )
-        self.pooling = pooling
+        self.pooling = name
         if class_token:
             nn.init.trunc_normal_(self.cls_token, std=0.02)  # MONAI leaves it at 0
-        features = hidden_size * (2 if pooling == "both" else 1)
-        head = nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        features = hidden_size * (2 if class_token and name in ("both", "prompts") else 1)
+        every = reading.pop("every", num_layers)
+        read = list(range(num_layers - 1, -1, -every))[::-1]
+        head: nn.Module = nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        if name == "prompts":
+            head = PromptHead(features, num_classes, [hidden_size] * len(read), **reading)
         self.classification_head = head  # type: ignore[assignment]
-        ViTEncoder.of(self, sides, patches, num_heads, layer_norm_eps, activation, pre_norm, use_checkpoint)
+        sizes = sides, patches, num_heads
+        ViTEncoder.of(self, *sizes, layer_norm_eps, activation, pre_norm, use_checkpoint, skips=read[:-1])
         self.start(method, options)
 
     def forward(  # type: ignore[override]
@@ -139,8 +152,27 @@ class DVPTViT(TunableNetwork, ViTEncoder):
             logits of shape ``(B, num_classes)``; without a head the pooled tokens of shape (B, C), or (B, 2 C) with
             ``pooling="both"``.
         """
-        tokens = self.norm(self.encode(x, prefix)[len(self.blocks) - 1])
-        if self.pooling == "cls":
-            return self.classification_head(tokens[:, 0])
+        states = self.encode(x, prefix)
+        tokens = self.norm(states[len(self.blocks) - 1])
         mean = tokens[:, 1:].mean(dim=1) if hasattr(self, "cls_token") else tokens.mean(dim=1)
-        return self.classification_head(mean if self.pooling == "mean" else torch.cat((tokens[:, 0], mean), dim=1))
+        if self.pooling == "cls":
+            pooled = tokens[:, 0]
+        elif self.pooling == "mean" or not hasattr(self, "cls_token"):
+            pooled = mean
+        else:
+            pooled = torch.cat((tokens[:, 0], mean), dim=1)
+        if hasattr(self.classification_head, "readers"):
+            return self.classification_head(pooled, [states[layer] for layer in self.outputs])
+        return self.classification_head(pooled)
+
+
+def _pooling(pooling: tuple | str) -> tuple[str, dict[str, int]]:
+    """Name and options of a pooling."""
+    name, given = (pooling, {}) if isinstance(pooling, str) else pooling
+    known = PROMPTS if name == "prompts" else {}
+    if name not in POOLING:
+        raise ValueError(f"pooling must be one of {POOLING}, got {pooling}.")
+    if not given.keys() <= known.keys():
+        raise ValueError(f'pooling must have options of {list(PROMPTS)}, with "prompts", got {pooling}.')
+    check_counts(every={**PROMPTS, **given}["every"])
+    return name, {**known, **given}
