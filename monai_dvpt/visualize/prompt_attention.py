@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 
-from monai_dvpt.networks.blocks import DVPTBlock
+from monai_dvpt.networks.blocks import PromptHead, PromptReader
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import InputError
 
@@ -33,9 +33,9 @@ OPACITY = 0.75  # at the highest attention, 0 at the lowest
 
 class PromptAttention(nn.Module):
     """
-    The attention ``softmax(P Z^T / sqrt(R))`` of a DVPT block's prompts over the tokens (see
-    :class:`monai_dvpt.networks.blocks.DVPTBlock`), as one map per prompt in the grid of the image, interpolated
-    linearly between the centres of tokens.
+    The attention ``softmax(P Z^T / sqrt(R))`` over the tokens of a DVPT block's prompts or, in a network without DVPT
+    blocks, of the prompts that its head reads (see :class:`monai_dvpt.networks.blocks.PromptReader`), as one map per
+    prompt in the grid of the image, interpolated linearly between the centres of tokens.
 
     The unit is uniform attention: attention times number of tokens. So maps of windows of different sizes compare, and
     a sliding window can average them where windows overlap. The map leaves out a class token, and has a mean below 1 if
@@ -49,7 +49,7 @@ class PromptAttention(nn.Module):
             transformer's layers count through all stages.
 
     Raises:
-        ValueError: if there is no such layer, no DVPT block follows it, or its prompts do not read the image.
+        ValueError: if there is no such layer, no prompts follow it, or they do not read the image.
 
     Examples::
 
@@ -103,24 +103,34 @@ class PromptAttention(nn.Module):
                 module.training = mode
         return self._as_maps(found[0], image.shape[2:])
 
-    def _block(self) -> tuple[DVPTBlock, int]:
-        """The block after the layer, and how often it ran before in the same forward pass."""
+    def _block(self) -> tuple[PromptReader, int]:
+        """What reads the tokens after the layer, and how often it ran before in the same forward pass."""
         encoder = self.network.encoder()
         served = encoder.dvpt_of_layer
         index = served[self.layer]
         if not len(encoder.dvpt):
-            raise InputError(
-                f'the network must be tuned by "dvpt" for prompts to read the image, got "{encoder.slot}".'
-            )
+            return self._reader_of_head(), 0
         if index < 0:
             first = next(layer for layer, block in enumerate(served) if block >= 0)
             raise InputError(f"layer must be followed by a DVPT block, so from {first} on, got {self.layer}.")
-        block: DVPTBlock = encoder.dvpt[index]
+        block = encoder.dvpt[index]
         if block.num_prompts == 0:
             raise InputError("num_prompts must be at least 1 for there to be attention, got 0.")
         if block.aggregation == "static":
             raise InputError('aggregation must let prompts read the image, got "static".')
         return block, served[: self.layer].count(index)
+
+    def _reader_of_head(self) -> PromptReader:
+        head = getattr(self.network, "classification_head", None)
+        if not isinstance(head, PromptHead):
+            raise InputError(
+                'the network must be tuned by "dvpt" or have the pooling "prompts" for prompts to read the image, '
+                f'got "{self.network.method}".'
+            )
+        layers = self.network.encoder().outputs
+        if self.layer not in layers:
+            raise InputError(f"layer must be one of {layers}, which the head reads, got {self.layer}.")
+        return head.readers[layers.index(self.layer)]
 
     def _as_maps(self, attention: torch.Tensor, spatial: torch.Size) -> torch.Tensor:
         token = self.network.encoder().token_size(self.layer)

@@ -45,7 +45,10 @@ def by_hand(net: Any, image: torch.Tensor, layer: int) -> np.ndarray:
         net.eval()(image)
     hook.remove()
     x = seen[0].flatten(1, -2).double().numpy()  # (B, N, C)
-    block = net.encoder().dvpt[net.encoder().dvpt_of_layer[layer]]
+    if net.method.name == "dvpt":
+        block = net.encoder().dvpt[net.encoder().dvpt_of_layer[layer]]
+    else:
+        block = net.classification_head.readers[[0, 2, 4].index(layer)]
     weight, bias, prompts = (t.detach().double().numpy() for t in (block.down.weight, block.down.bias, block.prompts))
     x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
     z = x @ weight.T + bias
@@ -80,6 +83,18 @@ class TestPromptAttention(unittest.TestCase):
                 np.testing.assert_allclose(maps.flatten(2).mean(dim=-1).numpy(), 1, atol=1e-4)
             self.assertGreater(np.ptp(maps.numpy()), 0.01)
         torch.testing.assert_close(PromptAttention(net)(image), maps)  # the last layer
+
+    def test_prompts_of_the_head_by_hand(self):
+        net = tune(small_network("vit_prompts_2d"), "linear")  # every second of five layers, up to the last
+        image = small_image(net, batch=2)
+        for layer in (0, 2, 4):
+            relative = by_hand(net, image, layer) * 7  # six tokens and the class token
+            maps = PromptAttention(net, layer)(image)
+            for case, prompt in np.ndindex(2, 4):
+                expected = interpolate(relative[case, prompt, 1:].reshape(2, 3), [16, 16], image.shape[2:])
+                np.testing.assert_allclose(maps[case, prompt].numpy(), expected, rtol=1e-4)
+        with self.assertRaisesRegex(ValueError, r"^layer must be one of \[0, 2, 4\], .*, got 3\.$"):
+            PromptAttention(net, 3)
 
     def test_negative_layers_and_one_block_for_several(self):
         net = small_network("unetr_2d")  # 12 layers, 3 to a block
