@@ -49,7 +49,7 @@ NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
     "vit_cls_2d": (DVPTViT, VIT_2D),
     "vit_mean_3d": (DVPTViT, {**VIT_3D, "pooling": "mean", "class_token": False, "pos_embed_type": "sincos"}),
     "vit_both_2d": (DVPTViT, {**VIT_2D, "pooling": "both"}),
-    "vit_prompts_2d": (
+    "vit_prompts_2d": (  # every second of five layers, up to the last
         DVPTViT,
         {**VIT_2D, "pooling": ("prompts", {"num_prompts": 4, "bottleneck_size": 9, "every": 2})},
     ),

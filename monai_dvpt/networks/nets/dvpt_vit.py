@@ -19,7 +19,7 @@ from monai_dvpt.utils import check_counts
 __all__ = ["DVPTViT"]
 
 POOLING = ("cls", "mean", "both", "prompts")
-PROMPTS = {"num_prompts": 8, "bottleneck_size": 16, "every": 1}
+PROMPTS = {"num_prompts": 8, "bottleneck_size": 16, "every": 3}
 """Options of the pooling "prompts"."""
 
 
@@ -48,8 +48,8 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         pooling: input of the head: "cls", the class token; "mean", of the image's tokens; "both", concatenated; or
             "prompts", both and what dynamic prompts read from the layers, see
             :class:`monai_dvpt.networks.blocks.PromptHead`. With options as MONAI's ``norm_name`` has them, these
-            are the defaults: ``("prompts", {"num_prompts": 8, "bottleneck_size": 16, "every": 1})``, which reads from
-            every layer; with ``every=3`` from each third one, up to the last.
+            are the defaults: ``("prompts", {"num_prompts": 8, "bottleneck_size": 16, "every": 3})``, which reads from
+            every third layer, up to the last.
         class_token: whether there is a class token; the poolings "cls" and "both" need it.
         layer_norm_eps: epsilon of the layer normalisations.
         activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
