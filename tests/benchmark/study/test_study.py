@@ -65,7 +65,7 @@ class TestStudy(unittest.TestCase):
     def study(self, output: Path, *arguments: str, **changes) -> tuple[int, str, str]:
         texts = [f"{key}={value}" for key, value in {**settings(self.folder), **changes}.items()]
         options = [part for text in texts for part in ("--set", text)]
-        common = ("--bundle", BUNDLE, "--output", output, "--workers", 1, "--trials", 2)
+        common = ("--bundle", BUNDLE, "--output", output, "--workers", 2, "--trials", 2, "--rounds", 0, "--folds", 0)
         return call(main, "study", *common, *options, *arguments)
 
     def rows(self, output: Path) -> list[dict[str, str]]:
@@ -79,7 +79,7 @@ class TestStudy(unittest.TestCase):
         status, out, err = self.study(output, *methods, "--seeds", "0")
         self.assertEqual(status, 0, err)
         rows = self.rows(output)
-        self.assertEqual([row["kind"] for row in rows], ["trial"] * 4 + ["final"] * 4)
+        self.assertEqual([row["kind"] for row in rows], ["trial"] * 6 + ["final"] * 6)
         cases = {(r["kind"], r["fraction"]): (r["training_cases"], r["scored_cases"]) for r in rows}
         self.assertEqual(
             cases, {("trial", "1.0"): ("20", "8"), ("final", "1.0"): ("28", "8"), ("final", "0.5"): ("14", "8")}
@@ -87,14 +87,16 @@ class TestStudy(unittest.TestCase):
         counts = {row["method"]: (row["encoder_parameters"], row["head_parameters"]) for row in rows}
         block = 24 * 5 + 5 + 3 * 5 + 1 + 5 * 24 + 24
         head = str((2 * 24 + 1) * 2 * 3)  # of class token and mean, for two outputs of three grades
-        self.assertEqual(counts, {DVPT: (str(3 * block), head), "linear": ("0", head)})
-        for method in (DVPT, "linear"):
+        pixels = str((3 * 8 * 8 + 1) * 2 * 3)
+        self.assertEqual(counts, {DVPT: (str(3 * block), head), "linear": ("0", head), "pixels": ("0", pixels)})
+        for method in (DVPT, "linear", "pixels"):
             trials = [row for row in rows if (row["method"], row["kind"]) == (method, "trial")]
-            best = max(trials, key=lambda row: float(row["score"]))
+            best = max(trials, key=lambda row: (float(row["score"]), -float(row["head_rate"])))
+            names = ("encoder_rate", "head_rate", "weight_decay", "layer_decay")
             (chosen,) = {
-                (r["encoder_rate"], r["head_rate"]) for r in rows if (r["method"], r["kind"]) == (method, "final")
+                tuple(r[name] for name in names) for r in rows if (r["method"], r["kind"]) == (method, "final")
             }
-            self.assertEqual(chosen, (best["encoder_rate"], best["head_rate"]))
+            self.assertEqual(chosen, tuple(best[name] for name in names))
         self.assertIn("| linear | 100% | 28 | 1 |", out)
         self.assertIn("--equal-steps", out)
         for name in ("study.md", "plan.json", "score_by_labels.png", "score_by_parameters.png", "score_by_cost.png"):
@@ -108,7 +110,7 @@ class TestStudy(unittest.TestCase):
         again = self.rows(output)
         self.assertEqual([row["score"] for row in again].count("0.123456"), 1)
         self.assertEqual({row["seed"] for row in again if row["kind"] == "final"}, {"0", "1"})
-        self.assertEqual(len(again), 12)
+        self.assertEqual(len(again), 6 + 12)
         # predictions that somebody changed are refused, and the file is named
         (changed,) = {row["predictions"] for row in again if row["score"] == "0.123456"}
         text = (output / "predictions" / changed).read_text()
@@ -163,7 +165,7 @@ class TestStudy(unittest.TestCase):
         """Of every final run the grades of all test cases, whose kappa is its score, and the interval of the report."""
         self.assertEqual({row["predictions"] for row in rows if row["kind"] == "trial"}, {""})
         finals = [row for row in rows if row["kind"] == "final"]
-        self.assertEqual(len({row["predictions"] for row in finals}), 4)
+        self.assertEqual(len({row["predictions"] for row in finals}), 6)
         for row in finals:
             with open(output / "predictions" / row["predictions"]) as file:
                 cases = list(csv.DictReader(file))
@@ -191,17 +193,23 @@ class TestStudy(unittest.TestCase):
         self.assertEqual(err.splitlines()[-1].count("bottleneck_size must be"), 2)  # of both trials, and nothing else
         self.assertNotIn("Traceback", err)
         self.assertIn("Traceback", (output / "log.txt").read_text())
-        self.assertEqual({row["method"] for row in self.rows(output)}, {"linear"})
+        self.assertEqual({row["method"] for row in self.rows(output)}, {"linear", "pixels"})
 
     def test_bad_arguments(self):
         for arguments, message in (
             (("--fractions", "0"), "--fractions must be in (0, 1], got [0.0]."),
             (("--folds", "1"), "--folds must be 0 or at least 2, got 1."),
+            (("--rounds", "-1"), "--rounds must be at least 0, got -1."),
+            (("--folds", "3", "--only-folds", "1", "3"), "--only-folds must be of the 3 folds from 0, got [1, 3]."),
             (("--methods", "dvpt"), "--reference must be one of --methods, got full."),
             (("--set", "max_epochs"), "--set must be KEY=VALUE, got max_epochs."),
             (
                 ("--set", "epochs=3"),
                 "--set must have a key of train.yaml that the study does not set itself, got epochs.",
+            ),
+            (
+                ("--set", "weight_decay=1"),
+                "--set must have a key of train.yaml that the study does not set itself, got weight_decay.",
             ),
             (("--set", "seed=3"), "--set must have a key of train.yaml that the study does not set itself, got seed."),
             (
@@ -239,7 +247,7 @@ class TestJob(unittest.TestCase):
         ):
             crop = {"crops_per_case": crops, "train#dataset#data#data": "$@cases['training'] * @crops_per_case"}
             task = Task(str(BUNDLE), {**settings(folder), **crop}, equal_steps=equal_steps)
-            job = Job("final", "linear", 0, 0, fraction, 1e-2, 1e-2)
+            job = Job("final", "linear", 0, 0, fraction, 1e-2, 1e-2, 0.05, 1.0)
             with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
                 run_job(task, job, Split(cases[:7], cases[7:11], cases[11:]))
             (trainer,) = run.call_args.args
@@ -249,7 +257,7 @@ class TestJob(unittest.TestCase):
 
     def test_a_seed_decides_the_score(self):
         folder, cases = self.data()
-        job = Job("final", "dvpt:bottleneck_size=5", 0, 3, 1.0, 1e-2, 1e-2)
+        job = Job("final", "dvpt:bottleneck_size=5", 0, 3, 1.0, 1e-2, 1e-2, 0.05, 1.0)
         results = [run_job(Task(str(BUNDLE), settings(folder)), job, Split(cases[:8], [], cases[8:])) for _ in range(2)]
         for result in results:
             result.pop("seconds"), result.pop("peak_memory_mib")
@@ -262,7 +270,7 @@ class TestJob(unittest.TestCase):
     def test_parts_may_stay_frozen(self):
         folder, cases = self.data()
         settings_ = {**settings(folder), "trainable": ["method"]}
-        job = Job("final", "bitfit", 0, 0, 1.0, 1e-2, 1e-2)
+        job = Job("final", "bitfit", 0, 0, 1.0, 1e-2, 1e-2, 0.05, 1.0)
         result = run_job(Task(str(BUNDLE), settings_), job, Split(cases[:8], [], cases[8:]))
         biases = 24 + 3 * (24 + 24 + 3 * 24 + 24 + 32 + 24) + 24  # patches; in a layer norms, qkv, out, MLP; last norm
         self.assertEqual((result["encoder_parameters"], result["head_parameters"]), (biases, 0))
