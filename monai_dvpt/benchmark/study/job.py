@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import traceback
 from collections import UserDict
@@ -157,7 +158,7 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     score, values = math.nan, []
     if all(parameter.isfinite().all() for parameter in network.parameters()):
         evaluator.run()
-        score, values = float(evaluator.state.metrics[name]), _values_of_cases(key.metric_fn, scored)
+        score, values = float(evaluator.state.metrics[name]), _values_of_cases(key.metric_fn, scored, data_root(task))
     elif job.kind == "final":
         raise InputError(f"training must stay finite, but diverged with the learning rates {rates}.")
     encoder_parameters, head_parameters = _count(network)
@@ -183,18 +184,25 @@ def _count(network: Any) -> tuple[int, int]:
     return counts["method"], counts["head"] + counts["decoder"]
 
 
-def _values_of_cases(metric: Any, cases: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What a metric keeps of each case, a row for each with its image and patient."""
+def _values_of_cases(metric: Any, cases: Sequence[Mapping[str, Any]], root: str) -> list[dict[str, Any]]:
+    """What a metric keeps of each case, a row for each, with its image by its path in a folder, and its patient."""
     if not isinstance(metric, CumulativeIterationMetric):
         raise InputError(f"validate#key_metric must be a cumulative metric of MONAI, got {type(metric).__name__}.")
     buffers = metric.get_buffer()
     parts = [buffers] if isinstance(buffers, torch.Tensor) else list(buffers)
     names = ["score"] if len(parts) == 1 else ["prediction", "label"]
-    columns: dict[str, list[Any]] = {"image": [str(case["image"]) for case in cases]}
-    columns["patient"] = [patient_of(case) for case in cases]
+    images = [_inside(str(case["image"]), root) for case in cases]
+    patients = [patient_of({**case, "image": image}) for case, image in zip(cases, images, strict=True)]
+    columns: dict[str, list[Any]] = {"image": images, "patient": patients}
     for name, buffer in zip(names, parts, strict=True):
         columns |= {f"{name}_{index}": values.tolist() for index, values in enumerate(buffer.reshape(len(cases), -1).T)}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _inside(path: str, root: str) -> str:
+    """A path relative to a folder, if it lies inside."""
+    relative = os.path.relpath(path, root) if root else path
+    return path if relative.startswith(os.pardir) else relative
 
 
 def _batches(cases: Sized, parser: ConfigParser) -> int:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 import unittest
 from pathlib import Path
@@ -12,16 +14,17 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from monai.engines import SupervisedTrainer
+from monai.transforms import Resize, SpatialPad
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 from utils_commands import call
 from utils_data import temporary_folder
 
 from monai_dvpt.benchmark.__main__ import main
-from monai_dvpt.benchmark.study.job import Task, run_job
+from monai_dvpt.benchmark.study.job import Task, has_classes, run_job
 from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.networks.nets import DVPTViT
-from monai_dvpt.utils import FolderLock
+from monai_dvpt.utils import FolderLock, InputError
 
 BUNDLE = Path(__file__).parents[3] / "bundles" / "xray_dvpt_vit_classification"
 DVPT = "dvpt:bottleneck_size=5,num_prompts=3"
@@ -62,10 +65,10 @@ class TestStudy(unittest.TestCase):
         cls.folder = temporary_folder(cls)
         write_data(cls.folder)
 
-    def study(self, output: Path, *arguments: str, **changes) -> tuple[int, str, str]:
+    def study(self, output: Path, *arguments: str, split=("--folds", 0), **changes) -> tuple[int, str, str]:
         texts = [f"{key}={value}" for key, value in {**settings(self.folder), **changes}.items()]
         options = [part for text in texts for part in ("--set", text)]
-        common = ("--bundle", BUNDLE, "--output", output, "--workers", 2, "--trials", 2, "--rounds", 0, "--folds", 0)
+        common = ("--bundle", BUNDLE, "--output", output, "--workers", 2, "--trials", 2, "--rounds", 0, *split)
         return call(main, "study", *common, *options, *arguments)
 
     def rows(self, output: Path) -> list[dict[str, str]]:
@@ -145,6 +148,20 @@ class TestStudy(unittest.TestCase):
         self.assertRegex(err, rf"one run at a time, and another one writes there: process {os.getpid()} on ")
         self.assertFalse((self.folder / "locked" / "plan.json").exists())
 
+    def test_few_patients_have_five_folds_by_default(self):
+        output = self.folder / "folds"
+        methods = ("--methods", "linear", "--reference", "linear", "--seeds", "0", "--trials", "1", "--only-folds", "3")
+        status, out, err = self.study(output, *methods, split=())
+        self.assertEqual(status, 0, err)
+        rows = self.rows(output)
+        self.assertEqual(len(rows), 4)
+        # 18 patients with two images each are 4, 4, 4, 3 and 3; of the other 30 images a quarter tunes
+        cases = {(row["kind"], row["fold"], row["training_cases"], row["scored_cases"]) for row in rows}
+        self.assertEqual(cases, {("trial", "3", "22", "8"), ("final", "3", "30", "6")})
+        self.assertIn("--folds 5", out)
+        self.assertIn("--only-folds 3", out)
+        self.assertEqual(json.loads((output / "plan.json").read_text())["folds"], 5)
+
     def test_another_plan_is_refused(self):
         output = self.folder / "plans"
         output.mkdir()
@@ -157,6 +174,13 @@ class TestStudy(unittest.TestCase):
             status, _, err = self.study(output, *methods, **changes)
             self.assertEqual(status, 1)
             self.assertIn(f"plan.json: must be of the same plan, {named} changed", err)
+        for name, value in (("trials", "3"), ("rounds", "1")):
+            status, _, err = self.study(output, *methods, f"--{name}", value)
+            self.assertIn(f"plan.json: must be of the same plan, {name} changed", err)
+        other = self.folder / "other.pt"  # other weights
+        torch.save({name: tensor + 1 for name, tensor in ENCODER.state_dict().items()}, other)
+        status, _, err = self.study(output, *methods, backbone_path=other)
+        self.assertIn("plan.json: must be of the same plan, --set backbone_path changed", err)
         (output / "plan.json").unlink()
         status, _, err = self.study(output, *methods)
         self.assertIn("plan.json: must say what runs.csv depends on", err)
@@ -169,9 +193,7 @@ class TestStudy(unittest.TestCase):
         for row in finals:
             with open(output / "predictions" / row["predictions"]) as file:
                 cases = list(csv.DictReader(file))
-            self.assertEqual(
-                [Path(case["image"]).name for case in cases], [f"{p}_{s}.png" for p in range(14, 18) for s in (0, 1)]
-            )
+            self.assertEqual([case["image"] for case in cases], [f"{p}_{s}.png" for p in range(14, 18) for s in (0, 1)])
             self.assertEqual([case["patient"] for case in cases], [f"p{p}" for p in range(14, 18) for _ in (0, 1)])
             pairs = [(case[f"label_{k}"], case[f"prediction_{k}"]) for case in cases for k in (0, 1)]
             kappa = cohen_kappa_score(*zip(*pairs, strict=True), labels=["0", "1", "2"], weights="quadratic")
@@ -226,6 +248,10 @@ class TestStudy(unittest.TestCase):
 
 
 class TestJob(unittest.TestCase):
+    def test_the_pixel_baseline_is_for_whole_images(self):
+        found = {path.name: has_classes(Task(str(path))) for path in BUNDLE.parent.iterdir() if path.is_dir()}
+        self.assertEqual(found, {name: name.endswith("_classification") for name in found})
+
     def data(self) -> tuple[Path, list[dict]]:
         folder = temporary_folder(self)
         write_data(folder)
@@ -263,9 +289,65 @@ class TestJob(unittest.TestCase):
             result.pop("seconds"), result.pop("peak_memory_mib")
         self.assertEqual(*results)
         self.assertEqual(results[0]["metric"], "val_kappa")
+        # without patients in the list each image is one, by its path in the folder of the data
+        self.assertEqual([case["patient"] for case in results[0]["cases"]], [Path(c["image"]).name for c in cases[8:]])
         # what the job leaves open is as in the bundle, whose 10 prompts serve one layer each
         block = 24 * 5 + 5 + 10 * 5 + 1 + 5 * 24 + 24
         self.assertEqual(results[0]["encoder_parameters"], 3 * block)
+
+    def test_a_run_that_diverges_is_the_worst_trial_and_no_final_run(self):
+        folder, cases = self.data()
+        split, task = Split(cases[:7], cases[7:], cases[7:]), Task(str(BUNDLE), settings(folder))
+        result = run_job(task, Job("trial", "linear", 0, 0, 1.0, 0.0, 1e38, 0.05, 1.0), split)
+        self.assertTrue(math.isnan(result["score"]))
+        self.assertEqual((result["metric"], result["training_cases"], result["scored_cases"]), ("val_kappa", 7, 5))
+        with self.assertRaisesRegex(InputError, "training must stay finite, but diverged"):
+            run_job(task, Job("final", "linear", 0, 0, 1.0, 0.0, 1e38, 0.05, 1.0), split)
+
+    def test_decays_reach_the_optimiser(self):
+        folder, cases = self.data()
+        job = Job("final", "full", 0, 0, 1.0, 1e-3, 2e-3, 0.07, 0.5)
+        with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
+            run_job(Task(str(BUNDLE), settings(folder)), job, Split(cases[:7], [], cases[7:]))
+        (trainer,) = run.call_args.args
+        groups = trainer.optimizer.param_groups
+        self.assertEqual({group["weight_decay"] for group in groups}, {0.0, 0.07})
+        rates = {round(math.log2(group["initial_lr"] / 1e-3)) for group in groups}
+        self.assertEqual(rates, {1, 0, -1, -2, -3, -4})  # head, norm, three layers, embedding
+
+    def test_the_pixel_baseline_is_one_of_the_prepared_image(self):
+        """Its grades are those of its weights on block means by NumPy, of images without augmentation."""
+        folder, cases = self.data()
+        job = Job("final", "pixels", 0, 0, 1.0, 0.0, 3e-2, 1e-4, 1.0)
+        with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
+            result = run_job(
+                Task(str(BUNDLE), {**settings(folder), "max_epochs": 30, "prefix_cache": "memory"}),
+                job,
+                Split(cases[:9], [], cases[9:]),
+            )
+        (trainer,) = run.call_args.args
+        self.assertEqual({group["weight_decay"] for group in trainer.optimizer.param_groups}, {0.0, 1e-4})
+        images = np.stack([self.prepared(Path(case["image"])) for case in cases])
+        means = images.reshape(len(cases), 3, 8, 4, 8, 4).mean((3, 5)).reshape(len(cases), -1)
+        features = (means - means[:9].mean(0)) / np.maximum(means[:9].std(0), 1e-6)
+        linear = trainer.network.linear
+        logits = features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+        logits = logits.reshape(len(cases), 2, 3)
+        shares = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
+        grades = np.rint(shares @ np.arange(3)).astype(int)
+        found = [[case["prediction_0"], case["prediction_1"]] for case in result["cases"]]
+        self.assertEqual(found, grades[9:].tolist())
+        # it learned: almost all grades of what it was trained on are right
+        self.assertGreater((grades[:9] == [case["label"] for case in cases[:9]]).mean(), 0.8)
+
+    def prepared(self, path: Path) -> np.ndarray:
+        """A radiograph as the bundle prepares it, by Pillow, NumPy and MONAI's resizing alone."""
+        pixels = np.asarray(Image.open(path), dtype=np.float64)
+        low, high = np.percentile(pixels, [1, 99])
+        scaled = np.clip((pixels - low) / (high - low), 0, 1)
+        resize = Resize(32, size_mode="longest", mode="bilinear", anti_aliasing=True)
+        padded = SpatialPad([32, 32])(resize(np.repeat(scaled[None], 3, axis=0).astype(np.float32)))
+        return (np.asarray(padded) - 0.5) / 0.5
 
     def test_parts_may_stay_frozen(self):
         folder, cases = self.data()
