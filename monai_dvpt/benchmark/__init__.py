@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from . import study
+from .study import join
 
 __all__ = ["COMMANDS", "DESCRIPTION", "add_parser"]
 
-COMMANDS = [study]
+COMMANDS = [study, join]
 DESCRIPTION = "Measures what dynamic visual prompt tuning is worth on a bundle and its data."
 
 

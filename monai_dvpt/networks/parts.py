@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Self
 
 from monai_dvpt.utils import InputError
@@ -236,26 +237,56 @@ def tune(net: TunableNetwork, method: str | Mapping[str, Any] | Method = "dvpt",
 
 
 @on_network
-def parameter_groups(net: TunableNetwork, learning_rates: Mapping[str, float]) -> list[dict[str, Any]]:
+def parameter_groups(
+    net: TunableNetwork, learning_rates: Mapping[str, float], layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
     """
-    The trainable parameters as groups for a ``torch.optim`` optimiser, one group per part.
+    The trainable parameters as groups for a ``torch.optim`` optimiser. Its weight decay acts on the weights of linear
+    layers and convolutions; all others, such as scales, biases, normalisations, prompts, gates, class tokens and
+    position tables, have groups with a weight decay of 0.
 
     Args:
         net: the network, after :func:`freeze_backbone`.
         learning_rates: learning rate of each part; those of frozen parts are ignored.
+        layer_decay: factor, in ``(0, 1]``, of the learning rate from each layer of the encoder to the one before it,
+            and from the first to the embedding, for the encoder's own tensors, if the method trains any; the final
+            normalisation has the rate itself. Based on: "Clark et al., ELECTRA <https://arxiv.org/abs/2003.10555>", as
+            "Bao et al., BEiT <https://arxiv.org/abs/2106.08254>" use it.
 
     Raises:
-        ValueError: if a trained part has no learning rate.
+        ValueError: if a trained part has no learning rate, ``layer_decay`` is outside its range, or it is below 1 and
+            the method trains none of the encoder's own tensors.
     """
-    groups: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(net.part_of(name), []).append(parameter)
-    if missing := sorted(groups.keys() - learning_rates.keys()):
+    encoder: Encoder = net.encoder()
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"layer_decay must be in (0, 1], got {layer_decay}.")
+    if layer_decay < 1 and not encoder.originals:
+        name = encoder.slot.name if encoder.slot else None
         raise InputError(
-            f"learning_rates must have one for {missing[0]}, which is trained, got {dict(learning_rates)}."
+            f"layer_decay must be 1 with a method that trains none of the encoder's own tensors, got {layer_decay} "
+            f"for {name}."
         )
-    return [{"params": parameters, "lr": learning_rates[part]} for part, parameters in groups.items()]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = net.part_of(name)
+        if part not in learning_rates:
+            raise InputError(f"learning_rates must have one for {part}, which is trained, got {dict(learning_rates)}.")
+        own = name.removeprefix(net.ENCODER)
+        layers_after = len(encoder.blocks) - 1 - encoder.frozen_layers(own) if own in encoder.originals else 0
+        rate = learning_rates[part] * layer_decay**layers_after
+        groups.setdefault((rate, _decays(net, name, parameter)), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, **({} if decays else {"weight_decay": 0.0})}
+        for (rate, decays), parameters in groups.items()
+    ]
+
+
+def _decays(net: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay acts on a parameter: on what a linear layer or convolution multiplies with."""
+    holder = net.get_submodule(name.rpartition(".")[0])
+    return parameter.ndim > 1 and isinstance(holder, (nn.Linear, _ConvNd))
 
 
 @on_network

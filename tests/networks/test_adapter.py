@@ -28,6 +28,7 @@ from utils_networks import (
     small_network,
     small_unetr,
     to_be_trained,
+    tuned_network,
     with_backbone_of,
 )
 
@@ -139,6 +140,52 @@ class TestFreezing(unittest.TestCase):
         self.assertEqual(sorted(found), sorted(expected))
         with self.assertRaisesRegex(ValueError, f"learning_rates must have one for {train[-1]}, which is trained"):
             parameter_groups(net, {part: rate for part, rate in rates.items() if part != train[-1]})
+
+
+class TestLayerDecay(unittest.TestCase):
+    RATES = {"method": 0.2, "decoder": 0.3, "head": 0.4}
+
+    def found(self, case: str, method: str, layer_decay: float) -> dict[str, float]:
+        """Names and learning rates of what a method trains in the encoder."""
+        net = freeze_backbone(tuned_network(case, method))
+        groups = parameter_groups(net, self.RATES, layer_decay)
+        rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+        parts = {name: net.part_of(name) for name, p in net.named_parameters() if p.requires_grad}
+        for name, part in parts.items():
+            if part != "method":
+                self.assertEqual(rates[id(net.get_parameter(name))], self.RATES[part], name)
+        return {name: rates[id(net.get_parameter(name))] for name, part in parts.items() if part == "method"}
+
+    def test_of_a_vit(self):
+        """As in MAE's code: the layers of five count from 1, the embedding is 0, the last normalisation is 6."""
+        for method in ("full", "bitfit"):
+            found = self.found("vit_cls_2d", method, 0.5)
+            for name, rate in found.items():
+                layer = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 6 * name.startswith("norm.")
+                self.assertAlmostEqual(rate, 0.2 * 0.5 ** (6 - layer), msg=name)
+            self.assertEqual(len(set(found.values())), 7)
+
+    def test_of_a_swin_transformer(self):
+        found = self.found("swin_unetr_2d", "full", 0.5)  # stages of 2, 1, 3 and 2 layers
+        for name, after in (
+            ("patch_embed.proj.weight", 9),
+            ("layers1.0.blocks.0.norm1.weight", 8),
+            ("layers1.0.blocks.1.attn.qkv.weight", 7),
+            ("layers1.0.downsample.reduction.weight", 6),  # that of the layer after it
+            ("layers3.0.blocks.2.mlp.linear1.weight", 3),
+            ("layers4.0.blocks.1.mlp.linear2.bias", 1),
+        ):
+            self.assertAlmostEqual(found[f"swinViT.{name}"], 0.2 * 0.5**after, msg=name)
+
+    def test_of_none(self):
+        self.assertEqual(set(self.found("vit_cls_2d", "full", 1.0).values()), {0.2})
+
+    def test_is_refused(self):
+        for decay in (0, 1.2, -1, float("nan")):
+            with self.assertRaisesRegex(InputError, rf"layer_decay must be in \(0, 1\], got {decay}"):
+                self.found("vit_cls_2d", "full", decay)
+        with self.assertRaisesRegex(InputError, "layer_decay must be 1 with a method that trains none .* for lora"):
+            self.found("vit_cls_2d", "lora", 0.9)
 
 
 class TestBackboneSha256(unittest.TestCase):

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import os
 import shlex
+from collections.abc import Iterable
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,22 @@ import yaml
 
 from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.networks.methods import METHODS
-from monai_dvpt.utils import FolderLock, InputError, atomic_path, fingerprint, setting_for_config, to_json
+from monai_dvpt.utils import FolderLock, InputError, fingerprint, is_path_key, setting_for_config
 
-from .intervals import compare_runs
-from .job import GIVEN, Task, key_metric, read_cases
-from .plan import HEAD_RATES, make_splits, parse_method, patient_of
-from .runner import Results, run_study
-from .study_report import write_report
+from .job import GIVEN, Task, data_root, has_classes, key_metric, read_cases
+from .pixels import PIXELS
+from .plan import Design, Split, default_folds, make_splits, parse_method
+from .results import Results, bundle_fingerprint, keep_plan
+from .runner import run_study
+from .search import ROUND, SEARCHED
+from .study_report import report_study
 
 __all__ = ["add_parser"]
 
 EXAMPLE = """\
-example, which compares three methods with 20 and 100 % of the labels, in five-fold cross-validation:
+example, which compares three methods and the baselines with 20 and 100 % of the labels:
   python -m monai_dvpt.benchmark study --bundle bundles/xray_dvpt_vit_classification --output study \\
-    --set dataset_dir=DIR --set backbone_path=FILE --methods dvpt full lora:rank=8 --fractions 0.2 1 --folds 5
+    --set dataset_dir=DIR --set backbone_path=FILE --methods dvpt full lora:rank=8 --fractions 0.2 1
 Run the same command again to go on after an interruption."""
 
 
@@ -38,8 +41,9 @@ def add_parser(commands: Any) -> None:
         "study",
         help="compares tuning methods on a bundle and your data",
         description="Trains with every method, share of the labels and seed. Before, an equal number of trials chooses "
-        "each method's learning rates on a part of the training cases. Writes runs.csv, study.md and plots. "
-        f"Methods: {', '.join(METHODS)}.",
+        "each method's learning rates and decays on a part of the training cases. A frozen linear probe and, where "
+        "images are graded or classified, a pixel baseline are always compared too. Writes runs.csv, study.md and "
+        f"plots. Methods: {', '.join(METHODS)}.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,10 +58,15 @@ def add_parser(commands: Any) -> None:
     fractions = "shares of the labels, in (0, 1], run in this order"
     add("--fractions", nargs="+", type=float, default=[1.0], metavar="F", help=fractions)
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 by default")
-    rates = f"head and decoder are searched in {HEAD_RATES[0]:g} to {HEAD_RATES[1]:g}"
-    add("--trials", type=int, default=6, metavar="N", help=f"learning rates for each method, 6 by default; {rates}")
-    add("--folds", type=int, default=0, metavar="N", help="of cross-validation; by default the list's own split")
-    tuning = "share of the training cases that chooses learning rates, 0.25 by default"
+    trials = f"of each method over its ranges, 8 by default; that of the rate of the head: {SEARCHED['head_rate']}"
+    add("--trials", type=int, default=8, metavar="N", help=trials)
+    rounds = f"of {ROUND} further trials of each method around its best, 2 by default"
+    add("--rounds", type=int, default=2, metavar="N", help=rounds)
+    folds = "of cross-validation, 0 for the list's own split; by default 5 with under 1,000 patients, otherwise 0"
+    add("--folds", type=int, metavar="N", help=folds)
+    only = "run these folds alone, the first is 0; join brings folders together"
+    add("--only-folds", nargs="+", type=int, metavar="N", help=only)
+    tuning = "share of the training cases that chooses rates and decays, 0.25 by default"
     add("--tuning-fraction", type=float, default=0.25, metavar="F", help=tuning)
     add("--equal-steps", action="store_true", help="train on fewer labels for more epochs: as many steps in all runs")
     add("--workers", type=int, metavar="N", help="processes at a time; by default one per core, or one with a GPU")
@@ -70,32 +79,53 @@ def _run(arguments: argparse.Namespace) -> None:
     reference = arguments.reference.replace(" ", "")
     for text in (*methods, reference):
         parse_method(text)
-    _check(arguments, reference in methods)
+    _check(arguments, reference in (*methods, "linear"))
     settings = dict(_setting(text, arguments.bundle) for text in arguments.set)
     task = Task(str(arguments.bundle), settings, arguments.threads, arguments.equal_steps)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = arguments.workers or (1 if torch.cuda.is_available() else max(1, cores // arguments.threads))
     lists = read_cases(task)
+    if arguments.folds is None:
+        arguments.folds = default_folds(lists)
     splits = make_splits(lists, arguments.folds, arguments.tuning_fraction)
-    configs = [(arguments.bundle / "configs" / name).read_text() for name in ("train.yaml", "metadata.json")]
-    plan = {
-        "bundle": fingerprint(configs),
-        "cases": fingerprint([[list(part) for part in astuple(split)] for split in splits]),
-        **{name: getattr(arguments, name) for name in ("folds", "tuning_fraction", "equal_steps", "threads")},
-        **{f"--set {key}": value for key, value in settings.items()},
-    }
+    chosen = sorted(set(arguments.only_folds or range(len(splits))))
+    if not set(chosen) <= set(range(len(splits))):
+        raise InputError(f"--only-folds must be of the {len(splits)} folds from 0, got {chosen}.")
+    baselines = ["linear", *([PIXELS] if has_classes(task) else [])]
+    design = Design(
+        list(dict.fromkeys([*methods, *baselines])),
+        *(arguments.fractions, arguments.seeds, arguments.trials, arguments.rounds),
+    )
     with FolderLock(arguments.output):
-        _keep_plan(arguments.output, plan)
+        keep_plan(arguments.output, _plan(arguments, task, splits))
         results = Results(arguments.output / "runs.csv")
-        trials, finals = run_study(
-            *(task, splits, methods, arguments.fractions, arguments.seeds, arguments.trials, workers, results)
-        )
-        patients = [[patient_of(case) for case in split.test] for split in splits]
-        scores = compare_runs([results.run_of(row) for row in finals], patients, key_metric(task), (reference, 1.0))
+        trials, finals = run_study(task, {fold: splits[fold] for fold in chosen}, design, workers, results)
         facts = ", ".join(f"{key} {value}" for key, value in machine_facts().items() if key != "torch_threads")
         load = f"{workers} runs at a time, threads of each: {arguments.threads}"
         notes = [f"`{_command(arguments)}`", "", f"{load}. {facts}."]
-        print(write_report(finals, trials, scores, reference, arguments.output, notes).read_text(encoding="utf-8"))
+        report = report_study(results, trials, finals, key_metric(task), reference, notes)
+        print(report.read_text(encoding="utf-8"))
+
+
+def _plan(arguments: argparse.Namespace, task: Task, splits: Iterable[Split]) -> dict[str, Any]:
+    """What all results in a folder depend on, on any machine."""
+    names = ("folds", "tuning_fraction", "trials", "rounds", "equal_steps", "threads")
+    cases = [[list(part) for part in astuple(split)] for split in splits]
+    return {
+        "bundle": bundle_fingerprint(arguments.bundle),
+        "cases": fingerprint(cases, data_root(task)),
+        **{name: getattr(arguments, name) for name in names},
+        **{f"--set {key}": _content(key, value) for key, value in task.settings.items()},
+    }
+
+
+def _content(key: str, value: Any) -> Any:
+    """What a setting means on any machine: a file is its SHA-256, and of a folder the cases tell."""
+    if not is_path_key(key) or not isinstance(value, str):
+        return value
+    if Path(value).is_file():
+        return f"SHA-256 {hashlib.sha256(Path(value).read_bytes()).hexdigest()}"
+    return "a folder" if Path(value).is_dir() else value
 
 
 def _check(arguments: argparse.Namespace, has_reference: bool) -> None:
@@ -105,7 +135,13 @@ def _check(arguments: argparse.Namespace, has_reference: bool) -> None:
         ("--fractions", arguments.fractions, all(0 < f <= 1 for f in arguments.fractions), "be in (0, 1]"),
         ("--fractions", arguments.fractions, 1 in arguments.fractions, "have 1, which the others are compared with"),
         ("--trials", arguments.trials, arguments.trials >= 1, "be at least 1"),
-        ("--folds", arguments.folds, arguments.folds == 0 or arguments.folds >= 2, "be 0 or at least 2"),
+        ("--rounds", arguments.rounds, arguments.rounds >= 0, "be at least 0"),
+        (
+            "--folds",
+            arguments.folds,
+            arguments.folds is None or arguments.folds == 0 or arguments.folds >= 2,
+            "be 0 or at least 2",
+        ),
         ("--tuning-fraction", arguments.tuning_fraction, 0 < arguments.tuning_fraction < 1, "be in (0, 1)"),
         ("--threads", arguments.threads, arguments.threads >= 1, "be at least 1"),
         ("--workers", arguments.workers, arguments.workers is None or arguments.workers >= 1, "be at least 1"),
@@ -126,29 +162,13 @@ def _setting(text: str, bundle: Path) -> tuple[str, Any]:
     return key, setting_for_config(key, value)
 
 
-def _keep_plan(output: Path, plan: dict[str, Any]) -> None:
-    """Writes what the results depend on, or refuses another plan than that of the folder."""
-    path = output / "plan.json"
-    if not path.is_file() and (output / "runs.csv").is_file():
-        raise InputError(f"{path}: must say what runs.csv depends on, but is missing; pass another --output.")
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            changed = sorted(key for key in {*before, *plan} if before.get(key) != plan.get(key))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
-        if changed:
-            raise InputError(f"{path}: must be of the same plan, {', '.join(changed)} changed; pass another --output.")
-    with atomic_path(path) as temporary:
-        temporary.write_text(to_json(plan), encoding="utf-8")
-
-
 def _command(arguments: argparse.Namespace) -> str:
     """The command that makes the report."""
     words = ["python", "-m", "monai_dvpt.benchmark", "study"]
     words += ["--bundle", arguments.bundle, "--output", arguments.output]
     words += [word for text in arguments.set for word in ("--set", text)]
-    for name in ("methods", "reference", "fractions", "seeds", "trials", "folds", "tuning_fraction", "threads"):
+    names = ["methods", "reference", "fractions", "seeds", "trials", "rounds", "folds", "tuning_fraction", "threads"]
+    for name in [*names, *(["only_folds"] if arguments.only_folds else [])]:
         value = getattr(arguments, name)
         words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
     words += ["--equal-steps"] * arguments.equal_steps

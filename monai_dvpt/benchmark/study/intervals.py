@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from monai_dvpt.utils import InputError
+
 __all__ = ["Difference", "Interval", "Run", "Scores", "compare_runs", "correct_by_holm"]
 
 RESAMPLES = 2000
@@ -42,13 +44,17 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """A final run; ``buffers`` are the key metric's, each with one row for each case of the test part."""
+    """
+    A final run; ``buffers`` are the key metric's, each with one row for each case of the test part, and ``patients``
+    are those of the cases.
+    """
 
     group: Group
     fold: int
     seed: int
     score: float
     buffers: Sequence[torch.Tensor]
+    patients: Sequence[Hashable]
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,6 @@ class Scores:
 
 def compare_runs(
     runs: Sequence[Run],
-    patients: Sequence[Sequence[Hashable]],
     metric: Any,
     reference: Group,
     resamples: int = RESAMPLES,
@@ -71,17 +76,22 @@ def compare_runs(
     Bootstrap, chapter 13 <https://doi.org/10.1201/9780429246593>". Each resample draws the patients of every test part,
     with all their cases, and the seeds, both with replacement and alike for all groups, so that differences are paired.
 
-    There is one run for each group, fold and seed; ``patients`` has, for every fold, the patient of each case of its
-    test part; ``metric`` computes a score from its buffers; the other groups are compared with ``reference``.
+    There is one run for each group, fold and seed; ``metric`` computes a score from its buffers; the other groups are
+    compared with ``reference``.
+
+    Raises:
+        InputError: if runs of one fold have other patients.
     """
     groups = list(dict.fromkeys(run.group for run in runs))
     seeds = sorted({run.seed for run in runs})
-    scores = np.full((resamples, len(groups), len(seeds), len(patients)), np.nan)
+    patients = _patients_of(runs)
+    folds = list(patients)
+    scores = np.full((resamples, len(groups), len(seeds), len(folds)), np.nan)
     generator = np.random.default_rng(0)
-    drawn_cases = [_draw_cases(cases, resamples, generator) for cases in patients]
+    drawn_cases = {fold: _draw_cases(cases, resamples, generator) for fold, cases in patients.items()}
     drawn_seeds = generator.integers(len(seeds), size=(resamples, len(seeds)))
     for run in tqdm(runs, desc="intervals", unit="run"):
-        place = groups.index(run.group), seeds.index(run.seed), run.fold
+        place = groups.index(run.group), seeds.index(run.seed), folds.index(run.fold)
         scores[(slice(None), *place)] = [_score(metric, run.buffers, cases) for cases in drawn_cases[run.fold]]
     by_seed = np.take_along_axis(scores.mean(axis=3), drawn_seeds[:, None], axis=2)
     resampled = dict(zip(groups, by_seed.mean(axis=2).T, strict=True))
@@ -107,6 +117,15 @@ def correct_by_holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(order))
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return corrected.tolist()
+
+
+def _patients_of(runs: Sequence[Run]) -> dict[int, Sequence[Hashable]]:
+    """The patient of each case of every fold's test part."""
+    found: dict[int, Sequence[Hashable]] = {}
+    for run in sorted(runs, key=lambda run: run.fold):
+        if list(found.setdefault(run.fold, run.patients)) != list(run.patients):
+            raise InputError(f"runs of one fold must have the same patients, got others in fold {run.fold}.")
+    return found
 
 
 def _draw_cases(patients: Sequence[Hashable], resamples: int, generator: np.random.Generator) -> list[np.ndarray]:

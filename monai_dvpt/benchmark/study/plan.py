@@ -1,32 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan of a study: methods, their search ranges, splits of the cases, and jobs."""
+"""The plan of a study: methods, splits of the cases, and jobs."""
 
 from __future__ import annotations
 
 import ast
 import json
-import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
-
-from scipy.stats import qmc
 
 from monai_dvpt.networks.methods import METHODS, as_method
 from monai_dvpt.utils import InputError
 
-__all__ = ["HEAD_RATES", "Job", "Split", "final_jobs", "make_splits", "parse_method", "patient_of", "trial_jobs"]
+__all__ = [
+    "Design",
+    "Job",
+    "Split",
+    "default_folds",
+    "final_jobs",
+    "job_of",
+    "make_splits",
+    "parse_method",
+    "patient_of",
+]
 
-HEAD_RATES = (3e-4, 1e-2)
-"""Search range of the learning rate of head and decoder, for every method; log-uniform, like those below."""
-RATES = {
-    "full": (1e-5, 1e-3),
-    "linear": (1e-4, 1e-4),  # tunes only the head
-}
-"""Search ranges of the learning rate in the encoder, by method."""
-OTHER_RATES = (3e-4, 6e-3)
-"""That of all other methods."""
+FEW_PATIENTS = 1000
+"""Below this number of patients one part of them is a poor test set, and folds are the default."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Job:
         fraction: share of the training cases with a label, in (0, 1].
         encoder_rate: learning rate in the encoder.
         head_rate: learning rate of head and decoder.
+        weight_decay: of the optimiser.
+        layer_decay: factor of the learning rate from each layer of the encoder to the one before it.
     """
 
     kind: str
@@ -51,6 +53,8 @@ class Job:
     fraction: float
     encoder_rate: float
     head_rate: float
+    weight_decay: float
+    layer_decay: float
 
     @property
     def key(self) -> str:
@@ -59,8 +63,33 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Design:
+    """
+    What a study compares.
+
+    Attributes:
+        methods: the methods with their options, as text.
+        fractions: shares of the training cases with a label, each in (0, 1].
+        seeds: of the final runs.
+        trials: number of trials over the ranges of each method, in each fold.
+        rounds: number of further rounds of trials.
+    """
+
+    methods: Sequence[str]
+    fractions: Sequence[float]
+    seeds: Sequence[int]
+    trials: int
+    rounds: int
+
+
+def job_of(row: Mapping[str, Any]) -> Job:
+    """The job of a result."""
+    return Job(**{field.name: row[field.name] for field in fields(Job)})
+
+
+@dataclass(frozen=True)
 class Split:
-    """Cases to train on, to choose learning rates, and to report; a final run trains on the first two parts."""
+    """Cases to train on, to choose settings, and to report; a final run trains on the first two parts."""
 
     training: Sequence[dict[str, Any]]
     tuning: Sequence[dict[str, Any]]
@@ -124,7 +153,7 @@ def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tunin
     Args:
         lists: cases by part. "test" is reported; without it "validation" is, and the tuning part comes from "training".
         folds: 0 for the listed parts; at least 2 for that many folds of all cases, each once the test part.
-        tuning_fraction: share of the training cases that chooses the learning rates, in (0, 1).
+        tuning_fraction: share of the training cases that chooses the settings, in (0, 1).
 
     Raises:
         InputError: if there are fewer patients than folds or parts.
@@ -148,34 +177,19 @@ def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tunin
     return splits
 
 
-def trial_jobs(methods: Sequence[str], folds: int, trials: int) -> list[Job]:
-    """
-    The same number of trials for every method (text) and split, at the same points (Halton sequence) of its search
-    ranges, with all labels and seed 0.
-    """
-    points = qmc.Halton(2, scramble=False).random(trials + 1)[1:]  # the first is in the corner
-    jobs = []
-    for fold in range(folds):
-        for method in methods:
-            for x, y in points:
-                rates = (_between(RATES.get(method.partition(":")[0], OTHER_RATES), x), _between(HEAD_RATES, y))
-                jobs.append(Job("trial", method, fold, 0, 1.0, *rates))
-    return jobs
+def default_folds(lists: Mapping[str, Sequence[dict[str, Any]]]) -> int:
+    """Five folds of under 1,000 patients, otherwise the listed parts, which is 0 folds."""
+    return 5 if len({patient_of(case) for part in lists.values() for case in part}) < FEW_PATIENTS else 0
 
 
 def final_jobs(best: Mapping[tuple[str, int], Job], fractions: Sequence[float], seeds: Sequence[int]) -> list[Job]:
-    """A run per fraction and seed, in this order, for each method and split, with the rates of its best trial."""
+    """A run per fraction and seed, in this order, for each method and fold, with the settings of its best trial."""
     return [
-        Job("final", method, fold, seed, fraction, trial.encoder_rate, trial.head_rate)
+        replace(trial, kind="final", seed=seed, fraction=fraction)
         for fraction in fractions
         for seed in seeds
-        for (method, fold), trial in best.items()
+        for trial in best.values()
     ]
-
-
-def _between(limits: tuple[float, float], share: float) -> float:
-    low, high = map(math.log10, limits)
-    return float(f"{10 ** (low + share * (high - low)):.3g}")
 
 
 def _part(cases: Sequence[dict[str, Any]], fraction: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -13,13 +13,39 @@ from matplotlib.figure import Figure
 
 from monai_dvpt.utils import atomic_path
 
-from .intervals import RESAMPLES, Group, Scores
+from .intervals import RESAMPLES, Group, Scores, compare_runs
+from .pixels import PIXELS
+from .results import Results
+from .search import best_trials, edges_of, ranges_of
 
-__all__ = ["write_report"]
+__all__ = ["report_study", "write_report"]
 
+SETTINGS = {
+    "encoder_rate": "rate of the encoder",
+    "head_rate": "rate of head and decoder",
+    "weight_decay": "weight decay",
+    "layer_decay": "layer decay",
+}
+BASELINES = {
+    "linear": "the frozen linear probe",
+    PIXELS: "the pixel baseline, a linear model of the mean values of 8 parts of the image along each axis",
+}
 ABOUT = f"""\
 Intervals: 95 %, from {RESAMPLES:,} resamples of the patients of each test part and of the seeds, with replacement and
 alike for all methods. p: two-sided, of no difference, corrected by Holm's method for all differences in the table."""
+
+
+def report_study(
+    results: Results,
+    trials: Sequence[Mapping[str, Any]],
+    finals: Sequence[Mapping[str, Any]],
+    metric: Any,
+    reference: str,
+    notes: Sequence[str],
+) -> Path:
+    """:func:`write_report` in the folder of ``results``, with the scores of the final runs by the key metric."""
+    scores = compare_runs([results.run_of(row) for row in finals], metric, (reference, 1.0))
+    return write_report(finals, trials, scores, reference, results.path.parent, notes)
 
 
 def write_report(
@@ -40,7 +66,7 @@ def write_report(
         groups.setdefault((row["method"], float(row["fraction"])), []).append(row)
     metric = rows[0]["metric"]
     text = ["# Study", "", *notes, "", *_table(groups, scores, metric, reference), "", ABOUT, ""]
-    text += ["Chosen by the trials:", "", *_chosen_rates(rows, trials, metric), ""]
+    text += [*_baselines(scores), "", "Chosen by the trials:", "", *_chosen_settings(trials, metric), ""]
     with atomic_path(folder / "study.md") as path:
         path.write_text("\n".join(text), encoding="utf-8")
     plots = {
@@ -73,15 +99,44 @@ def _table(
     return lines
 
 
-def _chosen_rates(rows: Sequence[Mapping[str, Any]], trials: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
-    """A table of the final runs' learning rates, with the scores of all trials of the method."""
-    lines = [f"| method | fold | encoder | head and decoder | {metric} of the trials |", "|---|---|---:|---:|---|"]
-    chosen = {(row["method"], row["fold"]): (row["encoder_rate"], row["head_rate"]) for row in rows}
-    for (method, fold), rates in sorted(chosen.items()):
-        scores = sorted((t["score"] for t in trials if (t["method"], t["fold"]) == (method, fold)), reverse=True)
-        cells = [method, str(fold), *(f"{rate:g}" for rate in rates), ", ".join(f"{score:.3f}" for score in scores)]
-        lines.append("| " + " | ".join(cells) + " |")
+def _baselines(scores: Scores) -> list[str]:
+    """What the baselines are, and whether the best method is better than they are, with all labels."""
+    found = {method: interval for (method, fraction), interval in scores.intervals.items() if fraction == 1}
+    beside = [name for name in BASELINES if name in found]
+    lines = [f"{name}: {BASELINES[name]}." for name in beside]
+    if PIXELS not in found:
+        lines.append("A pixel baseline is only for networks that grade or classify whole images.")
+    methods = [method for method in found if method not in BASELINES]
+    if methods:
+        best = max(methods, key=lambda method: found[method].mean)
+        close = [name for name in beside if found[best].low <= found[name].high]
+        lines += [
+            f"**This task says nothing about tuning**: {best}, the best method with all labels, has the interval "
+            f"{found[best]}, which does not lie above that of {name}, {found[name]}."
+            for name in close
+        ]
     return lines
+
+
+def _chosen_settings(trials: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
+    """A table of each method's best trial, with the scores of all its trials, and a line for all that is at an edge."""
+    head = ["method", "fold", *SETTINGS.values(), "trials", "best at an edge of", f"{metric} of the trials"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---" + "|---:" * (len(SETTINGS) + 1) + "|---|---|"]
+    at_edge: dict[tuple[str, str], list[str]] = {}
+    for (method, fold), best in sorted(best_trials(trials).items()):
+        scores = sorted((t["score"] for t in trials if (t["method"], t["fold"]) == (method, fold)), reverse=True)
+        edges = edges_of(best, trials)
+        searched = ranges_of(method)
+        cells = [f"{getattr(best, setting):g}" if setting in searched else "" for setting in SETTINGS]
+        cells = [method, str(fold), *cells, str(len(scores)), ", ".join(SETTINGS[setting] for setting in edges)]
+        lines.append("| " + " | ".join([*cells, ", ".join(f"{score:.3f}" for score in scores)]) + " |")
+        for setting in edges:
+            at_edge.setdefault((method, setting), []).append(str(fold))
+    lines.append("")
+    if not at_edge:
+        return [*lines, "No best trial lies at an edge of what was tried."]
+    lines += ["**Best trials at an edge of what was tried**, beyond which better values may lie:", ""]
+    return [*lines, *(f"- {m}: {SETTINGS[s]}, in fold {', '.join(folds)}" for (m, s), folds in at_edge.items())]
 
 
 def _plot(

@@ -15,20 +15,21 @@ from sklearn.metrics import cohen_kappa_score
 
 from monai_dvpt.benchmark.study.intervals import Run, compare_runs, correct_by_holm
 from monai_dvpt.metrics import CohenKappaMetric
+from monai_dvpt.utils import InputError
 
 REFERENCE = ("full", 1.0)
 
 
-def dice_runs(values: dict[tuple[str, int, int], np.ndarray]) -> list[Run]:
-    """Runs of methods, folds and seeds whose cases have these scores, one class each."""
+def dice_runs(values: dict[tuple[str, int, int], np.ndarray], patients) -> list[Run]:
+    """Runs of methods, folds and seeds whose cases have these scores, one class each, and for a fold these patients."""
     return [
-        Run((method, 1.0), fold, seed, float(np.mean(scores)), [torch.as_tensor(scores)[:, None]])
+        Run((method, 1.0), fold, seed, float(np.mean(scores)), [torch.as_tensor(scores)[:, None]], patients[fold])
         for (method, fold, seed), scores in values.items()
     ]
 
 
 def compare(values, patients, resamples=2000):
-    return compare_runs(dice_runs(values), patients, DiceMetric(), REFERENCE, resamples)
+    return compare_runs(dice_runs(values, patients), DiceMetric(), REFERENCE, resamples)
 
 
 class TestCompareRuns(unittest.TestCase):
@@ -86,22 +87,37 @@ class TestCompareRuns(unittest.TestCase):
         expected = cohen_kappa_score(read, predicted, weights="quadratic")
         buffers = [torch.tensor(classes * 7)[:, None].double() for classes in (predicted, read)]
         patients = np.repeat(range(7), 6).tolist()
-        run = Run(REFERENCE, 0, 0, expected, buffers)
-        found = compare_runs([run], [patients], CohenKappaMetric(4), REFERENCE, 50).intervals[REFERENCE]
+        run = Run(REFERENCE, 0, 0, expected, buffers, patients)
+        found = compare_runs([run], CohenKappaMetric(4), REFERENCE, 50).intervals[REFERENCE]
         np.testing.assert_allclose(found, [expected] * 3, rtol=1e-6)
+
+    def test_folds_may_be_some_of_all(self):
+        values = {(method, fold, 0): self.random.normal(0.5, 0.1, 20) for method in ("full", "dvpt") for fold in (1, 4)}
+        found = compare(values, dict.fromkeys((1, 4), range(20)))
+        of_each = [compare({("full", fold, 0): values["full", fold, 0]}, {fold: range(20)}) for fold in (1, 4)]
+        middle = np.mean([scores.intervals[REFERENCE].mean for scores in of_each])
+        self.assertAlmostEqual(found.intervals[REFERENCE].mean, middle)
+        self.assertLess(found.intervals[REFERENCE].low, middle)
+        self.assertFalse(math.isnan(found.differences["dvpt", 1.0].p_value))
+
+    def test_other_patients_are_refused(self):
+        runs = [*dice_runs({("full", 0, 0): np.ones(3)}, ["abc"]), *dice_runs({("dvpt", 0, 0): np.ones(3)}, ["abd"])]
+        with self.assertRaisesRegex(InputError, "must have the same patients, got others in fold 0"):
+            compare_runs(runs, DiceMetric(), REFERENCE, 5)
 
     def test_undefined_resamples_are_left_out(self):
         """Where a resample has one class alone its kappa is undefined."""
         buffers = [torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0]])]
-        run = Run(REFERENCE, 0, 0, 1.0, buffers)
-        found = compare_runs([run], [["a", "b"]], CohenKappaMetric(2), REFERENCE, 100).intervals[REFERENCE]
+        run = Run(REFERENCE, 0, 0, 1.0, buffers, ["a", "b"])
+        found = compare_runs([run], CohenKappaMetric(2), REFERENCE, 100).intervals[REFERENCE]
         self.assertEqual(found, (1.0, 1.0, 1.0))
-        alone = compare_runs([run], [["a", "a"]], CohenKappaMetric(2), REFERENCE, 5).intervals[REFERENCE]
+        run = Run(REFERENCE, 0, 0, 1.0, buffers, ["a", "a"])
+        alone = compare_runs([run], CohenKappaMetric(2), REFERENCE, 5).intervals[REFERENCE]
         self.assertEqual(str(alone), "1.000 (1.000 to 1.000)")
 
     def test_the_metric_is_as_before(self):
         metric = DiceMetric()
-        compare_runs(dice_runs({("full", 0, 0): np.ones(3)}), [range(3)], metric, REFERENCE, 5)
+        compare_runs(dice_runs({("full", 0, 0): np.ones(3)}, [range(3)]), metric, REFERENCE, 5)
         metric.reset()
         metric.extend(torch.tensor([[0.25], [0.75]]))
         self.assertEqual(float(metric.aggregate()), 0.5)

@@ -8,14 +8,11 @@ import unittest
 from parameterized import parameterized
 
 from monai_dvpt.benchmark.study.plan import (
-    HEAD_RATES,
-    OTHER_RATES,
-    RATES,
     Job,
+    default_folds,
     final_jobs,
     make_splits,
     parse_method,
-    trial_jobs,
 )
 from monai_dvpt.utils import InputError
 
@@ -29,7 +26,7 @@ def names(part) -> set[str]:
 
 
 def final(fraction: float, seed: int) -> Job:
-    return Job("final", "dvpt", 0, seed, fraction, 1e-3, 1e-3)
+    return Job("final", "dvpt", 0, seed, fraction, 1e-3, 1e-3, 0.1, 1.0)
 
 
 class TestSplits(unittest.TestCase):
@@ -57,6 +54,12 @@ class TestSplits(unittest.TestCase):
             self.assertTrue(all(groups))
             self.assertLessEqual(max(len(s.test) for s in splits) - min(len(s.test) for s in splits), 3)
 
+    def test_few_patients_are_folded(self):
+        few = {"training": cases(1998, 2), "validation": cases(1, prefix="v")}
+        self.assertEqual(default_folds({**few, "test": []}), 0)
+        self.assertEqual(default_folds({"training": few["training"]}), 5)  # of 999 patients
+        self.assertEqual(default_folds({"training": cases(1000)}), 0)
+
     def test_more_folds_than_patients_are_refused(self):
         with self.assertRaisesRegex(InputError, "--folds must be at most the number of patients, 2, got 3"):
             make_splits({"training": cases(6, 3)}, 3, 0.25)
@@ -66,36 +69,24 @@ class TestSplits(unittest.TestCase):
         parts = {f: split.cases(final(f, seed=3))[0] for f in (0.2, 0.5, 1.0)}
         self.assertEqual([len(part) for part in parts.values()], [8, 20, 40])
         self.assertLess(names(parts[0.2]), names(parts[0.5]))
-        self.assertEqual(parts[0.5], split.cases(Job("final", "full", 0, 3, 0.5, 1.0, 1.0))[0])
+        self.assertEqual(parts[0.5], split.cases(Job("final", "full", 0, 3, 0.5, 1.0, 1.0, 0.2, 0.9))[0])
         self.assertNotEqual(names(parts[0.5]), names(split.cases(final(0.5, seed=4))[0]))
         patients = [case["group"] for case in parts[0.2]]
         self.assertEqual({patients.count(patient) for patient in patients}, {2})
 
     def test_trials_are_scored_on_the_tuning_part_alone(self):
         (split,) = make_splits({"training": cases(8), "validation": cases(4, prefix="v")}, 0, 0.25)
-        job = Job("trial", "dvpt", 0, 0, 1.0, 1e-3, 1e-3)
+        job = Job("trial", "dvpt", 0, 0, 1.0, 1e-3, 1e-3, 0.1, 1.0)
         self.assertEqual(split.cases(job), (split.training, split.tuning))
         self.assertEqual(split.cases(final(1.0, 0))[1], split.test)
 
 
 class TestJobs(unittest.TestCase):
-    def test_every_method_has_the_same_trials_within_its_ranges(self):
-        methods = ["dvpt:num_prompts=4", "full", "linear"]
-        jobs = trial_jobs(methods, folds=2, trials=5)
-        self.assertEqual(len(set(jobs)), 2 * 3 * 5)
-        for method in methods:
-            low, high = RATES.get(method, OTHER_RATES)
-            for job in [job for job in jobs if job.method == method]:
-                self.assertTrue(low <= job.encoder_rate <= high and HEAD_RATES[0] <= job.head_rate <= HEAD_RATES[1])
-        heads = [[job.head_rate for job in jobs if (job.method, job.fold) == (name, 0)] for name in methods[:2]]
-        self.assertEqual(*heads)
-
-    def test_final_runs_take_the_chosen_rates(self):
-        best = {("dvpt", 1): Job("trial", "dvpt", 1, 0, 1.0, 0.002, 0.003)}
+    def test_final_runs_take_the_chosen_settings(self):
+        best = {("dvpt", 1): Job("trial", "dvpt", 1, 0, 1.0, 0.002, 0.003, 0.04, 0.7)}
         jobs = final_jobs(best, [0.4, 1.0], [0, 1])
-        self.assertEqual([(job.fraction, job.seed) for job in jobs], [(0.4, 0), (0.4, 1), (1.0, 0), (1.0, 1)])
         self.assertEqual(
-            {(job.kind, job.fold, job.encoder_rate, job.head_rate) for job in jobs}, {("final", 1, 0.002, 0.003)}
+            jobs, [Job("final", "dvpt", 1, s, f, 0.002, 0.003, 0.04, 0.7) for f in (0.4, 1.0) for s in (0, 1)]
         )
 
     def test_methods_are_parsed(self):

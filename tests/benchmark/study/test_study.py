@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 import unittest
 from pathlib import Path
@@ -12,16 +14,17 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from monai.engines import SupervisedTrainer
+from monai.transforms import Resize, SpatialPad
 from PIL import Image
 from sklearn.metrics import cohen_kappa_score
 from utils_commands import call
 from utils_data import temporary_folder
 
 from monai_dvpt.benchmark.__main__ import main
-from monai_dvpt.benchmark.study.job import Task, run_job
+from monai_dvpt.benchmark.study.job import Task, has_classes, run_job
 from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.networks.nets import DVPTViT
-from monai_dvpt.utils import FolderLock
+from monai_dvpt.utils import FolderLock, InputError
 
 BUNDLE = Path(__file__).parents[3] / "bundles" / "xray_dvpt_vit_classification"
 DVPT = "dvpt:bottleneck_size=5,num_prompts=3"
@@ -62,10 +65,10 @@ class TestStudy(unittest.TestCase):
         cls.folder = temporary_folder(cls)
         write_data(cls.folder)
 
-    def study(self, output: Path, *arguments: str, **changes) -> tuple[int, str, str]:
+    def study(self, output: Path, *arguments: str, split=("--folds", 0), **changes) -> tuple[int, str, str]:
         texts = [f"{key}={value}" for key, value in {**settings(self.folder), **changes}.items()]
         options = [part for text in texts for part in ("--set", text)]
-        common = ("--bundle", BUNDLE, "--output", output, "--workers", 1, "--trials", 2)
+        common = ("--bundle", BUNDLE, "--output", output, "--workers", 2, "--trials", 2, "--rounds", 0, *split)
         return call(main, "study", *common, *options, *arguments)
 
     def rows(self, output: Path) -> list[dict[str, str]]:
@@ -79,7 +82,7 @@ class TestStudy(unittest.TestCase):
         status, out, err = self.study(output, *methods, "--seeds", "0")
         self.assertEqual(status, 0, err)
         rows = self.rows(output)
-        self.assertEqual([row["kind"] for row in rows], ["trial"] * 4 + ["final"] * 4)
+        self.assertEqual([row["kind"] for row in rows], ["trial"] * 6 + ["final"] * 6)
         cases = {(r["kind"], r["fraction"]): (r["training_cases"], r["scored_cases"]) for r in rows}
         self.assertEqual(
             cases, {("trial", "1.0"): ("20", "8"), ("final", "1.0"): ("28", "8"), ("final", "0.5"): ("14", "8")}
@@ -87,14 +90,16 @@ class TestStudy(unittest.TestCase):
         counts = {row["method"]: (row["encoder_parameters"], row["head_parameters"]) for row in rows}
         block = 24 * 5 + 5 + 3 * 5 + 1 + 5 * 24 + 24
         head = str((2 * 24 + 1) * 2 * 3)  # of class token and mean, for two outputs of three grades
-        self.assertEqual(counts, {DVPT: (str(3 * block), head), "linear": ("0", head)})
-        for method in (DVPT, "linear"):
+        pixels = str((3 * 8 * 8 + 1) * 2 * 3)
+        self.assertEqual(counts, {DVPT: (str(3 * block), head), "linear": ("0", head), "pixels": ("0", pixels)})
+        for method in (DVPT, "linear", "pixels"):
             trials = [row for row in rows if (row["method"], row["kind"]) == (method, "trial")]
-            best = max(trials, key=lambda row: float(row["score"]))
+            best = max(trials, key=lambda row: (float(row["score"]), -float(row["head_rate"])))
+            names = ("encoder_rate", "head_rate", "weight_decay", "layer_decay")
             (chosen,) = {
-                (r["encoder_rate"], r["head_rate"]) for r in rows if (r["method"], r["kind"]) == (method, "final")
+                tuple(r[name] for name in names) for r in rows if (r["method"], r["kind"]) == (method, "final")
             }
-            self.assertEqual(chosen, (best["encoder_rate"], best["head_rate"]))
+            self.assertEqual(chosen, tuple(best[name] for name in names))
         self.assertIn("| linear | 100% | 28 | 1 |", out)
         self.assertIn("--equal-steps", out)
         for name in ("study.md", "plan.json", "score_by_labels.png", "score_by_parameters.png", "score_by_cost.png"):
@@ -108,7 +113,7 @@ class TestStudy(unittest.TestCase):
         again = self.rows(output)
         self.assertEqual([row["score"] for row in again].count("0.123456"), 1)
         self.assertEqual({row["seed"] for row in again if row["kind"] == "final"}, {"0", "1"})
-        self.assertEqual(len(again), 12)
+        self.assertEqual(len(again), 6 + 12)
         # predictions that somebody changed are refused, and the file is named
         (changed,) = {row["predictions"] for row in again if row["score"] == "0.123456"}
         text = (output / "predictions" / changed).read_text()
@@ -143,6 +148,20 @@ class TestStudy(unittest.TestCase):
         self.assertRegex(err, rf"one run at a time, and another one writes there: process {os.getpid()} on ")
         self.assertFalse((self.folder / "locked" / "plan.json").exists())
 
+    def test_few_patients_have_five_folds_by_default(self):
+        output = self.folder / "folds"
+        methods = ("--methods", "linear", "--reference", "linear", "--seeds", "0", "--trials", "1", "--only-folds", "3")
+        status, out, err = self.study(output, *methods, split=())
+        self.assertEqual(status, 0, err)
+        rows = self.rows(output)
+        self.assertEqual(len(rows), 4)
+        # 18 patients with two images each are 4, 4, 4, 3 and 3; of the other 30 images a quarter tunes
+        cases = {(row["kind"], row["fold"], row["training_cases"], row["scored_cases"]) for row in rows}
+        self.assertEqual(cases, {("trial", "3", "22", "8"), ("final", "3", "30", "6")})
+        self.assertIn("--folds 5", out)
+        self.assertIn("--only-folds 3", out)
+        self.assertEqual(json.loads((output / "plan.json").read_text())["folds"], 5)
+
     def test_another_plan_is_refused(self):
         output = self.folder / "plans"
         output.mkdir()
@@ -155,6 +174,13 @@ class TestStudy(unittest.TestCase):
             status, _, err = self.study(output, *methods, **changes)
             self.assertEqual(status, 1)
             self.assertIn(f"plan.json: must be of the same plan, {named} changed", err)
+        for name, value in (("trials", "3"), ("rounds", "1")):
+            status, _, err = self.study(output, *methods, f"--{name}", value)
+            self.assertIn(f"plan.json: must be of the same plan, {name} changed", err)
+        other = self.folder / "other.pt"  # other weights
+        torch.save({name: tensor + 1 for name, tensor in ENCODER.state_dict().items()}, other)
+        status, _, err = self.study(output, *methods, backbone_path=other)
+        self.assertIn("plan.json: must be of the same plan, --set backbone_path changed", err)
         (output / "plan.json").unlink()
         status, _, err = self.study(output, *methods)
         self.assertIn("plan.json: must say what runs.csv depends on", err)
@@ -163,13 +189,11 @@ class TestStudy(unittest.TestCase):
         """Of every final run the grades of all test cases, whose kappa is its score, and the interval of the report."""
         self.assertEqual({row["predictions"] for row in rows if row["kind"] == "trial"}, {""})
         finals = [row for row in rows if row["kind"] == "final"]
-        self.assertEqual(len({row["predictions"] for row in finals}), 4)
+        self.assertEqual(len({row["predictions"] for row in finals}), 6)
         for row in finals:
             with open(output / "predictions" / row["predictions"]) as file:
                 cases = list(csv.DictReader(file))
-            self.assertEqual(
-                [Path(case["image"]).name for case in cases], [f"{p}_{s}.png" for p in range(14, 18) for s in (0, 1)]
-            )
+            self.assertEqual([case["image"] for case in cases], [f"{p}_{s}.png" for p in range(14, 18) for s in (0, 1)])
             self.assertEqual([case["patient"] for case in cases], [f"p{p}" for p in range(14, 18) for _ in (0, 1)])
             pairs = [(case[f"label_{k}"], case[f"prediction_{k}"]) for case in cases for k in (0, 1)]
             kappa = cohen_kappa_score(*zip(*pairs, strict=True), labels=["0", "1", "2"], weights="quadratic")
@@ -191,17 +215,23 @@ class TestStudy(unittest.TestCase):
         self.assertEqual(err.splitlines()[-1].count("bottleneck_size must be"), 2)  # of both trials, and nothing else
         self.assertNotIn("Traceback", err)
         self.assertIn("Traceback", (output / "log.txt").read_text())
-        self.assertEqual({row["method"] for row in self.rows(output)}, {"linear"})
+        self.assertEqual({row["method"] for row in self.rows(output)}, {"linear", "pixels"})
 
     def test_bad_arguments(self):
         for arguments, message in (
             (("--fractions", "0"), "--fractions must be in (0, 1], got [0.0]."),
             (("--folds", "1"), "--folds must be 0 or at least 2, got 1."),
+            (("--rounds", "-1"), "--rounds must be at least 0, got -1."),
+            (("--folds", "3", "--only-folds", "1", "3"), "--only-folds must be of the 3 folds from 0, got [1, 3]."),
             (("--methods", "dvpt"), "--reference must be one of --methods, got full."),
             (("--set", "max_epochs"), "--set must be KEY=VALUE, got max_epochs."),
             (
                 ("--set", "epochs=3"),
                 "--set must have a key of train.yaml that the study does not set itself, got epochs.",
+            ),
+            (
+                ("--set", "weight_decay=1"),
+                "--set must have a key of train.yaml that the study does not set itself, got weight_decay.",
             ),
             (("--set", "seed=3"), "--set must have a key of train.yaml that the study does not set itself, got seed."),
             (
@@ -218,6 +248,10 @@ class TestStudy(unittest.TestCase):
 
 
 class TestJob(unittest.TestCase):
+    def test_the_pixel_baseline_is_for_whole_images(self):
+        found = {path.name: has_classes(Task(str(path))) for path in BUNDLE.parent.iterdir() if path.is_dir()}
+        self.assertEqual(found, {name: name.endswith("_classification") for name in found})
+
     def data(self) -> tuple[Path, list[dict]]:
         folder = temporary_folder(self)
         write_data(folder)
@@ -239,7 +273,7 @@ class TestJob(unittest.TestCase):
         ):
             crop = {"crops_per_case": crops, "train#dataset#data#data": "$@cases['training'] * @crops_per_case"}
             task = Task(str(BUNDLE), {**settings(folder), **crop}, equal_steps=equal_steps)
-            job = Job("final", "linear", 0, 0, fraction, 1e-2, 1e-2)
+            job = Job("final", "linear", 0, 0, fraction, 1e-2, 1e-2, 0.05, 1.0)
             with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
                 run_job(task, job, Split(cases[:7], cases[7:11], cases[11:]))
             (trainer,) = run.call_args.args
@@ -249,20 +283,76 @@ class TestJob(unittest.TestCase):
 
     def test_a_seed_decides_the_score(self):
         folder, cases = self.data()
-        job = Job("final", "dvpt:bottleneck_size=5", 0, 3, 1.0, 1e-2, 1e-2)
+        job = Job("final", "dvpt:bottleneck_size=5", 0, 3, 1.0, 1e-2, 1e-2, 0.05, 1.0)
         results = [run_job(Task(str(BUNDLE), settings(folder)), job, Split(cases[:8], [], cases[8:])) for _ in range(2)]
         for result in results:
             result.pop("seconds"), result.pop("peak_memory_mib")
         self.assertEqual(*results)
         self.assertEqual(results[0]["metric"], "val_kappa")
+        # without patients in the list each image is one, by its path in the folder of the data
+        self.assertEqual([case["patient"] for case in results[0]["cases"]], [Path(c["image"]).name for c in cases[8:]])
         # what the job leaves open is as in the bundle, whose 10 prompts serve one layer each
         block = 24 * 5 + 5 + 10 * 5 + 1 + 5 * 24 + 24
         self.assertEqual(results[0]["encoder_parameters"], 3 * block)
 
+    def test_a_run_that_diverges_is_the_worst_trial_and_no_final_run(self):
+        folder, cases = self.data()
+        split, task = Split(cases[:7], cases[7:], cases[7:]), Task(str(BUNDLE), settings(folder))
+        result = run_job(task, Job("trial", "linear", 0, 0, 1.0, 0.0, 1e38, 0.05, 1.0), split)
+        self.assertTrue(math.isnan(result["score"]))
+        self.assertEqual((result["metric"], result["training_cases"], result["scored_cases"]), ("val_kappa", 7, 5))
+        with self.assertRaisesRegex(InputError, "training must stay finite, but diverged"):
+            run_job(task, Job("final", "linear", 0, 0, 1.0, 0.0, 1e38, 0.05, 1.0), split)
+
+    def test_decays_reach_the_optimiser(self):
+        folder, cases = self.data()
+        job = Job("final", "full", 0, 0, 1.0, 1e-3, 2e-3, 0.07, 0.5)
+        with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
+            run_job(Task(str(BUNDLE), settings(folder)), job, Split(cases[:7], [], cases[7:]))
+        (trainer,) = run.call_args.args
+        groups = trainer.optimizer.param_groups
+        self.assertEqual({group["weight_decay"] for group in groups}, {0.0, 0.07})
+        rates = {round(math.log2(group["initial_lr"] / 1e-3)) for group in groups}
+        self.assertEqual(rates, {1, 0, -1, -2, -3, -4})  # head, norm, three layers, embedding
+
+    def test_the_pixel_baseline_is_one_of_the_prepared_image(self):
+        """Its grades are those of its weights on block means by NumPy, of images without augmentation."""
+        folder, cases = self.data()
+        job = Job("final", "pixels", 0, 0, 1.0, 0.0, 3e-2, 1e-4, 1.0)
+        with patch.object(SupervisedTrainer, "run", autospec=True, side_effect=SupervisedTrainer.run) as run:
+            result = run_job(
+                Task(str(BUNDLE), {**settings(folder), "max_epochs": 30, "prefix_cache": "memory"}),
+                job,
+                Split(cases[:9], [], cases[9:]),
+            )
+        (trainer,) = run.call_args.args
+        self.assertEqual({group["weight_decay"] for group in trainer.optimizer.param_groups}, {0.0, 1e-4})
+        images = np.stack([self.prepared(Path(case["image"])) for case in cases])
+        means = images.reshape(len(cases), 3, 8, 4, 8, 4).mean((3, 5)).reshape(len(cases), -1)
+        features = (means - means[:9].mean(0)) / np.maximum(means[:9].std(0), 1e-6)
+        linear = trainer.network.linear
+        logits = features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+        logits = logits.reshape(len(cases), 2, 3)
+        shares = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
+        grades = np.rint(shares @ np.arange(3)).astype(int)
+        found = [[case["prediction_0"], case["prediction_1"]] for case in result["cases"]]
+        self.assertEqual(found, grades[9:].tolist())
+        # it learned: almost all grades of what it was trained on are right
+        self.assertGreater((grades[:9] == [case["label"] for case in cases[:9]]).mean(), 0.8)
+
+    def prepared(self, path: Path) -> np.ndarray:
+        """A radiograph as the bundle prepares it, by Pillow, NumPy and MONAI's resizing alone."""
+        pixels = np.asarray(Image.open(path), dtype=np.float64)
+        low, high = np.percentile(pixels, [1, 99])
+        scaled = np.clip((pixels - low) / (high - low), 0, 1)
+        resize = Resize(32, size_mode="longest", mode="bilinear", anti_aliasing=True)
+        padded = SpatialPad([32, 32])(resize(np.repeat(scaled[None], 3, axis=0).astype(np.float32)))
+        return (np.asarray(padded) - 0.5) / 0.5
+
     def test_parts_may_stay_frozen(self):
         folder, cases = self.data()
         settings_ = {**settings(folder), "trainable": ["method"]}
-        job = Job("final", "bitfit", 0, 0, 1.0, 1e-2, 1e-2)
+        job = Job("final", "bitfit", 0, 0, 1.0, 1e-2, 1e-2, 0.05, 1.0)
         result = run_job(Task(str(BUNDLE), settings_), job, Split(cases[:8], [], cases[8:]))
         biases = 24 + 3 * (24 + 24 + 3 * 24 + 24 + 32 + 24) + 24  # patches; in a layer norms, qkv, out, MLP; last norm
         self.assertEqual((result["encoder_parameters"], result["head_parameters"]), (biases, 0))

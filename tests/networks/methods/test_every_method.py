@@ -124,6 +124,12 @@ def expected_trainable(plain: nn.Module, net: nn.Module, method: str) -> set[str
     return names | {n for n in encoder if n.endswith(ends) and not any(other in n for other in fixed)}
 
 
+def expected_decayed(net: nn.Module) -> set[str]:
+    """Names of what weight decay should act on, judged by names and dimensions alone."""
+    others = ("prompts", "cls_token", "position_embeddings", "relative_position_bias_table")
+    return {name for name, parameter in trainable(net).items() if parameter.ndim > 1 and not name.endswith(others)}
+
+
 class TestTrained(unittest.TestCase):
     @parameterized.expand([pair for pair in CASES if pair[0] not in VPT])
     def test_starts_as_the_frozen_network(self, method, case):
@@ -158,6 +164,9 @@ class TestTrained(unittest.TestCase):
         groups = parameter_groups(net, {"method": 0.2, "decoder": 0.3, "head": 0.4})
         grouped = [parameter for group in groups for parameter in group["params"]]
         self.assertEqual({id(p) for p in grouped}, {id(p) for p in trainable(net).values()})
+        decayed = {id(p) for group in groups if "weight_decay" not in group for p in group["params"]}
+        self.assertEqual({name for name, p in trainable(net).items() if id(p) in decayed}, expected_decayed(net))
+        self.assertEqual({group.get("weight_decay", 0.0) for group in groups}, {0.0})
 
     @parameterized.expand(CASES)
     def test_a_step(self, method, case):
