@@ -21,7 +21,7 @@ from monai_dvpt.utils import FolderLock, InputError, fingerprint, is_path_key, s
 
 from .job import GIVEN, Task, data_root, has_classes, key_metric, read_cases
 from .pixels import PIXELS
-from .plan import Design, Split, default_folds, make_splits, parse_method
+from .plan import Design, Split, default_folds, make_splits, method_text, parse_method, settings_of
 from .results import Results, bundle_fingerprint, keep_plan
 from .runner import run_study
 from .search import ROUND, SEARCHED
@@ -52,8 +52,9 @@ def add_parser(commands: Any) -> None:
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
     setting = "a value of train.yaml, as YAML; dataset_dir, for instance, or max_epochs"
     add("--set", "-s", action="append", default=[], metavar="KEY=VALUE", help=setting)
-    methods = "methods with options, dvpt, full and linear by default"
-    add("--methods", nargs="+", default=["dvpt", "full", "linear"], metavar="NAME[:KEY=VALUE,...]", help=methods)
+    methods = "methods with options, and with settings of train.yaml that only they have; dvpt, full, linear by default"
+    form = "NAME[:OPTION=VALUE,...][+KEY=VALUE...]"
+    add("--methods", nargs="+", default=["dvpt", "full", "linear"], metavar=form, help=methods)
     add("--reference", default="full", metavar="METHOD", help="method to compare with, full by default")
     fractions = "shares of the labels, in (0, 1], run in this order"
     add("--fractions", nargs="+", type=float, default=[1.0], metavar="F", help=fractions)
@@ -75,12 +76,14 @@ def add_parser(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    methods = list(dict.fromkeys(text.replace(" ", "") for text in arguments.methods))
-    reference = arguments.reference.replace(" ", "")
+    methods, reference = list(dict.fromkeys(map(method_text, arguments.methods))), method_text(arguments.reference)
     for text in (*methods, reference):
         parse_method(text)
     _check(arguments, reference in (*methods, "linear"))
     settings = dict(_setting(text, arguments.bundle) for text in arguments.set)
+    for text in methods:
+        for key in settings_of(text):
+            _check_key("--methods", key, arguments.bundle)
     task = Task(str(arguments.bundle), settings, arguments.threads, arguments.equal_steps)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = arguments.workers or (1 if torch.cuda.is_available() else max(1, cores // arguments.threads))
@@ -156,10 +159,14 @@ def _setting(text: str, bundle: Path) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise InputError(f"--set must be KEY=VALUE, got {text}.")
+    _check_key("--set", key, bundle)
+    return key, setting_for_config(key, value)
+
+
+def _check_key(option: str, key: str, bundle: Path) -> None:
     known = yaml.safe_load((bundle / "configs" / "train.yaml").read_text()).keys() - set(GIVEN)
     if key.split("#")[0] not in known:
-        raise InputError(f"--set must have a key of train.yaml that the study does not set itself, got {key}.")
-    return key, setting_for_config(key, value)
+        raise InputError(f"{option} must have a key of train.yaml that the study does not set itself, got {key}.")
 
 
 def _command(arguments: argparse.Namespace) -> str:

@@ -24,7 +24,7 @@ from monai_dvpt.networks.parts import count_parameters
 from monai_dvpt.utils import InputError, path_for_config, reason
 
 from .pixels import PIXELS, PixelModel, use_pixels
-from .plan import Job, Split, parse_method, patient_of
+from .plan import Job, Split, parse_method, patient_of, settings_of
 
 __all__ = ["GIVEN", "Task", "data_root", "has_classes", "key_metric", "read_cases", "run_job", "train_and_score"]
 
@@ -131,7 +131,7 @@ def train_and_score(task: Task, job: Job, split: Split) -> dict[str, Any]:
     training, scored = split.cases(job)
     rates = {"method": job.encoder_rate, "decoder": job.head_rate, "head": job.head_rate}
     decays = {"weight_decay": job.weight_decay, "layer_decay": job.layer_decay}
-    workflow = task.workflow(seed=job.seed, learning_rates=rates, **decays)
+    workflow = task.workflow(seed=job.seed, learning_rates=rates, **decays, **settings_of(job.method))
     parser = workflow.parser
     if job.method == PIXELS:
         use_pixels(parser, training)

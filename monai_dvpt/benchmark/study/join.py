@@ -15,7 +15,7 @@ import torch
 from monai_dvpt.utils import FolderLock, InputError
 
 from .job import Task, key_metric
-from .plan import job_of
+from .plan import job_of, method_text
 from .results import MEASURED, Results, bundle_fingerprint, differing, keep_plan, read_plan
 from .search import ROUND, best_trials
 from .study_report import report_study
@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
         for folder in arguments.folders:
             _add(results, Results(folder / "runs.csv"))
         trials, finals = _complete(results, plan)
-        reference = arguments.reference.replace(" ", "")
+        reference = method_text(arguments.reference)
         if reference not in {row["method"] for row in finals}:
             raise InputError(f"--reference must be one of the methods of the folders, got {reference}.")
         words = ["python", "-m", "monai_dvpt.benchmark", "join", "--bundle", arguments.bundle]

@@ -6,12 +6,13 @@ from __future__ import annotations
 import ast
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from monai_dvpt.networks.methods import METHODS, as_method
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, setting_for_config
 
 __all__ = [
     "Design",
@@ -21,8 +22,10 @@ __all__ = [
     "final_jobs",
     "job_of",
     "make_splits",
+    "method_text",
     "parse_method",
     "patient_of",
+    "settings_of",
 ]
 
 FEW_PATIENTS = 1000
@@ -36,7 +39,7 @@ class Job:
 
     Attributes:
         kind: "trial", scored on the tuning part, or "final", scored on the test part.
-        method: the method with its options, as text.
+        method: the method with its options and settings, as text.
         fold: index of the split.
         seed: of initial values, augmentation, order and choice of the labels.
         fraction: share of the training cases with a label, in (0, 1].
@@ -68,7 +71,7 @@ class Design:
     What a study compares.
 
     Attributes:
-        methods: the methods with their options, as text.
+        methods: the methods with their options and settings, as text.
         fractions: shares of the training cases with a label, each in (0, 1].
         seeds: of the final runs.
         trials: number of trials over the ranges of each method, in each fold.
@@ -112,6 +115,13 @@ class Split:
 
 
 WORDS = ("True", "False", "None")  # not text
+SETTING = re.compile(r"\+(?=[A-Za-z_][\w#]*=)")  # what begins a setting after a method
+
+
+def method_text(text: str) -> str:
+    """The one text of a method that may be typed with spaces; those inside of settings stay."""
+    method, *settings = SETTING.split(text)
+    return "+".join([method.replace(" ", ""), *(setting.strip() for setting in settings)])
 
 
 def parse_method(text: str) -> dict[str, Any]:
@@ -119,13 +129,14 @@ def parse_method(text: str) -> dict[str, Any]:
     Parses a method for :func:`monai_dvpt.networks.methods.as_method`: its "name" and the given options.
 
     Args:
-        text: a name, or a name and options such as ``lora:rank=8,alpha=8``.
+        text: a name, or a name and options such as ``lora:rank=8,alpha=8``; settings that follow are left alone, see
+            :func:`settings_of`.
 
     Raises:
         InputError: if the name or an option is unknown, or an option is repeated, not ``key=value``, or outside its
             range.
     """
-    name, _, listed = text.partition(":")
+    name, _, listed = SETTING.split(method_text(text))[0].partition(":")
     if name not in METHODS:
         raise InputError(f"--methods must be of {list(METHODS)}, got {name}.")
     known = [option.name for option in fields(METHODS[name])]
@@ -144,6 +155,21 @@ def parse_method(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"--methods must have options in their ranges, got {text}: {error}") from error
     return {"name": name, **options}
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """
+    The values by key of ``train.yaml`` that belong to a method in a study, such as ``pooling`` in
+    ``linear+pooling=prompts``.
+
+    Raises:
+        InputError: if a key is repeated.
+    """
+    pairs = [part.partition("=")[::2] for part in SETTING.split(text)[1:]]
+    settings = {key: setting_for_config(key, value) for key, value in pairs}
+    if len(settings) < len(pairs):
+        raise InputError(f"--methods must have each setting once, got {text}.")
+    return settings
 
 
 def make_splits(lists: Mapping[str, Sequence[dict[str, Any]]], folds: int, tuning_fraction: float) -> list[Split]:

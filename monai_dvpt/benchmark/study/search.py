@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from .pixels import PIXELS
-from .plan import Job, job_of
+from .plan import Job, job_of, parse_method
 
 __all__ = ["SEARCHED", "Range", "Search", "best_trials", "edges_of", "ranges_of"]
 
@@ -63,7 +63,7 @@ UNSEARCHED = {"encoder_rate": 0.0, "layer_decay": 1.0}
 
 def ranges_of(method: str) -> dict[str, Range]:
     """The search ranges of a method (text), by setting."""
-    name = method.partition(":")[0]
+    name = PIXELS if method == PIXELS else parse_method(method)["name"]
     if name == "full":
         return {**SEARCHED, "encoder_rate": FULL_RATES}
     unused = {"layer_decay"} | ({"encoder_rate"} if name in ("linear", PIXELS) else set())

@@ -12,7 +12,9 @@ from monai_dvpt.benchmark.study.plan import (
     default_folds,
     final_jobs,
     make_splits,
+    method_text,
     parse_method,
+    settings_of,
 )
 from monai_dvpt.utils import InputError
 
@@ -82,6 +84,15 @@ class TestSplits(unittest.TestCase):
 
 
 class TestJobs(unittest.TestCase):
+    def test_methods_with_settings(self):
+        text = method_text(" linear + pooling=[prompts, {every: 2}]+augment=false")
+        self.assertEqual(text, "linear+pooling=[prompts, {every: 2}]+augment=false")
+        self.assertEqual(parse_method(text), {"name": "linear"})
+        self.assertEqual(settings_of(text), {"pooling": ["prompts", {"every": 2}], "augment": False})
+        self.assertEqual(settings_of("lora:rank=8"), {})
+        with self.assertRaisesRegex(InputError, "each setting once"):
+            settings_of("linear+augment=true+augment=false")
+
     def test_final_runs_take_the_chosen_settings(self):
         best = {("dvpt", 1): Job("trial", "dvpt", 1, 0, 1.0, 0.002, 0.003, 0.04, 0.7)}
         jobs = final_jobs(best, [0.4, 1.0], [0, 1])

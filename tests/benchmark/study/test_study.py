@@ -207,6 +207,18 @@ class TestStudy(unittest.TestCase):
             writer.writeheader()
             writer.writerows(rows)
 
+    def test_settings_of_one_method(self):
+        output = self.folder / "settings"
+        arm = "linear+pooling=[prompts, {num_prompts: 2, bottleneck_size: 5}]"
+        methods = ("--methods", "linear", arm, "--reference", "linear", "--seeds", "0", "--trials", "1")
+        status, out, err = self.study(output, *methods)
+        self.assertEqual(status, 0, err)
+        counts = {row["method"]: row["head_parameters"] for row in self.rows(output)}
+        pooled = (2 * 24 + 1) * 2 * 3
+        read = (24 * 5 + 5) + 2 * 5 + (2 * 5) * 2 * 3  # bottleneck, prompts, and their part of the linear layer
+        self.assertEqual((counts["linear"], counts[arm]), (str(pooled), str(pooled + read)))
+        self.assertIn(f"| {arm} |", out)
+
     def test_a_run_that_fails_leaves_the_others(self):
         output = self.folder / "failing"
         methods = ("--methods", "linear", "dvpt:bottleneck_size=24", "--reference", "linear", "--seeds", "0")
@@ -237,6 +249,10 @@ class TestStudy(unittest.TestCase):
             (
                 ("--set", "method#num_prompts=3"),
                 "--set must have a key of train.yaml that the study does not set itself, got method#num_prompts.",
+            ),
+            (
+                ("--methods", "full", "linear+epochs=3"),
+                "--methods must have a key of train.yaml that the study does not set itself, got epochs.",
             ),
             (("--set", "outputs=["), "outputs must have a value in YAML, got [."),
             (("--fractions", "0.5"), "--fractions must have 1, which the others are compared with, got [0.5]."),
