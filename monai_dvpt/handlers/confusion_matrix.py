@@ -20,7 +20,8 @@ from monai.engines import Evaluator
 from monai.handlers import from_engine
 
 from monai_dvpt.metrics import CohenKappaMetric
-from monai_dvpt.metrics.cohen_kappa import count_pairs, kappa_of_counts
+from monai_dvpt.metrics.cohen_kappa import kappa_of_counts
+from monai_dvpt.metrics.label_pairs import count_pairs
 from monai_dvpt.utils import atomic_path
 
 __all__ = ["ConfusionMatrixWriter", "plot_confusion_matrices"]
