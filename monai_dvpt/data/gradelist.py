@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of images with ordered grades."""
+"""Lists of images with grades, or with classes without an order."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import random
 import re
@@ -21,6 +22,8 @@ from .kinds import file_ids, is_regular
 
 __all__ = ["load_gradelist", "select_part"]
 
+logger = logging.getLogger(__name__)
+
 PARTS = ("training", "validation", "test")
 IMAGE_COLUMNS = ("image", "filename")
 LIKE_RESERVED = ("patient", "subject", "split", "set", "fold", "part")
@@ -34,9 +37,11 @@ def load_gradelist(
     grades: Sequence[str],
     validation_fraction: float = 0.2,
     patient_pattern: str | None = None,
+    patient_column: str = "patient",
 ) -> dict[str, list[dict[str, Any]]]:
     """
-    Images with one grade, or one for each of several outputs, from a CSV or a JSON file.
+    Images with one grade, or one for each of several outputs, from a CSV or a JSON file. What is said of grades holds
+    for classes without an order too.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
     ("training", "validation" or "test"). A JSON file has some of the lists "training", "validation" and "test", of
@@ -45,18 +50,20 @@ def load_gradelist(
     ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs.
 
     A grade is given by its name or, if no name is a number, by its index. An empty cell, null, -1, or an output that an
-    object leaves out is not graded.
+    object leaves out is not graded. A grade that a part does not have is logged as a warning.
 
     Args:
         dataset_dir: folder that the paths of the images are relative to.
         datalist: the file, ``.csv`` or ``.json``.
         outputs: names of the outputs.
-        grades: names of the grades, the same for all outputs, in their order.
+        grades: names of the grades, the same for all outputs, in their order, or of the classes.
         validation_fraction: share of the training images, drawn with a fixed seed and patient by patient, for
             validation if the list has no such part; in (0, 1).
         patient_pattern: regular expression for lists without patients, searched in the name of an image's file: its
             first group that is not empty, else the whole match, is the patient. By default, and if that is empty, every
             image is a patient of its own.
+        patient_column: name of the column or key that says whose an image is, such as "lesion_id"; another name than
+            "patient" must be there.
 
     Returns:
         the lists "training", "validation" and "test" that have cases, each with the absolute path "image", a unique
@@ -87,7 +94,8 @@ def load_gradelist(
             raise InputError("datalist must be an existing file.")
         if file.suffix.lower() not in (".csv", ".json"):
             raise InputError("datalist must be a .csv or a .json file.")
-        sections = (_read_csv if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
+        read = _read_csv if file.suffix.lower() == ".csv" else _read_json
+        sections = read(file, outputs, patient_column)
         entries = [(part, entry, _path(root, entry)) for part, section in sections.items() for entry in section]
         if not entries:
             raise InputError("holds no images.")
@@ -105,6 +113,9 @@ def load_gradelist(
             for index, output in enumerate(outputs):
                 if all(case["label"][index] < 0 for case in section):
                     raise InputError(f"every part must have a grade of every output, {part} has none of {output}.")
+            found = {index for case in section for index in case["label"]}
+            if absent := [grade for index, grade in enumerate(grades) if index not in found]:
+                logger.warning(f"{file}: {part} has no image of {', '.join(absent)}.")
     return cases
 
 
@@ -128,19 +139,20 @@ class _Parts(dict[str, list[dict[str, Any]]]):
         return select_part(self, part)
 
 
-def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _read_csv(file: Path, outputs: list[str], patient: str) -> dict[str, list[dict[str, Any]]]:
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
             (_, header), *rows = [(reader.line_num, row) for row in reader if any(row)] or [(1, [])]
     except (ValueError, csv.Error) as error:
         raise InputError(f"is not a valid CSV file: {error}.") from error
-    header = _names("", header, outputs, (*IMAGE_COLUMNS, "patient", "split"))
+    header = _names("", header, outputs, (*IMAGE_COLUMNS, patient, "split"))
     image = next((name for name in IMAGE_COLUMNS if name in header), None)
-    missing = ([] if image else ["image"]) + [output for output in outputs if output not in header]
+    asked = [*outputs, *([patient] if patient != "patient" else [])]
+    missing = ([] if image else ["image"]) + [name for name in asked if name not in header]
     if missing or len(set(header)) < len(header):
         wanted = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
-        raise InputError(f"must have the columns image and {', '.join(outputs)}, once each; {wanted}.")
+        raise InputError(f"must have the columns image and {', '.join(asked)}, once each; {wanted}.")
     sections: dict[str, list[dict[str, Any]]] = {}
     for line, cells in rows:
         if len(cells) != len(header):
@@ -150,11 +162,11 @@ def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]
         if part not in PARTS:
             raise InputError(f"split must be one of {PARTS}, got {part!r} in line {line}.")
         entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}}
-        sections.setdefault(part, []).append({**entry, "patient": row.get("patient", "")})
+        sections.setdefault(part, []).append({**entry, "patient": row.get(patient, "")})
     return sections
 
 
-def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _read_json(file: Path, outputs: list[str], patient: str) -> dict[str, list[dict[str, Any]]]:
     content = read_list_file(file)
     if not isinstance(content, dict):
         raise InputError('must be an object with a list "training".')
@@ -167,11 +179,13 @@ def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]
         sections[part] = []
         for given in section:
             entry = given if isinstance(given, dict) else {}
-            names = _names(f'"{part}": ', entry, (), ("image", "label", "patient"))
+            names = _names(f'"{part}": ', entry, (), ("image", "label", patient))
             entry = dict(zip(names, entry.values(), strict=True))
             if not isinstance(entry.get("image"), str) or "label" not in entry:
                 raise InputError(f'every case must have an "image" and a "label", got {given!r} in "{part}".')
-            sections[part].append(entry)
+            if patient != "patient" and patient not in entry:
+                raise InputError(f'every case must have a "{patient}", got {given!r} in "{part}".')
+            sections[part].append({**entry, "patient": entry.get(patient)})
     return sections
 
 

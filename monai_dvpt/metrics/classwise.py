@@ -64,9 +64,7 @@ def compute_classwise_metric(
     counts = count_pairs(y_pred, y, num_classes, ignore_label)[0].sum(axis=0)  # (reader, model)
     if not counts.any():
         raise ValueError(f"y must hold at least one class that is not ignore_label={ignore_label}, got none.")
-    right, read, given = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
-    table = np.stack([right, given - right, counts.sum() - read - given + right, read - right], axis=-1)
-    return _average(compute_confusion_matrix_metric(metric_name, torch.as_tensor(table)), average)
+    return _average(classwise_of_counts(counts, metric_name), average)
 
 
 def compute_classwise_roc_auc(y_pred: Any, y: Any, ignore_label: int = -1, average: str = "macro") -> torch.Tensor:
@@ -221,6 +219,13 @@ class ClasswiseROCAUCMetric(LabelPairMetric):
             ValueError: if there was no case.
         """
         return compute_classwise_roc_auc(*self.filled_buffer(), self.ignore_label, average or self.average)
+
+
+def classwise_of_counts(counts: np.ndarray, metric_name: str) -> torch.Tensor:
+    """A metric of each class, (K,), from a confusion matrix (K of the reader, K of the model); NaN where undefined."""
+    right, read, given = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
+    table = np.stack([right, given - right, counts.sum() - read - given + right, read - right], axis=-1)
+    return compute_confusion_matrix_metric(metric_name, torch.as_tensor(table))
 
 
 def _check_average(average: str) -> None:

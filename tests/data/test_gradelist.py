@@ -60,6 +60,32 @@ class TestLoadGradelist(unittest.TestCase):
         case = {"Image": "a.png", "label": [0, 0], "Patient": 7}
         self.assertEqual(self.load(self.json({"test": [case]}))["test"][0]["group"], "7")
 
+    def test_another_column_says_whose_an_image_is(self):
+        lines = ["image,mask,lesion_id,dx,split", "a.png,m.png,L1,bcc,validation", "b.png,m.png,L2,nv,test"]
+        cases = self.load(self.csv(*lines), ["dx"], ["nv", "bcc"], patient_column="lesion_id")
+        self.assertEqual([case["group"] for part in cases.values() for case in part], ["L1", "L2"])
+        content = {"test": [{"image": "a.png", "label": "nv", "lesion_id": "L1"}]}
+        cases = self.load(self.json(content), ["dx"], ["nv", "bcc"], patient_column="lesion_id")
+        self.assertEqual(cases["test"][0]["group"], "L1")
+        for write, given, why in (
+            (
+                self.csv,
+                ["image,dx", "a.png,nv"],
+                "must have the columns image and dx, lesion_id, once each; columns les",
+            ),
+            (self.json, [{"test": [{"image": "a.png", "label": "nv"}]}], 'every case must have a "lesion_id", got'),
+            (self.csv, ["image,dx,lesion_id,patient", "a.png,nv,1,2"], "like patient or split, got 'patient'"),
+        ):
+            with self.assertRaisesRegex(InputError, why):
+                self.load(write(*given), ["dx"], ["nv", "bcc"], patient_column="lesion_id")
+
+    def test_what_a_part_lacks_is_said(self):
+        path = self.csv("image,dx,split", "a.png,nv,training", "b.png,bcc,training", "d.jpg,nv,validation")
+        with self.assertLogs("monai_dvpt", "WARNING") as logs:
+            self.load(path, ["dx"], ["nv", "bcc", "mel"])
+        said = [record.getMessage().partition("list.csv: ")[2] for record in logs.records]
+        self.assertEqual(said, ["training has no image of mel.", "validation has no image of bcc, mel."])
+
     def test_one_part_alone(self):
         """It can be scored; a training on it is refused."""
         for part in PARTS[1:]:
