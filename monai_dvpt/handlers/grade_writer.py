@@ -146,7 +146,7 @@ class GradeWriter:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.ordered = ordered
-        self.word, self.words = WORDS[ordered]
+        self.words = WORDS[ordered][1]
         self.table = GradeTable(self.output_dir / f"{self.words}.csv", outputs, grades, ordered)
         self.formats = OutputFormats(output_format, "grading", metadata)
 
@@ -174,9 +174,8 @@ class GradeWriter:
                     canvas.draw()
                     placed = replace(placed, picture=np.asarray(canvas.buffer_rgba())[..., :3])
                 self.formats.write(str(self.output_dir / name), placed, source)
-            said = {o: {self.word if k == "grade" else k: v for k, v in each.items()} for o, each in found.items()}
             with atomic_path(self.output_dir / f"{name}_{self.words}.json") as path:
-                path.write_text(to_json({"name": name, "outputs": said}), encoding="utf-8")
+                path.write_text(to_json({"name": name, "outputs": in_words(found, self.ordered)}), encoding="utf-8")
 
 
 def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -193,6 +192,12 @@ def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequenc
         }
         for name, grade, probability, confidence in found
     }
+
+
+def in_words(found: Mapping[str, Mapping[str, Any]], ordered: bool) -> dict[str, dict[str, Any]]:
+    """What :func:`grades_of` found, with "class" for "grade" where the classes have no order."""
+    word = WORDS[ordered][0]
+    return {output: {word if key == "grade" else key: each[key] for key in each} for output, each in found.items()}
 
 
 def plot_grades(
