@@ -25,6 +25,9 @@ __all__ = ["load_gradelist", "select_part"]
 logger = logging.getLogger(__name__)
 
 PARTS = ("training", "validation", "test")
+PART_OF = {"train": "training", "valid": "validation", "val": "validation", **{part: part for part in PARTS}}
+"""Parts by the names of lists in a folder."""
+TABLES = (".csv", ".txt")
 IMAGE_COLUMNS = ("image", "filename")
 LIKE_RESERVED = ("patient", "subject", "split", "set", "fold", "part")
 """A column with a name like these may mean the patient or the part, and must not be ignored."""
@@ -37,24 +40,28 @@ def load_gradelist(
     grades: Sequence[str],
     validation_fraction: float = 0.2,
     patient_pattern: str | None = None,
-    patient_column: str = "patient",
+    columns: Mapping[str, str] | None = None,
+    image_path: str | None = None,
+    exclude: Mapping[str, Any] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """
-    Images with one grade, or one for each of several outputs, from a CSV or a JSON file. What is said of grades holds
-    for classes without an order too.
+    Images with one grade, or one for each of several outputs, from a CSV, a text or a JSON file. What is said of
+    grades holds for classes without an order too.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
     ("training", "validation" or "test"). A JSON file has some of the lists "training", "validation" and "test", of
     ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
     output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
-    ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs.
+    ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs. A text file has
+    no header: every line is an image and its grade, or the grades of all outputs in their order, between spaces. A
+    folder has one CSV or text file for each part, such as ``train.txt``, ``valid.txt`` and ``test.txt``.
 
     A grade is given by its name or, if no name is a number, by its index. An empty cell, null, -1, or an output that an
     object leaves out is not graded. A grade that a part does not have is logged as a warning.
 
     Args:
         dataset_dir: folder that the paths of the images are relative to.
-        datalist: the file, ``.csv`` or ``.json``.
+        datalist: the file, ``.csv``, ``.txt`` or ``.json``, or a folder of lists.
         outputs: names of the outputs.
         grades: names of the grades, the same for all outputs, in their order, or of the classes.
         validation_fraction: share of the training images, drawn with a fixed seed and patient by patient, for
@@ -62,8 +69,11 @@ def load_gradelist(
         patient_pattern: regular expression for lists without patients, searched in the name of an image's file: its
             first group that is not empty, else the whole match, is the patient. By default, and if that is empty, every
             image is a patient of its own.
-        patient_column: name of the column or key that says whose an image is, such as "lesion_id"; another name than
-            "patient" must be there.
+        columns: for CSV files with other names, the file's name of "image", "patient", "split" or an output.
+        image_path: where an image lies below ``dataset_dir``: "{image}" is its name in the list, "{list}" the name of
+            the list's file without suffix, as in "{image}.png" or "{list}/{image}". By default "{image}".
+        exclude: values, by name of an output or another column of a CSV or text file, one or a list; a row with one of
+            them is left out. The log says how many are.
 
     Returns:
         the lists "training", "validation" and "test" that have cases, each with the absolute path "image", a unique
@@ -89,14 +99,16 @@ def load_gradelist(
     root, file = Path(dataset_dir), Path(datalist)
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
+    if image_path and "{image}" not in image_path:
+        raise InputError(f"image_path must contain {{image}}, got {image_path!r}.")
     with naming(file):
-        if not file.is_file():
-            raise InputError("datalist must be an existing file.")
-        if file.suffix.lower() not in (".csv", ".json"):
-            raise InputError("datalist must be a .csv or a .json file.")
-        read = _read_csv if file.suffix.lower() == ".csv" else _read_json
-        sections = read(file, outputs, patient_column)
-        entries = [(part, entry, _path(root, entry)) for part, section in sections.items() for entry in section]
+        if file.suffix.lower() == ".json" and file.is_file():
+            if columns or exclude:
+                raise InputError("columns and exclude must be for .csv or .txt lists; this one is JSON.")
+            sections = _read_json(file, outputs)
+        else:
+            sections = _read_tables(file, outputs, _theirs(columns, outputs), exclude or {})
+        entries = [(p, entry, _path(root, entry, image_path)) for p, section in sections.items() for entry in section]
         if not entries:
             raise InputError("holds no images.")
         paths = sorted({path for *_, path in entries})
@@ -139,34 +151,93 @@ class _Parts(dict[str, list[dict[str, Any]]]):
         return select_part(self, part)
 
 
-def _read_csv(file: Path, outputs: list[str], patient: str) -> dict[str, list[dict[str, Any]]]:
+def _theirs(columns: Mapping[str, str] | None, outputs: list[str]) -> dict[str, str]:
+    """Our names of columns by those of a file."""
+    columns, own = columns or {}, ("image", "patient", "split", *outputs)
+    fits = isinstance(columns, Mapping) and all(isinstance(name, str) for name in columns.values())
+    if not fits or len(set(columns.values())) < len(columns) or not set(columns) <= set(own):
+        raise InputError(f"columns must give different names of a list's columns for some of {own}, got {columns!r}.")
+    return {theirs: name for name, theirs in columns.items()}
+
+
+def _read_tables(
+    file: Path, outputs: list[str], renamed: Mapping[str, str], exclude: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """The cases of a CSV or text file, or of a folder with one for each part."""
+    if not file.is_dir():
+        if not file.is_file():
+            raise InputError("datalist must be an existing file, or a folder of lists.")
+        if file.suffix.lower() not in TABLES:
+            raise InputError("datalist must be a .csv, a .txt or a .json file, or a folder of lists.")
+        return _read_table(file, outputs, renamed, exclude)
+    lists = sorted(path for path in file.iterdir() if path.suffix.lower() in TABLES and path.stem.lower() in PART_OF)
+    parts = [PART_OF[path.stem.lower()] for path in lists]
+    if not lists or len(set(parts)) < len(parts):
+        found = [path.name for path in lists]
+        raise InputError(f"a folder of lists must hold one list for each part, such as train.txt, got {found}.")
+    sections = {}
+    for path, part in zip(lists, parts, strict=True):
+        with naming(path):
+            sections[part] = _read_table(path, outputs, renamed, exclude, part)[part]
+    return {part: sections[part] for part in PARTS if part in sections}
+
+
+def _read_table(
+    file: Path, outputs: list[str], renamed: Mapping[str, str], exclude: Mapping[str, Any], part: str | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The cases of one file; ``part`` is that of all, by default as the file's column "split" says."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            (_, header), *rows = [(reader.line_num, row) for row in reader if any(row)] or [(1, [])]
+            if file.suffix.lower() == ".csv":
+                reader = csv.reader(stream)
+                rows = [(reader.line_num, row) for row in reader if any(row)]
+            else:
+                rows = [
+                    (1, ["image", *outputs]),
+                    *((n, line.split()) for n, line in enumerate(stream, 1) if line.strip()),
+                ]
     except (ValueError, csv.Error) as error:
-        raise InputError(f"is not a valid CSV file: {error}.") from error
-    header = _names("", header, outputs, (*IMAGE_COLUMNS, patient, "split"))
+        raise InputError(f"is not a valid {file.suffix[1:].upper()} file: {error}.") from error
+    (_, header), *rows = rows or [(1, [])]
+    header = [name.strip() for name in header]
+    missing = [name for name in renamed if name not in header]
+    header = _names("", [renamed.get(name, name) for name in header], outputs, (*IMAGE_COLUMNS, "patient", "split"))
     image = next((name for name in IMAGE_COLUMNS if name in header), None)
-    asked = [*outputs, *([patient] if patient != "patient" else [])]
-    missing = ([] if image else ["image"]) + [name for name in asked if name not in header]
+    wanted = dict.fromkeys([image or "image", *outputs, *exclude])
+    missing += [name for name in wanted if name not in (*header, *renamed.values())]
     if missing or len(set(header)) < len(header):
-        wanted = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
-        raise InputError(f"must have the columns image and {', '.join(asked)}, once each; {wanted}.")
-    sections: dict[str, list[dict[str, Any]]] = {}
+        theirs = {name: theirs for theirs, name in renamed.items()}
+        first, *others = (theirs.get(name, name) for name in ("image", *outputs))
+        why = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
+        raise InputError(f"must have the columns {first} and {', '.join(others)}, once each; {why}.")
+    if part is not None and "split" in header:
+        raise InputError(f"a list of the part {part} must have no column split.")
+    sections: dict[str, list[dict[str, Any]]] = {part: []} if part else {}
+    left_out: Counter[str] = Counter()
     for line, cells in rows:
         if len(cells) != len(header):
             raise InputError(f"line {line} must have {len(header)} cells, got {len(cells)}.")
         row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-        part = row.get("split", "training")
-        if part not in PARTS:
-            raise InputError(f"split must be one of {PARTS}, got {part!r} in line {line}.")
-        entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}}
-        sections.setdefault(part, []).append({**entry, "patient": row.get(patient, "")})
+        if reasons := [f"{name} {row[name]}" for name, values in exclude.items() if _is_one_of(row[name], values)]:
+            left_out[reasons[0]] += 1
+            continue
+        split = part or row.get("split", "training")
+        if split not in PARTS:
+            raise InputError(f"split must be one of {PARTS}, got {split!r} in line {line}.")
+        entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}, "list": file.stem}
+        sections.setdefault(split, []).append({**entry, "patient": row.get("patient", "")})
+    for why, count in left_out.items():
+        logger.info(f"{file}: {count} of {len(rows)} images are left out, with {why}.")
     return sections
 
 
-def _read_json(file: Path, outputs: list[str], patient: str) -> dict[str, list[dict[str, Any]]]:
+def _is_one_of(cell: str, values: Any) -> bool:
+    """Whether a cell is a value, or one of several; 2.0 is 2."""
+    texts = [str(value) for value in (values if isinstance(values, list) else [values])]
+    return cell in texts or (_number(cell) is not None and _number(cell) in map(_number, texts))
+
+
+def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
     content = read_list_file(file)
     if not isinstance(content, dict):
         raise InputError('must be an object with a list "training".')
@@ -179,13 +250,11 @@ def _read_json(file: Path, outputs: list[str], patient: str) -> dict[str, list[d
         sections[part] = []
         for given in section:
             entry = given if isinstance(given, dict) else {}
-            names = _names(f'"{part}": ', entry, (), ("image", "label", patient))
+            names = _names(f'"{part}": ', entry, (), ("image", "label", "patient"))
             entry = dict(zip(names, entry.values(), strict=True))
             if not isinstance(entry.get("image"), str) or "label" not in entry:
                 raise InputError(f'every case must have an "image" and a "label", got {given!r} in "{part}".')
-            if patient != "patient" and patient not in entry:
-                raise InputError(f'every case must have a "{patient}", got {given!r} in "{part}".')
-            sections[part].append({**entry, "patient": entry.get(patient)})
+            sections[part].append({**entry, "list": file.stem})
     return sections
 
 
@@ -200,10 +269,11 @@ def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: S
     return names
 
 
-def _path(root: Path, entry: Mapping[str, Any]) -> Path:
-    path = Path(os.path.abspath(root / entry["image"]))
+def _path(root: Path, entry: Mapping[str, Any], image_path: str | None) -> Path:
+    name = (image_path or "{image}").replace("{list}", entry["list"]).replace("{image}", entry["image"])
+    path = Path(os.path.abspath(root / name))
     if not entry["image"] or not is_regular(path):
-        raise InputError(f"every image must be an existing file, got {entry['image']!r} in {root}.")
+        raise InputError(f"every image must be an existing file, got {name!r} in {root}.")
     return path
 
 

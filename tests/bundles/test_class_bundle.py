@@ -167,11 +167,25 @@ class TestClassRuns(BundleTestCase):
         self.assertEqual(run.returncode, 0, run.stderr[-3000:])
         self.assertEqual(json.loads((out / "report.json").read_text())["last"]["epoch"], 1)
 
+    def test_the_list_as_it_is_published(self):
+        """HAM10000's own names its images without a suffix."""
+        path, rows = self.root / "HAM10000_metadata.csv", read(self.data / "datalist.csv")
+        lines = [f"{row['lesion_id']},{Path(row['image']).stem},{row['dx']},histo,80.0,male,scalp" for row in rows]
+        path.write_text("\n".join(["lesion_id,image_id,dx,dx_type,age,sex,localization", *lines]))
+        given = {"columns": {"image": "image_id", "patient": "lesion_id"}, "image_path": "{image}.png"}
+        parser = workflow(SKIN, "train", "train", **self.settings, datalist=str(path), **given).parser
+        cases = [case for part in parser.get_parsed_content("cases").values() for case in part]
+        found = {Path(case["image"]).name: (case["group"], CLASSES[case["label"][0]]) for case in cases}
+        self.assertEqual(found, {row["image"]: (row["lesion_id"], row["dx"]) for row in rows})
+
     def test_refused(self):
         unused = {**self.settings, **self.network, "output_dir": str(self.root / "unused")}
         for change, why in (
             ({"sampling": "even"}, "sampling must be one of natural, balanced, got even"),
-            ({"patient_column": "case"}, r"datalist\.csv: must have the columns image and dx, case"),
+            (
+                {"columns": {"patient": "case"}},
+                r"datalist\.csv: must have the columns image and dx, once.* case are missing",
+            ),
             ({"classes": CLASSES[:2]}, r"dx must be one of \['red', 'green'\] or its index, got 'blue'"),
         ):
             self.assert_refused(workflow(SKIN, "train", "train", **{**unused, **change}), why)
