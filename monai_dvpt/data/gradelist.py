@@ -192,10 +192,8 @@ def _read_table(
                 reader = csv.reader(stream)
                 rows = [(reader.line_num, row) for row in reader if any(row)]
             else:
-                rows = [
-                    (1, ["image", *outputs]),
-                    *((n, line.split()) for n, line in enumerate(stream, 1) if line.strip()),
-                ]
+                rows = [(number, line.split()) for number, line in enumerate(stream, 1) if line.strip()]
+                rows.insert(0, (0, ["image", *outputs]))
     except (ValueError, csv.Error) as error:
         raise InputError(f"is not a valid {file.suffix[1:].upper()} file: {error}.") from error
     (_, header), *rows = rows or [(1, [])]

@@ -157,6 +157,30 @@ class TestBundleFiles(unittest.TestCase):
             steps.append([{key: value for key, value in step.items() if key not in own} for step in of_image])
         self.assertEqual(*steps)
 
+    def test_bundles_of_pictures_differ_only_where_they_must(self):
+        """
+        Beside names, lists and preparation of images: what is stated in each of them is the same. Classes without an
+        order have other metrics.
+        """
+        trains = {bundle: (bundle / "configs" / "train.yaml").read_text() for bundle in BUNDLES}
+        pictures = [bundle for bundle in BUNDLES if "read_backbone" in trains[bundle]]
+        for name in ("multi_gpu_train.yaml", "logging.conf"):
+            self.assertEqual(len({(bundle / "configs" / name).read_text() for bundle in pictures}), 1, name)
+        bundles = [bundle for bundle in pictures if "\ngrades:" in trains[bundle]]
+        self.assertGreater(len(bundles), 2)
+        texts: list[list] = [[] for _ in bundles]
+        own = {"imports", "backbone_path", "columns", "image_path", "exclude", "outputs", "grades", "cases"}
+        own |= {"preparation", "ben_graham"}
+        for name in ("train", "evaluate", "inference"):
+            for bundle, text in zip(bundles, texts, strict=True):
+                config = yaml.safe_load((bundle / "configs" / f"{name}.yaml").read_text())
+                config.get("train", {}).pop("deterministic_transforms", None)
+                config.get("train", {}).pop("random_transforms", None)
+                config.pop("preprocessing", None)
+                text.append({key: value for key, value in config.items() if key not in own})
+        for text in texts[1:]:
+            self.assertEqual(text, texts[0])
+
     @parameterized.expand(EACH_BUNDLE)
     def test_the_network_is_that_of_the_metadata(self, _, bundle):
         """As the zoo checks it, on the network of an adapter; it need not be trained."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,18 +21,22 @@ import pydicom
 import torch
 from monai.bundle import ckpt_export
 from monai.networks.nets import ViT
+from parameterized import parameterized
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 from utils_bundles import REPOSITORY, BundleTestCase, read, read_metrics, workflow
-from utils_data import save_nifti, temporary_folder
+from utils_data import save_nifti, shared_data, temporary_folder
 from utils_dicom import validator_errors
 
 from monai_dvpt.handlers import calibrated_temperature
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.utils import root_cause
 
-HIPPOCAMPUS, XRAY = (REPOSITORY / "bundles" / f"{name}_dvpt_vit_classification" for name in ("hippocampus_mri", "xray"))
+FUNDUS, HIPPOCAMPUS, KNEE, XRAY = (
+    REPOSITORY / "bundles" / f"{name}_dvpt_vit_classification"
+    for name in ("fundus", "hippocampus_mri", "knee_xray", "xray")
+)
 OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
 SIZES = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 3}
 METHOD = {"name": "dvpt", "bottleneck_size": 5, "num_prompts": 3, "share_every": 1}
@@ -439,6 +444,151 @@ class TestGradingRuns(BundleTestCase):
             refused.stderr,
         )
         self.assertNotIn("Traceback", refused.stderr)
+
+
+class TestEyesAndKnees(BundleTestCase):
+    """The bundles of one organ, on real images as their lists come, and on lists as public sets have them."""
+
+    def setUp(self):
+        self.root = temporary_folder(self)
+
+    def run_all(self, bundle: Path, settings: dict, inputs: Path, **training) -> list[dict[str, str]]:
+        """Trains for one epoch, scores, and grades; returns the rows of the grades."""
+        out, adapter = self.root / "out", str(self.root / "out" / "adapter_best.safetensors")
+        settings = {**settings, "amp": False}
+        for config, given in (
+            ("train", {**training, "output_dir": str(out), "max_epochs": 1, "batch_size": 4}),
+            ("evaluate", {"output_dir": str(self.root / "scores"), "adapter_path": adapter}),
+            ("inference", {"output_dir": str(self.root / "grades"), "adapter_path": adapter}),
+        ):
+            given |= settings
+            if config == "inference":
+                given = {key: value for key, value in given.items() if key not in ("datalist", "columns", "image_path")}
+                given |= {"dataset_dir": str(inputs)}
+            flow = workflow(bundle, config, "infer" if config == "inference" else "train", **given)
+            if config != "evaluate":  # which builds no network to train
+                self.assertEqual(flow.check_properties(), [])
+            flow.run()
+            flow.finalize()
+        report = json.loads((out / "report.json").read_text())
+        accuracy = float(read_metrics(self.root / "scores" / "metrics.csv")["val_accuracy"])
+        self.assertAlmostEqual(accuracy, report["best"]["metrics"]["val_accuracy"])
+        scored = {Path(row["name"]).name: row["grade"] for row in read(self.root / "scores" / "predictions.csv")}
+        rows = read(self.root / "grades" / "grades.csv")
+        graded = {row["name"]: row["grade"] for row in rows}
+        self.assertEqual({name: graded[name.removeprefix("images_")] for name in scored}, scored)
+        return rows
+
+    def few(self, folder: str, count: int, output: str) -> tuple[Path, Path]:
+        """The first images of a shared set, each grade as often as it comes, under its own list."""
+        source, target = shared_data(folder), self.root / "few"
+        (target / "images").mkdir(parents=True)
+        lines = (source / "labels.csv").read_text().splitlines()[: count + 1]
+        (target / "labels.csv").write_text("\n".join(lines))
+        for row in read(target / "labels.csv"):
+            shutil.copy(source / row["image"], target / "images")
+        return target, target / "labels.csv"
+
+    @parameterized.expand([(KNEE, "knee_kl", "kl_grade", {}), (FUNDUS, "dr_fundus", "dr_grade", {"ben_graham": True})])
+    def test_real_images_and_dinov2(self, bundle, folder, output, options):
+        """The list as it is; everything of the backbone from its file; 112 pixels, to be quick."""
+        root, datalist = self.few(folder, 16, output)
+        settings = {"dataset_dir": str(root), "datalist": str(datalist)}
+        settings["backbone_path"] = str(shared_data("weights/dinov2_vits14_fp16.safetensors"))
+        rows = self.run_all(bundle, settings, root / "images", img_size=112, **options)
+        self.assertEqual([row["output"] for row in rows], [output] * 16)
+        metadata = adapter_metadata(self.root / "out" / "adapter_best.safetensors")
+        mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+        self.assertEqual(metadata["notes"]["preparation"], {"image_mean": mean, "image_std": std, **options})
+        sizes = {name: metadata["arguments"][name] for name in ("patch_size", "hidden_size", "num_layers", "num_heads")}
+        self.assertEqual(sizes, {"patch_size": 14, "hidden_size": 384, "num_layers": 12, "num_heads": 6})
+
+    def photographs(self, *names: str) -> None:
+        """Discs on black, brighter from one to the next."""
+        y, x = np.mgrid[:40, :56] - np.array([20, 28])[:, None, None]
+        for index, name in enumerate(names):
+            path = self.root / "data" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(index).uniform(0.5, 1, (40, 56, 3))
+            pixels = (x**2 + y**2 < 18**2)[..., None] * noise * (100 + 20 * index)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+    def small_backbone(self) -> dict[str, str]:
+        torch.manual_seed(0)
+        vit = ViT(3, 32, 16, classification=True, spatial_dims=2, qkv_bias=True, **SIZES)
+        torch.save(vit.state_dict(), self.root / "vit.pt")
+        return {"backbone_path": str(self.root / "vit.pt")}
+
+    def test_lists_of_public_sets(self):
+        """Lists of APTOS, DDR and Messidor-2, from the command line as the bundle's page gives it."""
+        names = [f"train_images/{index}.png" for index in range(8)]
+        names += [f"{part}/{index}.jpg" for part in ("train", "valid", "test") for index in range(6)]
+        self.photographs(*names, *(f"{index}_PP.png" for index in range(6)))
+        data = self.root / "data"
+        (data / "aptos.csv").write_text("id_code,diagnosis\n" + "".join(f"{i},{i % 5}\n" for i in range(8)))
+        for part in ("train", "valid", "test"):
+            (data / f"{part}.txt").write_text("".join(f"{index}.jpg {index}\n" for index in range(6)))
+        rows = "".join(f"{index}_PP.png,{index if index else ''},0,{min(index, 1)}\n" for index in range(5))
+        (data / "messidor.csv").write_text(
+            f"image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable\n{rows}"
+        )
+        page = (FUNDUS / "docs" / "README.md").read_text()
+        given = {**self.small_backbone(), "dataset_dir": data, "img_size": 32, "max_epochs": 1, "method": METHOD}
+        given |= {"image_mean": 0.5, "image_std": "[0.2,0.3,0.4]", "network_def#num_heads": SIZES["num_heads"]}
+        given |= {"amp": False}
+        files = {
+            "APTOS 2019": ("train.csv", "aptos.csv"),
+            "DDR": ("", ""),
+            "Messidor-2": ("messidor_data.csv", "messidor.csv"),
+        }
+        for name, (published, ours) in files.items():
+            (line,) = re.findall(rf"(?m)^\| {name} \| `(.*)` \|$", page)
+            options = shlex.split(line.replace(published, ours, 1) if published else line)
+            options = [option.replace("DIR", str(data)) for option in options]
+            run = subprocess.run(
+                [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", *options]
+                + [part for key, value in given.items() for part in (f"--{key}", str(value))]
+                + ["--output_dir", str(self.root / name)],
+                cwd=FUNDUS,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            self.assertEqual(run.returncode, 0, run.stderr[-3000:])
+            cases = json.loads((self.root / name / "report.json").read_text())["settings"]["cases"]
+            count = {"APTOS 2019": (6, 2), "DDR": (5, 5), "Messidor-2": (3, 1)}[name]
+            self.assertEqual((cases["training"], cases["validation"]), count)
+            said = re.findall(r"\w+\.\w+: \d of \d images are left out, with .*", run.stdout + run.stderr)
+            words = "images are left out, with"
+            excluded = {"DDR": [f"{part}.txt: 1 of 6 {words} dr_grade 5." for part in ("test", "train", "valid")]}
+            excluded["Messidor-2"] = [f"messidor.csv: 1 of 5 {words} adjudicated_gradable 0."]
+            self.assertEqual(said, excluded.get(name, []))
+
+    def test_graham_in_inference_as_in_training(self):
+        """The picture that the network sees, with the option that the adapter keeps and no other given."""
+        self.photographs(*(f"{index}.png" for index in range(6)))
+        data = self.root / "data"
+        (data / "datalist.csv").write_text("image,dr_grade\n" + "".join(f"{i}.png,{i % 5}\n" for i in range(6)))
+        settings = {**self.small_backbone(), "dataset_dir": str(data), "network_def#num_heads": SIZES["num_heads"]}
+        settings |= {"image_mean": 0.5, "image_std": 0.25, "img_size": 32, "method": METHOD}
+        pictures = {}
+        for graham in ("true", "false"):
+            parser = workflow(FUNDUS, "train", "train", ben_graham=graham, **settings).parser
+            network, labels, kept = (parser.get_parsed_content(key) for key in ("network", "labels", "preparation"))
+            adapter = str(
+                save_adapter(network, self.root / "a.safetensors", labels=labels, notes={"preparation": kept})
+            )
+            case = {"image": str(data / "3.png"), "label": [3]}
+            pictures[graham] = parser.get_parsed_content("validate#preprocessing")(case)["image"]
+            given = {"dataset_dir": str(data), "adapter_path": adapter}
+            infer = workflow(FUNDUS, "inference", "infer", **given).parser.get_parsed_content("preprocessing")
+            torch.testing.assert_close(infer({"image": case["image"]})["image"], pictures[graham])
+            evaluate = workflow(FUNDUS, "evaluate", "train", **given).parser.get_parsed_content(
+                "validate#preprocessing"
+            )
+            torch.testing.assert_close(evaluate(case)["image"], pictures[graham])
+        corners = [float(pictures[graham][0, 0, 0]) for graham in ("true", "false")]
+        self.assertEqual(corners, [0.0, -2.0])  # middle grey and black, less 0.5, by 0.25
 
 
 class TestVolumeGradingRuns(BundleTestCase):
