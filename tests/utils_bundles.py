@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import csv
+import unittest
 from pathlib import Path
 
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.networks.nets import ViT
+
+from monai_dvpt.utils import InputError, root_cause
 
 REPOSITORY = Path(__file__).parents[1]
 BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
@@ -43,3 +47,22 @@ def backbone_settings(bundle: Path, folder: Path) -> dict[str, str]:
     net = ViT(3, 224, 16, 192, 768, num_layers=1, num_heads=3, classification=True, spatial_dims=2, qkv_bias=True)
     torch.save(net.state_dict(), folder / "vit.pt")
     return {"backbone_path": str(folder / "vit.pt")}
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_metrics(path: Path) -> dict[str, str]:
+    with open(path) as file:
+        return dict(row for row in csv.reader(file) if len(row) == 2)
+
+
+class BundleTestCase(unittest.TestCase):
+    def assert_refused(self, flow, why: str) -> None:
+        with self.assertRaises(RuntimeError) as raised:
+            flow.run()
+        cause = root_cause(raised.exception)
+        self.assertIsInstance(cause, InputError)
+        self.assertRegex(str(cause), why)

@@ -5,12 +5,14 @@ from .dicom import DicomSeries, DicomSeriesReader, SeriesGrid, choose_series, fi
 from .gradelist import load_gradelist, select_part
 from .mni152 import make_mni152_dataset
 from .prefix_cache import PrefixCacheDataset
+from .sampling import balanced_weights, training_sampler
 
 __all__ = [
     "DicomSeries",
     "DicomSeriesReader",
     "PrefixCacheDataset",
     "SeriesGrid",
+    "balanced_weights",
     "choose_series",
     "describe_cases",
     "find_cases",
@@ -19,4 +21,5 @@ __all__ = [
     "load_gradelist",
     "make_mni152_dataset",
     "select_part",
+    "training_sampler",
 ]

@@ -40,7 +40,12 @@ class Format:
 BOTH: Any = ("segmentation", "grading")
 FORMATS = {
     "nifti": Format("label map, uint8, on the grid of the input, RAS+", "_seg.nii.gz"),
-    "json": Format("numbers; a picture and grades.csv are beside it", "_grades.json", ("grading",)),
+    "json": Format(
+        "numbers; a picture and grades.csv are beside it; of classes without an order `NAME_classes.json` and "
+        "classes.csv",
+        "_grades.json",
+        ("grading",),
+    ),
     "dicom_seg": Format(
         "DICOM SEG, binary; the number of a segment is the value of its label, and a label that was not found stays "
         "declared",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of images with ordered grades."""
+"""Lists of images with grades, or with classes without an order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def load_gradelist(
     exclude: Mapping[str, Any] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """
-    Images with one grade, or one for each of several outputs, from a CSV, a text or a JSON file.
+    Images with one grade, or one for each of several outputs, from a CSV, a text or a JSON file. What is said of
+    grades holds for classes without an order too.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
     ("training", "validation" or "test"). A JSON file has some of the lists "training", "validation" and "test", of
@@ -56,13 +57,13 @@ def load_gradelist(
     folder has one CSV or text file for each part, such as ``train.txt``, ``valid.txt`` and ``test.txt``.
 
     A grade is given by its name or, if no name is a number, by its index. An empty cell, null, -1, or an output that an
-    object leaves out is not graded.
+    object leaves out is not graded. A grade that a part does not have is logged as a warning.
 
     Args:
         dataset_dir: folder that the paths of the images are relative to.
         datalist: the file, ``.csv``, ``.txt`` or ``.json``, or a folder of lists.
         outputs: names of the outputs.
-        grades: names of the grades, the same for all outputs, in their order.
+        grades: names of the grades, the same for all outputs, in their order, or of the classes.
         validation_fraction: share of the training images, drawn with a fixed seed and patient by patient, for
             validation if the list has no such part; in (0, 1).
         patient_pattern: regular expression for lists without patients, searched in the name of an image's file: its
@@ -124,6 +125,9 @@ def load_gradelist(
             for index, output in enumerate(outputs):
                 if all(case["label"][index] < 0 for case in section):
                     raise InputError(f"every part must have a grade of every output, {part} has none of {output}.")
+            found = {index for case in section for index in case["label"]}
+            if absent := [grade for index, grade in enumerate(grades) if index not in found]:
+                logger.warning(f"{file}: {part} has no image of {', '.join(absent)}.")
     return cases
 
 

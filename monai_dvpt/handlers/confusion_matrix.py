@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Confusion matrices of grades."""
+"""Confusion matrices of grades and classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from monai.engines import Evaluator
 from monai.handlers import from_engine
 
 from monai_dvpt.metrics import CohenKappaMetric
-from monai_dvpt.metrics.cohen_kappa import count_pairs, kappa_of_counts
+from monai_dvpt.metrics.classwise import classwise_of_counts
+from monai_dvpt.metrics.cohen_kappa import kappa_of_counts
+from monai_dvpt.metrics.label_pairs import count_pairs
 from monai_dvpt.utils import atomic_path
 
 __all__ = ["ConfusionMatrixWriter", "plot_confusion_matrices"]
@@ -39,6 +41,7 @@ class ConfusionMatrixWriter:
         outputs: names of a case's outputs, by default "output 0" and so on.
         keys: of the model's and the reader's class in the engine's output for a case; each a number or of shape (O,).
         ignore_label: class of the reader where it is missing; such pairs are left out.
+        ordered: whether the classes have an order, as grades have.
 
     Raises:
         ValueError: when called with a case, if a class has no name, or the number of outputs is not that of
@@ -52,8 +55,10 @@ class ConfusionMatrixWriter:
         outputs: Sequence[str] | None = None,
         keys: Sequence[str] = ("grade", "label"),
         ignore_label: int = -1,
+        ordered: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
+        self.ordered = ordered
         self.classes = [str(name) for name in classes]
         self.outputs = None if outputs is None else [str(name) for name in outputs]
         self.labels_of = from_engine(list(keys))
@@ -89,19 +94,22 @@ class ConfusionMatrixWriter:
                 rows = zip(self.classes, matrix.astype(int).tolist(), strict=True)
                 table.writerows([output, name, *row] for name, row in rows)
         with atomic_path(self.output_dir / "confusion_matrix.png") as path:
-            plot_confusion_matrices(counts, self.classes, outputs).savefig(path, dpi=110)
+            plot_confusion_matrices(counts, self.classes, outputs, self.ordered).savefig(path, dpi=110)
 
 
-def plot_confusion_matrices(counts: np.ndarray, classes: Sequence[str], outputs: Sequence[str]) -> Figure:
+def plot_confusion_matrices(
+    counts: np.ndarray, classes: Sequence[str], outputs: Sequence[str], ordered: bool = True
+) -> Figure:
     """
     The confusion matrix of all outputs together and, if there are several, a smaller one for each. A cell shows the
     number of cases and their percentage of the reader's class, which sets its shade. Titles have the quadratically
-    weighted kappa.
+    weighted kappa or, of classes without an order, the macro-F1.
 
     Args:
         counts: of shape (O, classes of the reader, classes of the model).
         classes: names of the classes.
         outputs: names of the O outputs.
+        ordered: whether the classes have an order.
 
     Returns:
         the figure, drawn without a display.
@@ -114,19 +122,19 @@ def plot_confusion_matrices(counts: np.ndarray, classes: Sequence[str], outputs:
     width, height = side + margin, max(rows * (side + margin + 0.3), 1.3 * side + margin)
     figure = Figure(figsize=(height + columns * width, height), layout="constrained")
     if not several:
-        _draw(figure.subplots(), counts[0], classes, "", fontsize=10)
+        _draw(figure.subplots(), counts[0], classes, "", ordered, fontsize=10)
         return figure
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(height, columns * width))[0]
-    _draw(left.subplots(), counts.sum(axis=0), classes, "all outputs", fontsize=11)
+    _draw(left.subplots(), counts.sum(axis=0), classes, "all outputs", ordered, fontsize=11)
     panels = right.subplots(rows, columns, squeeze=False).ravel()
     for panel, matrix, output in zip(panels[: len(counts)], counts, outputs, strict=True):
-        _draw(panel, matrix, classes, output, fontsize=8)
+        _draw(panel, matrix, classes, output, ordered, fontsize=8)
     for panel in panels[len(counts) :]:
         panel.set_axis_off()
     return figure
 
 
-def _draw(panel: Axes, matrix: np.ndarray, classes: Sequence[str], name: str, fontsize: int) -> None:
+def _draw(panel: Axes, matrix: np.ndarray, classes: Sequence[str], name: str, ordered: bool, fontsize: int) -> None:
     totals = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
     panel.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -138,7 +146,14 @@ def _draw(panel: Axes, matrix: np.ndarray, classes: Sequence[str], name: str, fo
     panel.set_xticks(range(len(classes)), classes, fontsize=fontsize, rotation=rotation, parse_math=False)
     panel.set_yticks(range(len(classes)), classes, fontsize=fontsize, parse_math=False)
     panel.set(xlabel="model", ylabel="reader")
-    kappa = kappa_of_counts(matrix[None], "quadratic", "pooled")
-    agreement = "kappa undefined" if np.isnan(kappa) else f"quadratic kappa {kappa:.2f}"
-    title = f"{agreement}, n = {totals.sum():.0f}"
+    title = f"{_agreement(matrix, ordered)}, n = {totals.sum():.0f}"
     panel.set_title(f"{name}\n{title}" if name else title, fontsize=fontsize + 1, parse_math=False)
+
+
+def _agreement(matrix: np.ndarray, ordered: bool) -> str:
+    """What a title says of a confusion matrix."""
+    if ordered:
+        kappa = kappa_of_counts(matrix[None], "quadratic", "pooled")
+        return "kappa undefined" if np.isnan(kappa) else f"quadratic kappa {kappa:.2f}"
+    f1 = float(classwise_of_counts(matrix, "f1 score").nanmean())
+    return "macro-F1 undefined" if np.isnan(f1) else f"macro-F1 {f1:.2f}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of a graded case: a row in a table, the numbers as JSON, and a picture."""
+"""Results of a graded or classified case: a row in a table, the numbers as JSON, and a picture."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from .output_format import OutputFormats
 __all__ = ["GradeTable", "GradeWriter", "plot_grades"]
 
 DECIMALS = 6  # of probabilities
+WORDS = {True: ("grade", "grades"), False: ("class", "classes")}  # by whether there is an order
 
 
 class GradeTable:
@@ -41,13 +42,17 @@ class GradeTable:
     Args:
         path: the CSV file.
         outputs: names of the graded outputs.
-        grades: names of the grades, in their order.
+        grades: names of the grades, in their order, or of the classes.
+        ordered: whether they have an order; if not, the column "grade" is called "class".
     """
 
-    def __init__(self, path: str | os.PathLike, outputs: Sequence[str], grades: Sequence[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike, outputs: Sequence[str], grades: Sequence[str], ordered: bool = True
+    ) -> None:
         self.path = Path(path)
         self.outputs = [str(output) for output in outputs]
         self.grades = [str(grade) for grade in grades]
+        self.word = WORDS[ordered][0]
         self.rows: dict[str, str] = {}  # lines of CSV by case
         self.file_is_whole = False  # it has the header and exactly these rows
 
@@ -99,7 +104,7 @@ class GradeTable:
             label = output.get("label")
             known = {} if label is None else {"label": names[int(label[index])]}
             chances = {f"p_{grade}": chance for grade, chance in found["probabilities"].items()}
-            row = {"name": name, "output": graded, **known, "grade": found["grade"]}
+            row = {"name": name, "output": graded, **known, self.word: found["grade"]}
             rows.append({**row, "confidence": found["confidence"], **chances})
         return rows
 
@@ -119,9 +124,11 @@ class GradeWriter:
     Args:
         output_dir: folder for the files.
         outputs: names of the graded outputs.
-        grades: names of the grades, in their order.
+        grades: names of the grades, in their order, or of the classes.
         output_format: one or several formats; "json" is always written, DICOM formats need DICOM input.
         metadata: ``metadata.json`` of the bundle, for DICOM: name and version of the model.
+        ordered: whether the grades have an order; if not, the files and what they say are of "classes" and a "class",
+            and the bars of the picture have colours without an order.
 
     Raises:
         InputError: if a format is unknown, or metadata is missing for DICOM.
@@ -135,9 +142,12 @@ class GradeWriter:
         grades: Sequence[str],
         output_format: str | Sequence[str] = "json",
         metadata: str | os.PathLike | None = None,
+        ordered: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
-        self.table = GradeTable(self.output_dir / "grades.csv", outputs, grades)
+        self.ordered = ordered
+        self.words = WORDS[ordered][1]
+        self.table = GradeTable(self.output_dir / f"{self.words}.csv", outputs, grades, ordered)
         self.formats = OutputFormats(output_format, "grading", metadata)
 
     def attach(self, engine: Evaluator) -> None:
@@ -154,8 +164,8 @@ class GradeWriter:
             name = case["name"]
             source = self.formats.source(output["image"]) if self.formats.dicom else None
             found = grades_of(output, self.table.outputs, self.table.grades)
-            figure = plot_grades(output["image"], found, name)
-            with atomic_path(self.output_dir / f"{name}_grades.png") as path:
+            figure = plot_grades(output["image"], found, name, self.ordered)
+            with atomic_path(self.output_dir / f"{name}_{self.words}.png") as path:
                 figure.savefig(path, dpi=110)
             if source is not None:
                 placed = Placed(grades=found)
@@ -164,8 +174,8 @@ class GradeWriter:
                     canvas.draw()
                     placed = replace(placed, picture=np.asarray(canvas.buffer_rgba())[..., :3])
                 self.formats.write(str(self.output_dir / name), placed, source)
-            with atomic_path(self.output_dir / f"{name}_grades.json") as path:
-                path.write_text(to_json({"name": name, "outputs": found}), encoding="utf-8")
+            with atomic_path(self.output_dir / f"{name}_{self.words}.json") as path:
+                path.write_text(to_json({"name": name, "outputs": in_words(found, self.ordered)}), encoding="utf-8")
 
 
 def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -184,7 +194,15 @@ def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequenc
     }
 
 
-def plot_grades(image: torch.Tensor, found: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+def in_words(found: Mapping[str, Mapping[str, Any]], ordered: bool) -> dict[str, dict[str, Any]]:
+    """What :func:`grades_of` found, with "class" for "grade" where the classes have no order."""
+    word = WORDS[ordered][0]
+    return {output: {word if key == "grade" else key: each[key] for key in each} for output, each in found.items()}
+
+
+def plot_grades(
+    image: torch.Tensor, found: Mapping[str, Mapping[str, Any]], title: str, ordered: bool = True
+) -> Figure:
     """
     The image, and beside it for every output the probabilities of all grades as bars and the chosen grade. A volume is
     shown in the three planes through its middle.
@@ -193,6 +211,7 @@ def plot_grades(image: torch.Tensor, found: Mapping[str, Mapping[str, Any]], tit
         image: of shape (1 or 3, rows, columns), or (1, x, y, z) with its affine.
         found: for each output its "grade", "probabilities" and "confidence".
         title: heading.
+        ordered: whether the grades have an order, which their colours then show.
 
     Returns:
         the figure, drawn without a display.
@@ -213,22 +232,24 @@ def plot_grades(image: torch.Tensor, found: Mapping[str, Mapping[str, Any]], tit
         low, high = pixels.min(), pixels.max()
         panels[0].imshow((pixels - low) / max(high - low, 1e-12), cmap="gray")
         panels[0].axis("off")
-    _draw_bars(bars, found)
+    _draw_bars(bars, found, ordered)
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=8)
     figure.suptitle(_plain(title))
     return figure
 
 
-def _draw_bars(panel: Axes, found: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw_bars(panel: Axes, found: Mapping[str, Mapping[str, Any]], ordered: bool) -> None:
     grades = list(next(iter(found.values()))["probabilities"])
+    shades = np.linspace(0.15, 0.85, len(grades))
+    colours = colormaps["YlOrRd"](shades) if ordered else colormaps["tab20"](np.arange(len(grades)) % 20)
     left = np.zeros(len(found))
-    for grade, colour in zip(grades, colormaps["YlOrRd"](np.linspace(0.15, 0.85, len(grades))), strict=True):
+    for grade, colour in zip(grades, colours, strict=True):
         width = np.array([each["probabilities"][grade] for each in found.values()])
         panel.barh(range(len(found)), width, left=left, color=colour, label=_plain(grade))
         left += width
     texts = [f"{_plain(name)}: {_plain(each['grade'])} ({each['confidence']:.0%})" for name, each in found.items()]
     panel.set_yticks(range(len(found)), texts)
-    panel.set(xlim=(0, 1), xlabel="probability of the grades")
+    panel.set(xlim=(0, 1), xlabel=f"probability of the {WORDS[ordered][1]}")
     panel.invert_yaxis()
 
 

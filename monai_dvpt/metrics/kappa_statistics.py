@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import permutation_test
 
-from monai_dvpt.metrics.cohen_kappa import check_arguments, check_filled, count_pairs, kappa_of_counts
+from monai_dvpt.metrics.cohen_kappa import check_arguments, check_filled, kappa_of_counts
+from monai_dvpt.metrics.label_pairs import count_pairs
 from monai_dvpt.utils import check_counts
 
 __all__ = ["KappaComparison", "KappaInterval", "compare_kappa", "kappa_interval"]

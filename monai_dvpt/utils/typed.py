@@ -20,11 +20,12 @@ __all__ = ["check_typed_paths", "is_path_key", "path_for_config", "report_input_
 
 PATH_KEYS = ("bundle_root", "datalist", "prefix_cache", "published_model")
 PATH_ENDINGS = ("_dir", "_path")
+SWITCHES = ("side_path",)  # options that end like a path
 
 
 def is_path_key(key: str) -> bool:
     """Whether a key of a bundle's config is a path."""
-    return key in PATH_KEYS or key.endswith(PATH_ENDINGS)
+    return key in PATH_KEYS or (key.endswith(PATH_ENDINGS) and not key.endswith(SWITCHES))
 
 
 def path_for_config(path: str) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -26,7 +25,7 @@ from parameterized import parameterized
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
-from utils_bundles import BUNDLES, workflow
+from utils_bundles import REPOSITORY, BundleTestCase, read, read_metrics, workflow
 from utils_data import save_nifti, shared_data, temporary_folder
 from utils_dicom import validator_errors
 
@@ -36,9 +35,12 @@ with warnings.catch_warnings():
 
 from monai_dvpt.handlers import calibrated_temperature
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
-from monai_dvpt.utils import InputError, root_cause
+from monai_dvpt.utils import root_cause
 
-FUNDUS, HIPPOCAMPUS, KNEE, XRAY = (bundle for bundle in BUNDLES if bundle.name.endswith("_classification"))
+FUNDUS, HIPPOCAMPUS, KNEE, XRAY = (
+    REPOSITORY / "bundles" / f"{name}_dvpt_vit_classification"
+    for name in ("fundus", "hippocampus_mri", "knee_xray", "xray")
+)
 OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
 SIZES = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 3}
 METHOD = {"name": "dvpt", "bottleneck_size": 5, "num_prompts": 3, "share_every": 1}
@@ -93,25 +95,6 @@ def write_volumes(root: Path) -> None:
         save_nifti(root / paths["label"], mask, affine)
         cases.append(paths)
     (root / "datalist.json").write_text(json.dumps({"training": cases[:4], "validation": cases[4:]}))
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def read_metrics(path: Path) -> dict[str, str]:
-    with open(path) as file:
-        return dict(row for row in csv.reader(file) if len(row) == 2)
-
-
-class BundleTestCase(unittest.TestCase):
-    def assert_refused(self, flow, why: str) -> None:
-        with self.assertRaises(RuntimeError) as raised:
-            flow.run()
-        cause = root_cause(raised.exception)
-        self.assertIsInstance(cause, InputError)
-        self.assertRegex(str(cause), why)
 
 
 class TestGradingRuns(BundleTestCase):
@@ -506,7 +489,7 @@ class TestEyesAndKnees(BundleTestCase):
         (target / "images").mkdir(parents=True)
         lines = (source / "labels.csv").read_text().splitlines()[: count + 1]
         (target / "labels.csv").write_text("\n".join(lines))
-        for row in csv.DictReader(lines):
+        for row in read(target / "labels.csv"):
             shutil.copy(source / row["image"], target / "images")
         return target, target / "labels.csv"
 

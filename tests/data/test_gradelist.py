@@ -61,6 +61,13 @@ class TestLoadGradelist(unittest.TestCase):
         case = {"Image": "a.png", "label": [0, 0], "Patient": 7}
         self.assertEqual(self.load(self.json({"test": [case]}))["test"][0]["group"], "7")
 
+    def test_what_a_part_lacks_is_said(self):
+        path = self.csv("image,dx,split", "a.png,nv,training", "b.png,bcc,training", "d.jpg,nv,validation")
+        with self.assertLogs("monai_dvpt", "WARNING") as logs:
+            self.load(path, ["dx"], ["nv", "bcc", "mel"])
+        said = [record.getMessage().partition("list.csv: ")[2] for record in logs.records]
+        self.assertEqual(said, ["training has no image of mel.", "validation has no image of bcc, mel."])
+
     def test_one_part_alone(self):
         """It can be scored; a training on it is refused."""
         for part in PARTS[1:]:
@@ -298,6 +305,7 @@ class TestLoadGradelist(unittest.TestCase):
             expected |= {"validation": [("valid/2.jpg", [3])], "test": [("test/007-1.jpg", [2])]}
             self.assertEqual(self.images(cases), expected)
             said = [record.getMessage().removeprefix(f"{self.root}/") for record in logs.records]
+            said = [text for text in said if "left out" in text]
             words = "images are left out, with dr_grade 5."
             self.assertEqual(sorted(said), [f"train.txt: 1 of 3 {words}", f"valid.txt: 1 of 2 {words}"])
 

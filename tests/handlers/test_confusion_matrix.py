@@ -15,7 +15,7 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Lambda
 from parameterized import parameterized
-from sklearn.metrics import cohen_kappa_score, confusion_matrix
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, f1_score
 from utils_data import temporary_folder
 
 from monai_dvpt.handlers.confusion_matrix import ConfusionMatrixWriter, plot_confusion_matrices
@@ -172,6 +172,21 @@ class TestPlotConfusionMatrices(unittest.TestCase):
             self.assertTrue(inside, text)
             for other, other_box in boxes[index + 1 :]:
                 self.assertFalse(box.padded(-1).overlaps(other_box), f"{text} / {other}")
+
+    def test_classes_without_an_order(self):
+        y_pred, y = readings(2)
+        counts = np.stack(
+            [confusion_matrix(y[k, i], y_pred[k, i], labels=range(3)) for i, k in enumerate((y != -1).T)]
+        ).astype(float)
+        panels = panels_of(plot_confusion_matrices(counts, CLASSES, ["left", "right"], ordered=False))
+        keep = y != -1
+        titles = [panel.get_title() for panel in panels]
+        f1 = f1_score(y[keep], y_pred[keep], average="macro")
+        self.assertEqual(titles[0], f"all outputs\nmacro-F1 {f1:.2f}, n = {keep.sum()}")
+        f1 = f1_score(y[keep[:, 1], 1], y_pred[keep[:, 1], 1], average="macro")
+        self.assertEqual(titles[2], f"right\nmacro-F1 {f1:.2f}, n = {keep[:, 1].sum()}")
+        empty = panels_of(plot_confusion_matrices(np.zeros((1, 3, 3)), CLASSES, ["dx"], ordered=False))[0]
+        self.assertEqual(empty.get_title(), "macro-F1 undefined, n = 0")
 
     def test_undefined(self):
         """An output in which both gave one class, and one without a label."""

@@ -66,6 +66,17 @@ class TestGradeWriter(unittest.TestCase):
         picture = imread(self.root / "one_grades.png")
         self.assertGreater(min(picture.shape[:2]), 300)
 
+    def test_classes_without_an_order(self):
+        self.write(GradeWriter(self.root, OUTPUTS, GRADES, ordered=False), one=output())
+        names = ["classes.csv", "one_classes.json", "one_classes.png"]
+        self.assertEqual(sorted(path.name for path in self.root.iterdir()), names)
+        left = json.loads((self.root / "one_classes.json").read_text())["outputs"]["left"]
+        probabilities = {"none": 0.7, "mild": 0.2, "severe": 0.1}
+        self.assertEqual(left, {"class": "none", "probabilities": probabilities, "confidence": 0.7})
+        rows = self.rows("classes.csv")
+        self.assertEqual([(row["class"], row["p_severe"]) for row in rows], [("none", "0.1"), ("severe", "0.8")])
+        self.assertNotIn("grade", rows[0])
+
     def test_a_case_again_replaces_its_rows(self):
         table = GradeTable(self.root / "table.csv", OUTPUTS, GRADES)
         for probability in (PROBABILITY, PROBABILITY[::-1]):
@@ -135,6 +146,13 @@ class TestPlotGrades(unittest.TestCase):
         texts = [tick.get_text() for tick in bars.get_yticklabels()]
         self.assertEqual(texts[0], f"zone 0: {found['zone 0']['grade']} (50%)")
         self.assertGreater(bars.get_ylim()[0], bars.get_ylim()[1])  # the first output on top
+
+    def test_colours_of_classes_without_an_order_differ(self):
+        names = [f"class {index}" for index in range(12)]
+        found = {"dx": {"grade": names[0], "probabilities": dict.fromkeys(names, 1 / 12), "confidence": 1 / 12}}
+        bars = plot_grades(torch.rand(3, 4, 5), found, "case", ordered=False).axes[-1]
+        self.assertEqual(bars.get_xlabel(), "probability of the classes")
+        self.assertEqual(len({bar.get_facecolor() for bar in bars.patches}), 12)
 
     def test_volume(self):
         found = {"volume": {"grade": "Q1", "probabilities": {"Q1": 0.75, "Q2": 0.25}, "confidence": 0.75}}

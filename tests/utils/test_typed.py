@@ -66,7 +66,9 @@ class TestTypedPaths(unittest.TestCase):
                 check_typed_paths(["--output_dir", "$a"])
 
     def test_other_options(self):
-        check_typed_paths(["--max_epochs", "2", "--labels", "[a,b]", "--amp", "--output_dir"])
+        check_typed_paths(
+            ["--max_epochs", "2", "--labels", "[a,b]", "--amp", "--method#side_path", "True", "--output_dir"]
+        )
 
     def test_bundles_check_the_command_line(self):
         hook = sys.excepthook

@@ -83,7 +83,7 @@ class ServedBundle:
 
     @property
     def is_segmentation(self) -> bool:
-        return self.config.get("grades") is None
+        return self.config.get("outputs") is None
 
     @property
     def modality(self) -> str:

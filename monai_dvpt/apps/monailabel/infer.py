@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
 
 from monai_dvpt.handlers import label_volumes_ml
-from monai_dvpt.handlers.grade_writer import grades_of
+from monai_dvpt.handlers.grade_writer import grades_of, in_words
 from monai_dvpt.utils import InputError, reason, root_cause
 
 from .adapter_versions import AdapterVersions
@@ -55,7 +55,7 @@ class AdapterInferTask(BasicInferTask):
 
     A segmentation is a label map on the grid of the image, uint8, with the volume of each label in ml. Its file type is
     "result_extension", by default that of the image, else ``.nii.gz``; ``.dcm`` is a DICOM SEG. A grading gives the
-    "prediction" of every grade, as viewers show it, and the chosen "grades".
+    "prediction" of every grade, as viewers show it, and the chosen "grades"; a classification the same of "classes".
 
     Args:
         bundle: the bundle.
@@ -147,10 +147,11 @@ class AdapterInferTask(BasicInferTask):
         return self.loaded.get(self.versions.active if asked == IN_USE else asked, device)
 
     def _grades(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        outputs, grades = (list(map(str, self.bundle.config.get_parsed_content(key))) for key in ("outputs", "grades"))
+        words = "grades" if "grades" in self.bundle.config else "classes"
+        outputs, grades = (list(map(str, self.bundle.config.get_parsed_content(key))) for key in ("outputs", words))
         chances = data["probability"].flatten().tolist()
         prediction = [
             {"idx": index, "label": label, "score": chance}
             for index, (label, chance) in enumerate(zip(self.bundle.labels.names, chances, strict=True))
         ]
-        return {"prediction": prediction, "grades": grades_of(data, outputs, grades)}
+        return {"prediction": prediction, words: in_words(grades_of(data, outputs, grades), words == "grades")}
