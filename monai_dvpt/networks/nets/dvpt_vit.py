@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from monai.utils import ensure_tuple_rep
 
-from monai_dvpt.networks.encoders import ViTEncoder, check_vit_sizes
+from monai_dvpt.networks.encoders import ViTEncoder, check_vit_image, check_vit_sizes
 from monai_dvpt.networks.methods import Method
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import check_counts
@@ -91,11 +90,9 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         **options: Any,
     ) -> None:
         check_vit_sizes(spatial_dims, hidden_size, mlp_dim, num_heads)
-        check_counts(in_channels=in_channels, num_layers=num_layers, patch_size=patch_size)
+        check_counts(in_channels=in_channels, num_layers=num_layers)
         check_counts(0, num_classes=num_classes)
-        sides, patches = ensure_tuple_rep(img_size, spatial_dims), ensure_tuple_rep(patch_size, spatial_dims)
-        if any(side < patch or side % patch for side, patch in zip(sides, patches, strict=True)):
-            raise ValueError(f"img_size must be positive multiples of patch_size={patches}, got {sides}.")
+        sides, patches = check_vit_image(spatial_dims, img_size, patch_size)
         if pooling not in POOLING:
             raise ValueError(f"pooling must be one of {POOLING}, got {pooling}.")
         if pooling != "mean" and not class_token:
