@@ -19,7 +19,15 @@ from .cases import unique_names
 from .datalist import draw_count, read_list_file
 from .kinds import file_ids, is_regular
 
-__all__ = ["load_gradelist", "select_part"]
+__all__ = [
+    "CaseParts",
+    "check_parts",
+    "draw_validation",
+    "load_gradelist",
+    "path_of",
+    "read_csv_list",
+    "select_part",
+]
 
 PARTS = ("training", "validation", "test")
 IMAGE_COLUMNS = ("image", "filename")
@@ -87,20 +95,22 @@ def load_gradelist(
             raise InputError("datalist must be an existing file.")
         if file.suffix.lower() not in (".csv", ".json"):
             raise InputError("datalist must be a .csv or a .json file.")
-        sections = (_read_csv if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
-        entries = [(part, entry, _path(root, entry)) for part, section in sections.items() for entry in section]
+        sections = (read_csv_list if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
+        entries = [
+            (part, entry, path_of(root, entry["image"])) for part, section in sections.items() for entry in section
+        ]
         if not entries:
             raise InputError("holds no images.")
         paths = sorted({path for *_, path in entries})
         name_of = dict(zip(paths, unique_names(Path(os.path.abspath(root)), paths), strict=True))
-        cases = _Parts()
+        cases = CaseParts()
         for part, entry, path in entries:
             label, group = _label(entry["image"], entry.get("label"), outputs, grades), _patient(entry, path, pattern)
             case = {"image": str(path), "name": name_of[path], "label": label, "group": group}
             cases.setdefault(part, []).append(case)
-        _check(cases)
+        check_parts(cases)
         if "training" in cases and "validation" not in cases:
-            cases["training"], cases["validation"] = _draw(cases["training"], validation_fraction)
+            cases["training"], cases["validation"] = draw_validation(cases["training"], validation_fraction)
         for part, section in cases.items():
             for index, output in enumerate(outputs):
                 if all(case["label"][index] < 0 for case in section):
@@ -121,26 +131,34 @@ def select_part(cases: Mapping[str, list[dict[str, Any]]], part: str) -> list[di
     return cases[part]
 
 
-class _Parts(dict[str, list[dict[str, Any]]]):
+class CaseParts(dict[str, list[dict[str, Any]]]):
     """Cases by part; asking for a part without cases is bad input."""
 
     def __missing__(self, part: str) -> list[dict[str, Any]]:
         return select_part(self, part)
 
 
-def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
+def read_csv_list(
+    file: Path, outputs: Sequence[str], patient_column: str | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """
+    The rows of a CSV file by part, each with the texts "image", "label", by output, and "patient", empty if there is
+    none. ``patient_column`` names the column of the patient, by default "patient" if there is one.
+    """
+    patients = patient_column or "patient"
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
             (_, header), *rows = [(reader.line_num, row) for row in reader if any(row)] or [(1, [])]
     except (ValueError, csv.Error) as error:
         raise InputError(f"is not a valid CSV file: {error}.") from error
-    header = _names("", header, outputs, (*IMAGE_COLUMNS, "patient", "split"))
+    header = _names("", header, outputs, (*IMAGE_COLUMNS, patients, "split"))
     image = next((name for name in IMAGE_COLUMNS if name in header), None)
-    missing = ([] if image else ["image"]) + [output for output in outputs if output not in header]
+    wanted = [*outputs, *([patient_column] if patient_column else [])]
+    missing = ([] if image else ["image"]) + [column for column in wanted if column not in header]
     if missing or len(set(header)) < len(header):
-        wanted = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
-        raise InputError(f"must have the columns image and {', '.join(outputs)}, once each; {wanted}.")
+        why = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
+        raise InputError(f"must have the columns image and {', '.join(wanted)}, once each; {why}.")
     sections: dict[str, list[dict[str, Any]]] = {}
     for line, cells in rows:
         if len(cells) != len(header):
@@ -150,7 +168,7 @@ def _read_csv(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]
         if part not in PARTS:
             raise InputError(f"split must be one of {PARTS}, got {part!r} in line {line}.")
         entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}}
-        sections.setdefault(part, []).append({**entry, "patient": row.get("patient", "")})
+        sections.setdefault(part, []).append({**entry, "patient": row.get(patients, "")})
     return sections
 
 
@@ -186,10 +204,11 @@ def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: S
     return names
 
 
-def _path(root: Path, entry: Mapping[str, Any]) -> Path:
-    path = Path(os.path.abspath(root / entry["image"]))
-    if not entry["image"] or not is_regular(path):
-        raise InputError(f"every image must be an existing file, got {entry['image']!r} in {root}.")
+def path_of(root: Path, text: str, kind: str = "image") -> Path:
+    """The absolute path of an existing file below ``root``; otherwise an InputError says what ``kind`` it is."""
+    path = Path(os.path.abspath(root / text))
+    if not text or not is_regular(path):
+        raise InputError(f"every {kind} must be an existing file, got {text!r} in {root}.")
     return path
 
 
@@ -239,7 +258,8 @@ def _patient(entry: Mapping[str, Any], path: Path, pattern: re.Pattern[str]) -> 
     return next(filter(None, (*match.groups(), match[0]) if match else ()), str(path))
 
 
-def _check(cases: Mapping[str, list[dict[str, Any]]]) -> None:
+def check_parts(cases: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Raises an InputError if an image is listed twice, or a "group" is in two parts."""
     seen: dict[tuple[int, int], str] = {}
     part_of: dict[str, str] = {}
     for part, section in cases.items():
@@ -255,7 +275,7 @@ def _check(cases: Mapping[str, list[dict[str, Any]]]) -> None:
                 )
 
 
-def _draw(cases: list[dict[str, Any]], fraction: float) -> tuple[list, list]:
+def draw_validation(cases: list[dict[str, Any]], fraction: float) -> tuple[list, list]:
     """The cases split by groups into the rest and about a fraction of all."""
     sizes = Counter(case["group"] for case in cases)
     if len(sizes) < 2:
