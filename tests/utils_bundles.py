@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from monai.bundle import ConfigWorkflow
+from monai.networks.nets import ViT
 
 REPOSITORY = Path(__file__).parents[1]
 BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
@@ -32,3 +34,12 @@ def workflow(bundle: Path, config: str, kind: str, **overrides) -> ConfigWorkflo
     )
     made.initialize()
     return made
+
+
+def backbone_settings(bundle: Path, folder: Path) -> dict[str, str]:
+    """A file of random weights, of the width of ViT-Ti, for a bundle that takes the sizes of its network from one."""
+    if "read_backbone" not in (bundle / "configs" / "train.yaml").read_text():
+        return {}
+    net = ViT(3, 224, 16, 192, 768, num_layers=1, num_heads=3, classification=True, spatial_dims=2, qkv_bias=True)
+    torch.save(net.state_dict(), folder / "vit.pt")
+    return {"backbone_path": str(folder / "vit.pt")}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import random
 import re
@@ -25,11 +26,16 @@ __all__ = [
     "draw_validation",
     "load_gradelist",
     "path_of",
-    "read_csv_list",
+    "read_tables",
     "select_part",
 ]
 
+logger = logging.getLogger(__name__)
+
 PARTS = ("training", "validation", "test")
+PART_OF = {"train": "training", "valid": "validation", "val": "validation", **{part: part for part in PARTS}}
+"""Parts by the names of lists in a folder."""
+TABLES = (".csv", ".txt")
 IMAGE_COLUMNS = ("image", "filename")
 LIKE_RESERVED = ("patient", "subject", "split", "set", "fold", "part")
 """A column with a name like these may mean the patient or the part, and must not be ignored."""
@@ -42,22 +48,27 @@ def load_gradelist(
     grades: Sequence[str],
     validation_fraction: float = 0.2,
     patient_pattern: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    image_path: str | None = None,
+    exclude: Mapping[str, Any] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """
-    Images with one grade, or one for each of several outputs, from a CSV or a JSON file.
+    Images with one grade, or one for each of several outputs, from a CSV, a text or a JSON file.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
     ("training", "validation" or "test"). A JSON file has some of the lists "training", "validation" and "test", of
     ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
     output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
-    ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs.
+    ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs. A text file has
+    no header: every line is an image and its grade, or the grades of all outputs in their order, between spaces. A
+    folder has one CSV or text file for each part, such as ``train.txt``, ``valid.txt`` and ``test.txt``.
 
     A grade is given by its name or, if no name is a number, by its index. An empty cell, null, -1, or an output that an
     object leaves out is not graded.
 
     Args:
         dataset_dir: folder that the paths of the images are relative to.
-        datalist: the file, ``.csv`` or ``.json``.
+        datalist: the file, ``.csv``, ``.txt`` or ``.json``, or a folder of lists.
         outputs: names of the outputs.
         grades: names of the grades, the same for all outputs, in their order.
         validation_fraction: share of the training images, drawn with a fixed seed and patient by patient, for
@@ -65,6 +76,11 @@ def load_gradelist(
         patient_pattern: regular expression for lists without patients, searched in the name of an image's file: its
             first group that is not empty, else the whole match, is the patient. By default, and if that is empty, every
             image is a patient of its own.
+        columns: for CSV files with other names, the file's name of "image", "patient", "split" or an output.
+        image_path: where an image lies below ``dataset_dir``: "{image}" is its name in the list, "{list}" the name of
+            the list's file without suffix, as in "{image}.png" or "{list}/{image}". By default "{image}".
+        exclude: values, by name of an output or another column of a CSV or text file, one or a list; a row with one of
+            them is left out. The log says how many are.
 
     Returns:
         the lists "training", "validation" and "test" that have cases, each with the absolute path "image", a unique
@@ -90,14 +106,17 @@ def load_gradelist(
     root, file = Path(dataset_dir), Path(datalist)
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
+    if image_path and "{image}" not in image_path:
+        raise InputError(f"image_path must contain {{image}}, got {image_path!r}.")
     with naming(file):
-        if not file.is_file():
-            raise InputError("datalist must be an existing file.")
-        if file.suffix.lower() not in (".csv", ".json"):
-            raise InputError("datalist must be a .csv or a .json file.")
-        sections = (read_csv_list if file.suffix.lower() == ".csv" else _read_json)(file, outputs)
+        if file.suffix.lower() == ".json" and file.is_file():
+            if columns or exclude:
+                raise InputError("columns and exclude must be for .csv or .txt lists; this one is JSON.")
+            sections = _read_json(file, outputs)
+        else:
+            sections = read_tables(file, outputs, columns, exclude)
         entries = [
-            (part, entry, path_of(root, entry["image"])) for part, section in sections.items() for entry in section
+            (p, entry, _image_path(root, entry, image_path)) for p, section in sections.items() for entry in section
         ]
         if not entries:
             raise InputError("holds no images.")
@@ -138,38 +157,97 @@ class CaseParts(dict[str, list[dict[str, Any]]]):
         return select_part(self, part)
 
 
-def read_csv_list(
-    file: Path, outputs: Sequence[str], patient_column: str | None = None
+def _theirs(columns: Mapping[str, str] | None, outputs: list[str]) -> dict[str, str]:
+    """Our names of columns by those of a file."""
+    columns, own = columns or {}, ("image", "patient", "split", *outputs)
+    fits = isinstance(columns, Mapping) and all(isinstance(name, str) for name in columns.values())
+    if not fits or len(set(columns.values())) < len(columns) or not set(columns) <= set(own):
+        raise InputError(f"columns must give different names of a list's columns for some of {own}, got {columns!r}.")
+    return {theirs: name for name, theirs in columns.items()}
+
+
+def read_tables(
+    file: Path,
+    outputs: list[str],
+    columns: Mapping[str, str] | None = None,
+    exclude: Mapping[str, Any] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """
-    The rows of a CSV file by part, each with the texts "image", "label", by output, and "patient", empty if there is
-    none. ``patient_column`` names the column of the patient, by default "patient" if there is one.
+    The cases of a CSV or text file, or of a folder with one for each part: by part the texts "image", "label", by
+    output, and "patient", empty if there is none. See :func:`load_gradelist` for ``columns`` and ``exclude``.
     """
-    patients = patient_column or "patient"
+    renamed, exclude = _theirs(columns, outputs), exclude or {}
+    if not file.is_dir():
+        if not file.is_file():
+            raise InputError("datalist must be an existing file, or a folder of lists.")
+        if file.suffix.lower() not in TABLES:
+            raise InputError("datalist must be a .csv, a .txt or a .json file, or a folder of lists.")
+        return _read_table(file, outputs, renamed, exclude)
+    lists = sorted(path for path in file.iterdir() if path.suffix.lower() in TABLES and path.stem.lower() in PART_OF)
+    parts = [PART_OF[path.stem.lower()] for path in lists]
+    if not lists or len(set(parts)) < len(parts):
+        found = [path.name for path in lists]
+        raise InputError(f"a folder of lists must hold one list for each part, such as train.txt, got {found}.")
+    sections = {}
+    for path, part in zip(lists, parts, strict=True):
+        with naming(path):
+            sections[part] = _read_table(path, outputs, renamed, exclude, part)[part]
+    return {part: sections[part] for part in PARTS if part in sections}
+
+
+def _read_table(
+    file: Path, outputs: list[str], renamed: Mapping[str, str], exclude: Mapping[str, Any], part: str | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The cases of one file; ``part`` is that of all, by default as the file's column "split" says."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            (_, header), *rows = [(reader.line_num, row) for row in reader if any(row)] or [(1, [])]
+            if file.suffix.lower() == ".csv":
+                reader = csv.reader(stream)
+                rows = [(reader.line_num, row) for row in reader if any(row)]
+            else:
+                rows = [
+                    (1, ["image", *outputs]),
+                    *((n, line.split()) for n, line in enumerate(stream, 1) if line.strip()),
+                ]
     except (ValueError, csv.Error) as error:
-        raise InputError(f"is not a valid CSV file: {error}.") from error
-    header = _names("", header, outputs, (*IMAGE_COLUMNS, patients, "split"))
+        raise InputError(f"is not a valid {file.suffix[1:].upper()} file: {error}.") from error
+    (_, header), *rows = rows or [(1, [])]
+    header = [name.strip() for name in header]
+    missing = [name for name in renamed if name not in header]
+    header = _names("", [renamed.get(name, name) for name in header], outputs, (*IMAGE_COLUMNS, "patient", "split"))
     image = next((name for name in IMAGE_COLUMNS if name in header), None)
-    wanted = [*outputs, *([patient_column] if patient_column else [])]
-    missing = ([] if image else ["image"]) + [column for column in wanted if column not in header]
+    wanted = dict.fromkeys([image or "image", *outputs, *exclude])
+    missing += [name for name in wanted if name not in (*header, *renamed.values())]
     if missing or len(set(header)) < len(header):
+        theirs = {name: theirs for theirs, name in renamed.items()}
+        first, *others = (theirs.get(name, name) for name in ("image", *outputs))
         why = f"columns {', '.join(missing)} are missing" if missing else "a column is there twice"
-        raise InputError(f"must have the columns image and {', '.join(wanted)}, once each; {why}.")
-    sections: dict[str, list[dict[str, Any]]] = {}
+        raise InputError(f"must have the columns {first} and {', '.join(others)}, once each; {why}.")
+    if part is not None and "split" in header:
+        raise InputError(f"a list of the part {part} must have no column split.")
+    sections: dict[str, list[dict[str, Any]]] = {part: []} if part else {}
+    left_out: Counter[str] = Counter()
     for line, cells in rows:
         if len(cells) != len(header):
             raise InputError(f"line {line} must have {len(header)} cells, got {len(cells)}.")
         row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-        part = row.get("split", "training")
-        if part not in PARTS:
-            raise InputError(f"split must be one of {PARTS}, got {part!r} in line {line}.")
-        entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}}
-        sections.setdefault(part, []).append({**entry, "patient": row.get(patients, "")})
+        if reasons := [f"{name} {row[name]}" for name, values in exclude.items() if _is_one_of(row[name], values)]:
+            left_out[reasons[0]] += 1
+            continue
+        split = part or row.get("split", "training")
+        if split not in PARTS:
+            raise InputError(f"split must be one of {PARTS}, got {split!r} in line {line}.")
+        entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}, "list": file.stem}
+        sections.setdefault(split, []).append({**entry, "patient": row.get("patient", "")})
+    for why, count in left_out.items():
+        logger.info(f"{file}: {count} of {len(rows)} images are left out, with {why}.")
     return sections
+
+
+def _is_one_of(cell: str, values: Any) -> bool:
+    """Whether a cell is a value, or one of several; 2.0 is 2."""
+    texts = [str(value) for value in (values if isinstance(values, list) else [values])]
+    return cell in texts or (_number(cell) is not None and _number(cell) in map(_number, texts))
 
 
 def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
@@ -189,7 +267,7 @@ def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]
             entry = dict(zip(names, entry.values(), strict=True))
             if not isinstance(entry.get("image"), str) or "label" not in entry:
                 raise InputError(f'every case must have an "image" and a "label", got {given!r} in "{part}".')
-            sections[part].append(entry)
+            sections[part].append({**entry, "list": file.stem})
     return sections
 
 
@@ -204,11 +282,16 @@ def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: S
     return names
 
 
-def path_of(root: Path, text: str, kind: str = "image") -> Path:
+def _image_path(root: Path, entry: Mapping[str, Any], image_path: str | None) -> Path:
+    name = (image_path or "{image}").replace("{list}", entry["list"]).replace("{image}", entry["image"])
+    return path_of(root, name if entry["image"] else "")
+
+
+def path_of(root: Path, name: str, kind: str = "image") -> Path:
     """The absolute path of an existing file below ``root``; otherwise an InputError says what ``kind`` it is."""
-    path = Path(os.path.abspath(root / text))
-    if not text or not is_regular(path):
-        raise InputError(f"every {kind} must be an existing file, got {text!r} in {root}.")
+    path = Path(os.path.abspath(root / name))
+    if not name or not is_regular(path):
+        raise InputError(f"every {kind} must be an existing file, got {name!r} in {root}.")
     return path
 
 

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_dvpt.utils import InputError, naming
 
 from .cases import unique_names
-from .gradelist import CaseParts, check_parts, draw_validation, path_of, read_csv_list
+from .gradelist import CaseParts, check_parts, draw_validation, path_of, read_tables
 from .kinds import file_ids
 
 __all__ = ["load_masklist"]
@@ -21,18 +22,19 @@ MASK = "mask"
 def load_masklist(
     dataset_dir: str | os.PathLike,
     datalist: str | os.PathLike,
-    patient_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
     validation_fraction: float = 0.2,
 ) -> dict[str, list[dict[str, Any]]]:
     """
-    Pictures with masks, from a CSV file with the columns "image" (or "filename"), "mask" and, optionally, "split"
-    ("training", "validation" or "test"). Other columns are ignored, unless their name is like "patient" or "split".
+    Pictures with masks, from a list as :func:`load_gradelist` reads it: a CSV file with the columns "image" (or
+    "filename"), "mask" and, optionally, "patient" and "split" ("training", "validation" or "test"); a text file with
+    an image and its mask in each line; or a folder with one of these for each part, such as ``train.txt``.
 
     Args:
         dataset_dir: folder that the paths of the list are relative to.
-        datalist: the file.
-        patient_column: column that is the same for all pictures of a patient, or of a lesion; by default "patient" if
-            the list has it, else every picture is a patient of its own. A row whose cell is empty is one too.
+        datalist: the file or folder.
+        columns: names of the list's own columns, such as ``{"patient": "lesion_id"}``. Pictures with the same patient
+            stay in one part; without such a column, or where its cell is empty, a picture is a patient of its own.
         validation_fraction: share of the training pictures, drawn with a fixed seed and patient by patient, for
             validation if the list has no such part; in (0, 1).
 
@@ -51,9 +53,7 @@ def load_masklist(
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
     with naming(file):
-        if not file.is_file():
-            raise InputError("datalist must be an existing file.")
-        sections = read_csv_list(file, [MASK], patient_column)
+        sections = read_tables(file, [MASK], columns)
         entries = [(part, entry) for part, section in sections.items() for entry in section]
         if not entries:
             raise InputError("holds no images.")

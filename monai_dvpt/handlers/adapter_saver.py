@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class AdapterSaver:
         validate_start: whether to validate the start of a run too, as epoch 0; always done with a published model.
         published_model: file of a full network, or None; at the end of the run the best epoch replaces it if better
             than the start. The previous file moves to the folder "before" beside it, the time in its name.
+        preparation: settings with which the images are prepared, by name, kept in the notes of the adapters for
+            :func:`monai_dvpt.networks.adapter.prepared_with`; JSON-serialisable.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class AdapterSaver:
         labels: Sequence[str] | None = None,
         validate_start: bool = False,
         published_model: str | os.PathLike | None = None,
+        preparation: Mapping[str, Any] | None = None,
     ) -> None:
         self.network: TunableNetwork = unwrap(network)
         self.output_dir = Path(output_dir)
@@ -58,6 +61,7 @@ class AdapterSaver:
         self.labels = labels
         self.validate_start = validate_start or published_model is not None
         self.published_model = None if published_model is None else Path(published_model)
+        self.kept = {"preparation": dict(preparation)} if preparation else {}
         self.epoch: int | None = None  # where it differs from the validator's
         self.start: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
@@ -120,7 +124,7 @@ class AdapterSaver:
 
     def _save_adapter(self, name: str, notes: dict[str, Any]) -> None:
         if idist.get_rank() == 0:
-            save_adapter(self.network, self.output_dir / name, labels=self.labels, notes=notes)
+            save_adapter(self.network, self.output_dir / name, labels=self.labels, notes={**self.kept, **notes})
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": self.start, "best": self.best, "last": self.last}

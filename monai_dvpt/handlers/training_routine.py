@@ -29,7 +29,7 @@ class TrainingRoutine:
     order that is right. Attach it after a handler of the learning rate.
 
     Args:
-        network, evaluator, output_dir, labels, validate_start, published_model: see :class:`AdapterSaver`.
+        network, evaluator, output_dir, labels, validate_start, published_model, preparation: see :class:`AdapterSaver`.
         tensorboard_dir: folder for curves of the loss and, in its folder "validation", of the metrics.
         metric_labels: see "labels" of :class:`TrainingReport`.
         seed: see :class:`ResumableCheckpoint`.
@@ -53,10 +53,12 @@ class TrainingRoutine:
         val_interval: int = 1,
         validate_start: bool = False,
         published_model: str | os.PathLike | None = None,
+        preparation: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,
     ) -> None:
         folder = Path(output_dir)
-        self.saver = AdapterSaver(network, folder, evaluator, labels, validate_start, published_model)
+        options = (validate_start, published_model, preparation)
+        self.saver = AdapterSaver(network, folder, evaluator, labels, *options)
         report = TrainingReport(self.saver, metric_labels, settings)
         state = {"network": network, **save_dict, "saver": self.saver, "report": report}
         self.curves = TensorBoardLog(Path(tensorboard_dir) / "validation", iteration_log=False)

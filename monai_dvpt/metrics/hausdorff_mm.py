@@ -21,8 +21,8 @@ class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
     :class:`monai.metrics.HausdorffDistanceMetric` that takes the voxel spacing from each label map, since
     :class:`monai.handlers.IgniteMetricHandler` passes none. Arguments are MONAI's. If one mask is empty, the distance
     is the diagonal of the image, so that finding nothing never scores better than a bad result; if both are empty, the
-    case is left out, and a class without cases is NaN (MONAI: 0). A 2D label map with the affine of its file's pixels, as
-    :class:`monai_dvpt.transforms.LoadImage2D` gives it, has its distance in these pixels.
+    case is left out, and a class without cases is NaN (MONAI: 0). A label map of
+    :class:`monai_dvpt.transforms.LoadImage2D` has its distance in pixels of the file.
     """
 
     def __call__(

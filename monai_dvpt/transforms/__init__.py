@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .fit_size import FitSize, FitSized
+from .fundus import BenGraham, BenGrahamd, CropToDisc, CropToDiscd
 from .grades import GradeLogits, GradeLogitsd
 from .group_labels import GroupLabels, GroupLabelsd
 from .load_image_2d import LoadImage2D, LoadImage2Dd
@@ -8,6 +9,10 @@ from .spacing_of_keys import SpacingOfKeysd
 from .volume_grade import VolumeGrade, VolumeGraded, volume_thresholds_ml
 
 __all__ = [
+    "BenGraham",
+    "BenGrahamd",
+    "CropToDisc",
+    "CropToDiscd",
     "FitSize",
     "FitSized",
     "GradeLogits",

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .atomic_files import atomic_path, fingerprint, remove_leftovers, to_json, write_csv
-from .checks import as_bool, check_counts
+from .checks import as_bool, check_counts, is_number, per_channel
 from .describe import describe
 from .errors import InputError, naming, naming_argument, reason, root_cause
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
@@ -27,6 +27,7 @@ __all__ = [
     "check_typed_paths",
     "describe",
     "fingerprint",
+    "is_number",
     "is_path_key",
     "max_bytes",
     "naming",
@@ -36,6 +37,7 @@ __all__ = [
     "read_safetensors",
     "read_torch",
     "path_for_config",
+    "per_channel",
     "reason",
     "remove_leftovers",
     "report_input_errors",

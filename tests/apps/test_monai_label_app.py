@@ -262,9 +262,11 @@ class TestRadiographs(unittest.TestCase):
         }
         bundle = REPOSITORY / "bundles" / RADIOGRAPHS
         config = ConfigParser(yaml.safe_load((bundle / "configs" / "train.yaml").read_text()))
+        config["backbone_path"] = settings["backbone_path"]
         network, labels = (config.get_parsed_content(key) for key in ("network_def", "labels"))
         network = load_pretrained(network, settings["backbone_path"]).network
-        save_adapter(network, settings["adapter_path"], labels=labels)
+        notes = {"preparation": {"image_mean": 0.5, "image_std": 0.5}}
+        save_adapter(network, settings["adapter_path"], labels=labels, notes=notes)
         images = sorted(shared_data("brixia_cxr/images").glob("*.png"))[:2]
         (folder / "studies").mkdir()
         for image in images:

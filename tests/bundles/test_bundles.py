@@ -27,7 +27,7 @@ from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_
 from monai.networks.nets import SwinUNETR
 from parameterized import parameterized
 from safetensors.torch import load_file
-from utils_bundles import BUNDLES, OVERLAYS, REPOSITORY, workflow
+from utils_bundles import BUNDLES, OVERLAYS, REPOSITORY, backbone_settings, workflow
 from utils_data import save_dicom, temporary_folder
 
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
@@ -168,8 +168,9 @@ class TestBundleFiles(unittest.TestCase):
     @parameterized.expand(EACH_BUNDLE)
     def test_the_network_is_that_of_the_metadata(self, _, bundle):
         """As the zoo checks it, on the network of an adapter; it need not be trained."""
-        adapter = temporary_folder(self) / "adapter.safetensors"
-        parser = workflow(bundle, "train", "train").parser
+        folder = temporary_folder(self)
+        adapter = folder / "adapter.safetensors"
+        parser = workflow(bundle, "train", "train", **backbone_settings(bundle, folder)).parser
         network, labels = (parser.get_parsed_content(key) for key in ("network_def", "labels"))
         save_adapter(network, adapter, labels=labels)
         config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))

@@ -36,7 +36,7 @@ HIPPOCAMPUS, XRAY = (bundle for bundle in BUNDLES if bundle.name.endswith("_clas
 OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
 SIZES = {"hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 3}
 METHOD = {"name": "dvpt", "bottleneck_size": 5, "num_prompts": 3, "share_every": 1}
-SMALL = {f"network_def#{name}": size for name, size in SIZES.items()}
+SMALL = {"network_def#num_heads": SIZES["num_heads"], "image_mean": [0.4, 0.5, 0.6], "image_std": 0.25}
 SMALL |= {"outputs": OUTPUTS, "grades": GRADES, "img_size": 32, "method": METHOD}
 TRAINING = {"batch_size": 4, "amp": False, "learning_rates": {"method": 1e-2, "head": 5e-2}}
 
@@ -217,6 +217,42 @@ class TestGradingRuns(BundleTestCase):
         for one, other in zip(*rows, strict=True):
             self.assertEqual(one["grade"], other["grade"])
             self.assertAlmostEqual(float(one["confidence"]), float(other["confidence"]), places=4)
+
+    def test_images_are_prepared_as_in_training(self):
+        """By what the adapter says, in evaluation and inference; a value that is given counts more."""
+        adapter = str(self.out / "adapter_best.safetensors")
+        given = {key: SMALL[key] for key in ("image_mean", "image_std")}
+        self.assertEqual(adapter_metadata(adapter)["notes"]["preparation"], given)
+        without = {key: value for key, value in self.settings.items() if key not in (*given, "img_size")}
+        pictures = []
+        for config, key in (("train", "validate#preprocessing"), ("evaluate", "validate#preprocessing")):
+            settings = {"dataset_dir": str(self.data), **(self.settings if config == "train" else without)}
+            parser = workflow(XRAY, config, "train", adapter_path=adapter, **settings).parser
+            case = parser.get_parsed_content("cases")["validation"][0]
+            pictures.append(parser.get_parsed_content(key)(case)["image"])
+        for changes in ({}, {"image_mean": 0.0, "image_std": [1, 1, 1]}):
+            settings = {"dataset_dir": str(self.data), "adapter_path": adapter, **changes}
+            parser = workflow(XRAY, "inference", "infer", **settings).parser
+            pictures.append(parser.get_parsed_content("preprocessing")({"image": case["image"]})["image"])
+        raw = pictures.pop()
+        self.assertTrue(0 <= raw.min() and 0.5 < raw.max() <= 1)
+        mean, std = torch.tensor(given["image_mean"])[:, None, None], given["image_std"]
+        for picture in pictures:
+            torch.testing.assert_close(picture.as_tensor(), (raw.as_tensor() - mean) / std)
+
+    def test_normalisation_that_nothing_tells_is_refused(self):
+        settings = {"image_mean": "$@backbone.image_mean", "output_dir": str(self.root / "unused")}
+        self.assert_refused(self.workflow("train", **settings), r"vit\.pt: .* image_mean and image_std must be given")
+        settings["image_mean"] = [0.5, 0.5]
+        flow = self.workflow("train", **settings)
+        self.assert_refused(flow, r"image_mean must be a number, or one for each of 3 channels, got \[0\.5, 0\.5\]")
+        old = self.root / "old.safetensors"
+        network, labels = (self.workflow("train").parser.get_parsed_content(key) for key in ("network", "labels"))
+        save_adapter(network, old, labels=labels)
+        flow = self.workflow(
+            "inference", adapter_path=str(old), image_mean="$prepared_with(@adapter_path, 'image_mean')"
+        )
+        self.assert_refused(flow, f"{old}: does not record .* so image_mean must be given")
 
     def test_evaluate_another_part(self):
         self.evaluate(self.root / "evaluate_training", part="training")

@@ -68,7 +68,7 @@ class TestPictureRuns(unittest.TestCase):
         torch.manual_seed(0)
         vit = ViT(3, 56, 14, classification=True, spatial_dims=2, qkv_bias=True, **SIZES)
         torch.save(vit.state_dict(), cls.root / "vit.pt")
-        cls.settings = {f"network_def#{name}": size for name, size in SIZES.items()}
+        cls.settings = {"network_def#num_heads": 3, "image_mean": [0.4, 0.5, 0.6], "image_std": 0.25}
         cls.settings |= {"img_size": 56, "method": METHOD, "backbone_path": str(cls.root / "vit.pt")}
         cls.train(cls.out, decoder="conv", max_epochs=6)
         cls.adapter = str(cls.out / "adapter_best.safetensors")

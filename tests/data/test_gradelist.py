@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import csv
 import json
 import os
 import unittest
@@ -237,7 +238,7 @@ class TestLoadGradelist(unittest.TestCase):
             load_gradelist(self.root / "nowhere", "list.csv", ZONES, SEVERITY)
         with self.assertRaisesRegex(InputError, "none.csv: datalist must be an existing file"):
             self.load(self.root / "none.csv")
-        with self.assertRaisesRegex(InputError, r"a.png: datalist must be a .csv or a .json file"):
+        with self.assertRaisesRegex(InputError, r"a.png: datalist must be a .csv, a .txt or a .json file, or a folder"):
             self.load(self.root / "a.png")
 
     @parameterized.expand(
@@ -255,6 +256,121 @@ class TestLoadGradelist(unittest.TestCase):
     def test_bad_arguments(self, arguments, why):
         with self.assertRaisesRegex(InputError, why):
             self.load(self.csv("image,left,right", "a.png,0,0"), **arguments)
+
+    def folder_of(self, *names: str) -> None:
+        for name in names:
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).touch()
+
+    def images(self, cases: dict) -> dict[str, list]:
+        """Images below the folder, with their label, by part."""
+        root = len(str(self.root)) + 1
+        return {part: [(case["image"][root:], case["label"]) for case in cases[part]] for part in cases}
+
+    def test_list_of_aptos(self):
+        """Names without suffix, in a folder of their own, and other names of columns."""
+        self.folder_of(*(f"train_images/{name}.png" for name in ("000c1434d8d7", "001639a390f0", "0024cdab0c1e")))
+        file = self.csv("id_code,diagnosis", "000c1434d8d7,2", "001639a390f0,4", "0024cdab0c1e,1")
+        columns = {"image": "id_code", "dr_grade": "diagnosis"}
+        where = "train_images/{image}.png"
+        cases = self.load(file, ["dr_grade"], list("01234"), columns=columns, image_path=where)
+        found = {name: label for part in self.images(cases).values() for name, label in part}
+        expected = {"000c1434d8d7": [2], "001639a390f0": [4], "0024cdab0c1e": [1]}
+        self.assertEqual(found, {f"train_images/{name}.png": label for name, label in expected.items()})
+        self.assertEqual([len(cases[part]) for part in cases], [2, 1])
+
+    def test_lists_of_ddr(self):
+        """A text file for each part, beside a folder of its name; grade 5 cannot be graded."""
+        rows = {"train": {"007-1.jpg": 0, "20170.jpg": 5, "007-2.jpg": 4}, "valid": {"1.jpg": 5, "2.jpg": 3}}
+        rows["test"] = {"007-1.jpg": 2}
+        for part, grades in rows.items():
+            self.folder_of(*(f"{part}/{name}" for name in grades))
+            text = "".join(f"{name} {grade}\n" for name, grade in grades.items())
+            (self.root / f"{part}.txt").write_text(text)
+        (self.root / "notes.txt").write_text("none")
+        outputs, grades, where = ["dr_grade"], list("01234"), "{list}/{image}"
+        with self.assertRaisesRegex(InputError, "20170.jpg: dr_grade must be one of .*, got '5'"):
+            self.load(self.root, outputs, grades, image_path=where)
+        for values in (5, "5", [5, 6]):
+            with self.assertLogs("monai_dvpt.data.gradelist", "INFO") as logs:
+                cases = self.load(self.root, outputs, grades, image_path=where, exclude={"dr_grade": values})
+            expected = {"training": [("train/007-1.jpg", [0]), ("train/007-2.jpg", [4])]}
+            expected |= {"validation": [("valid/2.jpg", [3])], "test": [("test/007-1.jpg", [2])]}
+            self.assertEqual(self.images(cases), expected)
+            said = [record.getMessage().removeprefix(f"{self.root}/") for record in logs.records]
+            words = "images are left out, with dr_grade 5."
+            self.assertEqual(sorted(said), [f"train.txt: 1 of 3 {words}", f"valid.txt: 1 of 2 {words}"])
+
+    def test_list_of_messidor_2(self):
+        """What cannot be graded has no grade, and says so in a column of its own."""
+        self.folder_of("20051020_PP.png", "IM0001.JPG", "IM0002.JPG")
+        lines = ["20051020_PP.png,0.0,0.0,1", "IM0001.JPG,,,0", "IM0002.JPG,2.0,1.0,1"]
+        file = self.csv("image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable", *lines)
+        columns = {"image": "image_id", "dr_grade": "adjudicated_dr_grade"}
+        arguments = {"outputs": ["dr_grade"], "grades": list("01234"), "columns": columns}
+        with self.assertRaisesRegex(InputError, "IM0001.JPG: label must have a grade"):
+            self.load(file, **arguments)
+        with self.assertLogs("monai_dvpt.data.gradelist", "INFO") as logs:
+            cases = self.load(file, **arguments, exclude={"adjudicated_gradable": 0})
+        found = sorted(row for part in self.images(cases).values() for row in part)
+        self.assertEqual(found, [("20051020_PP.png", [0]), ("IM0002.JPG", [2])])
+        self.assertRegex(logs.output[0], "list.csv: 1 of 3 images are left out, with adjudicated_gradable 0")
+
+    def test_columns_of_patient_and_split(self):
+        columns = {"patient": "subject_id", "split": "Set"}
+        lines = ["image,left,right,subject_id,Set", "a.png,0,0,7,training", "b.png,0,0,8,validation"]
+        cases = self.load(self.csv(*lines), columns=columns)
+        self.assertEqual([(part, cases[part][0]["group"]) for part in cases], [("training", "7"), ("validation", "8")])
+
+    @parameterized.expand(
+        [
+            ({"columns": {"image": "name", "left": "name"}}, "columns must give different names"),
+            ({"columns": {"top": "name"}}, r"for some of \('image', 'patient', 'split', 'left', 'right'\), got .*top"),
+            ({"columns": {"left": 1}}, "columns must give different names"),
+            ({"columns": {"left": "L"}}, "columns image and L, right, once each; columns L are missing"),
+            ({"columns": {"patient": "who"}}, "columns who are missing"),
+            ({"exclude": {"gradable": 0}}, "columns gradable are missing"),
+            ({"image_path": "images/"}, r"image_path must contain \{image\}, got 'images/'"),
+            ({"image_path": "{image}.png"}, r"must be an existing file, got 'a.png.png'"),
+        ]
+    )
+    def test_bad_options(self, options, why):
+        with self.assertRaisesRegex(InputError, why):
+            self.load(self.csv("image,left,right", "a.png,0,0", "b.png,0,0"), **options)
+
+    def test_bad_lists_of_parts(self):
+        with self.assertRaisesRegex(InputError, r"a folder of lists must hold one list for each part, .* got \[\]"):
+            self.load(self.root)
+        for name in ("val.txt", "valid.txt"):
+            (self.root / name).write_text("a.png 0 0\n")
+        with self.assertRaisesRegex(InputError, r"got \['val.txt', 'valid.txt'\]"):
+            self.load(self.root)
+        (self.root / "val.txt").write_text("a.png 0 0\nb.png 1\n")
+        (self.root / "valid.txt").unlink()
+        with self.assertRaisesRegex(InputError, "val.txt: line 2 must have 3 cells, got 2"):
+            self.load(self.root)
+        (self.root / "val.txt").unlink()
+        (self.root / "train.csv").write_text("image,left,right,split\na.png,0,0,training\n")
+        with self.assertRaisesRegex(InputError, "train.csv: a list of the part training must have no column split"):
+            self.load(self.root)
+        for options in ({"columns": {"image": "x"}}, {"exclude": {"left": 1}}):
+            with self.assertRaisesRegex(InputError, "list.json: columns and exclude must be for .csv or .txt lists"):
+                self.load(self.json({}), **options)
+
+    @parameterized.expand([("knee_kl", "kl_grade", 2000, 1000), ("dr_fundus", "dr_grade", 391, 196)])
+    def test_shared_lists(self, folder, output, images, patients):
+        """As they are: patients on one side, the same ones each time."""
+        root = shared_data(folder)
+        cases, again = (load_gradelist(root, root / "labels.csv", [output], list("01234")) for _ in range(2))
+        self.assertEqual(cases, again)
+        groups = [{case["group"] for case in cases[part]} for part in ("training", "validation")]
+        self.assertFalse(groups[0] & groups[1])
+        self.assertEqual(len(groups[0] | groups[1]), patients)
+        with open(root / "labels.csv", newline="") as file:
+            expected = {str(root / row["image"]): [int(row[output])] for row in csv.DictReader(file)}
+        self.assertEqual(len(expected), images)
+        self.assertEqual({case["image"]: case["label"] for part in cases.values() for case in part}, expected)
+        self.assertAlmostEqual(len(cases["validation"]) / images, 0.2, delta=0.01)
 
     def test_real_list(self):
         folder = shared_data("brixia_cxr")

@@ -15,6 +15,7 @@ from monai_dvpt.data import load_masklist
 from monai_dvpt.utils import InputError
 
 HEADER = "image,mask,lesion_id"
+LESION = {"patient": "lesion_id"}
 
 
 class TestMaskList(unittest.TestCase):
@@ -43,7 +44,7 @@ class TestMaskList(unittest.TestCase):
         path = self.write(
             *(f"{row},{part}" for row, part in zip(self.rows(), parts, strict=True)), header=HEADER + ",Split"
         )
-        cases = load_masklist(self.root, path, "lesion_id")
+        cases = load_masklist(self.root, path, LESION)
         self.assertEqual(
             {part: len(section) for part, section in cases.items()}, {"training": 3, "validation": 1, "test": 2}
         )
@@ -58,10 +59,10 @@ class TestMaskList(unittest.TestCase):
     def test_lesions_stay_together(self):
         rows = [row + "," + str(index // 3) for index, row in enumerate(self.rows(tail=""))]
         path = self.write(*rows)
-        cases = load_masklist(self.root, path, "lesion_id", validation_fraction=0.4)
+        cases = load_masklist(self.root, path, LESION, validation_fraction=0.4)
         self.assertEqual([len(cases[part]) for part in ("training", "validation")], [3, 3])
         self.assertEqual([len({case["group"] for case in section}) for section in cases.values()], [1, 1])
-        self.assertEqual(load_masklist(self.root, path, "lesion_id", validation_fraction=0.4), cases)
+        self.assertEqual(load_masklist(self.root, path, LESION, validation_fraction=0.4), cases)
 
     def test_without_patients_each_picture_is_one(self):
         path = self.write(*self.rows(tail=""), header="filename,mask")
@@ -79,7 +80,7 @@ class TestMaskList(unittest.TestCase):
                 {"validation_fraction": 1},
                 r"validation_fraction must be in \(0, 1\), got 1",
             ),
-            ("no_column", "image,mask,id", "abc", "", {"patient_column": "lesion_id"}, "columns lesion_id are missing"),
+            ("no_column", "image,mask,id", "abc", "", {"columns": LESION}, "columns lesion_id are missing"),
             ("no_mask", "image,label,id", "abc", "", {}, "must have the columns image and mask, .* mask are missing"),
             (
                 "like_a_patient",
@@ -108,15 +109,13 @@ class TestMaskList(unittest.TestCase):
         self.refused("line 4 must have 3 cells, got 4")
         rows = ["images/a.png,masks/a.png,1,training", "images/b.png,masks/b.png,1,test"]
         self.write(*rows, header=HEADER + ",split")
-        self.refused(
-            "all images of a patient must be in one part, got 1 in training and test", patient_column="lesion_id"
-        )
+        self.refused("all images of a patient must be in one part, got 1 in training and test", columns=LESION)
         (self.root / "labels.csv").unlink()
-        self.refused("datalist must be an existing file")
+        self.refused("datalist must be an existing file, or a folder of lists")
 
     def test_list_of_lesions_as_it_is(self):
         root = shared_data("skin_lesions")
-        cases = load_masklist(root, root / "labels.csv", "lesion_id")
+        cases = load_masklist(root, root / "labels.csv", LESION)
         with open(root / "labels.csv", newline="") as file:
             masks = {os.path.basename(row["image"]): row["mask"] for row in csv.DictReader(file)}
         listed = [case for section in cases.values() for case in section]

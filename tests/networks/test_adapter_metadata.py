@@ -24,6 +24,7 @@ from monai_dvpt.networks.adapter import (
     adapter_metadata,
     build_network,
     merge_full,
+    prepared_with,
     save_adapter,
 )
 from monai_dvpt.networks.nets import DVPTViT
@@ -40,6 +41,25 @@ class TestMetadata(unittest.TestCase):
         header = {**adapter_metadata(save_adapter(net, self.path)), **changes}
         seal(load_file(self.path), self.path, header)
         return header
+
+    def test_prepared_with(self):
+        preparation = {"image_mean": [0.5, 0.25], "image_std": 2, "ben_graham": False}
+        save_adapter(small_network("vit_cls_2d"), self.path, notes={"preparation": preparation})
+        self.assertEqual({name: prepared_with(self.path, name) for name in preparation}, preparation)
+
+    @parameterized.expand([({},), ({"preparation": [1]},), ({"preparation": {"image_std": 1}},)])
+    def test_preparation_that_is_not_recorded(self, notes):
+        save_adapter(small_network("vit_cls_2d"), self.path, notes=notes)
+        with self.assertRaisesRegex(InputError, "does not record how the images were prepared .* image_mean must be"):
+            prepared_with(self.path, "image_mean")
+
+    @parameterized.expand([("$1 + 1",), (["@labels"],), ({"mean": 1},), ([[1]],)])
+    def test_preparation_of_other_kinds(self, value):
+        save_adapter(small_network("vit_cls_2d"), self.path, notes={"preparation": {"image_mean": value}})
+        with self.assertRaisesRegex(
+            InputError, "image_mean must be a number, true or false, or a list of numbers, got"
+        ):
+            prepared_with(self.path, "image_mean")
 
     @parameterized.expand(
         [("../x",), ("/etc/x",), ("a/b",), ("a\\b",), ("..",), (".",), ("",), ("c:x",), ("a\0",), (7,)]

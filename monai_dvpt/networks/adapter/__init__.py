@@ -9,7 +9,7 @@ from .named import adapter_names, add_adapter, delete_adapter, disable_adapter, 
 from .peft import load_peft, save_peft
 from .rounded import round_backbone
 from .shared import encoder_sha256, share_backbone
-from .stored import adapter_metadata, tensors_sha256
+from .stored import adapter_metadata, prepared_with, tensors_sha256
 
 __all__ = [
     "adapter_metadata",
@@ -25,6 +25,7 @@ __all__ = [
     "merge",
     "merge_full",
     "predict_adapters",
+    "prepared_with",
     "round_backbone",
     "save_adapter",
     "save_peft",

@@ -25,6 +25,7 @@ from monai_dvpt.utils import (
     check_finite,
     check_type,
     fingerprint,
+    is_number,
     naming_argument,
     open_safetensors,
     to_json,
@@ -36,6 +37,7 @@ __all__ = [
     "check_intact",
     "fitting_tensors",
     "frozen_sha256",
+    "prepared_with",
     "read_kinds",
     "read_tensors",
     "tensors_sha256",
@@ -123,6 +125,34 @@ def adapter_metadata(path: str | os.PathLike) -> dict[str, Any]:
         if not fits(metadata.get(key)):
             raise InputError(f"{key} must be {words}, got {metadata.get(key)!r}.")
     return metadata
+
+
+@naming_argument("path")
+def prepared_with(path: str | os.PathLike, name: str) -> Any:
+    """
+    A setting with which the images were prepared in the training of an adapter, from the entry "preparation" of its
+    notes (see :class:`monai_dvpt.handlers.AdapterSaver`), so that inference prepares images in the same way.
+
+    Args:
+        path: the adapter file.
+        name: of the setting, such as "image_mean".
+
+    Returns:
+        a number, a truth value, or a list of numbers.
+
+    Raises:
+        InputError: if the file is no adapter, does not record the setting, or records something else.
+    """
+    notes = adapter_metadata(path)["notes"]
+    preparation = notes.get("preparation")
+    value = preparation.get(name) if isinstance(preparation, dict) else None
+    if value is None:
+        raise InputError(
+            f"does not record how the images were prepared in training, so {name} must be given, with its value then."
+        )
+    if not (isinstance(value, bool) or all(map(is_number, value if isinstance(value, list) else [value]))):
+        raise InputError(f"{name} must be a number, true or false, or a list of numbers, got {repr(value)[:100]}.")
+    return value
 
 
 @naming_argument("path")

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type, naming
 
-from .choose_network import depth
+from .backbone import KERNELS, POSITIONS, Backbone, backbone_of, encoder_sizes, patch_kernel
 from .recognise import PretrainedWeights, recognise
 from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, token_grid
 from .weight_files import find_file, read_config, read_weights
@@ -37,9 +37,7 @@ logger = logging.getLogger(__name__)
 NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
 # tensors of a source's encoder that a network may lack without computing other features
 CAN_DO_WITHOUT = re.compile(r"cls_token$|" + NEVER_USED.pattern)
-KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
 PRE_NORM = "patch_embedding.dropout.0."
-POSITIONS = "patch_embedding.position_embeddings"
 MAX_PATCH = 512  # resizing takes memory that grows with its square
 INDICES = "relative_position_index"
 
@@ -59,6 +57,7 @@ class PretrainedReport:
         initialised: tensors that keep their initial values, without those that MONAI's networks never compute with.
         unused: tensors of the source without a place in the network.
         facts: other settings and assumptions.
+        backbone: what the file tells of the ViT's sizes and of the images it was trained on; None for other networks.
     """
 
     network: TunableNetwork
@@ -70,6 +69,7 @@ class PretrainedReport:
     initialised: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
+    backbone: Backbone | None = None
 
     def __str__(self) -> str:
         lines = [f"Pretrained weights of {self.source}, {self.kind}, in {type(self.network).__name__}:"]
@@ -136,14 +136,16 @@ def load_pretrained(
         raise ValueError(f"inflate_axis must be in [{-dims}, {dims}), got {inflate_axis}.")
     path = find_file(source)
     with naming(path):
-        found = _read(path, net, inflate_axis, layer_norm_eps, activation)
+        config = read_config(path)
+        found = _read(path, config, net, inflate_axis, layer_norm_eps, activation)
         _check_kind(net, found)
         converted, unused = dict(found.converted), list(found.unused)
         own = [name for name in net.encoder().owned if name not in net.encoder().originals]
         for name in found.encoder.keys() & {*own, *(name for name in found.encoder if name.startswith("dvpt."))}:
             del found.encoder[name]  # the source is a whole network of this package
             unused.append(name)
-        report = PretrainedReport(net, path.name, found.kind, converted=converted, unused=unused)
+        told = backbone_of(path, found, config)
+        report = PretrainedReport(net, path.name, found.kind, converted=converted, unused=unused, backbone=told)
         with net.encoder().without_method():
             _load(path, net, found, inflate_axis, min_match, report)
     restart_copies(net, net)
@@ -153,11 +155,16 @@ def load_pretrained(
 
 
 def _read(
-    path: Path, net: TunableNetwork, inflate_axis: int, layer_norm_eps: float | None, activation: str | None
+    path: Path,
+    config: Mapping[str, Any],
+    net: TunableNetwork,
+    inflate_axis: int,
+    layer_norm_eps: float | None,
+    activation: str | None,
 ) -> PretrainedWeights:
     """The weights in a file, with the given arithmetic where one is given."""
     explicit = {"layer_norm_eps": layer_norm_eps, "hidden_act": activation}
-    config = read_config(path) | {name: value for name, value in explicit.items() if value is not None}
+    config = {**config, **{name: value for name, value in explicit.items() if value is not None}}
     found = recognise(read_weights(path), config, _plane_tokens(net, inflate_axis))
     # MONAI's layouts do not use the configuration
     found.layer_norm_eps = found.layer_norm_eps if layer_norm_eps is None else layer_norm_eps
@@ -217,6 +224,8 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
     if found.num_heads is None:
         heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
+    if report.backbone and not found.is_monai:
+        report.facts.append(str(report.backbone))
 
 
 def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
@@ -230,28 +239,18 @@ def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
     return math.prod(grid)
 
 
-def _source_kernel(found: PretrainedWeights) -> torch.Tensor | None:
-    return next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
-
-
 def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
     if found.is_swin != isinstance(net.encoder(), SwinEncoder):
         raise InputError(f"holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
-    kernel = _source_kernel(found)
+    kernel = patch_kernel(found)
     if kernel is not None and kernel.ndim not in (4, 5):
         raise InputError(f"must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
     if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
         raise InputError(f"spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
     if found.is_swin:
         return
-    first = found.encoder.get("blocks.0.mlp.linear1.weight")
-    facts: dict[str, Any] = {
-        "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
-        "mlp_dim": next(iter(first.shape), None) if first is not None else None,
-        "num_layers": depth(found.encoder),
-        "num_heads": found.num_heads,
-    }
+    facts = encoder_sizes(found)
     own_facts = {**own, "num_layers": len(net.encoder().blocks)}
     wrong = {k: v for k, v in facts.items() if v is not None and v != own_facts[k]}
     if "blocks.0.attn.qkv.bias" in found.encoder and not own["qkv_bias"]:
@@ -320,7 +319,7 @@ def _fit_positions(
     found: PretrainedWeights, grid: list[int], axis: int, how: list[str], facts: list[str]
 ) -> tuple[torch.Tensor, str]:
     """Position embeddings for a grid of tokens, and the change of their grid, if any; adds other changes to ``how``."""
-    positions, kernel = found.encoder[POSITIONS], _source_kernel(found)
+    positions, kernel = found.encoder[POSITIONS], patch_kernel(found)
     source_dims = len(grid) if kernel is None else kernel.ndim - 2
     inflate = len(grid) > source_dims
     plane = [side for index, side in enumerate(grid) if not inflate or index != axis]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from monai_dvpt.utils import InputError, check_type
 
 from .choose_network import choose_network, depth, places
+from .normalisation import family_of
 
 __all__ = ["PretrainedWeights", "recognise"]
 
@@ -26,6 +27,7 @@ class PretrainedWeights:
 
     kind: str  # the layout's name in messages
     encoder: State
+    family: str = ""  # see "family_of"
     converted: dict[str, str] = field(default_factory=dict)  # how, for tensors that are not just renamed
     outside: State = field(default_factory=dict)  # decoder and head of a MONAI network
     head: State = field(default_factory=dict)  # "weight" and "bias" of a linear classifier
@@ -273,6 +275,8 @@ def _vit(
                 name.replace("kernel", "weight").replace("scale", "weight"): _from_flax(name, v)
                 for name, v in state.items()
             }
+        patch = state["patch_embed.proj.weight"].shape[-1]
+        source.family = family_of(layout.kind, tensors, state.get("head.weight"), patch, config)
         _to_monai(state, source, _has_class_position(state, layout, tokens))
     except KeyError as error:
         _check_one_root(layout, root, tensors, error.args[0])

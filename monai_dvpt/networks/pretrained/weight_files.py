@@ -26,8 +26,9 @@ from monai_dvpt.utils import (
     read_torch,
 )
 
-__all__ = ["find_file", "read_config", "read_json", "read_weights"]
+__all__ = ["CONFIG", "PREPROCESSOR", "find_file", "read_config", "read_json", "read_weights"]
 
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # the entries of a config.json that are used
 CONFIG_TYPES: dict[str, Any] = {"layer_norm_eps": (int, float), "hidden_act": str, "num_attention_heads": int}
 LARGE = 1_000_000
@@ -75,14 +76,15 @@ def find_file(source: str | os.PathLike) -> Path:
 def _download(repository: str, revision: str | None) -> Path:
     hub, installed = optional_import("huggingface_hub")
     advice = (
-        f"fetch {WEIGHT_FILES[0]} and config.json of the Hugging Face repository {repository} where there is a "
-        "network, put them into one folder, and give that folder."
+        f"fetch {WEIGHT_FILES[0]}, {CONFIG} and {PREPROCESSOR} of the Hugging Face repository {repository} where "
+        "there is a network, put them into one folder, and give that folder."
     )
     if not installed:
         raise InputError(f"is no existing file, and huggingface_hub is not installed; {advice}")
     try:
-        with suppress(hub.errors.EntryNotFoundError):  # timm's repositories may have none
-            hub.hf_hub_download(repository, "config.json", revision=revision)
+        for name in (CONFIG, PREPROCESSOR):
+            with suppress(hub.errors.EntryNotFoundError):  # timm's repositories may have none
+                hub.hf_hub_download(repository, name, revision=revision)
         for name in WEIGHT_FILES:
             try:
                 path = Path(hub.hf_hub_download(repository, name, revision=revision))
@@ -102,7 +104,7 @@ def _download(repository: str, revision: str | None) -> Path:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The ``config.json`` beside a weight file, empty if there is none; the vision part of a CLIP model's."""
-    file = path.parent / "config.json"
+    file = path.parent / CONFIG
     if not file.exists():
         return {}
     config = read_json(file)

@@ -114,6 +114,7 @@ class TestReport(unittest.TestCase):
                 "  unused        mask_token, head.weight, head.bias",
                 "  layer_norm_eps 1e-06, activation gelu",
                 "  num_heads 6 (4 wide) as in the network; the file does not say it",
+                "  images of 48 pixels in patches of 16; the file does not say how they were normalised",
             ],
         )
         self.assertEqual(len(report.matched), 3 * 12 - 12 + 3)  # without the layer scale; with patch bias and last norm

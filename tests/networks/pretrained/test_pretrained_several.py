@@ -265,7 +265,7 @@ class TestShards(Several):
 
         with mock.patch.object(huggingface_hub, "hf_hub_download", download):
             self.check_tokens(Path("owner/name"), self.state)
-        self.assertEqual(asked, ["config.json", "model.safetensors", INDEX, *self.shards()])
+        self.assertEqual(asked, ["config.json", "preprocessor_config.json", "model.safetensors", INDEX, *self.shards()])
 
 
 if __name__ == "__main__":

@@ -259,7 +259,8 @@ class TestRepository(unittest.TestCase):
         with mock.patch.object(huggingface_hub, "hf_hub_download", download):
             report = load_pretrained(self.net, "some-owner/some_model.v2@a1b2c3", verbose=False)
         repository = ("some-owner/some_model.v2",)
-        self.assertEqual(asked, [(*repository, name, "a1b2c3") for name in ("config.json", "model.safetensors")])
+        files = ("config.json", "preprocessor_config.json", "model.safetensors")
+        self.assertEqual(asked, [(*repository, name, "a1b2c3") for name in files])
         self.assertEqual(report.kind, "ViT (Hugging Face)")
         image = noise(1, 3, 48, 48)
         torch.testing.assert_close(tokens_of(self.net, image), tokens_of_model(source, image), **TOLERANCE)
@@ -298,14 +299,18 @@ class TestRepository(unittest.TestCase):
             mock.patch.object(huggingface_hub.constants, "HF_HUB_CACHE", str(self.folder)),
             mock.patch("socket.socket.connect", side_effect=AssertionError("reached for the network")),
         ):
-            self.check_refused("owner/name", "cannot be downloaded", "fetch model.safetensors and config.json")
+            self.check_refused(
+                "owner/name",
+                "cannot be downloaded",
+                "fetch model.safetensors, config.json and preprocessor",
+            )
 
     def test_refused_by_the_hub(self):
         def download(repository, name, revision=None):
             raise ConnectionError("proxy says no")
 
         with mock.patch.object(huggingface_hub, "hf_hub_download", download):
-            self.check_refused("owner/name", "ConnectionError", "fetch model.safetensors and config.json")
+            self.check_refused("owner/name", "ConnectionError", "fetch model.safetensors, config.json and preprocessor")
 
     def test_without_the_library(self):
         with mock.patch("monai_dvpt.networks.pretrained.weight_files.optional_import", lambda name: (None, False)):

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a file of a pretrained ViT tells of the network and of the images that it was trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from monai_dvpt.utils import InputError, naming
+
+from .choose_network import depth
+from .normalisation import Normalisation, read_normalisation
+from .recognise import PretrainedWeights, recognise
+from .resize import token_grid
+from .weight_files import find_file, read_config, read_weights
+
+__all__ = ["KERNELS", "POSITIONS", "Backbone", "backbone_of", "encoder_sizes", "patch_kernel", "read_backbone"]
+
+KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
+POSITIONS = "patch_embedding.position_embeddings"
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
+"""Number of heads by token width, as in the published ViTs from Ti to G."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """
+    A pretrained ViT. The sizes have the names of the arguments of :class:`monai_dvpt.networks.nets.DVPTViT`.
+
+    Attributes:
+        source: the file.
+        kind: the layout of its weights.
+        family: "DINOv2", "MAE", "CLIP" or "Google ViT" if the file proves it, else "".
+        spatial_dims, in_channels: of its images.
+        patch_size: of a token, in pixels: one number, or one a side if they differ.
+        img_size: of its images in training, in pixels, in the same way; None if their tokens form no square.
+        hidden_size, mlp_dim, num_layers: of the network.
+        stated_heads: number of heads if the file or its ``config.json`` states it, else None.
+        normalisation: mean and standard deviation of its images, None if they are not known.
+    """
+
+    source: str
+    kind: str
+    family: str
+    spatial_dims: int
+    in_channels: int
+    patch_size: int | tuple[int, ...]
+    img_size: int | tuple[int, ...] | None
+    hidden_size: int
+    mlp_dim: int
+    num_layers: int
+    stated_heads: int | None
+    normalisation: Normalisation | None
+
+    @property
+    def num_heads(self) -> int:
+        """
+        Number of heads, where the file does not state it that of the published ViTs of its width.
+
+        Raises:
+            InputError: if there are none.
+        """
+        heads = self.stated_heads or HEADS.get(self.hidden_size)
+        if heads is None:
+            raise InputError(
+                f"{self.source}: does not state its number of heads, and no published ViT is {self.hidden_size} wide, "
+                "so num_heads must be given (in a bundle, --network_def#num_heads)."
+            )
+        return heads
+
+    @property
+    def image_mean(self) -> list[float]:
+        """
+        Mean of each channel of the images, which are in [0, 1].
+
+        Raises:
+            InputError: if it is not known.
+        """
+        return list(self._known().mean)
+
+    @property
+    def image_std(self) -> list[float]:
+        """
+        Standard deviation of each channel of the images, which are in [0, 1].
+
+        Raises:
+            InputError: if it is not known.
+        """
+        return list(self._known().std)
+
+    def _known(self) -> Normalisation:
+        if self.normalisation is None:
+            raise InputError(
+                f"{self.source}: neither says how its images were normalised (preprocessor_config.json or timm's "
+                "config.json beside it), nor is of a known family, so image_mean and image_std must be given; 0.5 and "
+                "0.5 for most ViTs of timm."
+            )
+        return self.normalisation
+
+    def __str__(self) -> str:
+        size = f"images of {_times(self.img_size)} pixels in" if self.img_size else "images in"
+        text = f"{size} patches of {_times(self.patch_size)}"
+        known = self.normalisation
+        if known is None:
+            return f"{text}; the file does not say how they were normalised"
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (known.mean, known.std))
+        return f"{text}, mean {mean}, standard deviation {std} ({known.origin})"
+
+
+def read_backbone(source: str | os.PathLike) -> Backbone:
+    """
+    Reads what a pretrained ViT tells of its network and its images.
+
+    Args:
+        source: see :func:`monai_dvpt.networks.pretrained.load_pretrained`. Hugging Face's ``config.json`` and
+            ``preprocessor_config.json``, or timm's ``config.json``, may lie beside it.
+
+    Raises:
+        InputError: if the file cannot be read or contains no ViT with a convolution as patch embedding.
+    """
+    path = find_file(source)
+    with naming(path):
+        config = read_config(path)
+        found = backbone_of(path, recognise(read_weights(path), config), config)
+        if found is None:
+            raise InputError("must hold a ViT with a convolution as patch embedding.")
+        return found
+
+
+def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any]) -> Backbone | None:
+    """
+    What recognised weights tell; None for a Swin transformer, or a patch embedding that is no convolution.
+
+    Raises:
+        InputError: if a file beside them states impossible numbers.
+    """
+    kernel, positions, sizes = patch_kernel(found), found.encoder.get(POSITIONS), encoder_sizes(found)
+    whole = all(sizes[name] for name in ("hidden_size", "mlp_dim", "num_layers"))
+    if found.is_swin or kernel is None or kernel.ndim not in (4, 5) or positions is None or not whole:
+        return None
+    patch, grid = kernel.shape[2:], token_grid(positions.shape[1], kernel.ndim - 2) if found.square else None
+    return Backbone(
+        source=str(path),
+        kind=found.kind,
+        family=found.family,
+        spatial_dims=kernel.ndim - 2,
+        in_channels=kernel.shape[1],
+        patch_size=_one_or_each(patch),
+        img_size=_one_or_each([tokens * side for tokens, side in zip(grid, patch, strict=True)]) if grid else None,
+        hidden_size=sizes["hidden_size"],
+        mlp_dim=sizes["mlp_dim"],
+        num_layers=sizes["num_layers"],
+        stated_heads=found.num_heads,
+        normalisation=read_normalisation(path, config, found.family),
+    )
+
+
+def patch_kernel(found: PretrainedWeights) -> torch.Tensor | None:
+    """The convolution that embeds patches, of shape (C, channels, *patch)."""
+    return next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
+
+
+def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
+    """Sizes of a ViT by the names of arguments; None for what its tensors do not tell."""
+    first = found.encoder.get("blocks.0.mlp.linear1.weight")
+    return {
+        "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
+        "mlp_dim": next(iter(first.shape), None) if first is not None else None,
+        "num_layers": depth(found.encoder),
+        "num_heads": found.num_heads,
+    }
+
+
+def _one_or_each(sides: Sequence[int]) -> int | tuple[int, ...]:
+    return int(sides[0]) if len(set(sides)) == 1 else tuple(map(int, sides))
+
+
+def _times(sides: int | tuple[int, ...] | None) -> str:
+    return str(sides) if isinstance(sides, int) else "x".join(map(str, sides or ()))
