@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from safetensors.torch import save_file
 
-from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT, DVPTViTSegmenter
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, tune
 
 # what tensors are called inside MONAI's ViT and SwinTransformer; the normalisation of pre_norm is CLIP's
@@ -40,6 +40,9 @@ SWIN_IMG_SIZE = {2: (32, 96), 3: (32, 32, 64)}  # instance normalisation needs t
 VIT_2D = {"in_channels": 2, "img_size": (32, 48), "hidden_size": 24, "mlp_dim": 20, "num_layers": 5, "num_heads": 6}
 VIT_2D |= {"spatial_dims": 2, "num_classes": 3, "share_every": 2, **DVPT_SIZES}
 VIT_3D = {**VIT_2D, "img_size": (16, 32, 48), "patch_size": (8, 32, 16), "spatial_dims": 3}
+SEGMENTER = {k: v for k, v in VIT_2D.items() if k not in ("img_size", "num_classes")} | {"out_channels": 3}
+SEGMENTER_2D = {**SEGMENTER, "img_size": (28, 42), "patch_size": 14}
+SEGMENTER_3D = {**SEGMENTER, "img_size": (28, 42, 3), "patch_size": (14, 14, 1), "spatial_dims": 3}
 SWIN_3D = {"in_channels": 2, "depths": (2, 1, 3, 2), "num_heads": (3, 2, 6, 4), "feature_size": 12}
 SWIN_3D |= {"spatial_dims": 3, "window_size": (3, 4, 2), **DVPT_SIZES}
 SWIN_2D = {**SWIN_3D, "spatial_dims": 2, "window_size": (3, 4)}
@@ -56,6 +59,14 @@ NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
     "vit_encoder_2d": (DVPTViT, {**VIT_2D, "num_classes": 0, "pooling": "mean"}),
     "unetr_2d": (DVPTUNETR, {**UNETR_SIZES, **DVPT_SIZES, "img_size": (32, 48), "spatial_dims": 2}),
     "unetr_3d_patch_8": (DVPTUNETR, {**UNETR_SIZES, **DVPT_SIZES, "img_size": (8, 24, 16), "patch_size": 8}),
+    "segmenter_2d": (DVPTViTSegmenter, {**SEGMENTER_2D, "outputs": (1, 4)}),
+    "segmenter_2d_conv": (DVPTViTSegmenter, {**SEGMENTER_2D, "decoder": "conv", "feature_size": 4}),
+    "segmenter_2d_norm": (
+        DVPTViTSegmenter,
+        {**SEGMENTER_2D, "decoder": "conv", "feature_size": 4, "decoder_tuning": "norm", "norm_name": AFFINE_NORM},
+    ),
+    "segmenter_3d": (DVPTViTSegmenter, {**SEGMENTER_3D, "class_token": False}),
+    "segmenter_3d_conv": (DVPTViTSegmenter, {**SEGMENTER_3D, "decoder": "conv", "feature_size": 4}),
     "swin_unetr_2d": (DVPTSwinUNETR, {**SWIN_2D, "out_channels": 3}),
     "swin_unetr_3d": (DVPTSwinUNETR, {**SWIN_3D, "out_channels": 3}),
     "swin_unetr_3d_v2": (DVPTSwinUNETR, {**SWIN_3D, "out_channels": 3, "use_v2": True}),

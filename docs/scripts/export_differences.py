@@ -10,11 +10,12 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT, DVPTViTSegmenter
 from monai_dvpt.networks.parts import tune
 
 TINY = {"hidden_size": 192, "mlp_dim": 768, "num_heads": 3}
 UNETR = {**TINY, "in_channels": 1, "out_channels": 3, "feature_size": 8}
+SEGMENTER = {**TINY, "out_channels": 3, "decoder": "conv"}
 SWIN = {"in_channels": 1, "feature_size": 24}
 NETWORKS = {  # class, arguments, shape of an image
     "vit_2d": (
@@ -29,6 +30,16 @@ NETWORKS = {  # class, arguments, shape of an image
     ),
     "unetr_2d": (DVPTUNETR, {**UNETR, "img_size": (96, 128), "spatial_dims": 2}, (1, 96, 128)),
     "unetr_3d": (DVPTUNETR, {**UNETR, "img_size": (40, 56, 40), "patch_size": 8}, (1, 40, 56, 40)),
+    "segmenter_2d": (
+        DVPTViTSegmenter,
+        {**SEGMENTER, "in_channels": 3, "img_size": 224, "patch_size": 14, "spatial_dims": 2},
+        (3, 224, 224),
+    ),
+    "segmenter_3d": (
+        DVPTViTSegmenter,
+        {**SEGMENTER, "in_channels": 1, "img_size": (112, 112, 8), "patch_size": (14, 14, 1)},
+        (1, 112, 112, 8),
+    ),
     "swin_classifier_2d": (DVPTSwinClassifier, {**SWIN, "num_classes": 5, "spatial_dims": 2}, (1, 96, 128)),
     "swin_classifier_3d": (DVPTSwinClassifier, {**SWIN, "num_classes": 5}, (1, 64, 64, 64)),
     "swin_unetr_2d": (DVPTSwinUNETR, {**SWIN, "out_channels": 3, "spatial_dims": 2}, (1, 96, 128)),

@@ -3,6 +3,7 @@ from .cases import find_cases
 from .datalist import describe_cases, load_datalist
 from .dicom import DicomSeries, DicomSeriesReader, SeriesGrid, choose_series, find_series
 from .gradelist import load_gradelist, select_part
+from .masklist import load_masklist
 from .mni152 import make_mni152_dataset
 from .prefix_cache import PrefixCacheDataset
 from .sampling import balanced_weights, training_sampler
@@ -19,6 +20,7 @@ __all__ = [
     "find_series",
     "load_datalist",
     "load_gradelist",
+    "load_masklist",
     "make_mni152_dataset",
     "select_part",
     "training_sampler",

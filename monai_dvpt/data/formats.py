@@ -27,7 +27,7 @@ class Format:
     Attributes:
         description: of the file.
         suffix: of the file's name, after the name of the case.
-        bundles: tasks with such results, "segmentation" or "grading".
+        bundles: tasks with such results, "segmentation" (of volumes), "pictures" (their segmentation) or "grading".
         write: for a DICOM format, which needs DICOM input, its writer, see :mod:`monai_dvpt.data.dicom_writers`.
     """
 
@@ -39,7 +39,12 @@ class Format:
 
 BOTH: Any = ("segmentation", "grading")
 FORMATS = {
-    "nifti": Format("label map, uint8, on the grid of the input, RAS+", "_seg.nii.gz"),
+    "nifti": Format(
+        "label map, uint8, on the grid of the input, RAS+; for a picture only if it is NIfTI",
+        "_seg.nii.gz",
+        ("segmentation", "pictures"),
+    ),
+    "png": Format("label map of a picture, of its size; the only label is white, 255", "_seg.png", ("pictures",)),
     "json": Format(
         "numbers; a picture and grades.csv are beside it; of classes without an order `NAME_classes.json` and "
         "classes.csv",

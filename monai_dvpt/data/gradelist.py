@@ -20,7 +20,15 @@ from .cases import unique_names
 from .datalist import draw_count, read_list_file
 from .kinds import file_ids, is_regular
 
-__all__ = ["load_gradelist", "select_part"]
+__all__ = [
+    "CaseParts",
+    "check_parts",
+    "draw_validation",
+    "load_gradelist",
+    "path_of",
+    "read_tables",
+    "select_part",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -107,20 +115,22 @@ def load_gradelist(
                 raise InputError("columns and exclude must be for .csv or .txt lists; this one is JSON.")
             sections = _read_json(file, outputs)
         else:
-            sections = _read_tables(file, outputs, _theirs(columns, outputs), exclude or {})
-        entries = [(p, entry, _path(root, entry, image_path)) for p, section in sections.items() for entry in section]
+            sections = read_tables(file, outputs, columns, exclude)
+        entries = [
+            (p, entry, _image_path(root, entry, image_path)) for p, section in sections.items() for entry in section
+        ]
         if not entries:
             raise InputError("holds no images.")
         paths = sorted({path for *_, path in entries})
         name_of = dict(zip(paths, unique_names(Path(os.path.abspath(root)), paths), strict=True))
-        cases = _Parts()
+        cases = CaseParts()
         for part, entry, path in entries:
             label, group = _label(entry["image"], entry.get("label"), outputs, grades), _patient(entry, path, pattern)
             case = {"image": str(path), "name": name_of[path], "label": label, "group": group}
             cases.setdefault(part, []).append(case)
-        _check(cases)
+        check_parts(cases)
         if "training" in cases and "validation" not in cases:
-            cases["training"], cases["validation"] = _draw(cases["training"], validation_fraction)
+            cases["training"], cases["validation"] = draw_validation(cases["training"], validation_fraction)
         for part, section in cases.items():
             for index, output in enumerate(outputs):
                 if all(case["label"][index] < 0 for case in section):
@@ -144,7 +154,7 @@ def select_part(cases: Mapping[str, list[dict[str, Any]]], part: str) -> list[di
     return cases[part]
 
 
-class _Parts(dict[str, list[dict[str, Any]]]):
+class CaseParts(dict[str, list[dict[str, Any]]]):
     """Cases by part; asking for a part without cases is bad input."""
 
     def __missing__(self, part: str) -> list[dict[str, Any]]:
@@ -160,10 +170,17 @@ def _theirs(columns: Mapping[str, str] | None, outputs: list[str]) -> dict[str, 
     return {theirs: name for name, theirs in columns.items()}
 
 
-def _read_tables(
-    file: Path, outputs: list[str], renamed: Mapping[str, str], exclude: Mapping[str, Any]
+def read_tables(
+    file: Path,
+    outputs: list[str],
+    columns: Mapping[str, str] | None = None,
+    exclude: Mapping[str, Any] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The cases of a CSV or text file, or of a folder with one for each part."""
+    """
+    The cases of a CSV or text file, or of a folder with one for each part: by part the texts "image", "label", by
+    output, and "patient", empty if there is none. See :func:`load_gradelist` for ``columns`` and ``exclude``.
+    """
+    renamed, exclude = _theirs(columns, outputs), exclude or {}
     if not file.is_dir():
         if not file.is_file():
             raise InputError("datalist must be an existing file, or a folder of lists.")
@@ -267,11 +284,16 @@ def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: S
     return names
 
 
-def _path(root: Path, entry: Mapping[str, Any], image_path: str | None) -> Path:
+def _image_path(root: Path, entry: Mapping[str, Any], image_path: str | None) -> Path:
     name = (image_path or "{image}").replace("{list}", entry["list"]).replace("{image}", entry["image"])
+    return path_of(root, name if entry["image"] else "")
+
+
+def path_of(root: Path, name: str, kind: str = "image") -> Path:
+    """The absolute path of an existing file below ``root``; otherwise an InputError says what ``kind`` it is."""
     path = Path(os.path.abspath(root / name))
-    if not entry["image"] or not is_regular(path):
-        raise InputError(f"every image must be an existing file, got {name!r} in {root}.")
+    if not name or not is_regular(path):
+        raise InputError(f"every {kind} must be an existing file, got {name!r} in {root}.")
     return path
 
 
@@ -321,7 +343,8 @@ def _patient(entry: Mapping[str, Any], path: Path, pattern: re.Pattern[str]) -> 
     return next(filter(None, (*match.groups(), match[0]) if match else ()), str(path))
 
 
-def _check(cases: Mapping[str, list[dict[str, Any]]]) -> None:
+def check_parts(cases: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Raises an InputError if an image is listed twice, or a "group" is in two parts."""
     seen: dict[tuple[int, int], str] = {}
     part_of: dict[str, str] = {}
     for part, section in cases.items():
@@ -337,7 +360,7 @@ def _check(cases: Mapping[str, list[dict[str, Any]]]) -> None:
                 )
 
 
-def _draw(cases: list[dict[str, Any]], fraction: float) -> tuple[list, list]:
+def draw_validation(cases: list[dict[str, Any]], fraction: float) -> tuple[list, list]:
     """The cases split by groups into the rest and about a fraction of all."""
     sizes = Counter(case["group"] for case in cases)
     if len(sizes) < 2:

@@ -43,7 +43,8 @@ class PrefixCacheDataset(Dataset):
     start, and training skips these layers; :class:`monai_dvpt.engines.PreparePrefix` hands them to the network.
 
     An entry is found by the values of the preprocessed image and by the frozen encoder, so it never belongs to another
-    image, preprocessing or weights. Networks with the same encoder and the same frozen layers share it. On disk
+    image, preprocessing or weights. Networks with the same encoder, the same frozen layers and the same outputs of them
+    share it. On disk
     every entry is a complete file, so that an interrupted start continues. If a folder grows beyond ``max_gib``, the
     entries that were not used for longest are removed, but none that was used within a day.
 
@@ -237,6 +238,7 @@ def _image_sha256(image: Any) -> str:
 
 
 def _prefix_sha256(net: TunableNetwork, amp: bool) -> str:
-    layers, layout = net.encoder().prefix_layers, LAYOUT_VERSION
-    facts = {"encoder": encoder_sha256(net), "layers": layers, "amp": amp, "layout": layout}
+    encoder = net.encoder()
+    layers = {"layers": encoder.prefix_layers, "outputs": encoder.outputs_before()}
+    facts = {"encoder": encoder_sha256(net), **layers, "amp": amp, "layout": LAYOUT_VERSION}
     return hashlib.sha256(to_json(facts).encode()).hexdigest()

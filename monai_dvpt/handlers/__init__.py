@@ -4,6 +4,7 @@ from .case_writer import CaseWriter, label_volumes_ml, plot_overlay
 from .confusion_matrix import ConfusionMatrixWriter
 from .epoch_log import EpochLog
 from .grade_writer import GradeTable, GradeWriter, plot_grades
+from .mask_writer import MaskWriter, plot_outlines
 from .prompt_attention_writer import PromptAttentionWriter
 from .resumable_checkpoint import ResumableCheckpoint
 from .temperature_calibration import TemperatureCalibration, calibrated_temperature
@@ -18,6 +19,7 @@ __all__ = [
     "EpochLog",
     "GradeTable",
     "GradeWriter",
+    "MaskWriter",
     "PromptAttentionWriter",
     "ResumableCheckpoint",
     "TemperatureCalibration",
@@ -28,5 +30,6 @@ __all__ = [
     "label_volumes_ml",
     "peak_memory_mib",
     "plot_grades",
+    "plot_outlines",
     "plot_overlay",
 ]

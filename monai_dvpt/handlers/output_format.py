@@ -26,7 +26,7 @@ class OutputFormats:
 
     Args:
         asked: one or several, or one text with commas between them.
-        bundle: "segmentation" or "grading".
+        bundle: "segmentation", "pictures" or "grading", see :class:`monai_dvpt.data.formats.Format`.
         metadata: file of the bundle's metadata; DICOM objects have its name and version.
         labels: names of the classes in the order of their values, background first; none of a grading bundle.
 

@@ -21,7 +21,8 @@ class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
     :class:`monai.metrics.HausdorffDistanceMetric` that takes the voxel spacing from each label map, since
     :class:`monai.handlers.IgniteMetricHandler` passes none. Arguments are MONAI's. If one mask is empty, the distance
     is the diagonal of the image, so that finding nothing never scores better than a bad result; if both are empty, the
-    case is left out, and a class without cases is NaN (MONAI: 0).
+    case is left out, and a class without cases is NaN (MONAI: 0). A label map of
+    :class:`monai_dvpt.transforms.LoadImage2D` has its distance in pixels of the file.
     """
 
     def __call__(
@@ -43,7 +44,7 @@ class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
             raise TypeError(
                 f"y must be label maps with an affine (MetaTensor), got {[type(item) for item in label_maps]}."
             )
-        spacing = [[float(side) for side in item.pixdim] for item in label_maps]
+        spacing = [[float(side) for side in item.pixdim[: item.ndim - 1]] for item in label_maps]
         return super().__call__(y_pred, y, spacing=spacing, **kwargs)
 
     def _compute_list(self, y_pred: Any, y: Any = None, *, spacing: Any = None, **kwargs: Any) -> torch.Tensor:

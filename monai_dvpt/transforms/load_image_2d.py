@@ -12,6 +12,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
+from monai.utils import ensure_tuple_rep
 from PIL import Image, ImageOps
 from pydicom.dataset import Dataset
 
@@ -21,7 +22,8 @@ from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.pixels import decode, fill_padding, pixel_functions
 from monai_dvpt.data.dicom.terms import VOI_FUNCTIONS
 from monai_dvpt.data.kinds import check_regular, image_kind, looks_like_dicom
-from monai_dvpt.data.nifti import as_float32, read_nifti
+from monai_dvpt.data.nifti import as_float32
+from monai_dvpt.data.nifti_picture import read_nifti_picture
 from monai_dvpt.utils import InputError, naming, reason
 from monai_dvpt.utils.limits import check_bytes
 
@@ -34,8 +36,8 @@ VOI_TAGS = (
 )
 GREY_MODES = ("L", "I", "I;16", "I;16B")  # of 8, 32 and 16 bit, as Pillow calls them
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue, as in ITU-R BT.601
+WHITE = 255  # of the only label of a mask
 MAX_STRETCH = 1.01  # longer side of a pixel over the shorter one
-MIN_COSINE = 0.8  # of an axis of a NIfTI image with an axis of the patient: at most 37 degrees
 
 
 class LoadImage2D(Transform):
@@ -57,17 +59,24 @@ class LoadImage2D(Transform):
     square to 1 % by its DICOM or NIfTI header. The metadata are the path and, for DICOM, "series_grid" (see
     :class:`monai_dvpt.data.SeriesGrid`).
 
+    A label map may be constant. Its values must be whole numbers in ``[0, num_classes)``; the only label, 1, may also
+    be 255, as in a mask of black and white. In colours all three must be equal.
+
     Args:
         channels: 1 for grey, the luminance of a coloured image; 3 for red, green and blue, all equal in a grey image.
+        num_classes: None for an image; for a label map, the number of classes with background.
 
     Raises:
-        ValueError: if ``channels`` is something else.
+        ValueError: if ``channels`` is something else, or is 3 for a label map.
     """
 
-    def __init__(self, channels: int = 1) -> None:
+    def __init__(self, channels: int = 1, num_classes: int | None = None) -> None:
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}.")
+        if num_classes is not None and channels != 1:
+            raise ValueError(f"channels must be 1 for a label map, got {channels}.")
         self.channels = channels
+        self.num_classes = num_classes
 
     def __call__(self, path: str) -> MetaTensor:
         """
@@ -93,15 +102,31 @@ class LoadImage2D(Transform):
                 raise
             except Exception as error:  # every reader has its own kinds of error
                 raise InputError(f"cannot be read: {reason(error)}") from error
+            if self.num_classes is not None:
+                array = _label_map(array, self.num_classes)
             if self.channels == 1 and len(array) == 3:
                 array = np.tensordot(LUMINANCE, array, axes=1)[None]
             array = np.broadcast_to(array, (self.channels, *array.shape[1:]))
             array = as_float32(array)
             if bad := int((~np.isfinite(array)).sum()):
                 raise InputError(f"values must be finite, got {bad} that are NaN or infinite.")
-            if array.min() == array.max():
+            if self.num_classes is None and array.min() == array.max():
                 raise InputError(f"image must not be constant, got {array.min():g} everywhere.")
             return MetaTensor(torch.from_numpy(array), meta={"filename_or_obj": str(path), **meta})
+
+
+def _label_map(array: np.ndarray, num_classes: int) -> np.ndarray:
+    """The values of a label map, of shape (1, rows, columns), from those of a file."""
+    if (array != array[:1]).any():
+        raise InputError("labels must be grey, got colours.")
+    labels = array[:1]
+    if num_classes == 2 and labels.max() == WHITE and np.isin(labels, (0, WHITE)).all():
+        return (labels == WHITE).astype(np.float32)
+    if not (labels == np.rint(labels)).all() or labels.min() < 0 or labels.max() >= num_classes:
+        values = ", ".join(f"{value:g}" for value in np.unique(labels)[:5])
+        also = f" or {WHITE} for 1" if num_classes == 2 else ""
+        raise InputError(f"labels must be whole numbers in [0, {num_classes}){also}, got {values}.")
+    return labels
 
 
 def _read_picture(path: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -176,24 +201,9 @@ def _check_square(name: str, sides: np.ndarray) -> None:
 
 
 def _read_nifti(path: str) -> tuple[np.ndarray, dict[str, Any]]:
-    array, affine, _ = read_nifti(path)
-    sides = (*array.shape, 1, 1)
-    if array.ndim > 3 or sides[:3].count(1) != 1:
-        raise InputError(f"must have two dimensions, or three with one slice, got size {array.shape}.")
-    first, second = (axis for axis, side in enumerate(sides[:3]) if side != 1)
-    spacing = np.linalg.norm(affine[:3, [first, second]], axis=0)
+    picture, spacing = read_nifti_picture(path)
     _check_square("the spacing", spacing)
-    directions = affine[:3, [first, second]] / spacing
-    nearest = np.abs(directions).argmax(axis=0)  # 0 right, 1 anterior, 2 superior
-    towards = directions[nearest, [0, 1]]
-    if not (np.abs(towards) >= MIN_COSINE).all() or nearest[0] == nearest[1]:
-        raise InputError(
-            f"axes must lie along axes of the patient (cosine at least {MIN_COSINE}), "
-            f"got the directions {directions.T.round(3).tolist()}."
-        )
-    picture = array.reshape([side for side in sides[:3] if side != 1])  # (x, y)
-    picture = np.flip(picture, tuple(axis for axis in (0, 1) if towards[axis] > 0))
-    return (picture.T if nearest[0] < nearest[1] else picture)[None], {}
+    return picture[None], {}
 
 
 READERS = {
@@ -206,12 +216,30 @@ READERS = {
 
 class LoadImage2Dd(MapTransform):
     """
-    Dictionary version of :class:`LoadImage2D`; ``keys`` are those of the paths.
+    Dictionary version of :class:`LoadImage2D`; all pictures must have the size of the first.
+
+    Args:
+        keys: keys of the paths.
+        channels: of an image; a label map has one.
+        num_classes: for each key, None for an image or the number of classes of a label map.
     """
 
-    def __init__(self, keys: KeysCollection, channels: int = 1, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, channels: int = 1, num_classes: Any = None, allow_missing_keys: bool = False
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.load = LoadImage2D(channels)
+        each = ensure_tuple_rep(num_classes, len(self.keys))
+        self.loaders = [LoadImage2D(channels if classes is None else 1, classes) for classes in each]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, **{key: self.load(data[key]) for key in self.key_iterator(dict(data))}}
+        d = dict(data)
+        first = None
+        for key, load in self.key_iterator(d, self.loaders):
+            path, picture = d[key], load(d[key])
+            if first is None:
+                first, first_path = picture, path
+            elif picture.shape[1:] != first.shape[1:]:
+                sizes = f"{tuple(first.shape[1:])}, got {tuple(picture.shape[1:])}"
+                raise InputError(f"{path}: must have the rows and columns of {first_path}, {sizes}.")
+            d[key] = picture
+        return d

@@ -111,6 +111,9 @@ class TestFindBundles(unittest.TestCase):
         self.assertIn("xray_dvpt_vit_classification: backbone_path must be an existing file", "\n".join(logs.output))
         with self.assertRaisesRegex(InputError, "xray_dvpt_vit_classification: backbone_path must be an existing file"):
             find_bundles(folder, ["xray_dvpt_vit_classification"], {})
+        pictures = "skin_lesion_dvpt_vit_segmentation"
+        with self.assertRaisesRegex(InputError, f"^{pictures}: must segment volumes, .*; it segments pictures"):
+            find_bundles(folder, [pictures], {})
         with self.assertRaisesRegex(InputError, r"models must be of .* got \['nothing'\]"):
             find_bundles(folder, ["nothing"], {})
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Every config of every bundle, checked as MONAI's own tools check it; those of the segmentation bundles are also run, on
-small volumes. ``test_grading_bundles.py`` runs the others.
+Every config of every bundle, checked as MONAI's own tools check it; those of the bundles that segment volumes are
+also run, on small ones. ``test_grading_bundles.py`` and ``test_picture_bundles.py`` run the others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from utils_data import save_dicom, temporary_folder
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.utils import InputError, root_cause
 
-SEGMENTATION = [bundle for bundle in BUNDLES if bundle.name.endswith("_segmentation")]
+PICTURES = "skin_lesion_dvpt_vit_segmentation"  # of which test_picture_bundles.py runs the configs
+SEGMENTATION = [bundle for bundle in BUNDLES if bundle.name.endswith("_segmentation") and bundle.name != PICTURES]
 SHARED = Path(os.environ.get("MONAI_DVPT_TEST_DATA", REPOSITORY.parent / "shared" / "data")).parent
 SCHEMA = SHARED / "schema" / "meta_schema_20240725.json"
 SCHEMA_MD5 = "06954cad2cc5d3784e72077ac76f0fc8"
@@ -153,7 +154,14 @@ class TestBundleFiles(unittest.TestCase):
         steps = []
         for transforms in (train["train"]["deterministic_transforms"], infer["preprocessing"]["transforms"]):
             of_image = [step for step in transforms if step["keys"] != "label" and step["_target_"] != "ToDeviced"]
-            own = ("keys", "mode", "num_classes", "dicom_reader", "channels")  # of a label beside it, or of a reader
+            own = (
+                "keys",
+                "mode",
+                "num_classes",
+                "dicom_reader",
+                "channels",
+                "anti_aliasing",
+            )  # of a label beside it, or of a reader
             steps.append([{key: value for key, value in step.items() if key not in own} for step in of_image])
         self.assertEqual(*steps)
 

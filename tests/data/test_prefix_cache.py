@@ -94,6 +94,16 @@ class TestPrefixCacheDataset(unittest.TestCase):
         self.assertEqual(len(expected), 9)
         torch.testing.assert_close(losses("memory"), expected, rtol=1e-4, atol=1e-5)
 
+    def test_other_outputs_of_the_same_layers(self):
+        """Entries of the same size, with the tokens of other layers."""
+        nets = [network("segmenter_2d", start_layer=3, outputs=(layer, 4)) for layer in (0, 1)]
+        data = images(nets[0])
+        prefixes = [cached(data, net, self.folder)[2]["prefix"] for net in (*nets, nets[0])]
+        self.assertEqual(prefixes[0].shape, prefixes[1].shape)
+        for net, prefix in zip((*nets, nets[0]), prefixes, strict=True):
+            expected = net.forward_prefix(torch.as_tensor(data[2]["image"])[None])[0]
+            torch.testing.assert_close(prefix, expected, rtol=0, atol=1e-5)
+
     def test_folder_is_shared_and_kept(self):
         net, data = network(), images(network())
         first = cached(data, net, self.folder)

@@ -48,6 +48,20 @@ def expected_distances(y_pred: torch.Tensor, y: torch.Tensor, spacing: tuple[flo
     ]
 
 
+class TestPictures(unittest.TestCase):
+    @parameterized.expand([(1.0,), (0.25,)])
+    def test_pixels_of_the_file(self, side):
+        """Masks of a picture; resized, with pixels that are a part of the file's."""
+        masks = np.zeros((2, 2, 30, 40), np.float32)
+        masks[0, 1, 4:11, 5:20] = masks[1, 1, 6:18, 9:21] = 1
+        masks[:, 0] = 1 - masks[:, 1]
+        affine = torch.diag(torch.tensor([side, side, 1.0, 1.0]))
+        y_pred, y = (MetaTensor(mask, affine=affine) for mask in masks)
+        expected = brute_force(masks[0, 1], masks[1, 1], (side, side), percentile=95)
+        metric = HausdorffDistanceMm(percentile=95)
+        self.assertAlmostEqual(metric([y_pred], [y]).item(), expected, places=5)
+
+
 class TestHausdorffDistanceMm(unittest.TestCase):
     @parameterized.expand(
         [

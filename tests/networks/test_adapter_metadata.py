@@ -116,6 +116,7 @@ class TestMetadata(unittest.TestCase):
         [
             ("vit_cls_2d", {"activation": "quick_gelu", "layer_norm_eps": 1e-6}),
             ("unetr_2d", {}),
+            ("segmenter_2d_norm", {}),
             ("swin_unetr_2d_norm", {}),
             ("swin_classifier_2d", {}),
         ]

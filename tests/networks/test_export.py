@@ -46,6 +46,12 @@ UNETRS = [
     ("unetr_3d_patch_16", "unetr_2d", {"img_size": (16, 32, 48), "spatial_dims": 3}),
     ("unetr_3d_patch_8", "unetr_3d_patch_8", {}),
 ]
+SEGMENTERS = [
+    ("segmenter_2d_linear", "segmenter_2d", {}),
+    ("segmenter_2d_conv", "segmenter_2d_conv", {"norm_name": GROUP_NORM}),
+    ("segmenter_3d_linear", "segmenter_3d", {}),
+    ("segmenter_3d_conv", "segmenter_3d_conv", {"norm_name": GROUP_NORM}),
+]
 SWINS = [
     ("swin_unetr_2d", "swin_unetr_2d", {**SWIN, "norm_name": "instance"}),
     ("swin_unetr_2d_v2", "swin_unetr_2d", {**SWIN_UNETR, "use_v2": True}),
@@ -57,11 +63,11 @@ SWINS = [
 # A Swin network takes the tracer and the ONNX exporter up to half a minute: its masks are over a thousand nodes.
 EVERY_EXPORT = os.environ.get("MONAI_DVPT_TEST_EVERY_EXPORT") == "1"
 QUICK = ("vit_2d_cls", "vit_3d_mean_without_class_token", "vit_3d_both", "unetr_2d_patch_16", "unetr_3d_patch_8")
-QUICK += ("swin_unetr_3d",)
+QUICK += ("segmenter_2d_linear", "segmenter_3d_conv", "swin_unetr_3d")
 QUICK_OFF = ("vit_2d_cls", "unetr_2d_patch_16", "swin_classifier_2d")
 ON_AND_OFF = [
     (f"{name}_{'on' if enabled else 'off'}", case, arguments, enabled)
-    for name, case, arguments in VITS + UNETRS + SWINS
+    for name, case, arguments in VITS + UNETRS + SEGMENTERS + SWINS
     for enabled in (True, False)
     if EVERY_EXPORT or name in (QUICK if enabled else QUICK_OFF)
 ]
@@ -115,7 +121,7 @@ class TestTorchScript(unittest.TestCase):
             with torch.no_grad():
                 torch.testing.assert_close(script(image), expected[enabled], rtol=1e-5, atol=1e-6)
 
-    @parameterized.expand(VITS + UNETRS)
+    @parameterized.expand(VITS + UNETRS + SEGMENTERS)
     def test_script(self, _, case, arguments):
         self.check(lambda net, example: torch.jit.script(net), case, arguments)
 
@@ -132,7 +138,7 @@ class TestTorchScript(unittest.TestCase):
     @parameterized.expand(
         [
             (f"{case}_{method}", case, method)
-            for case in ("vit_cls_2d", "unetr_2d")
+            for case in ("vit_cls_2d", "unetr_2d", "segmenter_2d_conv")
             for method in ("linear", "full", "lora", "adaptformer", "vpt_deep", "bottleneck")
         ]
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import unittest
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from utils_networks import (
 
 from monai_dvpt.networks.adapter import backbone_sha256, disable_adapter, load_adapter, save_adapter
 from monai_dvpt.networks.blocks import dvpt_block
-from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinUNETR, DVPTViT, DVPTViTSegmenter
 from monai_dvpt.networks.parts import freeze_backbone, tune
 from monai_dvpt.utils import InputError
 
@@ -45,14 +46,15 @@ CASES = [(name,) for name in NETWORKS]
 # the slow ones add nothing where only the encoder matters, or what the others' decoders show too
 QUICK = [(name,) for name in NETWORKS if not name.startswith("swin_unetr_3d")]
 ROUNDING = {"rtol": 1e-9, "atol": 1e-9}  # of fused attention in double precision
-DISTRIBUTED = ["vit_both_2d", "unetr_2d", "swin_unetr_2d", "swin_classifier_2d"]
+DISTRIBUTED = ["vit_both_2d", "unetr_2d", "segmenter_2d_conv", "swin_unetr_2d", "swin_classifier_2d"]
 
 
 def plain_monai(case: str, **changes: Any) -> nn.Module:
     """MONAI's own network with random weights, under the names that the DVPT network should have."""
     kind, arguments = NETWORKS[case]
     arguments = {**arguments, **changes}
-    own = {"bottleneck_size", "num_prompts", "share_every", "start_layer", "pooling", "class_token", "decoder_tuning"}
+    own = {"outputs", "decoder", "norm_name"} if kind is DVPTViTSegmenter else set()
+    own |= {"bottleneck_size", "num_prompts", "share_every", "start_layer", "pooling", "class_token", "decoder_tuning"}
     sizes = {name: value for name, value in arguments.items() if name not in own}
     if kind is DVPTViT:
         sizes = {"patch_size": 16, "qkv_bias": True, "post_activation": "none", **sizes}
@@ -62,6 +64,12 @@ def plain_monai(case: str, **changes: Any) -> nn.Module:
             del plain.classification_head  # it has another shape, or there is none
     elif kind is DVPTUNETR:
         plain = UNETR(**{name: value for name, value in sizes.items() if name != "patch_size"})
+    elif kind is DVPTViTSegmenter:
+        sizes = {name: value for name, value in sizes.items() if name not in ("out_channels", "feature_size")}
+        vit = ViT(**sizes, qkv_bias=True, classification=arguments.get("class_token", True))
+        if hasattr(vit, "classification_head"):
+            del vit.classification_head
+        plain = nn.ModuleDict({"vit": vit})
     elif kind is DVPTSwinUNETR:
         plain = SwinUNETR(**sizes)
     else:
@@ -74,7 +82,16 @@ def plain_monai(case: str, **changes: Any) -> nn.Module:
 
 
 def output_of_monai(plain: nn.Module, net: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    """What MONAI's network says, followed by what it does not have: pooling and a head."""
+    """What MONAI's network says, followed by what it does not have: pooling, a decoder and a head."""
+    if isinstance(plain, nn.ModuleDict) and "vit" in plain:
+        _, states = plain["vit"](image)
+        layers = net.arguments["outputs"] or [len(states) - 1]
+        read = torch.cat([plain["vit"].norm(states[layer]) for layer in layers], dim=2)  # (B, 1 + N, C) or (B, N, C)
+        grid = net.encoder().grid
+        first = read.shape[1] - math.prod(grid)
+        features = read[:, first:].movedim(2, 1).unflatten(2, grid)
+        upsample = nn.Upsample(image.shape[2:], mode="trilinear" if image.ndim == 5 else "bilinear")
+        return upsample(net.out(net.decoder(features)))
     if isinstance(plain, nn.ModuleDict):
         last = plain["swinViT"](image, normalize=True)[-1]  # (B, 16 C, *grid)
         return net.classification_head(last.flatten(2).mean(2))
@@ -117,7 +134,7 @@ class TestEqualsMonai(unittest.TestCase):
         plain, net = plain_monai(case, **changes), new_network(case, **changes).eval()
         report = net.load_state_dict(plain.state_dict(), strict=False)
         self.assertEqual(report.unexpected_keys, [])
-        new = {"dvpt", *({"classification_head"} - set(dict(plain.named_children())))}
+        new = {"dvpt", *({"classification_head", "out", "decoder"} - set(dict(plain.named_children())))}
         expected = {name for name in net.state_dict() if new & set(name.split("."))}
         self.assertEqual(set(report.missing_keys), expected)
         plain, net, image = plain.double(), net.double(), small_image(net, batch=2).double()
@@ -181,6 +198,8 @@ class TestFreezing(unittest.TestCase):
             ("vit_mean_3d", 2),
             ("unetr_2d", 5),
             ("unetr_3d_patch_8", 11),
+            ("segmenter_2d", 2),
+            ("segmenter_3d_conv", 4),
             ("swin_unetr_2d", 1),
             ("swin_unetr_2d", 4),
             ("swin_unetr_2d_norm", 3),
@@ -366,6 +385,8 @@ class TestBehaviour(unittest.TestCase):
             ("vit_mean_3d", (32, 48), r"img_size=\[16, 32, 48\], got \[32, 48\]"),
             ("unetr_2d", (16, 48), r"img_size=\[32, 48\], got \[16, 48\]"),
             ("unetr_3d_patch_8", (8, 24, 24), r"img_size=\[8, 24, 16\], got \[8, 24, 24\]"),
+            ("segmenter_2d", (42, 28), r"img_size=\[28, 42\], got \[42, 28\]"),
+            ("segmenter_3d", (28, 42), r"img_size=\[28, 42, 3\], got \[28, 42\]"),
             ("swin_unetr_2d", (32, 48), r"\[32, 48\]\)\) must be divisible by 2\*\*5"),
             ("swin_unetr_3d", (32, 40, 64), r"\[32, 40, 64\]\)\) must be divisible by 2\*\*5"),
             ("swin_classifier_2d", (16, 64), r"multiples of 32, got \[16, 64\]"),
@@ -405,6 +426,21 @@ class TestBadArguments(unittest.TestCase):
                     ("decoder_tuning", "half", {"decoder_tuning": "half"}),
                     ("start_layer", "12", {"start_layer": 12}),
                 ],
+                "segmenter_2d_conv": [
+                    ("spatial_dims", "1", {"spatial_dims": 1}),
+                    ("img_size", r"\(28, 40\)", {"img_size": (28, 40)}),
+                    ("patch_size", "0", {"patch_size": 0}),
+                    ("out_channels", "0", {"out_channels": 0}),
+                    ("feature_size", "-4", {"feature_size": -4}),
+                    ("decoder", "mlp", {"decoder": "mlp"}),
+                    ("decoder_tuning", "half", {"decoder_tuning": "half"}),
+                    ("outputs", r"\[\]", {"outputs": []}),
+                    ("outputs", r"\[1, 3\]", {"outputs": (1, 3)}),
+                    ("outputs", r"\[2, 1, 4\]", {"outputs": (2, 1, 4)}),
+                    ("outputs", r"\[2, 2, 4\]", {"outputs": (2, 2, 4)}),
+                    ("outputs", r"\[-1, 4\]", {"outputs": (-1, 4)}),
+                    ("start_layer", "5", {"start_layer": 5}),
+                ],
                 "swin_unetr_2d": [
                     ("depths and num_heads", r"\[2, 2\] and \[3, 2, 6, 4\]", {"depths": (2, 2)}),
                     ("decoder_tuning", "norms", {"decoder_tuning": "norms"}),
@@ -434,11 +470,11 @@ class TestBadArguments(unittest.TestCase):
 
     @parameterized.expand([("activation", "relu"), ("layer_norm_eps", 0.0)])
     def test_arithmetic_of_the_transformer(self, name, value):
-        for case in ("vit_cls_2d", "unetr_2d"):
+        for case in ("vit_cls_2d", "unetr_2d", "segmenter_2d"):
             with self.assertRaisesRegex(ValueError, f"^{name} must be .*, got {value}\\.$"):
                 new_network(case, **{name: value})
 
-    @parameterized.expand([("unetr_2d",), ("swin_unetr_2d",)])
+    @parameterized.expand([("unetr_2d",), ("segmenter_2d",), ("segmenter_2d_conv",), ("swin_unetr_2d",)])
     def test_norm_tuning_without_parameters_of_norms(self, case):
         with self.assertRaisesRegex(ValueError, '^decoder_tuning="norm" must have normalisation layers with param'):
             new_network(case, decoder_tuning="norm")

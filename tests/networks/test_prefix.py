@@ -23,7 +23,7 @@ from monai_dvpt.networks.adapter import (
 from monai_dvpt.networks.parts import freeze_backbone
 
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
-FEW = ("vit_cls_2d", "unetr_2d", "swin_unetr_2d", "swin_unetr_3d_v2")
+FEW = ("vit_cls_2d", "unetr_2d", "segmenter_2d", "swin_unetr_2d", "swin_unetr_3d_v2")
 CASES = [
     (name, side_path, start_layer)
     for name, side_path, start_layer in itertools.product(NETWORKS, (False, True), (0, 1, 4))
@@ -98,7 +98,7 @@ class TestPrefix(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "frozen encoder, but .* is trained"):
             net.forward_prefix(image)
 
-    @parameterized.expand([("vit_both_2d",), ("unetr_2d",)])
+    @parameterized.expand([("vit_both_2d",), ("unetr_2d",), ("segmenter_2d",)])
     def test_script(self, case):
         net = frozen_network(case, start_layer=2, side_path=True).eval()
         image = small_image(net, batch=2)
@@ -173,6 +173,7 @@ class TestPredictAdapters(unittest.TestCase):
         [
             ("vit_cls_2d", {"num_classes": 5, "start_layer": 3}),
             ("unetr_2d", {"out_channels": 5, "start_layer": 7, "side_path": True}),
+            ("segmenter_2d_conv", {"out_channels": 5, "start_layer": 3, "decoder": "linear"}),
             ("swin_unetr_2d", {"out_channels": 5, "start_layer": 4}),
         ]
     )

@@ -21,7 +21,7 @@ from utils_networks import seal
 from monai_dvpt.commands.adapter import adapter_facts, check_adapter, write_full_model
 from monai_dvpt.networks.adapter import adapter_metadata, build_network, load_adapter, merge_full, save_adapter
 from monai_dvpt.networks.methods import METHODS
-from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT
+from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT, DVPTViTSegmenter
 from monai_dvpt.utils import InputError
 
 CAN_WRITE_COMPLEX = torch.complex64 in _SIZE  # the oldest safetensors cannot
@@ -291,11 +291,12 @@ class TestAnnotations(unittest.TestCase):
     def test_every_argument_has_a_rule(self):
         from monai_dvpt.networks.adapter.built import RULES
 
-        for kind in (DVPTViT, DVPTUNETR, DVPTSwinUNETR, DVPTSwinClassifier):
+        for kind in (DVPTViT, DVPTViTSegmenter, DVPTUNETR, DVPTSwinUNETR, DVPTSwinClassifier):
             annotations = dict(kind.__init__.__annotations__)
             for key in ("return", "method", "options"):  # what the last two may be stands in the method's own fields
                 del annotations[key]
-            self.assertLessEqual(set(annotations.values()), set(RULES), kind)
+            kinds = {annotation.removesuffix(" | None") for annotation in annotations.values()}
+            self.assertLessEqual(kinds, set(RULES), kind)
         for method in METHODS.values():
             annotations = [field.type.removesuffix(" | None") for field in dataclasses.fields(method)]
             self.assertLessEqual(set(annotations), set(RULES), method)

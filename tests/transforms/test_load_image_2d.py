@@ -97,6 +97,54 @@ class TestLoadImage2D(unittest.TestCase):
                 self.assertEqual(image.meta["filename_or_obj"], str(path))
                 self.assertNotIn(PATIENT, str(image.meta))
 
+    def test_label_maps(self):
+        mask = (PICTURE > 100).astype(np.uint8)
+        for name, pixels in (
+            ("values", mask),
+            ("black and white", mask * 255),
+            ("one bit", mask.astype(bool)),
+            ("colours", np.dstack([mask * 255] * 3)),
+            ("nothing", mask * 0),
+            ("white", np.full_like(mask, 255)),
+        ):
+            with self.subTest(name):
+                found = LoadImage2D(num_classes=2)(self.picture(pixels))
+                self.assertEqual((tuple(found.shape), found.dtype), ((1, 17, 23), torch.float32))
+                expected = np.asarray(pixels, dtype=np.uint8).reshape(17, 23, -1)[..., 0] > 0
+                np.testing.assert_array_equal(found[0], expected)
+        several = PICTURE % 4
+        np.testing.assert_array_equal(LoadImage2D(num_classes=4)(self.picture(several))[0], several)
+        nifti = self.nifti(several.T[..., None], LEFT_INFERIOR)
+        np.testing.assert_array_equal(LoadImage2D(num_classes=4)(nifti)[0], several)
+
+    @parameterized.expand(
+        [
+            ("three", 2, lambda p: p % 3, r"labels must be whole numbers in \[0, 2\) or 255 for 1, got 0, 1, 2\."),
+            ("grey border", 2, lambda p: np.where(p > 99, 255, 128), "or 255 for 1, got 128, 255"),
+            ("255 of three", 3, lambda p: p % 2 * 255, r"labels must be whole numbers in \[0, 3\), got 0, 255\."),
+            ("one and 255", 2, lambda p: np.where(p > 99, 255, 1), "or 255 for 1, got 1, 255"),
+            ("colours", 2, lambda p: np.dstack([p % 2, p % 2, 0 * p]), "labels must be grey, got colours"),
+        ]
+    )
+    def test_bad_label_maps(self, _, num_classes, pixels, words):
+        path = self.picture(pixels(PICTURE).astype(np.uint8))
+        with self.assertRaisesRegex(InputError, rf"a\.png: .*{words}"):
+            LoadImage2D(num_classes=num_classes)(path)
+
+    def test_image_and_label_map(self):
+        paths = {"image": str(self.picture(COLOUR, "a.png")), "label": str(self.picture(PICTURE % 2 * 255, "b.png"))}
+        load = LoadImage2Dd(["image", "label"], channels=3, num_classes=[None, 2])
+        loaded = load(paths)
+        np.testing.assert_array_equal(loaded["image"], np.moveaxis(COLOUR, -1, 0))
+        np.testing.assert_array_equal(loaded["label"][0], PICTURE % 2)
+        paths["label"] = str(self.picture(PICTURE.T % 2, "b.png"))
+        with self.assertRaisesRegex(
+            InputError, r"b\.png: must have the rows and columns of .*a\.png, \(17, 23\), got \(23, 17\)"
+        ):
+            load(paths)
+        with self.assertRaisesRegex(ValueError, "channels must be 1 for a label map, got 3"):
+            LoadImage2D(3, num_classes=2)
+
     def test_channels(self):
         colour = self.picture(COLOUR)
         np.testing.assert_allclose(LoadImage2D(3)(colour), np.moveaxis(COLOUR, -1, 0))

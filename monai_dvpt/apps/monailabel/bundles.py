@@ -33,7 +33,8 @@ MOST_LOADED = 16
 
 def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) -> dict[str, ServedBundle]:
     """
-    The bundles to serve, by name. Without ``names``, all that have their weights; the log names the others.
+    The bundles to serve, by name. Without ``names``, all that have their weights and do not segment pictures; the log
+    names the others.
 
     Args:
         folder: folder of the bundles.
@@ -41,7 +42,7 @@ def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) ->
         conf: settings of the app; ``NAME#KEY`` is a value for a key of the bundle's inference config.
 
     Raises:
-        InputError: if there are none, or one of ``names`` or its weights is missing.
+        InputError: if there are none, or one of ``names`` or its weights is missing, or it segments pictures.
     """
     there = sorted(path.parents[1].name for path in folder.glob("*/configs/inference.yaml"))
     if not there:
@@ -99,7 +100,9 @@ class ServedBundle:
 
     @property
     def lacks(self) -> str:
-        """Which file of weights is missing, or ""."""
+        """Why the bundle cannot be served, as which file of weights is missing, or ""."""
+        if self.is_segmentation and len(self.metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"]) == 2:
+            return f"{self.name}: must segment volumes, as the viewers show them; it segments pictures."
         for key in ("backbone_path", "adapter_path"):
             if not (path := getattr(self, key)).is_file():
                 return f"{self.name}: {key} must be an existing file, {path} is not there."

@@ -208,7 +208,7 @@ def _adapter_modules(net: TunableNetwork) -> dict[str, nn.Module]:
     """By name, the largest modules whose tensors all belong to decoder and head."""
     # names of the modules that contain, at any depth, tensors of the backbone and tensors of the adapter
     backbone: set[str] = set()
-    adapter: set[str] = {net.HEAD.removesuffix(".")}  # even a head without tensors
+    adapter: set[str] = {net.HEAD.removesuffix("."), "decoder"}  # even without tensors
     for name in net.state_dict():
         steps = name.split(".")
         owners = adapter if net.part_of(name) in ("decoder", "head") else backbone

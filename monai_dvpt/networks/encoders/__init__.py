@@ -4,7 +4,7 @@
 from .encoder import Encoder
 from .slot import Attached, get_tensor, set_tensor
 from .swin import SwinEncoder, check_swin_sizes
-from .vit import ViTEncoder, check_vit_sizes
+from .vit import ViTEncoder, check_vit_image, check_vit_sizes
 
 __all__ = [
     "Attached",
@@ -12,6 +12,7 @@ __all__ = [
     "SwinEncoder",
     "ViTEncoder",
     "check_swin_sizes",
+    "check_vit_image",
     "check_vit_sizes",
     "get_tensor",
     "set_tensor",

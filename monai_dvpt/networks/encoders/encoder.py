@@ -249,7 +249,7 @@ class Encoder(Slot):
         :meth:`frozen_states` for at least ``prefix_layers``. Every layer up to the first of ``prefix_layers`` adds a
         column of zeros, so that the shape alone tells a prefix of other layers.
         """
-        kept = [states[layer] for layer in self._outputs_before()] + [seen[layer] for layer in self.prefix_layers]
+        kept = [states[layer] for layer in self.outputs_before()] + [seen[layer] for layer in self.prefix_layers]
         layers_run = kept[-1].new_zeros(len(kept[-1]), self.prefix_layers[0] + 1)
         return torch.cat([*(tensor.flatten(1) for tensor in kept), layers_run], dim=1)
 
@@ -260,7 +260,7 @@ class Encoder(Slot):
         states: dict[int, torch.Tensor] = {}
         seen: dict[int, torch.Tensor] = {}
         sides = list(image.shape[2:])
-        outputs = self._outputs_before()
+        outputs = self.outputs_before()
         shapes = [self.token_shape(sides, layer, True) for layer in outputs]
         shapes += [self.token_shape(sides, layer, False) for layer in self.prefix_layers]
         sizes = [_product(shape) for shape in shapes] + [self.prefix_layers[0] + 1]
@@ -293,7 +293,8 @@ class Encoder(Slot):
         """Whether a tensor of the module belongs to the encoder, not to a head."""
         return True
 
-    def _outputs_before(self) -> list[int]:
+    def outputs_before(self) -> list[int]:
+        """The layers of ``outputs`` before the first of ``prefix_layers``, whose tokens a prefix contains."""
         layers: list[int] = []
         for layer in self.outputs:  # TorchScript has no condition in a comprehension
             if layer < self.prefix_layers[0]:

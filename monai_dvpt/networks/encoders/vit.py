@@ -12,12 +12,13 @@ import torch
 import torch.nn as nn
 from monai.networks.blocks import TransformerBlock
 from monai.networks.nets import ViT
+from monai.utils import ensure_tuple_rep
 
 from monai_dvpt.utils import check_counts
 
 from .encoder import Encoder
 
-__all__ = ["ACTIVATIONS", "ViTEncoder", "check_vit_sizes"]
+__all__ = ["ACTIVATIONS", "ViTEncoder", "check_vit_image", "check_vit_sizes"]
 
 HEAD = "classification_head"  # MONAI's name
 
@@ -48,6 +49,23 @@ def check_vit_sizes(spatial_dims: int, hidden_size: int, mlp_dim: int, num_heads
     check_counts(hidden_size=hidden_size, mlp_dim=mlp_dim, num_heads=num_heads)
     if hidden_size % num_heads:
         raise ValueError(f"num_heads must divide hidden_size={hidden_size}, got {num_heads}.")
+
+
+def check_vit_image(
+    spatial_dims: int, img_size: Sequence[int] | int, patch_size: Sequence[int] | int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """
+    Returns:
+        the sides of an image and of a token.
+
+    Raises:
+        ValueError: if a side is not a whole number of at least 1, or a side of an image no multiple of the token's.
+    """
+    check_counts(patch_size=patch_size)
+    sides, patches = ensure_tuple_rep(img_size, spatial_dims), ensure_tuple_rep(patch_size, spatial_dims)
+    if any(side < patch or side % patch for side, patch in zip(sides, patches, strict=True)):
+        raise ValueError(f"img_size must be positive multiples of patch_size={patches}, got {sides}.")
+    return sides, patches
 
 
 class ViTEncoder(Encoder, ViT):

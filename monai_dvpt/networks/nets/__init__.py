@@ -3,5 +3,6 @@ from .dvpt_swin_classifier import DVPTSwinClassifier
 from .dvpt_swin_unetr import DVPTSwinUNETR
 from .dvpt_unetr import DVPTUNETR
 from .dvpt_vit import DVPTViT
+from .dvpt_vit_segmenter import DVPTViTSegmenter
 
-__all__ = ["DVPTSwinClassifier", "DVPTSwinUNETR", "DVPTUNETR", "DVPTViT"]
+__all__ = ["DVPTSwinClassifier", "DVPTSwinUNETR", "DVPTUNETR", "DVPTViT", "DVPTViTSegmenter"]

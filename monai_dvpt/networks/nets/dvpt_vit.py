@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from monai.utils import ensure_tuple_rep
 
 from monai_dvpt.networks.blocks import PromptHead
-from monai_dvpt.networks.encoders import ViTEncoder, check_vit_sizes
+from monai_dvpt.networks.encoders import ViTEncoder, check_vit_image, check_vit_sizes
 from monai_dvpt.networks.methods import Method
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import check_counts
@@ -98,11 +97,9 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         **options: Any,
     ) -> None:
         check_vit_sizes(spatial_dims, hidden_size, mlp_dim, num_heads)
-        check_counts(in_channels=in_channels, num_layers=num_layers, patch_size=patch_size)
+        check_counts(in_channels=in_channels, num_layers=num_layers)
         check_counts(0, num_classes=num_classes)
-        sides, patches = ensure_tuple_rep(img_size, spatial_dims), ensure_tuple_rep(patch_size, spatial_dims)
-        if any(side < patch or side % patch for side, patch in zip(sides, patches, strict=True)):
-            raise ValueError(f"img_size must be positive multiples of patch_size={patches}, got {sides}.")
+        sides, patches = check_vit_image(spatial_dims, img_size, patch_size)
         name, reading = _pooling(pooling)
         if name in ("cls", "both") and not class_token:
             raise ValueError(f'class_token must be True with pooling "cls" or "both", got pooling {name}.')

@@ -40,7 +40,7 @@ from monai_dvpt.networks.methods import METHODS, Method
 from monai_dvpt.networks.parts import count_parameters, parameter_groups, tune
 from monai_dvpt.utils import InputError
 
-NETS = ("vit_cls_2d", "unetr_3d_patch_8", "swin_unetr_2d")
+NETS = ("vit_cls_2d", "unetr_3d_patch_8", "segmenter_2d_conv", "swin_unetr_2d")
 WINDOWS = ("swin_unetr_2d",)  # of tokens
 IMPOSSIBLE = [
     *(("vpt_shallow", case) for case in ("unetr_3d_patch_8", *WINDOWS)),
