@@ -41,6 +41,11 @@ BOTH: Any = ("segmentation", "grading")
 FORMATS = {
     "nifti": Format("label map, uint8, on the grid of the input, RAS+", "_seg.nii.gz"),
     "json": Format("numbers; a picture and grades.csv are beside it", "_grades.json", ("grading",)),
+    "uncertainty": Format(
+        "map, float32, on the grid of the input, RAS+: entropy of the probabilities of the classes, from 0, sure of "
+        "one, to 1, all alike",
+        "_uncertainty.nii.gz",
+    ),
     "dicom_seg": Format(
         "DICOM SEG, binary; the number of a segment is the value of its label, and a label that was not found stays "
         "declared",
@@ -52,7 +57,7 @@ FORMATS = {
     ),
     "dicom_sr": Format(
         "TID 1500 report of the volumes, which refers to the segments if dicom_seg is written too, or of the grades "
-        "with their probabilities",
+        "with their probabilities and prediction sets",
         "_sr.dcm",
         BOTH,
         write_dicom_sr,

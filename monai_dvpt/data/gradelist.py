@@ -21,7 +21,7 @@ from .kinds import file_ids, is_regular
 
 __all__ = ["load_gradelist", "select_part"]
 
-PARTS = ("training", "validation", "test")
+PARTS = ("training", "validation", "calibration", "test")
 IMAGE_COLUMNS = ("image", "filename")
 LIKE_RESERVED = ("patient", "subject", "split", "set", "fold", "part")
 """A column with a name like these may mean the patient or the part, and must not be ignored."""
@@ -39,10 +39,10 @@ def load_gradelist(
     Images with one grade, or one for each of several outputs, from a CSV or a JSON file.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
-    ("training", "validation" or "test"). A JSON file has some of the lists "training", "validation" and "test", of
-    ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
-    output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
-    ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs.
+    ("training", "validation", "calibration" or "test"). A JSON file has some of these lists, of ``{"image": …, "label":
+    …, "patient": …}``, where "patient" is optional and "label" is an object of grades by output, a list of grades in
+    the order of ``outputs``, or, for one output, its grade. Other columns and keys are ignored, unless their name is
+    like "patient" or "split". Case matters only in the names of outputs.
 
     A grade is given by its name or, if no name is a number, by its index. An empty cell, null, -1, or an output that an
     object leaves out is not graded.
@@ -59,9 +59,9 @@ def load_gradelist(
             image is a patient of its own.
 
     Returns:
-        the lists "training", "validation" and "test" that have cases, each with the absolute path "image", a unique
-        "name", the "label" as indices of grades, one for each output, -1 if it is not graded, and the "group", which is
-        the same for all images of a patient. Another list than these is an :class:`InputError`.
+        the lists "training", "validation", "calibration" and "test" that have cases, each with the absolute path
+        "image", a unique "name", the "label" as indices of grades, one for each output, -1 if it is not graded, and the
+        "group", which is the same for all images of a patient. Another list than these is an :class:`InputError`.
 
     Raises:
         InputError: if an argument is outside its range, a file is missing or not readable, a column or a label is

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+from .calibration import calibration_scores, reliability_bins
 from .cohen_kappa import CohenKappaMetric, compute_cohen_kappa
+from .conformal import PredictionSets, conformal_threshold, fewest_cases, ordinal_scores
 from .correct_grades import correct_grades
 from .dice import DiceOfLabels
 from .hausdorff_mm import HausdorffDistanceMm
@@ -11,8 +13,14 @@ __all__ = [
     "HausdorffDistanceMm",
     "KappaComparison",
     "KappaInterval",
+    "PredictionSets",
+    "calibration_scores",
     "compare_kappa",
     "compute_cohen_kappa",
+    "conformal_threshold",
     "correct_grades",
+    "fewest_cases",
     "kappa_interval",
+    "ordinal_scores",
+    "reliability_bins",
 ]

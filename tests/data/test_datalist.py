@@ -49,7 +49,7 @@ class TestLoadDatalist(unittest.TestCase):
     def test_case_in_both_parts(self):
         self.touch("a", "b")
         self.write({"training": [entry("a"), entry("b")], "validation": [entry("b")]})
-        with self.assertRaisesRegex(InputError, r"must not both train and validate; listed twice: .*b\.nii\.gz"):
+        with self.assertRaisesRegex(InputError, r"must not be in training and validation; listed twice: .*b\.nii\.gz"):
             load_datalist(self.root)
 
     def test_links_where_validation_cases_are_drawn(self):
@@ -219,7 +219,7 @@ class TestLoadDatalist(unittest.TestCase):
             {"image": f"imagesTr/{name}{suffix}", "label": f"labelsTr/{label}.nii.gz"} for name, label in ("aa", "cb")
         )
         self.write({"training": [training], "validation": [validation]})
-        with self.assertRaisesRegex(InputError, "must not both train and validate; listed twice: .*imagesTr/c"):
+        with self.assertRaisesRegex(InputError, "must not be in training and validation; listed twice: .*imagesTr/c"):
             load_datalist(self.root)
 
 
