@@ -96,13 +96,15 @@ def read_predictions(path: Path) -> Predictions:
     rows = [row for row in rows if row["label"]]
     if not rows:
         raise InputError("must have at least one row with a label, got none.")
-    bounds = ("set_low", "set_high")
+    bounds, index = ("set_low", "set_high"), {name: value for value, name in enumerate(grades)}
     try:
-        label, grade = ([grades.index(row[name]) for row in rows] for name in ("label", "grade"))
+        label, grade = ([index[row[name]] for row in rows] for name in ("label", "grade"))
         probability = np.array([[float(row[f"p_{name}"]) for name in grades] for row in rows])
-        sets = np.array([[grades.index(row[b]) for b in bounds] for row in rows]) if bounds[0] in header else None
+        sets = np.array([[index[row[b]] for b in bounds] for row in rows]) if bounds[0] in header else None
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"every row must have grades of {list(grades)} and their probabilities: {error}.") from error
+        raise InputError(
+            f"every row must have grades of {list(grades)} and their probabilities, got {error}."
+        ) from error
     names, outputs = (np.array([row[name] for row in rows]) for name in ("name", "output"))
     return Predictions(names, outputs, grades, np.array(label), np.array(grade), probability, sets)
 

@@ -52,6 +52,21 @@ class TestLoadDatalist(unittest.TestCase):
         with self.assertRaisesRegex(InputError, r"must not be in training and validation; listed twice: .*b\.nii\.gz"):
             load_datalist(self.root)
 
+    def test_calibration_cases(self):
+        """Of prediction sets: a third part, apart from the others."""
+        self.touch("a", "b", "c", "d")
+        lists = {"training": [entry("a"), entry("b")], "validation": [entry("c")], "calibration": [entry("d")]}
+        self.write(lists)
+        cases = load_datalist(self.root)
+        self.assertEqual({part: names(cases[part]) for part in cases}, {k: names(v) for k, v in lists.items()})
+        for part, shared in (("training", "a"), ("validation", "c")):
+            self.write({**lists, "calibration": [entry("d"), entry(shared)]})
+            with self.assertRaisesRegex(InputError, f"must not be in {part} and calibration; listed twice: .*{shared}"):
+                load_datalist(self.root)
+        self.write({**lists, "calibration": {}})
+        with self.assertRaisesRegex(InputError, '"calibration" must be a list'):
+            load_datalist(self.root)
+
     def test_links_where_validation_cases_are_drawn(self):
         """Two names of one scan never end in both parts."""
         self.touch("a", "b", "c")
