@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparison of tuning methods on a bundle and its data: ``python -m monai_dvpt.benchmark --help``."""
+"""Measurements on a bundle and its data: ``python -m monai_dvpt.benchmark --help``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import study
+from . import coverage, study
 from .study import join
 
 __all__ = ["COMMANDS", "DESCRIPTION", "add_parser"]
 
-COMMANDS = [study, join]
-DESCRIPTION = "Measures what dynamic visual prompt tuning is worth on a bundle and its data."
+COMMANDS = [study, join, coverage]
+DESCRIPTION = (
+    "Measures what dynamic visual prompt tuning is worth on a bundle and its data, and if prediction sets hold."
+)
 
 
 def add_parser(commands: Any) -> None:

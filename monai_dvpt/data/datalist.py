@@ -7,6 +7,7 @@ import json
 import os
 import random
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from monai_dvpt.utils import InputError, fingerprint, naming
 from .kinds import file_ids, image_problem, is_regular
 
 __all__ = ["describe_cases", "draw_count", "load_datalist", "read_list_file"]
+
+PARTS = ("training", "validation", "calibration")
 
 
 def describe_cases(
@@ -51,7 +54,8 @@ def load_datalist(
 
     Args:
         dataset_dir: folder that the paths of the list are relative to.
-        datalist: JSON file with the lists "training" and, optionally, "validation" of ``{"image": …, "label": …}``;
+        datalist: JSON file with the lists "training" and, optionally, "validation" and "calibration" of
+            ``{"image": …, "label": …}``;
             "auto" takes ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
             either, the images of ``imagesTr`` and ``labelsTr`` are paired by file name.
         validation_fraction: share of the training cases, drawn with a fixed seed, for validation if the list has no
@@ -60,11 +64,11 @@ def load_datalist(
             the task is downloaded to it.
 
     Returns:
-        the lists "training" and "validation", with absolute paths.
+        the lists "training", "validation" and, if it has cases, "calibration", with absolute paths.
 
     Raises:
         InputError: if a folder or file is missing, a download fails, a list is empty or not readable, an image has no
-            label or a label no image, or a case is in both parts, even through links; names the files.
+            label or a label no image, or a case is in two parts, even through links; names the files.
         ValueError: if ``validation_fraction`` is outside (0, 1).
     """
     if not 0 < validation_fraction < 1:
@@ -86,11 +90,13 @@ def load_datalist(
         raise InputError(f"{datalist}: datalist must be an existing file.")
     with naming(file or root):
         sections = _read(file) if file is not None else {"training": _pair_by_name(root)}
-        cases = {name: _checked(sections.get(name, []), root, file or root) for name in ("training", "validation")}
+        cases = {name: _checked(sections.get(name, []), root, file or root) for name in PARTS}
         if not cases["training"]:
             raise InputError("holds no training cases.")
-        if shared := _shared(cases["training"], cases["validation"]):
-            raise InputError(f"a case must not both train and validate; listed twice: {_some(shared)}.")
+        for part, other in combinations(PARTS, 2):
+            if shared := _shared(cases[part], cases[other]):
+                raise InputError(f"a case must not be in {part} and {other}; listed twice: {_some(shared)}.")
+        calibration = cases.pop("calibration")
         if not cases["validation"]:
             if len(cases["training"]) < 2:
                 raise InputError("one case cannot both train and validate; list at least 2 cases.")
@@ -100,15 +106,14 @@ def load_datalist(
             if shared := _shared(cases["training"], cases["validation"]):
                 rule = "where validation cases are drawn, every file must be there once"
                 raise InputError(f"{rule}; listed or linked twice: {_some(shared)}.")
-    return cases
+    return {**cases, **({"calibration": calibration} if calibration else {})}
 
 
-def _shared(training: list[dict[str, str]], validation: list[dict[str, str]]) -> list[str]:
-    """Files of the validation cases that are files of training cases too, perhaps through links."""
-    validated_on = {path for case in validation for path in case.values()}
-    trained_on = {path for case in training for path in case.values()} if validated_on else ()
-    ids = {each for path in trained_on for each in file_ids(path)}
-    return sorted(path for path in validated_on if not ids.isdisjoint(file_ids(path)))
+def _shared(cases: list[dict[str, str]], others: list[dict[str, str]]) -> list[str]:
+    """Files of the others that are files of the cases too, perhaps through links."""
+    theirs = {path for case in others for path in case.values()}
+    ids = {each for case in cases if theirs for path in case.values() for each in file_ids(path)}
+    return sorted(path for path in theirs if not ids.isdisjoint(file_ids(path)))
 
 
 def draw_count(fraction: float, total: int) -> int:
@@ -128,8 +133,9 @@ def _read(file: Path) -> dict:
     sections = read_list_file(file)
     if not isinstance(sections, dict) or not isinstance(sections.get("training"), list):
         raise InputError('must be an object with a list "training".')
-    if not isinstance(sections.get("validation", []), list):
-        raise InputError('"validation" must be a list.')
+    for part in PARTS:
+        if not isinstance(sections.get(part, []), list):
+            raise InputError(f'"{part}" must be a list.')
     return sections
 
 

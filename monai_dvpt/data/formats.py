@@ -51,6 +51,11 @@ FORMATS = {
         "_grades.json",
         ("grading",),
     ),
+    "uncertainty": Format(
+        "map, float32, on the grid of the input, RAS+: entropy of the probabilities of the classes, from 0, sure of "
+        "one, to 1, all alike",
+        "_uncertainty.nii.gz",
+    ),
     "dicom_seg": Format(
         "DICOM SEG, binary; the number of a segment is the value of its label, and a label that was not found stays "
         "declared",
@@ -62,7 +67,7 @@ FORMATS = {
     ),
     "dicom_sr": Format(
         "TID 1500 report of the volumes, which refers to the segments if dicom_seg is written too, or of the grades "
-        "with their probabilities",
+        "with their probabilities and prediction sets",
         "_sr.dcm",
         BOTH,
         write_dicom_sr,

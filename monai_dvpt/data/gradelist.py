@@ -32,7 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("training", "validation", "test")
+PARTS = ("training", "validation", "calibration", "test")
 PART_OF = {"train": "training", "valid": "validation", "val": "validation", **{part: part for part in PARTS}}
 """Parts by the names of lists in a folder."""
 TABLES = (".csv", ".txt")
@@ -57,7 +57,7 @@ def load_gradelist(
     grades holds for classes without an order too.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
-    ("training", "validation" or "test"). A JSON file has some of the lists "training", "validation" and "test", of
+    ("training", "validation", "calibration" or "test"). A JSON file has some of these lists, of
     ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
     output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
     ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs. A text file has
@@ -84,9 +84,9 @@ def load_gradelist(
             them is left out. The log says how many are.
 
     Returns:
-        the lists "training", "validation" and "test" that have cases, each with the absolute path "image", a unique
-        "name", the "label" as indices of grades, one for each output, -1 if it is not graded, and the "group", which is
-        the same for all images of a patient. Another list than these is an :class:`InputError`.
+        the lists "training", "validation", "calibration" and "test" that have cases, each with the absolute path
+        "image", a unique "name", the "label" as indices of grades, one for each output, -1 if it is not graded, and the
+        "group", which is the same for all images of a patient. Another list than these is an :class:`InputError`.
 
     Raises:
         InputError: if an argument is outside its range, a file is missing or not readable, a column or a label is

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from .adapter_saver import AdapterSaver
+from .calibration_writer import CalibrationWriter, plot_reliability
 from .case_writer import CaseWriter, label_volumes_ml, plot_overlay
+from .conformal_calibration import ConformalCalibration, calibrated_sets
 from .confusion_matrix import ConfusionMatrixWriter
 from .epoch_log import EpochLog
 from .grade_writer import GradeTable, GradeWriter, plot_grades
@@ -14,7 +16,9 @@ from .training_routine import TrainingRoutine
 
 __all__ = [
     "AdapterSaver",
+    "CalibrationWriter",
     "CaseWriter",
+    "ConformalCalibration",
     "ConfusionMatrixWriter",
     "EpochLog",
     "GradeTable",
@@ -26,10 +30,12 @@ __all__ = [
     "TensorBoardLog",
     "TrainingReport",
     "TrainingRoutine",
+    "calibrated_sets",
     "calibrated_temperature",
     "label_volumes_ml",
     "peak_memory_mib",
     "plot_grades",
     "plot_outlines",
     "plot_overlay",
+    "plot_reliability",
 ]

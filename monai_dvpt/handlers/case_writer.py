@@ -59,7 +59,8 @@ class CaseWriter:
         Args:
             engine: evaluator whose cases have a "name", and whose output per case has the "image" and the label map
                 "pred" in the grid of the input, of shape (1, x, y, z); for "dicom_seg_probability" also the
-                "probability", of shape (classes, x, y, z).
+                "probability", of shape (classes, x, y, z), and for "uncertainty" that of
+                :class:`monai_dvpt.transforms.PredictiveEntropyd`, of shape (1, x, y, z).
         """
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
@@ -83,6 +84,8 @@ class CaseWriter:
                 image = output["image"].cpu().numpy()[0] if "secondary_capture" in formats else None
                 placed = place(source, formats.model, affine, array, probability, image, volumes_ml=volumes)
                 formats.write(stem, placed, source)
+            if "uncertainty" in formats:
+                save_nifti(stem + FORMATS["uncertainty"].suffix, output["uncertainty"].cpu().numpy()[0], affine)
             if "nifti" in formats:
                 save_nifti(stem + FORMATS["nifti"].suffix, array, affine)
 

@@ -35,9 +35,10 @@ WORDS = {True: ("grade", "grades"), False: ("class", "classes")}  # by whether t
 class GradeTable:
     """
     Writes a CSV file with a row for every case and output: name, output, label (if the cases have one; empty where not
-    graded), grade, confidence, and the probability ``p_<grade>`` of every grade. The first batch replaces the file,
-    except for cases that :func:`monai_dvpt.engines.run_cases` skips as done; later batches add rows; a repeated case
-    replaces its rows.
+    graded), grade, confidence, the lowest and the highest grade of the prediction set (``set_low``, ``set_high``) and
+    its ``coverage``, if there is a set, and the probability ``p_<grade>`` of every grade. The first batch replaces the
+    file, except for cases that :func:`monai_dvpt.engines.run_cases` skips as done; later batches add rows; a repeated
+    case replaces its rows.
 
     Args:
         path: the CSV file.
@@ -60,7 +61,8 @@ class GradeTable:
         """
         Args:
             engine: evaluator whose cases have a "name", and whose output per case has the "grade", "probability" and
-                "confidence" of :class:`monai_dvpt.transforms.GradeLogitsd` and, optionally, the "label".
+                "confidence" of :class:`monai_dvpt.transforms.GradeLogitsd` and, optionally, the "grade_set" and
+                "coverage" of :class:`monai_dvpt.transforms.PredictionSetsd`, and the "label".
         """
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
 
@@ -105,7 +107,10 @@ class GradeTable:
             known = {} if label is None else {"label": names[int(label[index])]}
             chances = {f"p_{grade}": chance for grade, chance in found["probabilities"].items()}
             row = {"name": name, "output": graded, **known, self.word: found["grade"]}
-            rows.append({**row, "confidence": found["confidence"], **chances})
+            row |= {"confidence": found["confidence"]}
+            if "set" in found:
+                row |= {"set_low": found["set"][0], "set_high": found["set"][-1], "coverage": found["coverage"]}
+            rows.append({**row, **chances})
         return rows
 
 
@@ -117,7 +122,8 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 class GradeWriter:
     """
-    Writes, for every case, ``<name>_grades.json`` (grade, probabilities and confidence of every output) and
+    Writes, for every case, ``<name>_grades.json`` (grade, probabilities, confidence and, if there is one,
+    the prediction set of every output) and
     ``<name>_grades.png`` (the image beside them), for all cases ``grades.csv`` (see :class:`GradeTable`), and the
     chosen formats for grades of ``monai_dvpt.data.formats.FORMATS``.
 
@@ -181,10 +187,11 @@ class GradeWriter:
 def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequence[str]) -> dict[str, dict[str, Any]]:
     """
     For each of a case's ``outputs`` its "grade", the "probabilities" by grade, and the "confidence", from an ``output``
-    of :class:`monai_dvpt.transforms.GradeLogitsd`.
+    of :class:`monai_dvpt.transforms.GradeLogitsd`; from one of :class:`monai_dvpt.transforms.PredictionSetsd` also the
+    grades of its "set", and the "coverage".
     """
     found = zip(outputs, output["grade"].tolist(), output["probability"].tolist(), output["confidence"], strict=True)
-    return {
+    graded: dict[str, dict[str, Any]] = {
         name: {
             "grade": grades[grade],
             "probabilities": {g: round(p, DECIMALS) for g, p in zip(grades, probability, strict=True)},
@@ -192,6 +199,10 @@ def grades_of(output: Mapping[str, Any], outputs: Sequence[str], grades: Sequenc
         }
         for name, grade, probability, confidence in found
     }
+    for one, inside in zip(graded.values(), output.get("grade_set", ()), strict="grade_set" in output):
+        one["set"] = [grade for grade, there in zip(grades, inside.tolist(), strict=True) if there]
+        one["coverage"] = output["coverage"]
+    return graded
 
 
 def in_words(found: Mapping[str, Mapping[str, Any]], ordered: bool) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
@@ -15,21 +14,21 @@ import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
-from monai.metrics import calibration_binning
 from scipy.optimize import minimize_scalar
 
 from monai_dvpt.handlers.adapter_saver import AdapterSaver
-from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
-from monai_dvpt.networks.parts import TunableNetwork
+from monai_dvpt.metrics import calibration_scores
+from monai_dvpt.networks.adapter import adapter_metadata
 from monai_dvpt.transforms import GradeLogits
-from monai_dvpt.utils import InputError, atomic_path, read_torch, to_json
+from monai_dvpt.utils import InputError, atomic_path, to_json
+
+from .best_network import best_network, note_in_adapter, predict_logits
 
 __all__ = ["TemperatureCalibration", "calibrated_temperature"]
 
 logger = logging.getLogger(__name__)
 
 TEMPERATURES = (0.1, 100.0)  # the range searched
-BINS = 15  # of confidence, for the calibration error
 
 
 class TemperatureCalibration:
@@ -40,9 +39,9 @@ class TemperatureCalibration:
     applies the temperature to its probabilities.
 
     It is written to ``calibration.json`` and as "calibration" to the notes of ``adapter_best.safetensors``, with the
-    number of grades ("graded") and, before and after the division, the negative log-likelihood ("nll") and the expected
-    calibration error of the confidence in the chosen grade ("ece", 15 bins). These are measured on the cases that chose
-    the temperature, so they flatter it.
+    number of grades ("graded") and, before and after the division, the negative log-likelihood ("nll") and the scores
+    of :func:`monai_dvpt.metrics.calibration_scores`. These are measured on the cases that chose the temperature, so
+    they flatter it.
 
     Attach it after the saver and before a report of its files.
 
@@ -66,42 +65,24 @@ class TemperatureCalibration:
             engine.add_event_handler(Events.COMPLETED, self.calibrate)
 
     def calibrate(self, engine: Engine) -> None:
-        folder = self.saver.output_dir
-        network = copy.deepcopy(self.saver.network).eval()
-        network.load_state_dict(read_torch(folder / "model.pt"))
-        logits, label = self._predict(network)
+        network = best_network(self.saver)
+        evaluator = self.saver.evaluator
+        logits, label = predict_logits(evaluator, network, evaluator.data_loader, self.num_grades)
+        logits, label = logits[label >= 0], label[label >= 0]  # (N, K) and (N,), of all outputs
         temperature = _fit(logits, label)
         before, after = (self._scores(logits, label, divisor) for divisor in (1.0, temperature))
         calibration = {"temperature": temperature, "graded": len(label), "before": before, "after": after}
-        with atomic_path(folder / "calibration.json") as path:
+        with atomic_path(self.saver.output_dir / "calibration.json") as path:
             path.write_text(to_json(calibration))
-        adapter = folder / "adapter_best.safetensors"
-        notes = {**adapter_metadata(adapter)["notes"], "calibration": calibration}
-        save_adapter(network, adapter, labels=self.saver.labels, notes=notes)
+        note_in_adapter(self.saver, network, "calibration", calibration)
         scores = ", ".join(f"{key} {before[key]:.3f} to {after[key]:.3f}" for key in before)
         logger.info(f"Calibrated with temperature {temperature:.3f} on {len(label)} grades: {scores}.")
 
-    @torch.no_grad()
-    def _predict(self, network: TunableNetwork) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, K), in double precision, and grades (N,) of all graded outputs of the validation cases."""
-        evaluator, logits, labels = self.saver.evaluator, [], []
-        for batch in evaluator.data_loader:
-            prepared = evaluator.prepare_batch(batch, evaluator.state.device, evaluator.non_blocking)
-            image, label, args, kwargs = prepared if len(prepared) == 4 else (*prepared, (), {})
-            graded = label >= 0
-            pred = evaluator.inferer(image, network, *args, **kwargs).unflatten(1, (-1, self.num_grades))  # (B, O, K)
-            logits.append(pred[graded])
-            labels.append(label[graded])
-        pair = [torch.cat(tensors).as_subclass(torch.Tensor).cpu() for tensors in (logits, labels)]
-        return pair[0].double(), pair[1]
-
     def _scores(self, logits: torch.Tensor, label: torch.Tensor, temperature: float) -> dict[str, float]:
-        """Negative log-likelihood, and expected calibration error of the chosen grades."""
-        grade, _, confidence = GradeLogits(self.num_grades, self.decision, temperature)(logits.flatten())
-        # MONAI's metric around this function would wait for the other processes
-        sure, right, counts = calibration_binning(confidence[None, None], (grade == label)[None, None], num_bins=BINS)
-        error = torch.nansum((sure - right).abs() * counts) / counts.sum()  # an empty bin has no means
-        return {"nll": F.cross_entropy(logits / temperature, label).item(), "ece": error.item()}
+        """Negative log-likelihood, and the scores of the calibration."""
+        grade, probability, _ = GradeLogits(self.num_grades, self.decision, temperature)(logits.flatten())
+        nll = F.cross_entropy(logits / temperature, label).item()
+        return {"nll": nll, **calibration_scores(probability, grade, label)}
 
 
 def calibrated_temperature(path: str | os.PathLike) -> float:

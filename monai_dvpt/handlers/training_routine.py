@@ -14,6 +14,7 @@ from monai.handlers import ValidationHandler, from_engine
 from monai_dvpt.networks.parts import TunableNetwork
 
 from .adapter_saver import AdapterSaver
+from .conformal_calibration import ConformalCalibration
 from .epoch_log import EpochLog
 from .resumable_checkpoint import ResumableCheckpoint
 from .temperature_calibration import TemperatureCalibration
@@ -37,6 +38,7 @@ class TrainingRoutine:
         settings: facts for the report, which a resumed run must share; JSON-serialisable.
         val_interval: epochs from one validation to the next.
         calibration: arguments of :class:`TemperatureCalibration` without the saver; None for no calibration.
+        conformal: arguments of :class:`ConformalCalibration` without the saver; None for no prediction sets.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class TrainingRoutine:
         published_model: str | os.PathLike | None = None,
         preparation: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,
+        conformal: Mapping[str, Any] | None = None,
     ) -> None:
         folder = Path(output_dir)
         options = (validate_start, published_model, preparation)
@@ -68,6 +71,7 @@ class TrainingRoutine:
             TensorBoardLog(tensorboard_dir, tag_name="train_loss", output_transform=from_engine(["loss"], first=True)),
             self.saver,
             *([TemperatureCalibration(self.saver, **calibration)] if calibration else []),
+            *([ConformalCalibration(self.saver, **conformal)] if conformal else []),
             report,
             ResumableCheckpoint(folder / "checkpoint.pt", state, seed, settings),
         ]

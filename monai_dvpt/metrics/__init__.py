@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from .calibration import calibration_scores, reliability_bins
 from .classwise import (
     ClasswiseMetric,
     ClasswiseROCAUCMetric,
@@ -6,6 +7,7 @@ from .classwise import (
     compute_classwise_roc_auc,
 )
 from .cohen_kappa import CohenKappaMetric, compute_cohen_kappa
+from .conformal import PredictionSets, conformal_threshold, fewest_cases, ordinal_scores
 from .correct_grades import correct_grades
 from .dice import DiceOfLabels
 from .hausdorff_mm import HausdorffDistanceMm
@@ -19,10 +21,16 @@ __all__ = [
     "HausdorffDistanceMm",
     "KappaComparison",
     "KappaInterval",
+    "PredictionSets",
+    "calibration_scores",
     "compare_kappa",
     "compute_classwise_metric",
     "compute_classwise_roc_auc",
     "compute_cohen_kappa",
+    "conformal_threshold",
     "correct_grades",
+    "fewest_cases",
     "kappa_interval",
+    "ordinal_scores",
+    "reliability_bins",
 ]

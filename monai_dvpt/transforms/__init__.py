@@ -5,6 +5,8 @@ from .grades import GradeLogits, GradeLogitsd
 from .group_labels import GroupLabels, GroupLabelsd
 from .load_image_2d import LoadImage2D, LoadImage2Dd
 from .load_volume import LoadVolume, LoadVolumed
+from .prediction_sets import PredictionSetsd
+from .predictive_entropy import PredictiveEntropy, PredictiveEntropyd
 from .spacing_of_keys import SpacingOfKeysd
 from .volume_grade import VolumeGrade, VolumeGraded, volume_thresholds_ml
 
@@ -23,6 +25,9 @@ __all__ = [
     "LoadImage2Dd",
     "LoadVolume",
     "LoadVolumed",
+    "PredictionSetsd",
+    "PredictiveEntropy",
+    "PredictiveEntropyd",
     "SpacingOfKeysd",
     "VolumeGrade",
     "VolumeGraded",

@@ -282,6 +282,7 @@ class TestBundleRuns(unittest.TestCase):
             dataset_dir=str(self.data / "imagesTr"),
             **settings_of(bundle, self.data),
             output_dir=str(out / "inference"),
+            output_format="nifti,uncertainty",
             adapter_path=str(out / "adapter_best.safetensors"),
         )
         self.assertEqual(infer.check_properties(), [])
@@ -292,6 +293,12 @@ class TestBundleRuns(unittest.TestCase):
             self.assertEqual(label_map.shape, (44, 50, 36))
             self.assertEqual(label_map.get_data_dtype(), np.uint8)
             np.testing.assert_allclose(label_map.affine, AFFINE, atol=1e-5)
+            uncertainty = nib.load(out / "inference" / f"{name}_uncertainty.nii.gz")
+            self.assertEqual((uncertainty.shape, uncertainty.get_data_dtype()), (label_map.shape, np.float32))
+            np.testing.assert_array_equal(uncertainty.affine, label_map.affine)
+            values = uncertainty.get_fdata()
+            self.assertTrue(((values >= 0) & (values <= 1)).all())
+            self.assertGreater(np.ptp(values), 0.01)
             self.assertTrue((out / "inference" / f"{name}_overlay.png").read_bytes().startswith(b"\x89PNG"))
             volumes = json.loads((out / "inference" / f"{name}_volumes.json").read_text())["volumes_ml"]
             classes = np.asarray(label_map.dataobj)

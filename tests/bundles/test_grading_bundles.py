@@ -97,6 +97,15 @@ def write_volumes(root: Path) -> None:
     (root / "datalist.json").write_text(json.dumps({"training": cases[:4], "validation": cases[4:]}))
 
 
+def report_items(path: Path) -> list[pydicom.Dataset]:
+    """All content items of a structured report."""
+    items, left = [], [pydicom.dcmread(path)]
+    while left:
+        children = list(left.pop().get("ContentSequence", []))
+        items, left = [*items, *children], [*left, *children]
+    return items
+
+
 class TestGradingRuns(BundleTestCase):
     @classmethod
     def setUpClass(cls):
@@ -169,7 +178,10 @@ class TestGradingRuns(BundleTestCase):
         bins = np.digitize(sure, np.linspace(0, 1, 16))
         ece = sum(abs(gap[bins == each].sum()) for each in set(bins)) / len(gap)
         self.assertAlmostEqual(ece, calibration["after"]["ece"], places=4)
-        for name in ("confusion_matrix.png", "confusion_matrix.csv"):
+        for ending, part in (("", "after"), ("_uncalibrated", "before")):
+            for name in ("ece", "adaptive_ece", "brier"):
+                self.assertAlmostEqual(float(scores[f"val_{name}{ending}"]), calibration[part][name], places=3)
+        for name in ("confusion_matrix.png", "confusion_matrix.csv", "reliability.png", "reliability.csv"):
             self.assertTrue((out / name).is_file(), name)
 
     def test_frozen_layers_run_once(self):
@@ -296,11 +308,7 @@ class TestGradingRuns(BundleTestCase):
         flow = self.workflow("inference", adapter_path=adapter, **settings)
         self.assert_refused(flow, "^1 of 2 inputs failed: 1: output_format json, .* must have DICOM input")
         found = json.loads((out / "radiograph_grades.json").read_text())["outputs"]
-        report = pydicom.dcmread(out / "radiograph_sr.dcm")
-        items, left = [], [report]
-        while left:
-            children = list(left.pop().get("ContentSequence", []))
-            items, left = [*items, *children], [*left, *children]
+        items = report_items(out / "radiograph_sr.dcm")
         said = {
             item.ConceptNameCodeSequence[0].CodeMeaning: item.ConceptCodeSequence[0].CodeMeaning
             for item in items
@@ -311,6 +319,55 @@ class TestGradingRuns(BundleTestCase):
         np.testing.assert_allclose(chances, sorted(found[output]["confidence"] for output in OUTPUTS), rtol=1e-5)
         for name in ("radiograph_sr.dcm", "radiograph_secondary_capture.dcm"):
             self.assertEqual(validator_errors(out / name), [])
+
+    def test_prediction_sets(self):
+        """Once a list has calibration cases, the same command gives the finished run sets; all results show them."""
+        data, out, scores, found = (self.root / name for name in ("sets", "sets_out", "sets_scores", "sets_found"))
+        labels = write_images(data, 40)
+        lines = (data / "datalist.csv").read_text().splitlines()
+        parts = ["training"] * 12 + ["validation"] * 8 + ["calibration"] * 20
+        splits = [f"{line},{part}" for line, part in zip(lines[1:], parts, strict=True)]
+        (data / "datalist.csv").write_text("\n".join([f"{lines[0]},split", *splits[:20]]))
+        with self.assertLogs("monai_dvpt.handlers", "WARNING") as logs:
+            self.train(out, dataset_dir=str(data), max_epochs=2)
+        self.assertRegex("".join(logs.output), "No prediction sets: the list has no part calibration")
+        adapter = str(out / "adapter_best.safetensors")
+        before = adapter_metadata(adapter)["tensors_sha256"]
+        (data / "datalist.csv").write_text("\n".join([f"{lines[0]},split", *splits]))
+        self.train(out, dataset_dir=str(data), max_epochs=2, coverage=0.6)
+        self.assertEqual(adapter_metadata(adapter)["tensors_sha256"], before)
+        sets = json.loads((out / "conformal.json").read_text())
+        self.assertEqual(adapter_metadata(adapter)["notes"]["conformal"], sets)
+        graded = [[row[0] for row in labels[20:]], [row[1] for index, row in enumerate(labels[20:], 20) if index % 5]]
+        self.assertEqual(sets["counts"], [[each.count(grade) for grade in range(3)] for each in graded])
+
+        settings = {"dataset_dir": str(data), "adapter_path": adapter, "part": "calibration"}
+        flow = self.workflow("evaluate", output_dir=str(scores), **settings)
+        flow.run()
+        flow.finalize()
+        rows = [row for row in read(scores / "predictions.csv") if row["label"]]
+        held: dict[tuple, list[bool]] = {}
+        for row in rows:
+            low, high, label, grade = (GRADES.index(row[key]) for key in ("set_low", "set_high", "label", "grade"))
+            self.assertTrue(low <= grade <= high)
+            self.assertEqual(row["coverage"], "0.6")
+            held.setdefault((row["output"], label), []).append(low <= label <= high)
+        for right in held.values():  # on the calibration cases themselves
+            self.assertGreaterEqual(np.mean(right), 0.6)
+
+        save_dicom(data / "new.dcm", np.asarray(Image.open(data / "30.png")))
+        settings = {"dataset_dir": str(data / "new.dcm"), "output_format": "json,dicom_sr", "adapter_path": adapter}
+        self.workflow("inference", output_dir=str(found), **settings).run()
+        outputs = json.loads((found / "new_grades.json").read_text())["outputs"]
+        for row, (name, one) in zip(read(found / "grades.csv"), outputs.items(), strict=True):
+            self.assertEqual((row["output"], row["set_low"], row["set_high"]), (name, one["set"][0], one["set"][-1]))
+        codes = [
+            item.ConceptCodeSequence[0].CodeMeaning
+            for item in report_items(found / "new_sr.dcm")
+            if item.get("ValueType") == "CODE" and item.ConceptNameCodeSequence[0].CodeMeaning == "prediction set"
+        ]
+        self.assertEqual(sorted(codes), sorted(grade for one in outputs.values() for grade in one["set"]))
+        self.assertEqual(validator_errors(found / "new_sr.dcm"), [])
 
     def test_a_finished_run_goes_on_with_more_epochs(self):
         out = self.root / "more"

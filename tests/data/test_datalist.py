@@ -49,7 +49,22 @@ class TestLoadDatalist(unittest.TestCase):
     def test_case_in_both_parts(self):
         self.touch("a", "b")
         self.write({"training": [entry("a"), entry("b")], "validation": [entry("b")]})
-        with self.assertRaisesRegex(InputError, r"must not both train and validate; listed twice: .*b\.nii\.gz"):
+        with self.assertRaisesRegex(InputError, r"must not be in training and validation; listed twice: .*b\.nii\.gz"):
+            load_datalist(self.root)
+
+    def test_calibration_cases(self):
+        """Of prediction sets: a third part, apart from the others."""
+        self.touch("a", "b", "c", "d")
+        lists = {"training": [entry("a"), entry("b")], "validation": [entry("c")], "calibration": [entry("d")]}
+        self.write(lists)
+        cases = load_datalist(self.root)
+        self.assertEqual({part: names(cases[part]) for part in cases}, {k: names(v) for k, v in lists.items()})
+        for part, shared in (("training", "a"), ("validation", "c")):
+            self.write({**lists, "calibration": [entry("d"), entry(shared)]})
+            with self.assertRaisesRegex(InputError, f"must not be in {part} and calibration; listed twice: .*{shared}"):
+                load_datalist(self.root)
+        self.write({**lists, "calibration": {}})
+        with self.assertRaisesRegex(InputError, '"calibration" must be a list'):
             load_datalist(self.root)
 
     def test_links_where_validation_cases_are_drawn(self):
@@ -219,7 +234,7 @@ class TestLoadDatalist(unittest.TestCase):
             {"image": f"imagesTr/{name}{suffix}", "label": f"labelsTr/{label}.nii.gz"} for name, label in ("aa", "cb")
         )
         self.write({"training": [training], "validation": [validation]})
-        with self.assertRaisesRegex(InputError, "must not both train and validate; listed twice: .*imagesTr/c"):
+        with self.assertRaisesRegex(InputError, "must not be in training and validation; listed twice: .*imagesTr/c"):
             load_datalist(self.root)
 
 

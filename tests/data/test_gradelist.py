@@ -231,6 +231,15 @@ class TestLoadGradelist(unittest.TestCase):
         with self.assertRaisesRegex(InputError, "listed once, got .*a.png in training and test"):
             self.load(self.csv("image,left,right,split", "a.png,0,0,training", "a.png,0,0,test"))
 
+    def test_calibration_part(self):
+        """Of prediction sets: apart from the others, and never drawn from for validation."""
+        lines = ["image,left,right,split,patient", "a.png,0,0,training,1", "b.png,0,0,training,2"]
+        cases = self.load(self.csv(*lines, "c.dcm,1,2,calibration,3"))
+        self.assertEqual({part: len(cases[part]) for part in cases}, {"training": 1, "calibration": 1, "validation": 1})
+        self.assertEqual((cases["calibration"][0]["label"], cases["calibration"][0]["group"]), ([1, 2], "3"))
+        with self.assertRaisesRegex(InputError, "patient must be in one part, got 1 in training and calibration"):
+            self.load(self.csv(*lines, "c.dcm,1,2,calibration,1"))
+
     def test_one_image_under_two_names(self):
         os.link(self.root / "a.png", self.root / "hard.png")
         for link in ("link.png", "hard.png"):

@@ -86,6 +86,20 @@ class TestCaseWriter(unittest.TestCase):
         self.assertGreater(min(picture.shape[:2]), 300)
         self.assertGreater(len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)), 10)
 
+    @parameterized.expand(AFFINES)
+    def test_uncertainty(self, _, affine):
+        image, pred = volumes(affine)
+        values = np.random.default_rng(1).random((1, *SHAPE)).astype(np.float32)
+        output = {"image": image, "pred": pred, "uncertainty": MetaTensor(values, affine=affine)}
+        state = SimpleNamespace(batch=[{"name": "case"}], output=[output])
+        CaseWriter(self.root / "out", LABELS, "uncertainty").write(SimpleNamespace(state=state))
+        names = ["case_overlay.png", "case_uncertainty.nii.gz", "case_volumes.json"]
+        self.assertEqual(sorted(path.name for path in (self.root / "out").iterdir()), names)
+        written = nib.load(self.root / "out" / "case_uncertainty.nii.gz")
+        self.assertEqual(written.get_data_dtype(), np.float32)
+        np.testing.assert_array_equal(written.get_fdata(dtype=np.float32), values[0])
+        np.testing.assert_allclose(written.affine, affine, atol=1e-6)
+
     def test_name_may_look_like_mathematics(self):
         self.write(np.eye(4), name="scan_$x^$")
         self.assertTrue((self.root / "out" / "scan_$x^$_seg.nii.gz").is_file())

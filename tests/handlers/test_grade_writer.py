@@ -19,6 +19,7 @@ from monai_dvpt.transforms import GradeLogitsd
 from monai_dvpt.utils import InputError
 
 OUTPUTS, GRADES = ["left", "right"], ["none", "mild", "severe"]
+CHANCES = ["p_none", "p_mild", "p_severe"]
 PROBABILITY = [[0.7, 0.2, 0.1], [0.05, 0.15, 0.8]]
 
 
@@ -111,6 +112,21 @@ class TestGradeWriter(unittest.TestCase):
         rows = self.rows("table.csv")
         self.assertEqual(list(rows[0])[:5], ["name", "output", "label", "grade", "confidence"])
         self.assertEqual([row["label"] for row in rows], ["severe", ""])
+
+    def test_prediction_sets(self):
+        """Ranges of grades: the lowest and the highest in the table, all in JSON."""
+        writer = GradeWriter(self.root, OUTPUTS, GRADES)
+        sets = {"grade_set": torch.tensor([[True, True, False], [False, False, True]]), "coverage": 0.9}
+        self.write(writer, one={**output(label=[0, 1]), **sets})
+        rows = self.rows("grades.csv")
+        self.assertEqual(list(rows[0])[3:], ["grade", "confidence", "set_low", "set_high", "coverage", *CHANCES])
+        found = [[row[name] for name in ("set_low", "set_high", "coverage")] for row in rows]
+        self.assertEqual(found, [["none", "mild", "0.9"], ["severe", "severe", "0.9"]])
+        outputs = json.loads((self.root / "one_grades.json").read_text())["outputs"]
+        self.assertEqual([outputs[name]["set"] for name in OUTPUTS], [["none", "mild"], ["severe"]])
+        self.assertEqual([outputs[name]["coverage"] for name in OUTPUTS], [0.9, 0.9])
+        with self.assertRaises(ValueError):
+            self.write(writer, one={**output(), **sets, "grade_set": sets["grade_set"][:1]})
 
     def test_names_that_are_numbers(self):
         table = GradeTable(self.root / "table.csv", [1, 2], [0, 1, 2])

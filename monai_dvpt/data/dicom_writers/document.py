@@ -57,7 +57,7 @@ class Placed:
         image: grey values of the source, (n, rows, columns), float32.
         window: grey values that are shown black and white.
         volumes_ml: millilitres by name of label.
-        grades: "grade" and "confidence" (its probability) by output, see
+        grades: "grade", "confidence" (its probability) and, optionally, "set" and "coverage" by output, see
             :func:`monai_dvpt.handlers.grade_writer.grades_of`.
         picture: RGB, uint8, (rows, columns, 3).
         segmentation: DICOM SEG file of the labels, to which a report of volumes then refers.

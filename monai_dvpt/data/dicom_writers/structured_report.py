@@ -23,13 +23,16 @@ from .document import Model, Placed, document, require_highdicom, save_document
 __all__ = ["write_dicom_sr"]
 
 SERIES_NUMBER = 9002
+PREDICTION_SET = "prediction set"  # no standard code; once for each grade that is in it
 MILLILITRE = Code("mL", "UCUM", "milliliter")
 
 
 def write_dicom_sr(path: PathLike, placed: Placed, source: SeriesGrid, model: Model) -> Path:
     """
-    Writes a report of measurements: for each graded output a qualitative evaluation with the probability of the grade,
-    and for each label its volume, which refers to the DICOM SEG if there is one. It is preliminary and unverified.
+    Writes a report of measurements: for each graded output a qualitative evaluation with the probability of the grade;
+    where it has a prediction set, an evaluation for each grade of the set and, as 1 minus coverage, the level of
+    significance (DCM 121403); and for each label its volume, which refers to the DICOM SEG if there is one. It is
+    preliminary and unverified.
 
     Raises:
         InputError: if the segmentation is not of these segments and this study.
@@ -66,12 +69,17 @@ def write_dicom_sr(path: PathLike, placed: Placed, source: SeriesGrid, model: Mo
 
 
 def _grade(sr: Any, output: str, found: Mapping[str, Any], source: SeriesGrid, algorithm: Any) -> Any:
-    grade = str(found["grade"])
+    evaluations = [(output, found["grade"]), *((PREDICTION_SET, grade) for grade in found.get("set", ()))]
+    measured = {codes.DCM.Probability: float(found["confidence"])}
+    if "set" in found:
+        measured[codes.DCM.LevelOfSignificance] = round(1 - found["coverage"], 6)
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=generate_uid(), identifier=long_string(output)),
         algorithm_id=algorithm,
-        qualitative_evaluations=[sr.QualitativeEvaluation(Code(*private_code(output)), Code(*private_code(grade)))],
-        measurements=[sr.Measurement(codes.DCM.Probability, float(found["confidence"]), codes.UCUM.NoUnits)],
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(*(Code(*private_code(str(text))) for text in pair)) for pair in evaluations
+        ],
+        measurements=[sr.Measurement(name, value, codes.UCUM.NoUnits) for name, value in measured.items()],
         source_images=_source_images(sr, source),
     )
 

@@ -61,6 +61,22 @@ class TestWriteDicomSR(unittest.TestCase):
             if name == ENHANCED:
                 self.assertEqual(sources[0].referenced_frame_numbers, [number for _, number in series.frames])
 
+    def test_prediction_sets(self):
+        """Each grade of the set with its own code, and the level of significance that the set keeps."""
+        sets = {"zone A": ["moderate", "severe"], "zone B": ["none", "mild", "moderate"]}
+        found = {output: {**GRADES[output], "set": grades, "coverage": 0.9} for output, grades in sets.items()}
+        groups = self.write(Series(LIVER), grades=found).content.get_image_measurement_groups()
+        for group, (output, grades) in zip(groups, sets.items(), strict=True):
+            own, *of_set = group.get_qualitative_evaluations()
+            self.assertEqual((own.name.meaning, own.value.meaning), (output, GRADES[output]["grade"]))
+            self.assertEqual([each.value.meaning for each in of_set], grades)
+            self.assertEqual([each.value.value for each in of_set], [private_code(grade)[0] for grade in grades])
+            names = {(each.name.value, each.name.scheme_designator, each.name.meaning) for each in of_set}
+            self.assertEqual(names, {private_code("prediction set")})
+            (level,) = group.get_measurements(name=codes.DCM.LevelOfSignificance)
+            self.assertEqual((level.name.value, level.value, level.unit.value), ("121403", 0.1, "1"))
+            self.assertEqual(len(group.get_measurements(name=codes.DCM.Probability)), 1)
+
     def test_volumes_refer_to_the_segmentation(self):
         series = Series(LIVER)
         seg_path = self.folder / "seg.dcm"
