@@ -209,7 +209,7 @@ class TestStudies(unittest.TestCase):
         self.assertRegex(run.summary["a"]["reason"], "output_format dicom_seg must have DICOM input")
 
     def test_unknown_format(self):
-        for bundle, known in ((SEGMENTATION, "nifti, dicom_seg"), (GRADING, "json, dicom_sr, secondary_capture")):
+        for bundle, known in ((SEGMENTATION, "nifti, uncertainty"), (GRADING, "json, dicom_sr, secondary_capture")):
             with self.assertRaises(RuntimeError) as raised:
                 settings = {"dataset_dir": str(self.inputs / "good"), "output_dir": str(self.root / "no")}
                 workflow(bundle, "inference", "infer", output_format="dicom", **settings).run()
