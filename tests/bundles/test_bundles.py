@@ -171,7 +171,7 @@ class TestBundleFiles(unittest.TestCase):
         order have other metrics.
         """
         trains = {bundle: (bundle / "configs" / "train.yaml").read_text() for bundle in BUNDLES}
-        pictures = [bundle for bundle in BUNDLES if "read_backbone" in trains[bundle]]
+        pictures = [bundle for bundle in BUNDLES if "training_sampler" in trains[bundle]]
         for name in ("multi_gpu_train.yaml", "logging.conf"):
             self.assertEqual(len({(bundle / "configs" / name).read_text() for bundle in pictures}), 1, name)
         bundles = [bundle for bundle in pictures if "\ngrades:" in trains[bundle]]
