@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import GaussianSmooth, MapTransform, SpatialCrop, Transform
+from monai.transforms import BorderPad, GaussianSmooth, MapTransform, SpatialCrop, Transform
 
 from monai_dvpt.utils import InputError
 
@@ -16,13 +16,15 @@ __all__ = ["BenGraham", "BenGrahamd", "CropToDisc", "CropToDiscd"]
 
 DARK = 0.1
 """Rows and columns that are darker than this share of the whole image's mean are not of the disc."""
+MARGIN = 0.01
 SMOOTHING, CONTRAST, GREY, KEPT = 1 / 30, 4.0, 0.5, 0.9
 
 
 class CropToDisc(Transform):
     """
     Crops a photograph of the fundus to the disc: to the first and last row and column whose mean is at least a tenth of
-    the mean of the whole image, the rule by which Graham (see :class:`BenGraham`) finds the radius.
+    the mean of the whole image, the rule by which Graham (see :class:`BenGraham`) finds the radius. It adds a black
+    margin of a hundredth of the longer side, so that a rotation that repeats the border repeats no part of the disc.
     """
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
@@ -31,7 +33,7 @@ class CropToDisc(Transform):
             image: of shape (channels, rows, columns), black outside the disc, no value below 0.
 
         Returns:
-            the part with the disc.
+            the part with the disc, and the margin on all sides.
 
         Raises:
             InputError: if a value is below 0, or all are 0.
@@ -44,7 +46,8 @@ class CropToDisc(Transform):
         for axis in (1, 0):  # means of rows, then of columns
             bright = torch.nonzero(grey.mean(dim=axis) >= DARK * grey.mean())
             slices.append(slice(int(bright.min()), int(bright.max()) + 1))
-        return SpatialCrop(roi_slices=slices)(image)
+        cropped = SpatialCrop(roi_slices=slices)(image)
+        return BorderPad(max(1, round(MARGIN * max(cropped.shape[1:]))))(cropped)
 
 
 class BenGraham(Transform):

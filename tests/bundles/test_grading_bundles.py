@@ -29,6 +29,10 @@ from utils_bundles import REPOSITORY, BundleTestCase, read, read_metrics, workfl
 from utils_data import save_nifti, shared_data, temporary_folder
 from utils_dicom import validator_errors
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
 from monai_dvpt.handlers import calibrated_temperature
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
 from monai_dvpt.utils import root_cause
@@ -518,6 +522,25 @@ class TestEyesAndKnees(BundleTestCase):
         vit = ViT(3, 32, 16, classification=True, spatial_dims=2, qkv_bias=True, **SIZES)
         torch.save(vit.state_dict(), self.root / "vit.pt")
         return {"backbone_path": str(self.root / "vit.pt")}
+
+    def test_clip_from_a_folder(self):
+        """As its library saves it: sizes, arithmetic, mean and standard deviation are of the files in the folder."""
+        sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 3}
+        torch.manual_seed(0)
+        CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(self.root / "clip")
+        CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(self.root / "clip")
+        self.photographs(*(f"images/{index}.png" for index in range(8)))
+        data = self.root / "data"
+        rows = "".join(f"images/{index}.png,{index % 5},{index // 2}\n" for index in range(8))
+        (data / "datalist.csv").write_text("image,kl_grade,patient\n" + rows)
+        settings = {"dataset_dir": str(data), "backbone_path": str(self.root / "clip")}
+        self.run_all(KNEE, settings, data / "images", img_size=32, method=METHOD)
+        metadata = adapter_metadata(self.root / "out" / "adapter_best.safetensors")
+        kept = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+        self.assertEqual(metadata["notes"]["preparation"], kept)
+        expected = {"patch_size": 8, "hidden_size": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 3}
+        expected |= {"activation": "quick_gelu", "pre_norm": True}
+        self.assertEqual({name: metadata["arguments"][name] for name in expected}, expected)
 
     def test_lists_of_public_sets(self):
         """Lists of APTOS, DDR and Messidor-2, from the command line as the bundle's page gives it."""

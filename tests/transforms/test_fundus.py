@@ -33,7 +33,10 @@ class TestCropToDisc(unittest.TestCase):
     def test_disc(self, _, shape, centre, radius, box):
         image = disc(*shape, centre, radius)
         noisy = np.clip(image + np.random.default_rng(0).normal(0, 0.002, image.shape), 0, 1).astype(np.float32)
-        found = CropToDisc()(MetaTensor(torch.from_numpy(noisy)))
+        padded = CropToDisc()(MetaTensor(torch.from_numpy(noisy)))
+        found = padded[:, 1:-1, 1:-1]
+        for line in (padded[:, 0], padded[:, -1], padded[:, :, 0], padded[:, :, -1]):  # a black margin of one pixel
+            self.assertFalse(line.any())
         # the outermost rows and columns have only a short chord of the disc
         rows, columns = (box[1] - box[0], box[3] - box[2])
         self.assertTrue(rows - 2 <= found.shape[1] <= rows and columns - 2 <= found.shape[2] <= columns, found.shape)
@@ -54,7 +57,10 @@ class TestCropToDisc(unittest.TestCase):
         grey = np.asarray(Image.open(path).convert("RGB"), dtype=float).mean(axis=2)
         threshold = grey.mean() / 10
         rows, columns = (np.flatnonzero(grey.mean(axis=axis) >= threshold) for axis in (1, 0))
-        self.assertEqual(tuple(found.shape[1:]), (np.ptp(rows) + 1, np.ptp(columns) + 1))
+        self.assertEqual(tuple(found.shape[1:]), (np.ptp(rows) + 1 + 2 * 3, np.ptp(columns) + 1 + 2 * 3))
+        self.assertEqual(round(0.01 * max(np.ptp(rows), np.ptp(columns))), 3)  # the margin
+        for line in (found[:, 2], found[:, -3], found[:, :, 2], found[:, :, -3]):
+            self.assertEqual(float(line.abs().max()), 0)
 
 
 class TestBenGraham(unittest.TestCase):
