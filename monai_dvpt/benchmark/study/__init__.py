@@ -19,7 +19,7 @@ from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.networks.methods import METHODS
 from monai_dvpt.utils import FolderLock, InputError, fingerprint, is_path_key, setting_for_config
 
-from .job import GIVEN, Task, data_root, has_classes, key_metric, read_cases
+from .job import GIVEN, Task, data_root, has_classes, key_metric, probe_of, read_cases
 from .pixels import PIXELS
 from .plan import Design, Split, default_folds, make_splits, method_text, parse_method, settings_of
 from .results import Results, bundle_fingerprint, keep_plan
@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> None:
     methods, reference = list(dict.fromkeys(map(method_text, arguments.methods))), method_text(arguments.reference)
     for text in (*methods, reference):
         parse_method(text)
-    _check(arguments, reference in (*methods, "linear"))
+    _check(arguments)
     settings = dict(_setting(text, arguments.bundle) for text in arguments.set)
     for text in methods:
         for key in settings_of(text):
@@ -94,11 +94,13 @@ def _run(arguments: argparse.Namespace) -> None:
     chosen = sorted(set(arguments.only_folds or range(len(splits))))
     if not set(chosen) <= set(range(len(splits))):
         raise InputError(f"--only-folds must be of the {len(splits)} folds from 0, got {chosen}.")
-    baselines = ["linear", *([PIXELS] if has_classes(task) else [])]
+    baselines = [probe_of(task), *([PIXELS] if has_classes(task) else [])]
     design = Design(
         list(dict.fromkeys([*methods, *baselines])),
         *(arguments.fractions, arguments.seeds, arguments.trials, arguments.rounds),
     )
+    if reference not in design.methods:
+        raise InputError(f"--reference must be one of --methods, got {reference}.")
     with FolderLock(arguments.output):
         keep_plan(arguments.output, _plan(arguments, task, splits))
         results = Results(arguments.output / "runs.csv")
@@ -131,7 +133,7 @@ def _content(key: str, value: Any) -> Any:
     return "a folder" if Path(value).is_dir() else value
 
 
-def _check(arguments: argparse.Namespace, has_reference: bool) -> None:
+def _check(arguments: argparse.Namespace) -> None:
     config = arguments.bundle / "configs" / "train.yaml"
     rules = [
         ("--bundle", arguments.bundle, config.is_file(), "hold configs/train.yaml"),
@@ -148,7 +150,6 @@ def _check(arguments: argparse.Namespace, has_reference: bool) -> None:
         ("--tuning-fraction", arguments.tuning_fraction, 0 < arguments.tuning_fraction < 1, "be in (0, 1)"),
         ("--threads", arguments.threads, arguments.threads >= 1, "be at least 1"),
         ("--workers", arguments.workers, arguments.workers is None or arguments.workers >= 1, "be at least 1"),
-        ("--reference", arguments.reference, has_reference, "be one of --methods"),
     ]
     for name, value, kept, rule in rules:
         if not kept:

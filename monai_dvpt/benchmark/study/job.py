@@ -24,7 +24,7 @@ from monai_dvpt.networks.parts import count_parameters
 from monai_dvpt.utils import InputError, path_for_config, reason
 
 from .pixels import PIXELS, PixelModel, use_pixels
-from .plan import Job, Split, parse_method, patient_of, settings_of
+from .plan import PROBES, Job, Split, parse_method, patient_of, settings_of
 
 __all__ = ["GIVEN", "Task", "data_root", "has_classes", "key_metric", "read_cases", "run_job", "train_and_score"]
 
@@ -83,6 +83,13 @@ def data_root(task: Task) -> str:
 def has_classes(task: Task) -> bool:
     """Whether a bundle's network grades or classifies images, so that the pixel baseline applies."""
     return task.workflow().parser.get("network_def#num_classes") is not None
+
+
+def probe_of(task: Task) -> str:
+    """The frozen linear probe of a bundle as a method (text): its head must not read prompts."""
+    pooling = task.workflow().parser.get("pooling")
+    reads = pooling == "prompts" or (isinstance(pooling, list) and pooling[0] == "prompts")
+    return PROBES[1] if reads else PROBES[0]
 
 
 def read_cases(task: Task) -> dict[str, list[dict[str, Any]]]:

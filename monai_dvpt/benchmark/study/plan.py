@@ -15,6 +15,7 @@ from monai_dvpt.networks.methods import METHODS, as_method
 from monai_dvpt.utils import InputError, setting_for_config
 
 __all__ = [
+    "PROBES",
     "Design",
     "Job",
     "Split",
@@ -28,6 +29,8 @@ __all__ = [
     "settings_of",
 ]
 
+PROBES = ("linear", "linear+pooling=both")
+"""The frozen linear probe, in bundles whose head is linear, and in those whose head reads prompts."""
 FEW_PATIENTS = 1000
 """Below this number of patients one part of them is a poor test set, and folds are the default."""
 

@@ -15,6 +15,7 @@ from monai_dvpt.utils import atomic_path
 
 from .intervals import RESAMPLES, Group, Scores, compare_runs
 from .pixels import PIXELS
+from .plan import PROBES
 from .results import Results
 from .search import best_trials, edges_of, ranges_of
 
@@ -27,7 +28,7 @@ SETTINGS = {
     "layer_decay": "layer decay",
 }
 BASELINES = {
-    "linear": "the frozen linear probe",
+    **dict.fromkeys(PROBES, "the frozen linear probe"),
     PIXELS: "the pixel baseline, a linear model of the mean values of 8 parts of the image along each axis",
 }
 ABOUT = f"""\
@@ -102,11 +103,11 @@ def _table(
 def _baselines(scores: Scores) -> list[str]:
     """What the baselines are, and whether the best method is better than they are, with all labels."""
     found = {method: interval for (method, fraction), interval in scores.intervals.items() if fraction == 1}
-    beside = [name for name in BASELINES if name in found]
+    beside = [name for name in (PROBES[1] if PROBES[1] in found else PROBES[0], PIXELS) if name in found]
     lines = [f"{name}: {BASELINES[name]}." for name in beside]
     if PIXELS not in found:
         lines.append("A pixel baseline is only for networks that grade or classify whole images.")
-    methods = [method for method in found if method not in BASELINES]
+    methods = [method for method in found if method not in beside]
     if methods:
         best = max(methods, key=lambda method: found[method].mean)
         close = [name for name in beside if found[best].low <= found[name].high]

@@ -21,7 +21,7 @@ from utils_commands import call
 from utils_data import temporary_folder
 
 from monai_dvpt.benchmark.__main__ import main
-from monai_dvpt.benchmark.study.job import Task, has_classes, run_job
+from monai_dvpt.benchmark.study.job import Task, has_classes, probe_of, run_job
 from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.networks.nets import DVPTViT
 from monai_dvpt.utils import FolderLock, InputError
@@ -206,6 +206,14 @@ class TestStudy(unittest.TestCase):
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+
+    def test_probe_has_no_prompts(self):
+        knees = Task(str(BUNDLE.with_name("knee_xray_dvpt_vit_classification")))
+        self.assertEqual(probe_of(knees), "linear+pooling=both")
+        changed = (["prompts", {"every": 1}], "linear+pooling=both"), ("mean", "linear")
+        for pooling, probe in changed:
+            self.assertEqual(probe_of(Task(knees.bundle, {"pooling": pooling})), probe)
+        self.assertEqual(probe_of(Task(str(BUNDLE.with_name("brain_mri_dvpt_unetr_segmentation")))), "linear")
 
     def test_settings_of_one_method(self):
         output = self.folder / "settings"
