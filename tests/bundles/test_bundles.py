@@ -381,7 +381,7 @@ class TestBundleRuns(unittest.TestCase):
         more.run()
         scheduler = more.parser.get_parsed_content("train#lr_scheduler")
         self.assertEqual((scheduler.t_total, scheduler.last_epoch), (3, 3))
-        self.assertEqual([group["lr"] for group in scheduler.optimizer.param_groups], [0.0] * 3)  # annealed to the end
+        self.assertEqual({group["lr"] for group in scheduler.optimizer.param_groups}, {0.0})  # annealed to the end
         more.finalize()
         self.assertEqual(json.loads((out / "report.json").read_text())["last"]["epoch"], 3)
         other = workflow(

@@ -104,18 +104,19 @@ def _baselines(scores: Scores) -> list[str]:
     """What the baselines are, and whether the best method is better than they are, with all labels."""
     found = {method: interval for (method, fraction), interval in scores.intervals.items() if fraction == 1}
     beside = [name for name in (PROBES[1] if PROBES[1] in found else PROBES[0], PIXELS) if name in found]
-    lines = [f"{name}: {BASELINES[name]}." for name in beside]
+    lines = ["Baselines:", "", *(f"- {name}: {BASELINES[name]}" for name in beside)]
     if PIXELS not in found:
-        lines.append("A pixel baseline is only for networks that grade or classify whole images.")
+        lines += ["", "A pixel baseline is only for networks that grade or classify whole images."]
     methods = [method for method in found if method not in beside]
     if methods:
         best = max(methods, key=lambda method: found[method].mean)
         close = [name for name in beside if found[best].low <= found[name].high]
-        lines += [
-            f"**This task says nothing about tuning**: {best}, the best method with all labels, has the interval "
-            f"{found[best]}, which does not lie above that of {name}, {found[name]}."
-            for name in close
-        ]
+        for name in close:
+            lines += [
+                "",
+                f"**This task says nothing about tuning**: {best}, the best method with all labels, has the interval "
+                f"{found[best]}, which does not lie above that of {name}, {found[name]}.",
+            ]
     return lines
 
 
