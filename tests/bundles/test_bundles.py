@@ -179,7 +179,8 @@ class TestBundleFiles(unittest.TestCase):
         texts: list[list] = [[] for _ in bundles]
         own = {"imports", "backbone_path", "columns", "image_path", "exclude", "outputs", "grades", "cases"}
         own |= {"preparation", "ben_graham"}
-        own |= {"method", "pooling", "augment", "prefix_cache", "batch_size", "learning_rates"}  # tuned, or frozen and read
+        # of an encoder that is tuned, and of one that is frozen and read by prompts
+        own |= {"method", "pooling", "augment", "prefix_cache", "batch_size", "learning_rates"}
         for name in ("train", "evaluate", "inference"):
             for bundle, text in zip(bundles, texts, strict=True):
                 config = yaml.safe_load((bundle / "configs" / f"{name}.yaml").read_text())
