@@ -507,7 +507,8 @@ class TestViTFeatures(unittest.TestCase):
         state = {name: tensor.numpy() for name, tensor in net.classification_head.state_dict().items()}
         for sample in range(2):
             last = tokens[sample].numpy()
-            seen = [last[0], last[1:].mean(0)] if class_token else [last.mean(0)]
+            pooled = np.concatenate([last[0], last[1:].mean(0)]) if class_token else last.mean(0)
+            seen = [(pooled - pooled.mean()) / np.sqrt(pooled.var() + 1e-5)]
             for reader, layer in enumerate((0, 2, 4)):  # of five, every second one up to the last
                 x = hidden_states[layer][sample].numpy()
                 x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)

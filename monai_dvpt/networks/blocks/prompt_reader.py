@@ -70,8 +70,9 @@ class PromptHead(nn.Linear):
     """
     A linear head that sees, beside pooled features, what prompts read from the tokens of several layers. Prompts that
     read frozen tokens need no backward pass through the transformer, and its outputs can be kept. Based on "Tu et al.,
-    Visual Query Tuning <https://arxiv.org/abs/2212.03220>"; the prompts are those of :class:`PromptReader`, and what
-    each has read is normalised to mean 0 and variance 1.
+    Visual Query Tuning <https://arxiv.org/abs/2212.03220>"; the prompts are those of :class:`PromptReader`. The pooled
+    features of a sample, and what each prompt has read, are normalised to mean 0 and variance 1, because backbones
+    differ in the scale of their tokens.
 
     Args:
         features: number ``F`` of pooled features.
@@ -113,7 +114,7 @@ class PromptHead(nn.Linear):
         Returns:
             logits of shape (B, ``num_classes``).
         """
-        seen = [pooled]
+        seen = [F.layer_norm(pooled, pooled.shape[-1:])]
         for index, reader in enumerate(self.readers):
             read = reader(tokens[index])
             seen.append(F.layer_norm(read, read.shape[-1:]).flatten(1))
