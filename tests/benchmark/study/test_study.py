@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import subprocess
 import unittest
 from pathlib import Path
 from unittest.mock import patch
@@ -181,9 +182,25 @@ class TestStudy(unittest.TestCase):
         torch.save({name: tensor + 1 for name, tensor in ENCODER.state_dict().items()}, other)
         status, _, err = self.study(output, *methods, backbone_path=other)
         self.assertIn("plan.json: must be of the same plan, --set backbone_path changed", err)
+        self.check_files_of_one_method(output, methods, other)
         (output / "plan.json").unlink()
         status, _, err = self.study(output, *methods)
         self.assertIn("plan.json: must say what runs.csv depends on", err)
+
+    def check_files_of_one_method(self, output: Path, methods: tuple[str, ...], weights: Path) -> None:
+        """A method with a file of its own may join the others; later the file must hold the same."""
+        arm = f"linear+backbone_path={weights}"
+        status, _, err = self.study(output, *methods, "--methods", "linear", arm)
+        self.assertEqual(status, 0, err)
+        kept = json.loads((output / "plan.json").read_text())
+        digest = subprocess.run(["sha256sum", weights], capture_output=True, text=True, check=True).stdout.split()[0]
+        self.assertEqual(kept[f"--methods {arm}, backbone_path"], f"SHA-256 {digest}")
+        torch.save({name: tensor - 1 for name, tensor in ENCODER.state_dict().items()}, weights)
+        status, _, err = self.study(output, *methods)  # without the method its file does not matter, but stays known
+        self.assertEqual((status, json.loads((output / "plan.json").read_text())), (0, kept), err)
+        status, _, err = self.study(output, *methods, "--methods", "linear", arm)
+        self.assertEqual(status, 1)
+        self.assertIn(f"plan.json: must be of the same plan, --methods {arm}, backbone_path changed", err)
 
     def check_predictions(self, output: Path, rows: list[dict[str, str]]) -> None:
         """Of every final run the grades of all test cases, whose kappa is its score, and the interval of the report."""
