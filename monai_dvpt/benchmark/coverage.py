@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ of the sets that the adapter gave to a part of the list that nothing was chosen 
   python -m monai_dvpt.benchmark coverage SCORES/predictions.csv
 of sets calibrated anew, and of 200 divisions of the cases of both files, patients apart:
   python -m monai_dvpt.benchmark coverage TEST/predictions.csv --calibration CALIBRATION/predictions.csv
-  python -m monai_dvpt.benchmark coverage TEST/predictions.csv --calibration CALIBRATION/predictions.csv \\
-    --splits 200 --patient-pattern '^([0-9]+)'
+  python -m monai_dvpt.benchmark coverage TEST/predictions.csv --calibration CALIBRATION/predictions.csv --splits 200
 evaluate.yaml writes these files; --part calibration and --part test choose the cases."""
 
 
@@ -37,6 +35,7 @@ class Predictions:
 
     Attributes:
         names: of the cases, (N,).
+        patients: of the cases, (N,), a case's own name where the list has none; None if the files do not tell.
         outputs: of the rows, (N,).
         grades: names of the ``K`` grades.
         label, grade: indices of the true and of the model's grades, (N,).
@@ -45,6 +44,7 @@ class Predictions:
     """
 
     names: np.ndarray
+    patients: np.ndarray | None
     outputs: np.ndarray
     grades: tuple[str, ...]
     label: np.ndarray
@@ -54,10 +54,8 @@ class Predictions:
 
     def of(self, rows: np.ndarray) -> Predictions:
         """Some rows."""
-        several = (self.names, self.outputs, self.label, self.grade, self.probability)
-        names, outputs, label, grade, probability = (values[rows] for values in several)
-        sets = None if self.sets is None else self.sets[rows]
-        return Predictions(names, outputs, self.grades, label, grade, probability, sets)
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Predictions(**{k: v[rows] if isinstance(v, np.ndarray) else v for k, v in found.items()})
 
     def own_sets(self) -> np.ndarray:
         """Whether each grade is in the set of each row, (N, K); raises an InputError if the rows have no sets."""
@@ -106,22 +104,19 @@ def read_predictions(path: Path) -> Predictions:
             f"every row must have grades of {list(grades)} and their probabilities, got {error}."
         ) from error
     names, outputs = (np.array([row[name] for row in rows]) for name in ("name", "output"))
-    return Predictions(names, outputs, grades, np.array(label), np.array(grade), probability, sets)
+    patients = np.array([row["patient"] or row["name"] for row in rows]) if "patient" in header else None
+    return Predictions(names, patients, outputs, grades, np.array(label), np.array(grade), probability, sets)
 
 
-def split_patients(names: Iterable[str], pattern: str, share: float, seed: int) -> np.ndarray:
+def split_patients(patients: Sequence[str] | np.ndarray, share: float, seed: int) -> np.ndarray:
     """
     Whether each row is on the first side of a random division of the patients.
 
     Args:
-        names: of the cases.
-        pattern: regular expression whose first group, else its match, in the name is the patient; a name without it is
-            a patient of its own.
+        patients: of the rows.
         share: of the patients on the first side.
         seed: of the division.
     """
-    found = [(name, re.search(pattern, name) if pattern else None) for name in names]
-    patients = [name if match is None else match[1] if match.re.groups else match[0] for name, match in found]
     _, index = np.unique(patients, return_inverse=True)
     count = index.max() + 1
     first = np.random.default_rng(seed).permutation(count) < round(share * count)
@@ -140,9 +135,7 @@ def add_parser(commands: Any) -> None:
     add("predictions", type=Path, metavar="FILE", help="predictions.csv of the cases to test on")
     add("--calibration", type=Path, metavar="FILE", help="predictions.csv of the cases to calibrate on")
     add("--coverage", type=float, default=0.9, metavar="C", help="of sets calibrated here, in (0, 1), 0.9 by default")
-    add("--splits", type=int, default=0, metavar="N", help="divide the cases of both files anew N times")
-    patient = "regular expression that finds the patient in a name, to keep patients apart in --splits"
-    add("--patient-pattern", default="", metavar="REGEX", help=patient)
+    add("--splits", type=int, default=0, metavar="N", help="divide the patients of both files anew N times")
     parser.set_defaults(run=_run)
 
 
@@ -167,10 +160,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    try:
-        re.compile(arguments.patient_pattern)
-    except re.error as error:
-        raise InputError(f"--patient-pattern must be a regular expression, got {error.pattern!r}: {error}.") from error
     if not 0 < arguments.coverage < 1:
         raise InputError(f"--coverage must be in (0, 1), got {arguments.coverage:g}.")
     if arguments.splits < 0 or arguments.splits and arguments.calibration is None:
@@ -208,12 +197,13 @@ def _table(tested: Predictions, inside: np.ndarray) -> list[list[str]]:
 
 
 def _table_of_splits(calibration: Predictions, tested: Predictions, arguments: argparse.Namespace) -> list[list[str]]:
-    """Means over divisions of all cases, in the proportion of the two files."""
-    both = _joined(calibration, tested)
-    share = len(set(calibration.names)) / len(set(both.names))
+    """Means over divisions of all patients, in the proportion of the two files."""
+    both, first_patients = _joined(calibration, tested), _patients_of(calibration, arguments.calibration)
+    patients = np.concatenate([first_patients, _patients_of(tested, arguments.predictions)])
+    share = len(set(first_patients)) / len(set(patients))
     found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for seed in range(arguments.splits):
-        first = split_patients(both.names, arguments.patient_pattern, share, seed)
+        first = split_patients(patients, share, seed)
         test = both.of(~first)
         inside = test.sets_by(both.of(first), arguments.coverage)
         held, sizes = inside[np.arange(len(inside)), test.label], inside.sum(axis=1)
@@ -229,9 +219,14 @@ def _table_of_splits(calibration: Predictions, tested: Predictions, arguments: a
     return lines
 
 
+def _patients_of(predictions: Predictions, path: Path) -> np.ndarray:
+    if predictions.patients is None:
+        raise InputError(f"{path}: must have a column patient for --splits, which evaluate.yaml writes, got none.")
+    return predictions.patients
+
+
 def _joined(one: Predictions, other: Predictions) -> Predictions:
-    pairs = [
-        (getattr(one, name), getattr(other, name)) for name in ("names", "outputs", "label", "grade", "probability")
-    ]
-    names, outputs, label, grade, probability = (np.concatenate(pair) for pair in pairs)
-    return Predictions(names, outputs, one.grades, label, grade, probability, None)
+    """All rows, without sets and patients."""
+    names = ("names", "outputs", "label", "grade", "probability")
+    pairs = {name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in names}
+    return Predictions(**pairs, grades=one.grades, sets=None, patients=None)

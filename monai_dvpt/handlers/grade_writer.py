@@ -34,11 +34,11 @@ WORDS = {True: ("grade", "grades"), False: ("class", "classes")}  # by whether t
 
 class GradeTable:
     """
-    Writes a CSV file with a row for every case and output: name, output, label (if the cases have one; empty where not
-    graded), grade, confidence, the lowest and the highest grade of the prediction set (``set_low``, ``set_high``) and
-    its ``coverage``, if there is a set, and the probability ``p_<grade>`` of every grade. The first batch replaces the
-    file, except for cases that :func:`monai_dvpt.engines.run_cases` skips as done; later batches add rows; a repeated
-    case replaces its rows.
+    Writes a CSV file with a row for every case and output: name, output, patient and label (if the cases have a label;
+    empty where there is no patient, or no grade), grade, confidence, the lowest and the highest grade of the prediction
+    set (``set_low``, ``set_high``) and its ``coverage``, if there is a set, and the probability ``p_<grade>`` of every
+    grade. The first batch replaces the file, except for cases that :func:`monai_dvpt.engines.run_cases` skips as done;
+    later batches add rows; a repeated case replaces its rows.
 
     Args:
         path: the CSV file.
@@ -60,7 +60,8 @@ class GradeTable:
     def attach(self, engine: Evaluator) -> None:
         """
         Args:
-            engine: evaluator whose cases have a "name", and whose output per case has the "grade", "probability" and
+            engine: evaluator whose cases have a "name" and, if they are of a list, the "group" of
+                :func:`monai_dvpt.data.load_gradelist`, and whose output per case has the "grade", "probability" and
                 "confidence" of :class:`monai_dvpt.transforms.GradeLogitsd` and, optionally, the "grade_set" and
                 "coverage" of :class:`monai_dvpt.transforms.PredictionSetsd`, and the "label".
         """
@@ -69,7 +70,7 @@ class GradeTable:
     def write(self, engine: Engine) -> None:
         header, lines = "", {}
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-            rows = self._rows(case["name"], output)
+            rows = self._rows(case, output)
             header, lines[case["name"]] = _csv([list(rows[0])]), _csv([list(row.values()) for row in rows])
         if not self.rows:
             self.rows = self._rows_before(header, getattr(engine.state, "done_before", ()))
@@ -99,14 +100,16 @@ class GradeTable:
                 kept[row[0]] = kept.get(row[0], "") + _csv([row])
         return kept
 
-    def _rows(self, name: str, output: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _rows(self, case: Mapping[str, Any], output: Mapping[str, Any]) -> list[dict[str, Any]]:
         names = [*self.grades, ""]  # of -1, not graded
+        group = str(case.get("group", ""))
+        patient = "" if os.path.isabs(group) else group  # an image without a patient is a group by its path
         rows = []
         for index, (graded, found) in enumerate(grades_of(output, self.outputs, self.grades).items()):
             label = output.get("label")
-            known = {} if label is None else {"label": names[int(label[index])]}
+            known = {} if label is None else {"patient": patient, "label": names[int(label[index])]}
             chances = {f"p_{grade}": chance for grade, chance in found["probabilities"].items()}
-            row = {"name": name, "output": graded, **known, self.word: found["grade"]}
+            row = {"name": case["name"], "output": graded, **known, self.word: found["grade"]}
             row |= {"confidence": found["confidence"]}
             if "set" in found:
                 row |= {"set_low": found["set"][0], "set_high": found["set"][-1], "coverage": found["coverage"]}

@@ -8,6 +8,7 @@ import math
 import os
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from parameterized import parameterized
@@ -109,13 +110,43 @@ class TestCoverage(unittest.TestCase):
         self.check(printed, rows, sets_of(rows, others, 80))
 
     def test_divisions_keep_patients_apart(self):
-        names = [f"{patient}_{side}" for patient in range(50) for side in "LR"]
+        patients = [str(patient) for patient in range(50) for _ in "LR"]
         for seed in range(5):
-            first = split_patients(names, r"^(\d+)", 0.4, seed)
+            first = split_patients(patients, 0.4, seed)
             self.assertEqual((first.sum(), (first[::2] == first[1::2]).all()), (40, True))
-        self.assertNotEqual(first.tolist(), split_patients(names, r"^(\d+)", 0.4, 0).tolist())
-        self.assertEqual(split_patients(names, "", 0.4, 0).sum(), 40)
-        self.assertEqual(split_patients(names, r"\d+", 0.4, 0).sum(), 40)
+        self.assertNotEqual(first.tolist(), split_patients(patients, 0.4, 0).tolist())
+
+    def test_divisions_are_of_the_patients_in_the_files(self):
+        """Of 30 patients with one case and 10 with nine, a quarter calibrates: of the patients, not of the cases."""
+        sizes = [1] * 30 + [9] * 10
+        rows = [
+            {**row, "name": f"{patient}_{case}", "patient": f"p{patient}"}
+            for patient, size in enumerate(sizes)
+            for case in range(size)
+            for row in predictions(1, 100 * patient + case)[:1]
+        ]
+        files = [
+            write(self.root / f"{name}.csv", [row for row in rows if (row["name"].split("_")[0] in chosen) == inside])
+            for chosen in [{str(patient) for patient in range(10)}]
+            for name, inside in (("calibration", True), ("test", False))
+        ]
+        given, divisions = [], []
+
+        def keep(patients, share, seed):
+            given.append((list(patients), share))
+            divisions.append(split_patients(patients, share, seed))
+            return divisions[-1]
+
+        with mock.patch("monai_dvpt.benchmark.coverage.split_patients", side_effect=keep):
+            printed = self.run_on(files[1], "--calibration", files[0], "--splits", 6)
+        self.assertEqual(given[0][1], 10 / 40)
+        tested = []
+        for (patients, _), first in zip(given, divisions, strict=True):
+            sides = [{p for p, side in zip(patients, first, strict=True) if side == chosen} for chosen in (True, False)]
+            self.assertEqual([len(side) for side in sides], [10, 30])
+            self.assertFalse(sides[0] & sides[1])
+            tested.append(sum(sizes[int(patient[1:])] for patient in sides[1]))
+        self.assertEqual(printed[-1][2].strip(), f"{np.mean(tested):.0f}")
 
     def test_divisions_of_real_knees(self):
         """Grades of arthrosis from 8 x 8 pixels and scikit-learn: the model is poor, but its sets hold."""
@@ -136,13 +167,18 @@ class TestCoverage(unittest.TestCase):
         for name, part, values in (("test", parts[1], pixels[1]), ("calibration", parts[2], pixels[2])):
             chances = model.predict_proba(values)
             rows = [
-                {"name": knee["image"], "output": "KL", "label": knee["kl_grade"], "grade": p.argmax()}
+                {
+                    "name": knee["image"],
+                    "output": "KL",
+                    "patient": knee["patient"],
+                    "label": knee["kl_grade"],
+                    "grade": p.argmax(),
+                }
                 | {f"p_{k}": round(float(chance), 6) for k, chance in enumerate(p)}
                 for knee, p in zip(part, chances, strict=True)
             ]
             files.append(write(self.root / f"{name}.csv", rows))
-        arguments = ("--splits", 40, "--patient-pattern", r"(\d+)[LR]")
-        printed = self.run_on(files[0], "--calibration", files[1], *arguments)
+        printed = self.run_on(files[0], "--calibration", files[1], "--splits", 40)
         self.assertEqual([cells[1].strip() for cells in printed], ["0", "1", "2", "3", "4", "all"])
         for cells in printed:
             self.assertGreater(float(cells[3]), 0.88)
@@ -153,7 +189,7 @@ class TestCoverage(unittest.TestCase):
             ("no sets", [], "must have the columns set_low and set_high"),
             ("coverage", ["--calibration", "1.csv", "--coverage", "1"], r"--coverage must be in \(0, 1\), got 1"),
             ("splits alone", ["--splits", "5"], "--splits must be at least 0, and needs --calibration, got 5"),
-            ("pattern", ["--patient-pattern", "("], r"--patient-pattern must be a regular expression, got '\('"),
+            ("no patients", ["--calibration", "2.csv", "--splits", "5"], "2.csv: must have a column patient for --spl"),
             ("the same cases", ["--calibration", "1.csv"], "1.csv: no case may be in both files, got 1000_0"),
             ("other grades", ["--calibration", "other.csv"], "other.csv: grades must be .*none.*, got .*a.*"),
             ("no file", ["--calibration", "nothing.csv"], "nothing.csv: cannot be read as CSV"),
@@ -165,6 +201,7 @@ class TestCoverage(unittest.TestCase):
     def test_refusals(self, _, arguments, why):
         rows = predictions(8, 1)
         write(self.root / "1.csv", rows)
+        write(self.root / "2.csv", predictions(8, 2))
         write(self.root / "other.csv", predictions(8, 2, ["a", "b", "c"]))
         write(self.root / "wrong.csv", [{"name": 1}])
         write(self.root / "unknown.csv", [{**row, "name": "x", "label": ""} for row in rows])

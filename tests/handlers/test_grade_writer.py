@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from parameterized import parameterized
 from utils_data import AFFINE_RAS, temporary_folder
 
+from monai_dvpt.data import load_gradelist
 from monai_dvpt.handlers import GradeTable, GradeWriter, plot_grades
 from monai_dvpt.transforms import GradeLogitsd
 from monai_dvpt.utils import InputError
@@ -110,8 +111,22 @@ class TestGradeWriter(unittest.TestCase):
         table = GradeTable(self.root / "table.csv", OUTPUTS, GRADES)
         self.write(table, one=output(label=[2, -1]))
         rows = self.rows("table.csv")
-        self.assertEqual(list(rows[0])[:5], ["name", "output", "label", "grade", "confidence"])
+        self.assertEqual(list(rows[0])[:6], ["name", "output", "patient", "label", "grade", "confidence"])
         self.assertEqual([row["label"] for row in rows], ["severe", ""])
+
+    def test_patients_of_a_list(self):
+        """Of cases with labels; none where a list has no patients, whose images are groups by their paths."""
+        root = temporary_folder(self)
+        for name in ("a.png", "b.png"):
+            (root / name).touch()
+        (root / "list.csv").write_text("image,patient,split,left,right\na.png,17,test,none,mild\nb.png,,test,mild,\n")
+        with self.assertLogs("monai_dvpt"):  # of a grade without an image
+            cases = load_gradelist(root, root / "list.csv", OUTPUTS, GRADES)["test"]
+        table = GradeTable(self.root / "table.csv", OUTPUTS, GRADES)
+        outputs = [output(label=case["label"]) for case in cases]
+        table.write(SimpleNamespace(state=SimpleNamespace(batch=cases, output=outputs)))
+        found = [(row["name"], row["patient"]) for row in self.rows("table.csv")]
+        self.assertEqual(found, [("a", "17")] * 2 + [("b", "")] * 2)
 
     def test_prediction_sets(self):
         """Ranges of grades: the lowest and the highest in the table, all in JSON."""
@@ -119,7 +134,7 @@ class TestGradeWriter(unittest.TestCase):
         sets = {"grade_set": torch.tensor([[True, True, False], [False, False, True]]), "coverage": 0.9}
         self.write(writer, one={**output(label=[0, 1]), **sets})
         rows = self.rows("grades.csv")
-        self.assertEqual(list(rows[0])[3:], ["grade", "confidence", "set_low", "set_high", "coverage", *CHANCES])
+        self.assertEqual(list(rows[0])[4:], ["grade", "confidence", "set_low", "set_high", "coverage", *CHANCES])
         found = [[row[name] for name in ("set_low", "set_high", "coverage")] for row in rows]
         self.assertEqual(found, [["none", "mild", "0.9"], ["severe", "severe", "0.9"]])
         outputs = json.loads((self.root / "one_grades.json").read_text())["outputs"]

@@ -22,7 +22,7 @@ from monai_dvpt.utils import FolderLock, InputError, fingerprint, is_path_key, s
 from .job import GIVEN, Task, data_root, has_classes, key_metric, probe_of, read_cases
 from .pixels import PIXELS
 from .plan import Design, Split, default_folds, make_splits, method_text, parse_method, settings_of
-from .results import Results, bundle_fingerprint, keep_plan
+from .results import OF_METHOD, Results, bundle_fingerprint, keep_plan
 from .runner import run_study
 from .search import ROUND, SEARCHED
 from .study_report import report_study
@@ -102,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if reference not in design.methods:
         raise InputError(f"--reference must be one of --methods, got {reference}.")
     with FolderLock(arguments.output):
-        keep_plan(arguments.output, _plan(arguments, task, splits))
+        keep_plan(arguments.output, _plan(arguments, task, splits, design.methods))
         results = Results(arguments.output / "runs.csv")
         trials, finals = run_study(task, {fold: splits[fold] for fold in chosen}, design, workers, results)
         facts = ", ".join(f"{key} {value}" for key, value in machine_facts().items() if key != "torch_threads")
@@ -112,8 +112,8 @@ def _run(arguments: argparse.Namespace) -> None:
         print(report.read_text(encoding="utf-8"))
 
 
-def _plan(arguments: argparse.Namespace, task: Task, splits: Iterable[Split]) -> dict[str, Any]:
-    """What all results in a folder depend on, on any machine."""
+def _plan(arguments: argparse.Namespace, task: Task, splits: Iterable[Split], methods: Iterable[str]) -> dict[str, Any]:
+    """What all results in a folder depend on, on any machine; of a method what its text does not tell: its files."""
     names = ("folds", "tuning_fraction", "trials", "rounds", "equal_steps", "threads")
     cases = [[list(part) for part in astuple(split)] for split in splits]
     return {
@@ -121,6 +121,12 @@ def _plan(arguments: argparse.Namespace, task: Task, splits: Iterable[Split]) ->
         "cases": fingerprint(cases, data_root(task)),
         **{name: getattr(arguments, name) for name in names},
         **{f"--set {key}": _content(key, value) for key, value in task.settings.items()},
+        **{
+            f"{OF_METHOD}{text}, {key}": _content(key, value)
+            for text in methods
+            for key, value in settings_of(text).items()
+            if is_path_key(key)
+        },
     }
 
 

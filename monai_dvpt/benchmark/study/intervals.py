@@ -59,10 +59,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Scores:
-    """The score of each group, the mean over folds and seeds, and those of the others minus the reference's."""
+    """
+    The score of each group, the mean over folds and seeds, and those of the others minus the reference's; ``resampled``
+    are the scores of each group in all resamples, alike for all groups.
+    """
 
     intervals: Mapping[Group, Interval]
     differences: Mapping[Group, Difference]
+    resampled: Mapping[Group, np.ndarray]
+
+    def minus(self, group: Group, other: Group) -> Interval:
+        """The score of a group minus that of another one, in the same resamples."""
+        mean = self.intervals[group].mean - self.intervals[other].mean
+        return Interval(mean, *_limits(self.resampled[group] - self.resampled[other]))
 
 
 def compare_runs(
@@ -104,7 +113,7 @@ def compare_runs(
         group: Difference(Interval(means[group] - means[reference], *_limits(changes[group])), p_value)
         for group, p_value in zip(others, p_values, strict=True)
     }
-    return Scores(intervals, differences)
+    return Scores(intervals, differences, resampled)
 
 
 def correct_by_holm(p_values: Sequence[float]) -> list[float]:

@@ -199,7 +199,10 @@ def _values_of_cases(metric: Any, cases: Sequence[Mapping[str, Any]], root: str)
     parts = [buffers] if isinstance(buffers, torch.Tensor) else list(buffers)
     names = ["score"] if len(parts) == 1 else ["prediction", "label"]
     images = [_inside(str(case["image"]), root) for case in cases]
-    patients = [patient_of({**case, "image": image}) for case, image in zip(cases, images, strict=True)]
+    patients = [
+        image if (patient := patient_of(case)) == str(case["image"]) else patient
+        for case, image in zip(cases, images, strict=True)
+    ]
     columns: dict[str, list[Any]] = {"image": images, "patient": patients}
     for name, buffer in zip(names, parts, strict=True):
         columns |= {f"{name}_{index}": values.tolist() for index, values in enumerate(buffer.reshape(len(cases), -1).T)}

@@ -48,8 +48,10 @@ def add_parser(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     plan, first = read_plan(arguments.folders[0]), arguments.folders[0]
     for folder in arguments.folders[1:]:
-        if changed := differing(read_plan(folder), plan):
+        other = read_plan(folder)
+        if changed := differing(other, plan):
             raise InputError(f"{folder}: must have results of the same plan as {first}, but {changed} differ.")
+        plan |= other  # with the methods of all folders
     if bundle_fingerprint(arguments.bundle) != plan.get("bundle"):
         raise InputError(f"--bundle must be the bundle of {first}, got another one, {arguments.bundle}.")
     settings = {key.removeprefix("--set "): value for key, value in plan.items() if key.startswith("--set ")}

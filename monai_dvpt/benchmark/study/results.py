@@ -19,9 +19,11 @@ from monai_dvpt.utils import InputError, atomic_path, fingerprint, to_json, writ
 from .intervals import Run
 from .plan import Job, job_of
 
-__all__ = ["COLUMNS", "MEASURED", "Results", "bundle_fingerprint", "differing", "keep_plan", "read_plan"]
+__all__ = ["COLUMNS", "MEASURED", "OF_METHOD", "Results", "bundle_fingerprint", "differing", "keep_plan", "read_plan"]
 
 MEASURED = ["metric", "score", "training_cases", "scored_cases", "encoder_parameters", "head_parameters"]
+OF_METHOD = "--methods "
+"""How a key of a plan begins that is of one method; other folders may have other methods."""
 COLUMNS = [*(field.name for field in fields(Job)), *MEASURED, "seconds", "peak_memory_mib", "predictions"]
 
 
@@ -118,22 +120,25 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 def keep_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     """
-    Writes what the results of a folder depend on.
+    Writes what the results of a folder depend on, and keeps what those of its other methods do.
 
     Raises:
         InputError: if the folder has results of another plan, or of none.
     """
     path = folder / "plan.json"
     if path.is_file() or (folder / "runs.csv").is_file():
-        if changed := differing(read_plan(folder), plan):
+        before = read_plan(folder)
+        if changed := differing(before, plan):
             raise InputError(f"{path}: must be of the same plan, {changed} changed; pass another --output.")
+        plan = {**before, **plan}
     with atomic_path(path) as temporary:
         temporary.write_text(to_json(plan), encoding="utf-8")
 
 
 def differing(plan: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The names of what differs in two plans."""
-    return ", ".join(sorted(key for key in {*plan, *other} if plan.get(key) != other.get(key)))
+    """The names of what differs in two plans; a method may be in one alone."""
+    alone = {key for key in plan.keys() ^ other.keys() if key.startswith(OF_METHOD)}
+    return ", ".join(sorted(key for key in {*plan, *other} - alone if plan.get(key) != other.get(key)))
 
 
 def _number(text: str) -> int | float | str:

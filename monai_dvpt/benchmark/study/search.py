@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ __all__ = ["SEARCHED", "Range", "Search", "best_trials", "edges_of", "ranges_of"
 
 ROUND = 2
 """Trials of a round after the first."""
+NARROWEST = 1 / 32
+"""Width of a box below which its trials would be equal, as values have three digits."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Search:
 
     The first round covers the ranges. Each further round has two trials, in every setting on both sides of the best one
     so far, in a box around it. The box is half as wide as the one before, but as wide where the best trial lies at the
-    edge of what was tried, so that the search goes beyond its range.
+    edge of what was tried, so that the search goes beyond its range. A trial that was tried before moves away from the
+    best one, in steps of a quarter of its distance, until it is new.
     """
 
     def __init__(self, method: str, fold: int) -> None:
@@ -94,14 +98,19 @@ class Search:
         """The trials of the next round, from the results of all before."""
         best = best_trials(rows)[self.method, self.fold]
         edges = edges_of(best, rows)
-        self.widths = {setting: width / (1 if setting in edges else 2) for setting, width in self.widths.items()}
+        self.widths = {s: max(width / (1 if s in edges else 2), NARROWEST) for s, width in self.widths.items()}
         centre = {setting: found.place(getattr(best, setting)) for setting, found in self.ranges.items()}
+        tried = {job_of(row) for row in rows}
         points = _points(ROUND * self.rounds, ROUND)
         self.rounds += 1
-        return [
-            self._job({s: centre[s] + (place - 0.5) * self.widths[s] for s, place in point.items() if s in centre})
-            for point in points
-        ]
+        jobs: list[Job] = []
+        for point in points:
+            steps = {setting: (point[setting] - 0.5) * width for setting, width in self.widths.items()}
+            further_out = (
+                self._job({s: place + (1 + number / 4) * steps[s] for s, place in centre.items()}) for number in count()
+            )
+            jobs.append(next(job for job in further_out if job not in tried))
+        return jobs
 
     def _job(self, places: Mapping[str, float]) -> Job:
         chosen = {setting: found.value(places[setting]) for setting, found in self.ranges.items()}
@@ -134,13 +143,13 @@ def edges_of(best: Job, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _points(start: int, count: int) -> list[dict[str, float]]:
+def _points(start: int, trials: int) -> list[dict[str, float]]:
     """
     Places from 0 to 1 of a number of trials, from a Sobol sequence: in every setting each in a cell of its own, in its
     middle, of as many equal cells as there are trials, or of the next power of 2.
     """
-    total, cells = ((number - 1).bit_length() for number in (start + count, count))
-    points = qmc.Sobol(len(SEARCHED), scramble=False).random_base2(total)[start : start + count]
+    total, cells = ((number - 1).bit_length() for number in (start + trials, trials))
+    points = qmc.Sobol(len(SEARCHED), scramble=False).random_base2(total)[start : start + trials]
     return [
         dict(zip(SEARCHED, map(float, point), strict=True)) for point in (np.floor(points * 2**cells) + 0.5) / 2**cells
     ]

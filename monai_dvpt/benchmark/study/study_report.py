@@ -110,13 +110,14 @@ def _baselines(scores: Scores) -> list[str]:
     methods = [method for method in found if method not in beside]
     if methods:
         best = max(methods, key=lambda method: found[method].mean)
-        close = [name for name in beside if found[best].low <= found[name].high]
-        for name in close:
-            lines += [
-                "",
-                f"**This task says nothing about tuning**: {best}, the best method with all labels, has the interval "
-                f"{found[best]}, which does not lie above that of {name}, {found[name]}.",
-            ]
+        for name in beside:
+            difference = scores.minus((best, 1.0), (name, 1.0))
+            if not difference.low > 0:  # nor where it is NaN
+                lines += [
+                    "",
+                    f"**This task says nothing about tuning**: {best}, the best method with all labels, minus {name} "
+                    f"is {difference}, which does not lie above 0.",
+                ]
     return lines
 
 

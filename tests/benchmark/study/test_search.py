@@ -98,6 +98,21 @@ class TestSearch(unittest.TestCase):
         self.assertEqual(len(set(jobs)), 16)
         self.assertLessEqual(max(job.layer_decay for job in jobs), 1.0)
 
+    @parameterized.expand([(method, trials) for method in METHODS for trials in (1, 4, 8)])
+    def test_no_trial_is_made_twice(self, method, trials):
+        """Whatever the scores are; a search that begins again with the same results goes the same way."""
+        for seed in range(60):
+            generator, rows = np.random.default_rng(seed), []
+            search, again = Search(method, 0), Search(method, 0)
+            jobs = search.first(trials)
+            for _ in range(9):
+                rows += [row(job, generator.integers(6) / 5) for job in jobs]
+                jobs = search.further(rows)
+                self.assertEqual(again.further(rows), jobs)
+            tried = [(r["encoder_rate"], r["head_rate"], r["weight_decay"], r["layer_decay"]) for r in rows]
+            self.assertEqual(len(set(tried)), trials + 2 * 8)
+            self.assertTrue(all(math.isfinite(value) for values in tried for value in values))
+
     def test_other_methods_and_folds_do_not_matter(self):
         first, rows = Search("lora", 1).first(3), []
         for method, fold in (("lora", 1), ("lora", 0), ("dvpt", 1)):

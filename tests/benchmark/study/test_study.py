@@ -7,6 +7,7 @@ import csv
 import json
 import math
 import os
+import subprocess
 import unittest
 from pathlib import Path
 from unittest.mock import patch
@@ -21,7 +22,7 @@ from utils_commands import call
 from utils_data import temporary_folder
 
 from monai_dvpt.benchmark.__main__ import main
-from monai_dvpt.benchmark.study.job import Task, has_classes, probe_of, run_job
+from monai_dvpt.benchmark.study.job import Task, has_classes, probe_of, read_cases, run_job
 from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.networks.nets import DVPTViT
 from monai_dvpt.utils import FolderLock, InputError
@@ -181,9 +182,25 @@ class TestStudy(unittest.TestCase):
         torch.save({name: tensor + 1 for name, tensor in ENCODER.state_dict().items()}, other)
         status, _, err = self.study(output, *methods, backbone_path=other)
         self.assertIn("plan.json: must be of the same plan, --set backbone_path changed", err)
+        self.check_files_of_one_method(output, methods, other)
         (output / "plan.json").unlink()
         status, _, err = self.study(output, *methods)
         self.assertIn("plan.json: must say what runs.csv depends on", err)
+
+    def check_files_of_one_method(self, output: Path, methods: tuple[str, ...], weights: Path) -> None:
+        """A method with a file of its own may join the others; later the file must hold the same."""
+        arm = f"linear+backbone_path={weights}"
+        status, _, err = self.study(output, *methods, "--methods", "linear", arm)
+        self.assertEqual(status, 0, err)
+        kept = json.loads((output / "plan.json").read_text())
+        digest = subprocess.run(["sha256sum", weights], capture_output=True, text=True, check=True).stdout.split()[0]
+        self.assertEqual(kept[f"--methods {arm}, backbone_path"], f"SHA-256 {digest}")
+        torch.save({name: tensor - 1 for name, tensor in ENCODER.state_dict().items()}, weights)
+        status, _, err = self.study(output, *methods)  # without the method its file does not matter, but stays known
+        self.assertEqual((status, json.loads((output / "plan.json").read_text())), (0, kept), err)
+        status, _, err = self.study(output, *methods, "--methods", "linear", arm)
+        self.assertEqual(status, 1)
+        self.assertIn(f"plan.json: must be of the same plan, --methods {arm}, backbone_path changed", err)
 
     def check_predictions(self, output: Path, rows: list[dict[str, str]]) -> None:
         """Of every final run the grades of all test cases, whose kappa is its score, and the interval of the report."""
@@ -318,6 +335,24 @@ class TestJob(unittest.TestCase):
         # what the job leaves open is as in the bundle, whose 10 prompts serve one layer each
         block = 24 * 5 + 5 + 10 * 5 + 1 + 5 * 24 + 24
         self.assertEqual(results[0]["encoder_parameters"], 3 * block)
+
+    def test_predictions_of_a_list_without_patients_are_alike_in_any_folder(self):
+        job, found = Job("final", "linear", 0, 0, 1.0, 0.0, 1e-2, 0.05, 1.0), []
+        for _ in range(2):
+            folder = temporary_folder(self)
+            write_data(folder)
+            with open(folder / "datalist.csv", newline="") as file:
+                rows = [{k: v for k, v in row.items() if k != "patient"} for row in csv.DictReader(file)]
+            with open(folder / "datalist.csv", "w", newline="") as file:
+                table = csv.DictWriter(file, list(rows[0]))
+                table.writeheader()
+                table.writerows(rows)
+            task = Task(str(BUNDLE), {**settings(folder), "max_epochs": 1})
+            lists = read_cases(task)
+            found.append(run_job(task, job, Split(lists["training"][:6], [], lists["test"]))["cases"])
+        self.assertEqual(*found)
+        names = [row["image"] for row in rows if row["split"] == "test"]
+        self.assertEqual([(case["image"], case["patient"]) for case in found[0]], [(name, name) for name in names])
 
     def test_a_run_that_diverges_is_the_worst_trial_and_no_final_run(self):
         folder, cases = self.data()

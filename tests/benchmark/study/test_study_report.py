@@ -6,9 +6,12 @@ from __future__ import annotations
 import math
 import unittest
 
+import numpy as np
+import torch
+from monai.metrics import DiceMetric
 from utils_data import temporary_folder
 
-from monai_dvpt.benchmark.study.intervals import Difference, Interval, Scores
+from monai_dvpt.benchmark.study.intervals import Difference, Interval, Run, Scores, compare_runs
 from monai_dvpt.benchmark.study.study_report import write_report
 
 
@@ -51,7 +54,11 @@ class TestReport(unittest.TestCase):
         difference = Difference(Interval(-0.01, -0.02, 0.015), 0.34)
         differences = {group: difference for group in groups if group != ("full", 1.0)}
         trials = [t for method in methods for t in trials_around(method)] if trials is None else trials
-        path = write_report(rows, trials, Scores(found, differences), "full", self.folder, ["how it was made"])
+        # of independent scores: evenly spread over the interval, and in another order for each group
+        order = np.random.default_rng(0)
+        resampled = {group: order.permutation(np.linspace(*interval[1:], 400)) for group, interval in found.items()}
+        scores = Scores(found, differences, resampled)
+        path = write_report(rows, trials, scores, "full", self.folder, ["how it was made"])
         return path.read_text()
 
     def test_report_has_a_line_for_every_method_and_fraction_and_three_plots(self):
@@ -92,9 +99,27 @@ class TestReport(unittest.TestCase):
             text = self.report(**intervals)
             self.assertEqual(text.count(says), len(close))
             for name in close:
-                self.assertRegex(text, rf"{says}\*\*: (full|dvpt), the best .* does not lie above that of {name}, ")
+                self.assertRegex(text, rf"{says}\*\*: (full|dvpt), the best .* minus {name} is .* does not lie above 0")
             self.assertIn("pixels: the pixel baseline", text)
         text = self.report(("full", "linear"), full=high, linear=low)
         self.assertNotIn(says, text)
         self.assertIn("A pixel baseline is only for networks that grade or classify", text)
         self.assertNotIn(says, self.report(("linear", "pixels")))
+
+    def test_methods_are_compared_with_the_baselines_case_by_case(self):
+        """Easy and hard cases make both intervals wide; only what differs in every case counts."""
+        easy = np.tile([0.2, 0.8], 15)
+        half = np.tile([0.1, 0.1, -0.1, -0.1], 8)[:30]  # better in some cases, worse in others
+        for gain, says_nothing in ((np.full(30, 0.05), False), (half, True), (np.zeros(30), True)):
+            values = {"full": easy + gain, "linear": easy}
+            runs = [
+                Run((method, 1.0), 0, 0, float(dice.mean()), [torch.tensor(dice)[:, None]], range(30))
+                for method, dice in values.items()
+            ]
+            scores = compare_runs(runs, DiceMetric(), ("full", 1.0), 200)
+            self.assertLess(scores.intervals["full", 1.0].low, scores.intervals["linear", 1.0].high)
+            rows = [row(method, 1.0, 0, 0, float(dice.mean())) for method, dice in values.items()]
+            text = write_report(rows, trials_around("full"), scores, "full", self.folder).read_text()
+            self.assertEqual("full, the best method with all labels, minus linear is" in text, says_nothing)
+            if np.ptp(gain) == 0:  # as in every resample
+                np.testing.assert_allclose(scores.minus(("full", 1.0), ("linear", 1.0)), gain[0], atol=1e-6)
