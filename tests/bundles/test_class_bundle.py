@@ -114,6 +114,15 @@ class TestClassRuns(BundleTestCase):
             matrix = [[int(cell) for cell in line[2:]] for line in list(csv.reader(file))[1:]]
         pairs = [[row[key] for row in rows] for key in ("label", "class")]
         self.assertEqual(matrix, confusion_matrix(*pairs, labels=CLASSES).tolist())
+        sure = np.array([float(row["confidence"]) for row in rows])
+        gap = sure - [row["label"] == row["class"] for row in rows]
+        bins = np.digitize(sure, np.linspace(0, 1, 16))
+        ece = sum(abs(gap[bins == each].sum()) for each in set(bins)) / len(gap)
+        self.assertAlmostEqual(float(found["val_ece"]), ece, places=4)
+        fitted = json.loads((self.out / "calibration.json").read_text())["before"]["brier"]
+        self.assertAlmostEqual(float(found["val_brier_uncalibrated"]), fitted, places=3)
+        for name in ("reliability.png", "reliability.csv"):
+            self.assertTrue((out / name).is_file(), name)
 
     def test_inference(self):
         """A photograph, and a grey DICOM image, whose class is said by name in a report."""
