@@ -698,6 +698,17 @@ class TestVolumeGradingRuns(BundleTestCase):
         rows = read(scores / "predictions.csv")
         self.assertEqual([row["name"] for row in rows], ["imagesTr/4.nii.gz", "imagesTr/5.nii.gz"])
         self.assertEqual([row["label"] for row in rows], ["2.95 to 3.33 mL", "above 3.63 mL"])
+        lists = json.loads((self.root / "datalist.json").read_text())
+        lists["calibration"] = [lists["training"].pop()]
+        (self.root / "datalist.json").write_text(json.dumps(lists))
+        apart = {"adapter_path": adapter, "part": "calibration", "output_dir": str(self.root / "apart")}
+        evaluate = self.workflow("evaluate", "train", **apart)
+        evaluate.run()
+        evaluate.finalize()
+        (row,) = read(self.root / "apart" / "predictions.csv")
+        self.assertEqual((row["name"], row["label"]), ("imagesTr/3.nii.gz", "above 3.63 mL"))
+        refused = self.workflow("evaluate", "train", **{**apart, "part": "test"})
+        self.assert_refused(refused, r"part must be one of \['training', 'validation', 'calibration'\], got 'test'")
 
         images = self.root / "imagesTr"
         save_nifti(images / "whole.nii.gz", np.random.default_rng(0).normal(0, 1, (50, 50, 36)).astype(np.float32))
