@@ -77,7 +77,8 @@ def load_gradelist(
         patient_pattern: regular expression for lists without patients, searched in the name of an image's file: its
             first group that is not empty, else the whole match, is the patient. By default, and if that is empty, every
             image is a patient of its own.
-        columns: for CSV files with other names, the file's name of "image", "patient", "split" or an output.
+        columns: for CSV and JSON files with other names, the file's name of "image", "patient" or, in CSV, "split" or
+            an output. Keys of JSON are as optional as without ``columns``; columns of CSV must be there.
         image_path: where an image lies below ``dataset_dir``: "{image}" is its name in the list, "{list}" the name of
             the list's file without suffix, as in "{image}.png" or "{list}/{image}". By default "{image}".
         exclude: values, by name of an output or another column of a CSV or text file, one or a list; a row with one of
@@ -111,9 +112,9 @@ def load_gradelist(
         raise InputError(f"image_path must contain {{image}}, got {image_path!r}.")
     with naming(file):
         if file.suffix.lower() == ".json" and file.is_file():
-            if columns or exclude:
-                raise InputError("columns and exclude must be for .csv or .txt lists; this one is JSON.")
-            sections = _read_json(file, outputs)
+            if exclude:
+                raise InputError("exclude must be for .csv or .txt lists; this one is JSON.")
+            sections = _read_json(file, _theirs(columns, outputs))
         else:
             sections = read_tables(file, outputs, columns, exclude)
         entries = [
@@ -252,7 +253,7 @@ def _is_one_of(cell: str, values: Any) -> bool:
     return cell in texts or (_number(cell) is not None and _number(cell) in map(_number, texts))
 
 
-def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _read_json(file: Path, renamed: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
     content = read_list_file(file)
     if not isinstance(content, dict):
         raise InputError('must be an object with a list "training".')
@@ -265,7 +266,10 @@ def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]
         sections[part] = []
         for given in section:
             entry = given if isinstance(given, dict) else {}
-            names = _names(f'"{part}": ', entry, (), ("image", "label", "patient"))
+            keys = [renamed.get(key.strip(), key) for key in entry]
+            names = _names(f'"{part}": ', keys, (), ("image", "label", "patient"))
+            if len(set(names)) < len(names):
+                raise InputError(f'every key must be there once, got {given!r} in "{part}".')
             entry = dict(zip(names, entry.values(), strict=True))
             if not isinstance(entry.get("image"), str) or "label" not in entry:
                 raise InputError(f'every case must have an "image" and a "label", got {given!r} in "{part}".')

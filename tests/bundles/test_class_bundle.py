@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -186,6 +187,30 @@ class TestClassRuns(BundleTestCase):
         cases = [case for part in parser.get_parsed_content("cases").values() for case in part]
         found = {Path(case["image"]).name: (case["group"], CLASSES[case["label"][0]]) for case in cases}
         self.assertEqual(found, {row["image"]: (row["lesion_id"], row["dx"]) for row in rows})
+
+    def test_lists_with_a_column_patient(self):
+        """The option of the bundle's page, from the command line; a JSON list needs none."""
+        (option,) = set(re.findall(r'--columns ("\{\}"|None|null)', (SKIN / "docs" / "README.md").read_text()))
+        rows = read(self.data / "datalist.csv")
+        lines = ["image,dx,patient", *(f"{row['image']},{row['dx']},{row['lesion_id']}" for row in rows)]
+        (self.root / "patients.csv").write_text("\n".join(lines))
+        cases = [{"image": row["image"], "label": row["dx"], "patient": row["lesion_id"]} for row in rows]
+        (self.root / "patients.json").write_text(json.dumps({"training": cases}))
+        show = "['$print([[c[\"group\"] for c in part] for part in @cases.values()])']"
+        for name, options in (("patients.csv", ["--columns", option.strip('"')]), ("patients.json", [])):
+            given = {"dataset_dir": self.data, "datalist": self.root / name, "classes": CLASSES, "show": show}
+            run = subprocess.run(
+                [sys.executable, "-m", "monai.bundle", "run", "show", "--config_file", "configs/train.yaml", *options]
+                + [part for key, value in given.items() for part in (f"--{key}", str(value))],
+                cwd=SKIN,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            self.assertEqual(run.returncode, 0, run.stderr[-3000:])
+            training, validation = (set(part) for part in json.loads(run.stdout.splitlines()[-1].replace("'", '"')))
+            self.assertEqual(training | validation, {row["lesion_id"] for row in rows})
+            self.assertEqual(training & validation, set())
 
     def test_refused(self):
         unused = {**self.settings, **self.network, "output_dir": str(self.root / "unused")}

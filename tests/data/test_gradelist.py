@@ -117,6 +117,24 @@ class TestLoadGradelist(unittest.TestCase):
         self.assertEqual([case["label"] for case in cases["validation"]], [[-1, 2], [1, 1]])
         self.assertNotIn("test", cases)
 
+    def test_columns_of_json(self):
+        """A bundle's default for CSV stops no JSON list, and is used where its keys have that name."""
+        names, label = ("a.png", "b.png", "d.jpg"), [0, 1]
+        for given, groups in (
+            ([{}] * 3, [str(self.root / name) for name in names]),
+            ([{"patient": 7}, {"patient": 7}, {"patient": 8}], ["7", "7", "8"]),
+            ([{"lesion_id": "L1"}, {"lesion_id": "L1"}, {"patient": "L2"}], ["L1", "L1", "L2"]),
+        ):
+            training = [{"image": name, "label": label, **each} for name, each in zip(names, given, strict=True)]
+            cases = self.load(self.json({"training": training}), columns={"patient": "lesion_id"})
+            found = {case["image"]: case["group"] for part in cases.values() for case in part}
+            self.assertEqual([found[str(self.root / name)] for name in names], groups)
+        both = {"image": "a.png", "label": label, "lesion_id": 1, "patient": 2}
+        with self.assertRaisesRegex(InputError, r"list\.json: every key must be there once, got .*'patient': 2"):
+            self.load(self.json({"training": [both]}), columns={"patient": "lesion_id"})
+        with self.assertRaisesRegex(InputError, r"list\.json: columns must give different names .* got 'null'"):
+            self.load(self.json({"training": [both]}), columns="null")
+
     @parameterized.expand([("name", "mild", 1), ("index", 1, 1), ("float", 2.0, 2), ("text", "2", 2)])
     def test_one_output(self, _, grade, expected):
         content = {"training": [{"image": "a.png", "label": grade}], "validation": [{"image": "b.png", "label": 0}]}
@@ -370,9 +388,8 @@ class TestLoadGradelist(unittest.TestCase):
         (self.root / "train.csv").write_text("image,left,right,split\na.png,0,0,training\n")
         with self.assertRaisesRegex(InputError, "train.csv: a list of the part training must have no column split"):
             self.load(self.root)
-        for options in ({"columns": {"image": "x"}}, {"exclude": {"left": 1}}):
-            with self.assertRaisesRegex(InputError, "list.json: columns and exclude must be for .csv or .txt lists"):
-                self.load(self.json({}), **options)
+        with self.assertRaisesRegex(InputError, "list.json: exclude must be for .csv or .txt lists"):
+            self.load(self.json({}), exclude={"left": 1})
 
     @parameterized.expand([("knee_kl", "kl_grade", 2000, 1000), ("dr_fundus", "dr_grade", 391, 196)])
     def test_shared_lists(self, folder, output, images, patients):
