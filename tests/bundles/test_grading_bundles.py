@@ -400,7 +400,11 @@ class TestGradingRuns(BundleTestCase):
             self.assert_refused(flow, f"{path}: {why}")
         flow = self.workflow("evaluate", adapter_path=str(good), outputs=["left"])
         self.assert_refused(flow, f"{good}: labels must be")
-        for changes, why in (({"outputs": ["left"]}, "num_classes must be"), ({"pooling": "mean"}, "pooling must be")):
+        for changes, why in (
+            ({"outputs": ["left"]}, "num_classes must be"),
+            ({"pooling": "mean"}, "pooling must be"),
+            ({"image_std": 0.9}, "image_std must be that of the adapter's training, .*, got 0.9"),
+        ):
             flow = self.workflow("train", adapter_path=str(good), output_dir=str(self.root / "unused"), **changes)
             self.assert_refused(flow, f"{good}: {why}")
 
