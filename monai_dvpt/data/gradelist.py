@@ -182,6 +182,8 @@ def read_tables(
     output, and "patient", empty if there is none. See :func:`load_gradelist` for ``columns`` and ``exclude``.
     """
     renamed, exclude = _theirs(columns, outputs), exclude or {}
+    if not isinstance(exclude, Mapping):
+        raise InputError(f"exclude must give the values to leave out by the name of their column, got {exclude!r}.")
     if not file.is_dir():
         if not file.is_file():
             raise InputError("datalist must be an existing file, or a folder of lists.")

@@ -365,6 +365,8 @@ class TestLoadGradelist(unittest.TestCase):
             ({"columns": {"left": "L"}}, "columns image and L, right, once each; columns L are missing"),
             ({"columns": {"patient": "who"}}, "columns who are missing"),
             ({"exclude": {"gradable": 0}}, "columns gradable are missing"),
+            ({"exclude": "left"}, "exclude must give the values to leave out by .*, got 'left'"),
+            ({"exclude": ["left"]}, r"exclude must give the values to leave out by .*, got \['left'\]"),
             ({"image_path": "images/"}, r"image_path must contain \{image\}, got 'images/'"),
             ({"image_path": "{image}.png"}, r"must be an existing file, got 'a.png.png'"),
         ]
