@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("training", "validation", "calibration", "test")
 PART_OF = {"train": "training", "valid": "validation", "val": "validation", **{part: part for part in PARTS}}
-"""Parts by the names of lists in a folder."""
+"""Parts by the names that lists in a folder, and the cells of a column "split", may have."""
 TABLES = (".csv", ".txt")
 IMAGE_COLUMNS = ("image", "filename")
 LIKE_RESERVED = ("patient", "subject", "split", "set", "fold", "part")
@@ -57,12 +57,13 @@ def load_gradelist(
     grades holds for classes without an order too.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
-    ("training", "validation", "calibration" or "test"). A JSON file has some of these lists, of
-    ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
-    output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
-    ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs. A text file has
-    no header: every line is an image and its grade, or the grades of all outputs in their order, between spaces. A
-    folder has one CSV or text file for each part, such as ``train.txt``, ``valid.txt`` and ``test.txt``.
+    ("training" or "train", "validation", "valid" or "val", "calibration", "test"). A JSON file has some of the lists
+    "training", "validation", "calibration" and "test", of ``{"image": …, "label": …, "patient": …}``, where "patient"
+    is optional and "label" is an object of grades by output, a list of grades in the order of ``outputs``, or, for one
+    output, its grade. Other columns and keys are ignored, unless their name is like "patient" or "split". Case matters
+    only in the names of outputs. A text file has no header: every line is an image and its grade, or the grades of all
+    outputs in their order, between spaces. A folder has one CSV or text file for each part, such as ``train.txt``,
+    ``valid.txt`` and ``test.txt``.
 
     A grade is given by its name or, if no name is a number, by its index. An empty cell, null, -1, or an output that an
     object leaves out is not graded. A grade that a part does not have is logged as a warning.
@@ -240,8 +241,9 @@ def _read_table(
             left_out[reasons[0]] += 1
             continue
         split = part or row.get("split", "training")
+        split = PART_OF.get(split, split)
         if split not in PARTS:
-            raise InputError(f"split must be one of {PARTS}, got {split!r} in line {line}.")
+            raise InputError(f"split must be one of {tuple(PART_OF)}, got {split!r} in line {line}.")
         entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}, "list": file.stem}
         sections.setdefault(split, []).append({**entry, "patient": row.get("patient", "")})
     for why, count in left_out.items():

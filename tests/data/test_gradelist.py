@@ -61,6 +61,13 @@ class TestLoadGradelist(unittest.TestCase):
         case = {"Image": "a.png", "label": [0, 0], "Patient": 7}
         self.assertEqual(self.load(self.json({"test": [case]}))["test"][0]["group"], "7")
 
+    def test_short_names_of_parts(self):
+        """In a column as for the files of a folder."""
+        lines = ["image,left,right,split", "a.png,0,0,train", "b.png,0,0,valid", "c.dcm,0,0,val", "d.jpg,0,0,test"]
+        cases = self.images(self.load(self.csv(*lines)))
+        found = {part: [image for image, _ in cases[part]] for part in cases}
+        self.assertEqual(found, {"training": ["a.png"], "validation": ["b.png", "c.dcm"], "test": ["d.jpg"]})
+
     def test_what_a_part_lacks_is_said(self):
         path = self.csv("image,dx,split", "a.png,nv,training", "b.png,bcc,training", "d.jpg,nv,validation")
         with self.assertLogs("monai_dvpt", "WARNING") as logs:
@@ -200,7 +207,7 @@ class TestLoadGradelist(unittest.TestCase):
             ("nothing graded", ["image,left,right", "a.png,,-1"], "a.png: label must have a grade for at least one"),
             ("no file", ["image,left,right", "x.png,0,0"], "every image must be an existing file, got 'x.png'"),
             ("empty name", ["image,left,right", ",0,0"], "every image must be an existing file, got ''"),
-            ("split", ["image,left,right,split", "a.png,0,0,train"], "split must be one of .*, got 'train' in line 2"),
+            ("split", ["image,left,right,split", "a.png,0,0,dev"], "split must be one of .*, got 'dev' in line 2"),
             ("twice", ["image,left,right", "a.png,0,0", "sub/../a.png,0,0"], "must be listed once, got .*a.png"),
             ("header alone", ["image,left,right"], "holds no images"),
             ("empty", [""], "columns image, left, right are missing"),
