@@ -373,10 +373,11 @@ def draw_validation(cases: list[dict[str, Any]], fraction: float) -> tuple[list,
     sizes = Counter(case["group"] for case in cases)
     if len(sizes) < 2:
         raise InputError("one patient cannot both train and validate; list images of at least 2 patients.")
-    wanted = draw_count(fraction, len(cases))
+    left = draw_count(fraction, len(cases))
     drawn: set[str] = set()
     for group in random.Random(0).sample(list(sizes), len(sizes)):
-        if sum(sizes[other] for other in drawn) + sizes[group] <= wanted:
+        if sizes[group] <= left:
             drawn.add(group)
+            left -= sizes[group]
     drawn = drawn or {min(sizes, key=lambda group: sizes[group])}
     return [case for case in cases if case["group"] not in drawn], [case for case in cases if case["group"] in drawn]

@@ -4,13 +4,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import time
 import unittest
+from collections import Counter
 from pathlib import Path
 
 from parameterized import parameterized
 from utils_data import shared_data, temporary_folder
 
 from monai_dvpt.data import load_gradelist, select_part
+from monai_dvpt.data.gradelist import draw_validation
 from monai_dvpt.utils import InputError
 
 ZONES = ["left", "right"]
@@ -179,6 +182,18 @@ class TestLoadGradelist(unittest.TestCase):
         self.assertEqual(self.load(path, ["x"], patient_pattern=r"^(\d+)_"), cases)  # the same again
         half = self.load(path, ["x"], patient_pattern=r"^\d+", validation_fraction=0.5)
         self.assertEqual(len(half["validation"]), len(images) // 2)
+
+    def test_draws_of_many_patients(self):
+        """In seconds, as many as asked for, and of no patient a part alone."""
+        sizes = {str(patient): 1 + patient % 3 for patient in range(39_999)}
+        cases = [{"group": group} for group, size in sizes.items() for _ in range(size)]
+        start = time.process_time()
+        parts = draw_validation(cases, 0.5)
+        self.assertLess(time.process_time() - start, 5)
+        self.assertEqual(len(parts[1]), len(cases) // 2)
+        training, validation = (Counter(case["group"] for case in part) for part in parts)
+        self.assertEqual({**training, **validation}, sizes)
+        self.assertEqual(training.keys() & validation.keys(), set())
 
     def test_one_large_and_one_small_patient(self):
         lines = ["image,x,patient", "a.png,0,1", "b.png,1,1", "sub/a.png,1,1", "d.jpg,1,2", "c.dcm,0,2"]
