@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("training", "validation", "calibration", "test")
 PART_OF = {"train": "training", "valid": "validation", "val": "validation", **{part: part for part in PARTS}}
-"""Parts by the names of lists in a folder."""
+"""Parts by the names that lists in a folder, and the cells of a column "split", may have."""
 TABLES = (".csv", ".txt")
 IMAGE_COLUMNS = ("image", "filename")
 LIKE_RESERVED = ("patient", "subject", "split", "set", "fold", "part")
@@ -57,12 +57,13 @@ def load_gradelist(
     grades holds for classes without an order too.
 
     A CSV file has the column "image" (or "filename"), a column for each output and, optionally, "patient" and "split"
-    ("training", "validation", "calibration" or "test"). A JSON file has some of these lists, of
-    ``{"image": …, "label": …, "patient": …}``, where "patient" is optional and "label" is an object of grades by
-    output, a list of grades in the order of ``outputs``, or, for one output, its grade. Other columns and keys are
-    ignored, unless their name is like "patient" or "split". Case matters only in the names of outputs. A text file has
-    no header: every line is an image and its grade, or the grades of all outputs in their order, between spaces. A
-    folder has one CSV or text file for each part, such as ``train.txt``, ``valid.txt`` and ``test.txt``.
+    ("training" or "train", "validation", "valid" or "val", "calibration", "test"). A JSON file has some of the lists
+    "training", "validation", "calibration" and "test", of ``{"image": …, "label": …, "patient": …}``, where "patient"
+    is optional and "label" is an object of grades by output, a list of grades in the order of ``outputs``, or, for one
+    output, its grade. Other columns and keys are ignored, unless their name is like "patient" or "split". Case matters
+    only in the names of outputs. A text file has no header: every line is an image and its grade, or the grades of all
+    outputs in their order, between spaces. A folder has one CSV or text file for each part, such as ``train.txt``,
+    ``valid.txt`` and ``test.txt``.
 
     A grade is given by its name or, if no name is a number, by its index. An empty cell, null, -1, or an output that an
     object leaves out is not graded. A grade that a part does not have is logged as a warning.
@@ -77,7 +78,8 @@ def load_gradelist(
         patient_pattern: regular expression for lists without patients, searched in the name of an image's file: its
             first group that is not empty, else the whole match, is the patient. By default, and if that is empty, every
             image is a patient of its own.
-        columns: for CSV files with other names, the file's name of "image", "patient", "split" or an output.
+        columns: for CSV and JSON files with other names, the file's name of "image", "patient" or, in CSV, "split" or
+            an output. Keys of JSON are as optional as without ``columns``; columns of CSV must be there.
         image_path: where an image lies below ``dataset_dir``: "{image}" is its name in the list, "{list}" the name of
             the list's file without suffix, as in "{image}.png" or "{list}/{image}". By default "{image}".
         exclude: values, by name of an output or another column of a CSV or text file, one or a list; a row with one of
@@ -111,9 +113,9 @@ def load_gradelist(
         raise InputError(f"image_path must contain {{image}}, got {image_path!r}.")
     with naming(file):
         if file.suffix.lower() == ".json" and file.is_file():
-            if columns or exclude:
-                raise InputError("columns and exclude must be for .csv or .txt lists; this one is JSON.")
-            sections = _read_json(file, outputs)
+            if exclude:
+                raise InputError("exclude must be for .csv or .txt lists; this one is JSON.")
+            sections = _read_json(file, _theirs(columns, outputs))
         else:
             sections = read_tables(file, outputs, columns, exclude)
         entries = [
@@ -181,6 +183,8 @@ def read_tables(
     output, and "patient", empty if there is none. See :func:`load_gradelist` for ``columns`` and ``exclude``.
     """
     renamed, exclude = _theirs(columns, outputs), exclude or {}
+    if not isinstance(exclude, Mapping):
+        raise InputError(f"exclude must give the values to leave out by the name of their column, got {exclude!r}.")
     if not file.is_dir():
         if not file.is_file():
             raise InputError("datalist must be an existing file, or a folder of lists.")
@@ -237,8 +241,9 @@ def _read_table(
             left_out[reasons[0]] += 1
             continue
         split = part or row.get("split", "training")
+        split = PART_OF.get(split, split)
         if split not in PARTS:
-            raise InputError(f"split must be one of {PARTS}, got {split!r} in line {line}.")
+            raise InputError(f"split must be one of {tuple(PART_OF)}, got {split!r} in line {line}.")
         entry = {"image": row[image or ""], "label": {output: row[output] for output in outputs}, "list": file.stem}
         sections.setdefault(split, []).append({**entry, "patient": row.get("patient", "")})
     for why, count in left_out.items():
@@ -252,7 +257,7 @@ def _is_one_of(cell: str, values: Any) -> bool:
     return cell in texts or (_number(cell) is not None and _number(cell) in map(_number, texts))
 
 
-def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]]:
+def _read_json(file: Path, renamed: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
     content = read_list_file(file)
     if not isinstance(content, dict):
         raise InputError('must be an object with a list "training".')
@@ -265,7 +270,10 @@ def _read_json(file: Path, outputs: list[str]) -> dict[str, list[dict[str, Any]]
         sections[part] = []
         for given in section:
             entry = given if isinstance(given, dict) else {}
-            names = _names(f'"{part}": ', entry, (), ("image", "label", "patient"))
+            keys = [renamed.get(key.strip(), key) for key in entry]
+            names = _names(f'"{part}": ', keys, (), ("image", "label", "patient"))
+            if len(set(names)) < len(names):
+                raise InputError(f'every key must be there once, got {given!r} in "{part}".')
             entry = dict(zip(names, entry.values(), strict=True))
             if not isinstance(entry.get("image"), str) or "label" not in entry:
                 raise InputError(f'every case must have an "image" and a "label", got {given!r} in "{part}".')
@@ -365,10 +373,11 @@ def draw_validation(cases: list[dict[str, Any]], fraction: float) -> tuple[list,
     sizes = Counter(case["group"] for case in cases)
     if len(sizes) < 2:
         raise InputError("one patient cannot both train and validate; list images of at least 2 patients.")
-    wanted = draw_count(fraction, len(cases))
+    left = draw_count(fraction, len(cases))
     drawn: set[str] = set()
     for group in random.Random(0).sample(list(sizes), len(sizes)):
-        if sum(sizes[other] for other in drawn) + sizes[group] <= wanted:
+        if sizes[group] <= left:
             drawn.add(group)
+            left -= sizes[group]
     drawn = drawn or {min(sizes, key=lambda group: sizes[group])}
     return [case for case in cases if case["group"] not in drawn], [case for case in cases if case["group"] in drawn]

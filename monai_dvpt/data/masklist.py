@@ -27,8 +27,9 @@ def load_masklist(
 ) -> dict[str, list[dict[str, Any]]]:
     """
     Pictures with masks, from a list as :func:`load_gradelist` reads it: a CSV file with the columns "image" (or
-    "filename"), "mask" and, optionally, "patient" and "split" ("training", "validation" or "test"); a text file with
-    an image and its mask in each line; or a folder with one of these for each part, such as ``train.txt``.
+    "filename"), "mask" and, optionally, "patient" and "split" ("training", "validation", "calibration" or "test"); a
+    text file with an image and its mask in each line; or a folder with one of these for each part, such as
+    ``train.txt``.
 
     Args:
         dataset_dir: folder that the paths of the list are relative to.
@@ -39,9 +40,9 @@ def load_masklist(
             validation if the list has no such part; in (0, 1).
 
     Returns:
-        the lists "training", "validation" and "test" that have cases, each with the absolute paths "image" and "label",
-        the mask's, a unique "name", and the "group", which is the same for all pictures of a patient. Another list than
-        these is an :class:`InputError`.
+        the lists "training", "validation", "calibration" and "test" that have cases, each with the absolute paths
+        "image" and "label", the mask's, a unique "name", and the "group", which is the same for all pictures of a
+        patient. Another list than these is an :class:`InputError`.
 
     Raises:
         InputError: if an argument is outside its range, a file or a column is missing, a picture is listed twice, a

@@ -26,6 +26,7 @@ import yaml
 from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 from monai.networks.nets import SwinUNETR
 from parameterized import parameterized
+from PIL import Image
 from safetensors.torch import load_file
 from utils_bundles import BUNDLES, OVERLAYS, REPOSITORY, backbone_settings, workflow
 from utils_data import save_dicom, temporary_folder
@@ -47,6 +48,7 @@ MODEL_ZOO_FILES = [
 ]
 EACH_BUNDLE = [(bundle.name, bundle) for bundle in BUNDLES]
 EACH_SEGMENTATION = [(bundle.name, bundle) for bundle in SEGMENTATION]
+EACH_OF_PICTURES = [(bundle.name, bundle) for bundle in BUNDLES if re.search("xray|skin|fundus", bundle.name)]
 EACH_CONFIG = [
     (f"{bundle.name}_{config.stem}", config)
     for bundle in BUNDLES
@@ -125,6 +127,25 @@ class TestBundleFiles(unittest.TestCase):
             schema = shutil.copy(SCHEMA, folder)  # MONAI downloads it where it is not there
             metadata = str(bundle / "configs" / "metadata.json")
             verify_metadata(meta_file=metadata, filepath=schema, hash_val=SCHEMA_MD5, hash_type="md5")
+
+    @parameterized.expand(EACH_OF_PICTURES)
+    def test_evaluation_has_the_channels_of_the_adapter(self, _, bundle):
+        """Without being told again: of an adapter trained on grey images, image and network have one channel."""
+        root = temporary_folder(self)
+        given = {**backbone_settings(bundle, root), "dataset_dir": str(root), "image_mean": 0.5, "image_std": 0.5}
+        train = workflow(bundle, "train", "train", channels=1, img_size=32, **given).parser
+        network, labels = (train.get_parsed_content(key) for key in ("network", "labels"))
+        kept = {"value_range": [0, 255], "ben_graham": False, "image_mean": 0.5, "image_std": 0.5}
+        adapter = save_adapter(network, root / "grey.safetensors", labels=labels, notes={"preparation": kept})
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)).save(root / "a.png")
+        Image.fromarray(np.ones((40, 40), np.uint8)).save(root / "mask.png")
+        evaluate = workflow(bundle, "evaluate", "train", adapter_path=str(adapter), **given).parser
+        network, prepare = (evaluate.get_parsed_content(key) for key in ("network", "validate#preprocessing"))
+        label = str(root / "mask.png") if "_segmentation" in bundle.name else [1]
+        image = prepare({"image": str(root / "a.png"), "label": label})["image"]
+        self.assertEqual(tuple(image.shape), (1, 32, 32))
+        kernels = [tensor for name, tensor in network.state_dict().items() if name.endswith("patch_embeddings.weight")]
+        self.assertEqual([kernel.shape[1] for kernel in kernels], [1])
 
     @parameterized.expand(EACH_CONFIG)
     def test_every_top_level_key_is_used(self, _, config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -114,6 +115,15 @@ class TestClassRuns(BundleTestCase):
             matrix = [[int(cell) for cell in line[2:]] for line in list(csv.reader(file))[1:]]
         pairs = [[row[key] for row in rows] for key in ("label", "class")]
         self.assertEqual(matrix, confusion_matrix(*pairs, labels=CLASSES).tolist())
+        sure = np.array([float(row["confidence"]) for row in rows])
+        gap = sure - [row["label"] == row["class"] for row in rows]
+        bins = np.digitize(sure, np.linspace(0, 1, 16))
+        ece = sum(abs(gap[bins == each].sum()) for each in set(bins)) / len(gap)
+        self.assertAlmostEqual(float(found["val_ece"]), ece, places=4)
+        fitted = json.loads((self.out / "calibration.json").read_text())["before"]["brier"]
+        self.assertAlmostEqual(float(found["val_brier_uncalibrated"]), fitted, places=3)
+        for name in ("reliability.png", "reliability.csv"):
+            self.assertTrue((out / name).is_file(), name)
 
     def test_inference(self):
         """A photograph, and a grey DICOM image, whose class is said by name in a report."""
@@ -177,6 +187,30 @@ class TestClassRuns(BundleTestCase):
         cases = [case for part in parser.get_parsed_content("cases").values() for case in part]
         found = {Path(case["image"]).name: (case["group"], CLASSES[case["label"][0]]) for case in cases}
         self.assertEqual(found, {row["image"]: (row["lesion_id"], row["dx"]) for row in rows})
+
+    def test_lists_with_a_column_patient(self):
+        """The option of the bundle's page, from the command line; a JSON list needs none."""
+        (option,) = set(re.findall(r'--columns ("\{\}"|None|null)', (SKIN / "docs" / "README.md").read_text()))
+        rows = read(self.data / "datalist.csv")
+        lines = ["image,dx,patient", *(f"{row['image']},{row['dx']},{row['lesion_id']}" for row in rows)]
+        (self.root / "patients.csv").write_text("\n".join(lines))
+        cases = [{"image": row["image"], "label": row["dx"], "patient": row["lesion_id"]} for row in rows]
+        (self.root / "patients.json").write_text(json.dumps({"training": cases}))
+        show = "['$print([[c[\"group\"] for c in part] for part in @cases.values()])']"
+        for name, options in (("patients.csv", ["--columns", option.strip('"')]), ("patients.json", [])):
+            given = {"dataset_dir": self.data, "datalist": self.root / name, "classes": CLASSES, "show": show}
+            run = subprocess.run(
+                [sys.executable, "-m", "monai.bundle", "run", "show", "--config_file", "configs/train.yaml", *options]
+                + [part for key, value in given.items() for part in (f"--{key}", str(value))],
+                cwd=SKIN,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            self.assertEqual(run.returncode, 0, run.stderr[-3000:])
+            training, validation = (set(part) for part in json.loads(run.stdout.splitlines()[-1].replace("'", '"')))
+            self.assertEqual(training | validation, {row["lesion_id"] for row in rows})
+            self.assertEqual(training & validation, set())
 
     def test_refused(self):
         unused = {**self.settings, **self.network, "output_dir": str(self.root / "unused")}

@@ -400,7 +400,11 @@ class TestGradingRuns(BundleTestCase):
             self.assert_refused(flow, f"{path}: {why}")
         flow = self.workflow("evaluate", adapter_path=str(good), outputs=["left"])
         self.assert_refused(flow, f"{good}: labels must be")
-        for changes, why in (({"outputs": ["left"]}, "num_classes must be"), ({"pooling": "mean"}, "pooling must be")):
+        for changes, why in (
+            ({"outputs": ["left"]}, "num_classes must be"),
+            ({"pooling": "mean"}, "pooling must be"),
+            ({"image_std": 0.9}, "image_std must be that of the adapter's training, .*, got 0.9"),
+        ):
             flow = self.workflow("train", adapter_path=str(good), output_dir=str(self.root / "unused"), **changes)
             self.assert_refused(flow, f"{good}: {why}")
 
@@ -698,6 +702,17 @@ class TestVolumeGradingRuns(BundleTestCase):
         rows = read(scores / "predictions.csv")
         self.assertEqual([row["name"] for row in rows], ["imagesTr/4.nii.gz", "imagesTr/5.nii.gz"])
         self.assertEqual([row["label"] for row in rows], ["2.95 to 3.33 mL", "above 3.63 mL"])
+        lists = json.loads((self.root / "datalist.json").read_text())
+        lists["calibration"] = [lists["training"].pop()]
+        (self.root / "datalist.json").write_text(json.dumps(lists))
+        apart = {"adapter_path": adapter, "part": "calibration", "output_dir": str(self.root / "apart")}
+        evaluate = self.workflow("evaluate", "train", **apart)
+        evaluate.run()
+        evaluate.finalize()
+        (row,) = read(self.root / "apart" / "predictions.csv")
+        self.assertEqual((row["name"], row["label"]), ("imagesTr/3.nii.gz", "above 3.63 mL"))
+        refused = self.workflow("evaluate", "train", **{**apart, "part": "test"})
+        self.assert_refused(refused, r"part must be one of \['training', 'validation', 'calibration'\], got 'test'")
 
         images = self.root / "imagesTr"
         save_nifti(images / "whole.nii.gz", np.random.default_rng(0).normal(0, 1, (50, 50, 36)).astype(np.float32))

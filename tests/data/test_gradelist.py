@@ -4,13 +4,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import time
 import unittest
+from collections import Counter
 from pathlib import Path
 
 from parameterized import parameterized
 from utils_data import shared_data, temporary_folder
 
 from monai_dvpt.data import load_gradelist, select_part
+from monai_dvpt.data.gradelist import draw_validation
 from monai_dvpt.utils import InputError
 
 ZONES = ["left", "right"]
@@ -60,6 +63,13 @@ class TestLoadGradelist(unittest.TestCase):
         self.assertEqual([case["group"] for part in PARTS for case in cases[part]], ["8", "9", "7"])
         case = {"Image": "a.png", "label": [0, 0], "Patient": 7}
         self.assertEqual(self.load(self.json({"test": [case]}))["test"][0]["group"], "7")
+
+    def test_short_names_of_parts(self):
+        """In a column as for the files of a folder."""
+        lines = ["image,left,right,split", "a.png,0,0,train", "b.png,0,0,valid", "c.dcm,0,0,val", "d.jpg,0,0,test"]
+        cases = self.images(self.load(self.csv(*lines)))
+        found = {part: [image for image, _ in cases[part]] for part in cases}
+        self.assertEqual(found, {"training": ["a.png"], "validation": ["b.png", "c.dcm"], "test": ["d.jpg"]})
 
     def test_what_a_part_lacks_is_said(self):
         path = self.csv("image,dx,split", "a.png,nv,training", "b.png,bcc,training", "d.jpg,nv,validation")
@@ -117,6 +127,24 @@ class TestLoadGradelist(unittest.TestCase):
         self.assertEqual([case["label"] for case in cases["validation"]], [[-1, 2], [1, 1]])
         self.assertNotIn("test", cases)
 
+    def test_columns_of_json(self):
+        """A bundle's default for CSV stops no JSON list, and is used where its keys have that name."""
+        names, label = ("a.png", "b.png", "d.jpg"), [0, 1]
+        for given, groups in (
+            ([{}] * 3, [str(self.root / name) for name in names]),
+            ([{"patient": 7}, {"patient": 7}, {"patient": 8}], ["7", "7", "8"]),
+            ([{"lesion_id": "L1"}, {"lesion_id": "L1"}, {"patient": "L2"}], ["L1", "L1", "L2"]),
+        ):
+            training = [{"image": name, "label": label, **each} for name, each in zip(names, given, strict=True)]
+            cases = self.load(self.json({"training": training}), columns={"patient": "lesion_id"})
+            found = {case["image"]: case["group"] for part in cases.values() for case in part}
+            self.assertEqual([found[str(self.root / name)] for name in names], groups)
+        both = {"image": "a.png", "label": label, "lesion_id": 1, "patient": 2}
+        with self.assertRaisesRegex(InputError, r"list\.json: every key must be there once, got .*'patient': 2"):
+            self.load(self.json({"training": [both]}), columns={"patient": "lesion_id"})
+        with self.assertRaisesRegex(InputError, r"list\.json: columns must give different names .* got 'null'"):
+            self.load(self.json({"training": [both]}), columns="null")
+
     @parameterized.expand([("name", "mild", 1), ("index", 1, 1), ("float", 2.0, 2), ("text", "2", 2)])
     def test_one_output(self, _, grade, expected):
         content = {"training": [{"image": "a.png", "label": grade}], "validation": [{"image": "b.png", "label": 0}]}
@@ -155,6 +183,18 @@ class TestLoadGradelist(unittest.TestCase):
         half = self.load(path, ["x"], patient_pattern=r"^\d+", validation_fraction=0.5)
         self.assertEqual(len(half["validation"]), len(images) // 2)
 
+    def test_draws_of_many_patients(self):
+        """In seconds, as many as asked for, and of no patient a part alone."""
+        sizes = {str(patient): 1 + patient % 3 for patient in range(39_999)}
+        cases = [{"group": group} for group, size in sizes.items() for _ in range(size)]
+        start = time.process_time()
+        parts = draw_validation(cases, 0.5)
+        self.assertLess(time.process_time() - start, 5)
+        self.assertEqual(len(parts[1]), len(cases) // 2)
+        training, validation = (Counter(case["group"] for case in part) for part in parts)
+        self.assertEqual({**training, **validation}, sizes)
+        self.assertEqual(training.keys() & validation.keys(), set())
+
     def test_one_large_and_one_small_patient(self):
         lines = ["image,x,patient", "a.png,0,1", "b.png,1,1", "sub/a.png,1,1", "d.jpg,1,2", "c.dcm,0,2"]
         cases = self.load(self.csv(*lines), ["x"])
@@ -182,7 +222,7 @@ class TestLoadGradelist(unittest.TestCase):
             ("nothing graded", ["image,left,right", "a.png,,-1"], "a.png: label must have a grade for at least one"),
             ("no file", ["image,left,right", "x.png,0,0"], "every image must be an existing file, got 'x.png'"),
             ("empty name", ["image,left,right", ",0,0"], "every image must be an existing file, got ''"),
-            ("split", ["image,left,right,split", "a.png,0,0,train"], "split must be one of .*, got 'train' in line 2"),
+            ("split", ["image,left,right,split", "a.png,0,0,dev"], "split must be one of .*, got 'dev' in line 2"),
             ("twice", ["image,left,right", "a.png,0,0", "sub/../a.png,0,0"], "must be listed once, got .*a.png"),
             ("header alone", ["image,left,right"], "holds no images"),
             ("empty", [""], "columns image, left, right are missing"),
@@ -347,6 +387,8 @@ class TestLoadGradelist(unittest.TestCase):
             ({"columns": {"left": "L"}}, "columns image and L, right, once each; columns L are missing"),
             ({"columns": {"patient": "who"}}, "columns who are missing"),
             ({"exclude": {"gradable": 0}}, "columns gradable are missing"),
+            ({"exclude": "left"}, "exclude must give the values to leave out by .*, got 'left'"),
+            ({"exclude": ["left"]}, r"exclude must give the values to leave out by .*, got \['left'\]"),
             ({"image_path": "images/"}, r"image_path must contain \{image\}, got 'images/'"),
             ({"image_path": "{image}.png"}, r"must be an existing file, got 'a.png.png'"),
         ]
@@ -370,9 +412,8 @@ class TestLoadGradelist(unittest.TestCase):
         (self.root / "train.csv").write_text("image,left,right,split\na.png,0,0,training\n")
         with self.assertRaisesRegex(InputError, "train.csv: a list of the part training must have no column split"):
             self.load(self.root)
-        for options in ({"columns": {"image": "x"}}, {"exclude": {"left": 1}}):
-            with self.assertRaisesRegex(InputError, "list.json: columns and exclude must be for .csv or .txt lists"):
-                self.load(self.json({}), **options)
+        with self.assertRaisesRegex(InputError, "list.json: exclude must be for .csv or .txt lists"):
+            self.load(self.json({}), exclude={"left": 1})
 
     @parameterized.expand([("knee_kl", "kl_grade", 2000, 1000), ("dr_fundus", "dr_grade", 391, 196)])
     def test_shared_lists(self, folder, output, images, patients):

@@ -55,6 +55,10 @@ class TestMaskList(unittest.TestCase):
             "group": "d",
         }
         self.assertEqual(cases["validation"], [expected])
+        self.write(*(f"{row},{part}" for row, part in zip(self.rows("ab"), ("val", "calibration"), strict=True)))
+        path.write_text(path.read_text().replace(HEADER, HEADER + ",split"))
+        found = {part: [case["group"] for case in section] for part, section in load_masklist(self.root, path).items()}
+        self.assertEqual(list(found), ["validation", "calibration"])
 
     def test_lesions_stay_together(self):
         rows = [row + "," + str(index // 3) for index, row in enumerate(self.rows(tail=""))]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -336,6 +337,30 @@ class TestRefused(unittest.TestCase):
         options = {"bottleneck_size": 5} if method == "bottleneck" else {}
         other = tune(with_backbone_of(self.saved, 2), method, **options)
         self.check_refused("method must be that of the network, ", "got DVPT(", net=other)
+
+    @parameterized.expand(
+        [
+            ("image_mean", [0.5, 0.5, 0.5], "0.45"),
+            ("image_mean", 0.5, "0.45"),
+            ("image_std", [0.2, 0.25, 0.31], "[0.2, 0.25, 0.3]"),
+            ("image_std", 0.2, "[0.2, 0.25, 0.3]"),
+            ("image_std", [0.2], "[0.2, 0.25, 0.3]"),
+            ("ben_graham", True, "False"),
+            ("value_range", [0, 1], "[0, 255]"),
+        ]
+    )
+    def test_other_preparation(self, name, value, theirs):
+        """Of the images; the same in other words, and what the file does not record, are accepted."""
+        same = {"image_mean": 0.45, "image_std": [0.2, 0.25, 0.3], "ben_graham": False, "value_range": [0, 255]}
+        save_adapter(self.saved, self.path, notes={"preparation": same})
+        before, words = copy_of_state(self.net), f"{name} must be that of the adapter's training, {theirs}, got {value}"
+        with self.assertRaisesRegex(InputError, re.escape(f"{self.path}: {words}")):
+            load_adapter(self.net, self.path, preparation={**same, name: value})
+        self.assertEqual(changed(before, self.net), set())
+        other_words = {"image_mean": (0.45, 0.45, 0.45), "value_range": (0.0, 255.0), "gamma": 2}
+        load_adapter(self.net, self.path, preparation={**same, **other_words})
+        save_adapter(self.saved, self.path)
+        load_adapter(self.net, self.path, preparation=same)
 
     def test_settings_of_training_alone_may_differ(self):
         other = with_backbone_of(self.saved, 2, dropout_rate=0.5, use_checkpoint=True, save_attn=True)

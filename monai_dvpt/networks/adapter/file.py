@@ -107,6 +107,7 @@ def load_adapter(
     name: str | None = None,
     parts: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
+    preparation: Mapping[str, Any] | None = None,
 ) -> TunableNetwork:
     """
     Loads an adapter into a network with the same backbone; the network changes only if the whole file fits.
@@ -120,15 +121,17 @@ def load_adapter(
         parts: parts that the file must contain, by default all but the backbone. The others stay as they are; with a
             name they are copied from the active adapter.
         labels: names of the classes that the file must be for, background first; by default not checked.
+        preparation: settings with which images are prepared, by name (see :class:`monai_dvpt.handlers.AdapterSaver`);
+            those that the file records must be the same. By default not checked.
 
     Returns:
         ``net``.
 
     Raises:
         ValueError: if ``name`` is empty.
-        InputError: if the file is damaged or for another network, other settings, another backbone or other labels; if
-            it contains other parts or tensors, or a tensor of another shape or type, or with values that are not
-            finite in the network's type. The message names the difference.
+        InputError: if the file is damaged or for another network, other settings, another backbone, other labels or
+            another preparation; if it contains other parts or tensors, or a tensor of another shape or type, or with
+            values that are not finite in the network's type. The message names the difference.
     """
     if name == "":
         raise ValueError("name must not be empty.")
@@ -138,6 +141,7 @@ def load_adapter(
     if parts is not None and "decoder" not in parts:
         changeable -= net.DECODER_ARGUMENTS
     _check_network(metadata, net, net.ADAPTER_ARGUMENTS if method_alone else changeable)
+    _check_preparation(metadata, preparation or {})
     method = stored_method(metadata)
     if name is None:
         _check_method(net, method)
@@ -163,6 +167,18 @@ def _check_network(metadata: Mapping[str, Any], net: TunableNetwork, free: Set[s
     for key, value in own.items():
         if not _same_sides(theirs.get(key), value):
             raise InputError(f"{key} must be that of the network, {value}, got {theirs.get(key)}.")
+
+
+def _check_preparation(metadata: Mapping[str, Any], preparation: Mapping[str, Any]) -> None:
+    """Refuses an adapter that records other settings; one number for all channels is the same as one for each."""
+    recorded = metadata["notes"].get("preparation")
+    theirs = recorded if isinstance(recorded, dict) else {}
+    for key, value in json.loads(to_json(preparation)).items():
+        lists = [each if isinstance(each, list) else [each] for each in (theirs.get(key, value), value)]
+        most = max(map(len, lists))
+        one, other = (each * most if len(each) == 1 else each for each in lists)
+        if one != other:
+            raise InputError(f"{key} must be that of the adapter's training, {theirs[key]}, got {value}.")
 
 
 def _check_method(net: TunableNetwork, method: Method) -> None:

@@ -61,7 +61,7 @@ def check_vit_image(
     Raises:
         ValueError: if a side is not a whole number of at least 1, or a side of an image no multiple of the token's.
     """
-    check_counts(patch_size=patch_size)
+    check_counts(img_size=img_size, patch_size=patch_size)
     sides, patches = ensure_tuple_rep(img_size, spatial_dims), ensure_tuple_rep(patch_size, spatial_dims)
     if any(side < patch or side % patch for side, patch in zip(sides, patches, strict=True)):
         raise ValueError(f"img_size must be positive multiples of patch_size={patches}, got {sides}.")

@@ -165,7 +165,10 @@ class DVPTViT(TunableNetwork, ViTEncoder):
 
 def _pooling(pooling: tuple | str) -> tuple[str, dict[str, int]]:
     """Name and options of a pooling."""
-    name, given = (pooling, {}) if isinstance(pooling, str) else pooling
+    pair = (pooling, {}) if isinstance(pooling, str) else pooling
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[1], Mapping):
+        raise ValueError(f"pooling must be a name, or a name and an object of options, got {pooling}.")
+    name, given = pair
     known = PROMPTS if name == "prompts" else {}
     if name not in POOLING:
         raise ValueError(f"pooling must be one of {POOLING}, got {pooling}.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Backbone:
         img_size: of its images in training, in pixels, in the same way; None if their tokens form no square.
         hidden_size, mlp_dim, num_layers: of the network.
         stated_heads: number of heads if the file or its ``config.json`` states it, else None.
-        normalisation: mean and standard deviation of its images, None if they are not known.
+        config: its ``config.json``, or empty.
     """
 
     source: str
@@ -55,7 +56,17 @@ class Backbone:
     mlp_dim: int
     num_layers: int
     stated_heads: int | None
-    normalisation: Normalisation | None
+    config: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @cached_property
+    def normalisation(self) -> Normalisation | None:
+        """
+        Mean and standard deviation of its images, None if they are not known; read when they are asked for.
+
+        Raises:
+            InputError: if a file beside the weights cannot be read or states impossible numbers.
+        """
+        return read_normalisation(Path(self.source), self.config, self.family)
 
     @property
     def num_heads(self) -> int:
@@ -79,7 +90,7 @@ class Backbone:
         Mean of each channel of the images, which are in [0, 1].
 
         Raises:
-            InputError: if it is not known.
+            InputError: if it is not known, or as ``normalisation`` does.
         """
         return list(self._known().mean)
 
@@ -89,7 +100,7 @@ class Backbone:
         Standard deviation of each channel of the images, which are in [0, 1].
 
         Raises:
-            InputError: if it is not known.
+            InputError: if it is not known, or as ``normalisation`` does.
         """
         return list(self._known().std)
 
@@ -105,7 +116,10 @@ class Backbone:
     def __str__(self) -> str:
         size = f"images of {_times(self.img_size)} pixels in" if self.img_size else "images in"
         text = f"{size} patches of {_times(self.patch_size)}"
-        known = self.normalisation
+        try:
+            known = self.normalisation
+        except InputError as error:  # nothing else needs it
+            return f"{text}; how they were normalised is not known: {error}"
         if known is None:
             return f"{text}; the file does not say how they were normalised"
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (known.mean, known.std))
@@ -133,12 +147,7 @@ def read_backbone(source: str | os.PathLike) -> Backbone:
 
 
 def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any]) -> Backbone | None:
-    """
-    What recognised weights tell; None for a Swin transformer, or a patch embedding that is no convolution.
-
-    Raises:
-        InputError: if a file beside them states impossible numbers.
-    """
+    """What recognised weights tell; None for a Swin transformer, or a patch embedding that is no convolution."""
     kernel, positions, sizes = patch_kernel(found), found.encoder.get(POSITIONS), encoder_sizes(found)
     whole = all(sizes[name] for name in ("hidden_size", "mlp_dim", "num_layers"))
     if found.is_swin or kernel is None or kernel.ndim not in (4, 5) or positions is None or not whole:
@@ -156,7 +165,7 @@ def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any])
         mlp_dim=sizes["mlp_dim"],
         num_layers=sizes["num_layers"],
         stated_heads=found.num_heads,
-        normalisation=read_normalisation(path, config, found.family),
+        config=config,
     )
 
 

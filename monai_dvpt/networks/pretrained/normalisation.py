@@ -87,7 +87,7 @@ def read_normalisation(path: Path, config: Mapping[str, Any], family: str) -> No
     """
     file = path.parent / PREPROCESSOR
     if file.exists():
-        said = read_json(file)
+        said = _stated(read_json(file))
         with naming(file):
             if not said.get("do_normalize", True):
                 said = {**said, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
@@ -97,13 +97,19 @@ def read_normalisation(path: Path, config: Mapping[str, Any], family: str) -> No
                     raise InputError(f"rescale_factor must be a number above 0, got {repr(factor)[:50]}.")
                 return _checked(said, "image_mean", "image_std", 255 * factor, PREPROCESSOR)
     said = config.get("pretrained_cfg", config)
-    if isinstance(said, dict) and "mean" in said and "std" in said:
+    said = _stated(said) if isinstance(said, dict) else {}
+    if "mean" in said and "std" in said:
         with naming(path.parent / CONFIG):
             return _checked(said, "mean", "std", 1, CONFIG)
     if family:
         mean, std = FAMILIES[family]
         return Normalisation(mean, std, f"as {family} was trained; the file does not say it")
     return None
+
+
+def _stated(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that have a value; null is none."""
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _checked(said: Mapping[str, Any], mean: str, std: str, scale: float, origin: str) -> Normalisation:

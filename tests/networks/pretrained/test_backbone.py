@@ -142,9 +142,29 @@ class TestImages(unittest.TestCase):
     def test_impossible_numbers(self, content, why):
         (self.folder / "preprocessor_config.json").write_text(json.dumps(content))
         path = save(self.folder / "weights.pt", timm_state())
-        for read in (read_backbone, lambda path: load_pretrained(vit(), path)):
+        backbone = read_backbone(path)
+        for name in ("image_mean", "image_std"):
             with self.assertRaisesRegex(InputError, rf"preprocessor_config\.json: {why}"):
-                read(path)
+                getattr(backbone, name)
+        report = load_pretrained(vit(), path, verbose=False)  # which needs no such number
+        self.assertEqual(report.initialised, [])
+        self.assertRegex(str(report), rf"is not known: .*preprocessor_config\.json: {why}")
+
+    @parameterized.expand(
+        [
+            ("mean", {"image_mean": None, "image_std": None}, IMAGENET),
+            ("deviation", {"image_mean": [0.1] * 3, "image_std": None}, IMAGENET),
+            (
+                "scale",
+                {"image_mean": [0.1] * 3, "image_std": [0.2] * 3, "rescale_factor": None},
+                ([0.1] * 3, [0.2] * 3),
+            ),
+        ]
+    )
+    def test_null_is_nothing_said(self, _, content, expected):
+        (self.folder / "preprocessor_config.json").write_text(json.dumps({"size": 224, **content}))
+        backbone = self.read(dinov2_state(), config={"mean": None, "std": None})
+        np.testing.assert_allclose((backbone.image_mean, backbone.image_std), expected)
 
 
 class TestSizes(unittest.TestCase):
