@@ -257,7 +257,11 @@ class TestGradingRuns(BundleTestCase):
 
     def test_evaluate_another_part(self):
         self.evaluate(self.root / "evaluate_training", part="training")
-        self.assertEqual(len(read(self.root / "evaluate_training" / "predictions.csv")), 32)
+        rows = read(self.root / "evaluate_training" / "predictions.csv")
+        self.assertEqual(len(rows), 32)
+        (table,) = self.root.rglob("datalist.csv")
+        patients = {Path(row["image"]).stem: row["patient"] for row in read(table)}
+        self.assertEqual([row["patient"] for row in rows], [patients[Path(row["name"]).name] for row in rows])
         adapter = str(self.out / "adapter_best.safetensors")
         flow = self.workflow("evaluate", part="test", adapter_path=adapter)
         self.assert_refused(flow, r"^part must be one of \['training', 'validation'\], got 'test'")
