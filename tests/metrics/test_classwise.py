@@ -178,9 +178,9 @@ class TestMetrics(unittest.TestCase):
         chances, y = readings(7, 40)
         metric(*from_engine([key, "label"])(self.cases(chances, y)))
         buffers = [buffer.reshape(40, -1).float() for buffer in metric.get_buffer()]
-        runs = [Run((method, 1.0), 0, 0, metric.aggregate().item(), buffers) for method in ("a", "b")]
-        patients = [index // 2 for index in range(40)]
-        interval = compare_runs(runs, [patients], metric, ("a", 1.0), resamples=60).intervals["a", 1.0]
+        patients = [str(index // 2) for index in range(40)]
+        runs = [Run((method, 1.0), 0, 0, metric.aggregate().item(), buffers, patients) for method in ("a", "b")]
+        interval = compare_runs(runs, metric, ("a", 1.0), resamples=60).intervals["a", 1.0]
 
         def score(cases: np.ndarray) -> float:
             truth, chance = y[cases], chances[cases]

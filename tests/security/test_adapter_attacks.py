@@ -176,8 +176,8 @@ class TestRefused(unittest.TestCase):
             ("dropout_rate", 1e300, "a number in [0, 65536]"),
             ("dropout_rate", "0", "a number"),
             ("qkv_bias", 1, "true or false"),
-            ("pooling", "$__import__('os')", "a word of letters"),
-            ("pooling", "a" * 1000, "a word of letters"),
+            ("pooling", "$__import__('os')", "pooling as a word, or a word and an object"),
+            ("pooling", "a" * 1000, "pooling as a word, or a word and an object"),
             ("img_size", [32] * 9, "at most 8 whole numbers"),
             ("img_size", [[32, 48]], "at most 8 whole numbers"),
         ]

@@ -118,7 +118,7 @@ class Split:
 
 
 WORDS = ("True", "False", "None")  # not text
-SETTING = re.compile(r"\+(?=[A-Za-z_][\w#]*=)")  # what begins a setting after a method
+SETTING = re.compile(r"\s*\+\s*(?=[A-Za-z_][\w#]*=)")  # what begins a setting after a method
 
 
 def method_text(text: str) -> str:
