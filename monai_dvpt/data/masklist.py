@@ -54,6 +54,8 @@ def load_masklist(
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
     with naming(file):
+        if file.suffix.lower() == ".json":
+            raise InputError("datalist must be a .csv or .txt file, or a folder of lists; a list of masks is no JSON.")
         sections = read_tables(file, [MASK], columns)
         entries = [(part, entry) for part, section in sections.items() for entry in section]
         if not entries:

@@ -39,6 +39,12 @@ class TestMaskList(unittest.TestCase):
         with self.assertRaisesRegex(InputError, words):
             load_masklist(self.root, self.root / "labels.csv", **arguments)
 
+    def test_json_is_refused(self):
+        path = self.root / "labels.json"
+        path.write_text("{}")
+        with self.assertRaisesRegex(InputError, r"labels.json: datalist must be a .csv or .txt file, .* no JSON"):
+            load_masklist(self.root, path)
+
     def test_parts_that_are_given(self):
         parts = ["training"] * 3 + ["validation", "test", "test"]
         path = self.write(
