@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads every case of a folder of data once, and keeps what a plan and the rules need."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+
+from monai_dvpt.data import DicomSeriesReader
+from monai_dvpt.transforms import LoadImage2D, LoadVolume
+from monai_dvpt.utils import InputError, reason
+
+from .model import IGNORED, Case, Collection, Finding, Measurement
+
+__all__ = ["load_image", "measure_cases", "shown"]
+
+MAX_SAMPLED = 1 << 20
+"""The most values of an image that its percentiles are taken of."""
+PERCENTILES = (0.5, 50, 99.5)
+
+
+def load_image(case: Case, spatial_dims: int) -> MetaTensor:
+    """The image of a case, of shape (1, x, y, z), or (3, rows, columns), as a bundle loads it."""
+    if spatial_dims == 2:
+        return LoadImage2D(channels=3)(str(case.image))
+    return LoadVolume(dicom_reader=DicomSeriesReader())(case.image)
+
+
+def measure_cases(collection: Collection, progress: Any = iter) -> tuple[list[Measurement | None], list[Finding]]:
+    """
+    Args:
+        collection: the cases.
+        progress: wraps the iterator of the cases, such as in a bar.
+
+    Returns:
+        what was measured of each case, None of one that cannot be read or whose label does not fit; and a finding for
+        each of these.
+    """
+    findings = []
+
+    def attempt(case: Case) -> Measurement | Finding:
+        try:
+            return _measure(case, collection)
+        except InputError as error:
+            return Finding("cannot be read", case.name, shown(error, collection), error=True)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = list(progress(pool.map(attempt, collection.cases)))
+    measured: list[Measurement | None] = []
+    for result in results:
+        measured.append(result if isinstance(result, Measurement) else None)
+        if isinstance(result, Finding):
+            findings.append(result)
+    return measured, findings
+
+
+def shown(error: InputError, collection: Collection) -> str:
+    """The message of an error, with paths below the folder of data."""
+    text = reason(error)
+    for root in {f"{collection.root}{os.sep}", f"{os.path.abspath(collection.root)}{os.sep}"}:
+        text = text.replace(root, "")
+    return text
+
+
+def _measure(case: Case, collection: Collection) -> Measurement:
+    image = load_image(case, collection.spatial_dims)
+    label, names = case.read_label(image) if case.read_label is not None else (None, {})
+    spacing = None
+    if collection.spatial_dims == 3:
+        if label is not None:
+            label = np.asarray(_oriented(MetaTensor(label[None], affine=image.affine))[0])
+        image = _oriented(image)
+        spacing = tuple(float(side) for side in image.pixdim)
+    values = np.ascontiguousarray(image.numpy(), dtype=np.float32)
+    coloured = len(values) == 3 and not (np.array_equal(values[0], values[1]) and np.array_equal(values[1], values[2]))
+    values = values if coloured else values[:1]
+    sampled = _sample(values.ravel())
+    foreground = None
+    voxels: dict[str, int] = {}
+    if label is not None:
+        voxels = _voxels(label, names)
+        inside = np.isin(label, [value for value, name in names.items() if name != IGNORED])
+        foreground = _sample(values[:, inside].ravel()) if inside.any() else None
+    described = sampled if foreground is None else foreground
+    low, high = float(values.min()), float(values.max())
+    return Measurement(
+        size=tuple(values.shape[1:]),
+        spacing_mm=spacing,
+        channels=len(values),
+        range=(low, high),
+        percentiles=_percentiles(sampled),
+        foreground=None if foreground is None else _percentiles(foreground),
+        mean=float(described.mean(dtype=np.float64)),
+        std=float(described.std(dtype=np.float64)),
+        zeros=float((sampled == low).mean()),
+        voxels=voxels,
+        content=hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest(),
+    )
+
+
+def _oriented(image: MetaTensor) -> MetaTensor:
+    return Orientation("RAS", labels=None)(image)  # type: ignore[return-value]
+
+
+def _sample(values: np.ndarray) -> np.ndarray:
+    """Evenly spaced values, at most ``MAX_SAMPLED``."""
+    return values[:: 1 + (values.size - 1) // MAX_SAMPLED]
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float, float]:
+    low, middle, high = np.percentile(values, PERCENTILES).tolist()
+    return low, middle, high
+
+
+def _voxels(label: np.ndarray, names: dict[int, str]) -> dict[str, int]:
+    """Voxels of each named label; several values may share a name."""
+    found, counts = np.unique(label, return_counts=True)
+    voxels = dict.fromkeys(names.values(), 0)
+    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+        if value in names:
+            voxels[names[value]] += count
+        elif value:
+            raise InputError(f"every value of the label must have a name, got {value} without one.")
+    return voxels

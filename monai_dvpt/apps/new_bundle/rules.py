@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is odd about measured cases; each rule is a function."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from .model import IGNORED, Collection, Finding, Measurement
+
+__all__ = ["RULES", "apply_rules"]
+
+FEW_CASES = 10
+FEW_OF_LABEL = 3
+FAR = 2.0
+"""Factor from which a spacing or a size differs much from the median."""
+SHARE_OF_IMAGE = 0.99
+"""Share of an image from which a label that covers it is odd."""
+
+Measured = Sequence[Measurement | None]
+Rule = Callable[[Collection, Measured], Iterator[Finding]]
+
+
+def apply_rules(collection: Collection, measured: Measured) -> list[Finding]:
+    """The findings of all rules; ``measured`` has an entry for each case, None for one that cannot be read."""
+    return [finding for rule in RULES for finding in rule(collection, measured)]
+
+
+def _number_of_cases(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    usable = [
+        case
+        for case, each in zip(collection.cases, measured, strict=True)
+        if each is not None and (case.read_label is not None or case.grades)
+    ]
+    patients = {case.patient or case.name for case in usable}
+    if len(patients) < 2:
+        rule = "labelled cases of at least 2 patients must be there, one to train and one to validate"
+        yield Finding("too few cases", "", f"{rule}, got {len(patients)}.", error=True)
+    elif len(usable) < FEW_CASES:
+        yield Finding("few cases", "", f"{len(usable)} labelled cases: scores of so few cases vary by chance.")
+
+
+def _unlabelled(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    for case in collection.cases:
+        if case.read_label is None and not case.grades:
+            yield Finding("no label", case.name, "the image has no label; the case is left out.")
+
+
+def _empty_label(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    for case, each in zip(collection.cases, measured, strict=True):
+        if each is None or case.read_label is None:
+            continue
+        drawn = {name: count for name, count in each.voxels.items() if name in collection.labels}
+        if not any(drawn.values()):
+            yield Finding("empty label", case.name, "no voxel has a label; it counts as a case without any structure.")
+        elif sum(drawn.values()) >= SHARE_OF_IMAGE * np.prod(each.size):
+            share = 100 * sum(drawn.values()) / np.prod(each.size)
+            yield Finding("label covers the image", case.name, f"labels cover {share:.0f} % of the image.")
+
+
+def _labels_in_few_cases(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    if collection.task != "segmentation":
+        return
+    counts = Counter(name for each in measured if each is not None for name, count in each.voxels.items() if count)
+    for name in collection.labels:
+        if not counts[name]:
+            message = "no case has a voxel of this label; name the labels to take with --labels."
+            yield Finding("label without voxels", name, message, error=True)
+        elif counts[name] < FEW_OF_LABEL:
+            yield Finding("label in few cases", name, f"{counts[name]} of {len(measured)} cases have this label.")
+    if unknown := sorted(set(counts) - set(collection.labels) - {IGNORED}):
+        yield Finding("label left out", "", f"voxels of {', '.join(unknown)} become background.")
+
+
+def _grades_in_few_cases(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    for output in collection.outputs:
+        counts = Counter(case.grades[output] for case in collection.cases if output in case.grades)
+        for name in collection.labels:
+            if not counts[name]:
+                yield Finding("grade without cases", f"{output} {name}", "no case has it; it cannot be learned.")
+            elif counts[name] < FEW_OF_LABEL:
+                yield Finding("grade in few cases", f"{output} {name}", f"{counts[name]} cases have it.")
+
+
+def _copies(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    seen: dict[str, int] = {}
+    for index, each in enumerate(measured):
+        if each is None:
+            continue
+        first = seen.setdefault(each.content, index)
+        if first == index:
+            continue
+        case, other = collection.cases[index], collection.cases[first]
+        if case.grades != other.grades or each.voxels != measured[first].voxels:  # type: ignore[union-attr]
+            message = f"the image equals that of {other.name}, but the label differs; keep one of them."
+            yield Finding("copies differ", case.name, message, error=True)
+        else:
+            message = f"the image equals that of {other.name}; both stay in one part."
+            yield Finding("copy", case.name, message)
+
+
+def _spacing(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    yield from _far(collection, measured, "spacing", "mm", lambda each: each.spacing_mm)
+
+
+def _size(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    yield from _far(collection, measured, "size", "", lambda each: each.size)
+
+
+def _far(
+    collection: Collection, measured: Measured, what: str, unit: str, of: Callable[[Measurement], Sequence | None]
+) -> Iterator[Finding]:
+    """Cases for which a property differs much from the median along an axis."""
+    known = [of(each) for each in measured if each is not None and of(each) is not None]
+    if not known:
+        return
+    middle = np.median(np.array(known, float), axis=0)
+    for case, each in zip(collection.cases, measured, strict=True):
+        if each is None or of(each) is None:
+            continue
+        ratio = np.array(of(each), float) / middle
+        if (np.maximum(ratio, 1 / ratio) > FAR).any():
+            text = f"{what} {_times(of(each))} {unit}".rstrip()  # type: ignore[arg-type]
+            yield Finding(f"unusual {what}", case.name, f"{text}, the median is {_times(middle)}.")
+
+
+def _intensity(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    """CT must be in Hounsfield units, where air is about -1000 and nothing is far below."""
+    for case, each in zip(collection.cases, measured, strict=True):
+        if each is not None and case.modality == "CT" and each.range[0] >= 0:
+            message = (
+                f"CT must be in Hounsfield units, with air at about -1000; the smallest value is {each.range[0]:g}."
+            )
+            yield Finding("no Hounsfield units", case.name, message)
+
+
+def _colours(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    counts = Counter(each.channels for each in measured if each is not None)
+    if len(counts) > 1:
+        yield Finding("grey and coloured", "", f"{counts[3]} images are coloured, {counts[1]} are grey.")
+
+
+def _modalities(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    counts = Counter(case.modality for case in collection.cases if case.modality)
+    if len(counts) > 1:
+        found = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        message = f"images must be of one modality, got {found}; keep one kind in the folder."
+        yield Finding("several modalities", "", message, error=True)
+
+
+def _patients_in_two_parts(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    parts: dict[str, str] = {}
+    for case in collection.cases:
+        if case.patient and case.part and parts.setdefault(case.patient, case.part) != case.part:
+            message = f"cases of one patient must be in one part, got {parts[case.patient]} and {case.part}."
+            yield Finding("patient in two parts", case.name, message, error=True)
+
+
+def _times(sides: Sequence) -> str:
+    return " × ".join(f"{float(side):.4g}" for side in sides)
+
+
+RULES: tuple[Rule, ...] = (
+    _number_of_cases,
+    _unlabelled,
+    _empty_label,
+    _labels_in_few_cases,
+    _grades_in_few_cases,
+    _copies,
+    _spacing,
+    _size,
+    _intensity,
+    _colours,
+    _modalities,
+    _patients_in_two_parts,
+)
