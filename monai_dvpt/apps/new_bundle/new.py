@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a folder of data to a bundle."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from monai_dvpt.utils import InputError
+
+from .collect import collect
+from .measure import measure_cases
+from .model import Collection, Finding, Measurement, Options
+from .plan import make_plan
+from .rules import apply_rules
+from .split import split_cases
+from .state import read_state, state_of, write_secret, write_state
+from .write import write_bundle
+
+__all__ = ["NewBundle", "update_bundle"]
+
+
+class NewBundle:
+    """
+    Looks at a folder of data, then writes a bundle for it.
+
+    Args:
+        data: the folder.
+        options: what the user says about it.
+        backbone: file of pretrained weights; None for those of the package, which are for volumes.
+        before: parts of an earlier split, see :func:`split_cases`.
+    """
+
+    collection: Collection
+    measured: list[Measurement | None]
+    findings: list[Finding]
+    parts: dict[str, list[int]]
+
+    def __init__(
+        self,
+        data: str | os.PathLike,
+        options: Options,
+        backbone: str | os.PathLike | None = None,
+        before: Mapping[str, str] | None = None,
+    ) -> None:
+        self.data = Path(data)
+        self.options = options
+        self.backbone = backbone
+        self.before = before
+
+    def look(self, leave_out: bool = False, progress: Callable[..., Any] = tqdm) -> None:
+        """
+        Finds the cases, measures them, applies the rules, and splits them by patient.
+
+        Args:
+            leave_out: whether to leave out cases with errors; the findings then say so.
+            progress: as ``tqdm``.
+
+        Raises:
+            InputError: if the folder or the task is not clear; what is wrong with a case is a finding.
+        """
+        self.collection = collect(self.data, self.options)
+        total = len(self.collection.cases)
+        self.measured, found = measure_cases(
+            self.collection, lambda cases: progress(cases, "look at the cases", total=total, unit="case")
+        )
+        self.findings = [*self.collection.findings, *found, *apply_rules(self.collection, self.measured)]
+        if leave_out:
+            self._leave_out()
+        self.parts = split_cases(self.collection, self.measured, self.before)
+        if not all(self.parts[part] for part in ("training", "validation")):
+            if not any(finding.rule == "too few cases" for finding in self.findings):
+                counts = {part: len(indices) for part, indices in self.parts.items()}
+                message = f"there must be cases to train and cases to validate, got {counts}."
+                self.findings.append(Finding("too few cases", "", message, error=True))
+
+    def _leave_out(self) -> None:
+        """Leaves out the cases with errors, and applies the rules to the others."""
+        names = {case.name for case in self.collection.cases}
+        bad = {finding.where for finding in self.findings if finding.error and finding.where in names}
+        kept = [index for index, case in enumerate(self.collection.cases) if case.name not in bad]
+        self.collection.cases = [self.collection.cases[index] for index in kept]
+        self.measured = [self.measured[index] for index in kept]
+        left_out = [
+            Finding(finding.rule, finding.where, f"left out: {finding.message}")
+            for finding in self.findings
+            if finding.where in bad and finding.error
+        ]
+        others = [finding for finding in self.collection.findings if finding.where not in bad]
+        self.collection.findings = [*others, *left_out]
+        self.findings = [*self.collection.findings, *apply_rules(self.collection, self.measured)]
+
+    def summary(self) -> Iterator[str]:
+        """The fingerprint of the data in a few lines."""
+        collection, measured = self.collection, [each for each in self.measured if each is not None]
+        kind = "volumes" if collection.spatial_dims == 3 else "pictures"
+        patients = len({case.patient for case in collection.cases if case.patient})
+        known = f" of {patients} patients" if patients else ", patients unknown: each case counts as one"
+        yield f"{collection.task} of {len(collection.cases)} {kind}{known}"
+        if measured:
+            yield f"size        {_range([each.size for each in measured])}"
+            if all(each.spacing_mm is not None for each in measured):
+                yield f"spacing     {_range([each.spacing_mm for each in measured])} mm"  # type: ignore[misc]
+        for output in collection.outputs:
+            counts = Counter(case.grades[output] for case in collection.cases if output in case.grades)
+            yield f"{output:<11} " + ", ".join(f"{name}: {counts[name]}" for name in collection.labels)
+        if collection.task == "segmentation":
+            counts = Counter(name for each in measured for name, count in each.voxels.items() if count)
+            yield "labels      " + ", ".join(f"{name} in {counts[name]}" for name in collection.labels)
+        yield "parts       " + ", ".join(f"{len(indices)} {part}" for part, indices in self.parts.items())
+
+    def write(self, output: str | os.PathLike) -> Iterator[str]:
+        """
+        Plans, and writes the bundle.
+
+        Args:
+            output: folder that does not exist.
+
+        Yields:
+            the plan and what to do next, line by line.
+
+        Raises:
+            InputError: if there is an error in the data, or ``output`` exists.
+        """
+        if any(finding.error for finding in self.findings):
+            raise InputError(f"{self.data}: the data must be without errors; nothing is written.")
+        output = Path(output)
+        plan = make_plan(self.collection, self._kept(), self.parts, self.backbone)
+        write_bundle(output, self.collection, self.measured, plan, self.parts, self.findings)
+        write_secret(output, self.options.secret)
+        backbone = None if self.backbone is None else os.path.abspath(self.backbone)
+        write_state(output, state_of(self.options, self.collection, self.measured, self.parts, backbone))
+        yield from plan.lines()
+        yield f"written: {output}"
+        yield f"next: cd {output} && python -m monai.bundle run --config_file configs/train.yaml"
+
+    def _kept(self) -> list[Measurement]:
+        return [each for each in self.measured if each is not None]
+
+
+def update_bundle(bundle: str | os.PathLike) -> NewBundle:
+    """Looks again at the data of a bundle; patients and images of before keep their part."""
+    options, state = read_state(Path(bundle))
+    return NewBundle(state["data"], options, state["backbone"], state["parts"])
+
+
+def _range(rows: Sequence[Sequence[float]]) -> str:
+    """The median along each axis, and the smallest and the largest row where they differ."""
+    table = np.array(rows, float)
+    texts = [" × ".join(f"{side:.4g}" for side in row) for row in (np.median(table, 0), table.min(0), table.max(0))]
+    return texts[0] + ("" if texts[1] == texts[2] else f" (from {texts[1]} to {texts[2]})")
