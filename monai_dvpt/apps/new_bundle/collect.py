@@ -16,7 +16,11 @@ from .volumes import collect_volumes
 __all__ = ["TASKS", "collect"]
 
 TASKS = ("segmentation", "grading", "classification")
-COLLECTORS: tuple[Callable[[Path, Options], Collection | None], ...] = (collect_volumes, collect_pictures, collect_table)
+COLLECTORS: tuple[Callable[[Path, Options], Collection | None], ...] = (
+    collect_volumes,
+    collect_pictures,
+    collect_table,
+)
 
 
 def collect(root: Path, options: Options) -> Collection:

@@ -100,8 +100,13 @@ def _measure(case: Case, collection: Collection) -> Measurement:
         std=float(described.std(dtype=np.float64)),
         zeros=float((sampled == low).mean()),
         voxels=voxels,
-        content=hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).hexdigest(),
+        content=_hash(values, values.shape),
+        label_content="" if label is None else _hash(label.astype(np.uint16), sorted(names.items())),
     )
+
+
+def _hash(values: np.ndarray, facts: Any) -> str:
+    return hashlib.sha256(str(facts).encode() + np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def _oriented(image: MetaTensor) -> MetaTensor:

@@ -150,6 +150,7 @@ class Measurement:
         zeros: share of values that equal the smallest one.
         voxels: number of voxels of each label by name.
         content: hash of the image's values, the same for copies in other formats.
+        label_content: hash of the label map and its names, "" without one.
     """
 
     size: tuple[int, ...]
@@ -163,3 +164,4 @@ class Measurement:
     zeros: float
     voxels: Mapping[str, int]
     content: str
+    label_content: str = ""

@@ -93,7 +93,7 @@ def _copies(collection: Collection, measured: Measured) -> Iterator[Finding]:
         if first == index:
             continue
         case, other = collection.cases[index], collection.cases[first]
-        if case.grades != other.grades or each.voxels != measured[first].voxels:  # type: ignore[union-attr]
+        if case.grades != other.grades or each.label_content != measured[first].label_content:  # type: ignore[union-attr]
             message = f"the image equals that of {other.name}, but the label differs; keep one of them."
             yield Finding("copies differ", case.name, message, error=True)
         else:

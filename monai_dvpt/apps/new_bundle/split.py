@@ -106,7 +106,7 @@ def _draw(
         drawn |= dict.fromkeys(group, part)
         have[part].update(each for index in group for each in marks[index])
     for part in shares:
-        if part not in drawn.values() and len(groups) > len(shares):
+        if part not in drawn.values() and len(groups) >= len(shares):
             biggest = max(shares, key=lambda name: have[name].total())
             moved = next(group for group in reversed(order) if drawn[group[0]] == biggest)
             drawn |= dict.fromkeys(moved, part)
