@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("data", type=Path, metavar="DATA", nargs="?", help="folder of images and labels, any depth")
     parser.add_argument("--output", type=Path, metavar="BUNDLE", help="folder to write; it must not exist")
-    parser.add_argument("--update", type=Path, metavar="BUNDLE", help="bring a bundle up to date with its folder of data")
+    parser.add_argument("--update", type=Path, metavar="BUNDLE", help="bring a bundle up to date with its data")
     parser.add_argument("--check", action="store_true", help="only look, and write nothing")
     parser.add_argument("--leave-out", action="store_true", help="leave out cases with errors")
     parser.add_argument("--all", action="store_true", help="list every finding, not the first of a kind alone")
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--outputs", type=_names, default=(), metavar="A,B", help="columns with what is graded")
     parser.add_argument("--grades", type=_names, default=(), metavar="A,B", help="grades in order, or classes")
     parser.add_argument(
-        "--columns", type=_pairs, default={}, metavar="OURS=THEIRS,...", help="the table's names of image, patient, split"
+        "--columns", type=_pairs, default={}, metavar="OURS=THEIRS,...", help="the table's image, patient, split"
     )
     parser.add_argument("--labels", type=_names, default=(), metavar="A,B", help="labels to segment, in their order")
     parser.add_argument(

@@ -15,7 +15,7 @@ from monai.apps import DecathlonDataset
 
 from monai_dvpt.utils import InputError, fingerprint, naming
 
-from .kinds import file_ids, image_problem, is_regular
+from .kinds import file_ids, image_problem, is_regular, looks_like_dicom
 
 __all__ = ["describe_cases", "draw_count", "load_datalist", "read_list_file"]
 
@@ -37,10 +37,21 @@ def describe_cases(
         when the data move to another folder.
     """
     lists = {"training": [dict(case) for case in training], "validation": [dict(case) for case in validation]}
-    texts = [text for part in lists.values() for case in part for text in case.values() if isinstance(text, str)]
-    folders = [os.path.dirname(text) for text in texts if os.path.isabs(text)]
     counts = {name: len({str(case["image"]) for case in part}) for name, part in lists.items()}
-    return {"sha256": fingerprint(lists, os.path.commonpath(folders) if folders else ""), **counts}
+    cases = [case for part in lists.values() for case in part]
+    for key in dict.fromkeys(key for case in cases for key in case):  # images and labels may lie in different folders
+        texts = [text for case in cases if key in case for text in _texts(case[key])]
+        folders = [os.path.dirname(text) for text in texts if os.path.isabs(text)]
+        folder = os.path.commonpath(folders) if folders else ""
+        for case in cases:
+            if folder and key in case:
+                case[key] = [text.removeprefix(folder) for text in _texts(case[key])]
+    return {"sha256": fingerprint(lists), **counts}
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts in a value of a case: of a path, or of the paths of a series."""
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
 def load_datalist(
@@ -48,20 +59,22 @@ def load_datalist(
     datalist: str | os.PathLike = "auto",
     validation_fraction: float = 0.2,
     msd_task: str | None = None,
-) -> dict[str, list[dict[str, str]]]:
+    labels_dir: str | os.PathLike | None = None,
+) -> dict[str, list[dict[str, Any]]]:
     """
     Cases with labels, in the layout of the Medical Segmentation Decathlon.
 
     Args:
         dataset_dir: folder that the paths of the list are relative to.
         datalist: JSON file with the lists "training" and, optionally, "validation" and "calibration" of
-            ``{"image": …, "label": …}``;
+            ``{"image": …, "label": …}``; an image may be the list of the files of a DICOM series;
             "auto" takes ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
             either, the images of ``imagesTr`` and ``labelsTr`` are paired by file name.
         validation_fraction: share of the training cases, drawn with a fixed seed, for validation if the list has no
             such part; in (0, 1).
         msd_task: Decathlon task, such as "Task04_Hippocampus". If ``dataset_dir`` has that name and does not exist,
             the task is downloaded to it.
+        labels_dir: folder that the paths of the labels are relative to; by default ``dataset_dir``.
 
     Returns:
         the lists "training", "validation" and, if it has cases, "calibration", with absolute paths.
@@ -90,7 +103,8 @@ def load_datalist(
         raise InputError(f"{datalist}: datalist must be an existing file.")
     with naming(file or root):
         sections = _read(file) if file is not None else {"training": _pair_by_name(root)}
-        cases = {name: _checked(sections.get(name, []), root, file or root) for name in PARTS}
+        folders = {"image": root, "label": root if labels_dir is None else Path(labels_dir)}
+        cases = {name: _checked(sections.get(name, []), folders, file or root) for name in PARTS}
         if not cases["training"]:
             raise InputError("holds no training cases.")
         for part, other in combinations(PARTS, 2):
@@ -109,10 +123,12 @@ def load_datalist(
     return {**cases, **({"calibration": calibration} if calibration else {})}
 
 
-def _shared(cases: list[dict[str, str]], others: list[dict[str, str]]) -> list[str]:
+def _shared(cases: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[str]:
     """Files of the others that are files of the cases too, perhaps through links."""
-    theirs = {path for case in others for path in case.values()}
-    ids = {each for case in cases if theirs for path in case.values() for each in file_ids(path)}
+    theirs = {path for case in others for value in case.values() for path in _texts(value)}
+    ids = {
+        each for case in cases if theirs for value in case.values() for path in _texts(value) for each in file_ids(path)
+    }
     return sorted(path for path in theirs if not ids.isdisjoint(file_ids(path)))
 
 
@@ -153,19 +169,28 @@ def _pair_by_name(root: Path) -> list[dict[str, str]]:
     return [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in sorted(names["imagesTr"])]
 
 
-def _checked(entries: list, root: Path, source: Path) -> list[dict[str, str]]:
+def _checked(entries: list, folders: Mapping[str, Path], source: Path) -> list[dict[str, Any]]:
     cases, missing = [], []
     for index, entry in enumerate(entries):
-        for key in ("image", "label"):
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-                raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
-        case = {key: os.path.abspath(root / entry[key]) for key in ("image", "label")}
-        missing += [path for path in case.values() if not is_regular(path) and not os.path.isdir(path)]
+        case: dict[str, Any] = {}
+        for key, folder in folders.items():
+            value = entry.get(key) if isinstance(entry, dict) else None
+            paths = [os.path.abspath(folder / path) for path in _texts(value)]
+            series = key == "image" and isinstance(value, list) and 0 < len(value) == len(paths)
+            if not isinstance(value, str) and not (series and all(map(_is_dicom, paths))):
+                rule = 'every case must name an "image" and a "label", and only an image may be a DICOM series'
+                raise InputError(f"{rule}; case {index} is {entry!r}.")
+            missing += [path for path in paths if not is_regular(path) and not os.path.isdir(path)]
+            case[key] = paths if series else paths[0]
         cases.append(case)
     if missing:
-        hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"
+        hint = "" if source.parent == folders["image"] else "; for the lists of dataset_dir itself pass --datalist auto"
         raise InputError(f"names files that do not exist or are no files: {_some(missing)}{hint}.")
     return cases
+
+
+def _is_dicom(path: str) -> bool:
+    return is_regular(path) and looks_like_dicom(Path(path))
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -52,6 +52,24 @@ class TestLoadDatalist(unittest.TestCase):
         with self.assertRaisesRegex(InputError, r"must not be in training and validation; listed twice: .*b\.nii\.gz"):
             load_datalist(self.root)
 
+    def test_series_and_labels_elsewhere(self):
+        series = [self.root / "study" / f"{index}.dcm" for index in range(2)]
+        labels = self.root.parent / "bundle" / "labels"
+        for folder in (series[0].parent, labels):
+            folder.mkdir(parents=True)
+        for path in (*series, labels / "a.nii.gz", labels / "b.nii.gz"):
+            path.touch()
+        (self.root / "imagesTr" / "b.nii.gz").touch()
+        files = [str(path.relative_to(self.root)) for path in series]
+        one, other = {"image": files, "label": "a.nii.gz"}, {"image": "imagesTr/b.nii.gz", "label": "b.nii.gz"}
+        self.write({"training": [one], "validation": [other]})
+        cases = load_datalist(self.root, labels_dir=labels)
+        self.assertEqual(cases["training"], [{"image": list(map(str, series)), "label": str(labels / "a.nii.gz")}])
+        self.assertEqual(cases["validation"][0]["label"], str(labels / "b.nii.gz"))
+        series[1].unlink()
+        with self.assertRaisesRegex(InputError, "only an image may be a DICOM series; case 0 is"):
+            load_datalist(self.root, labels_dir=labels)
+
     def test_calibration_cases(self):
         """Of prediction sets: a third part, apart from the others."""
         self.touch("a", "b", "c", "d")
