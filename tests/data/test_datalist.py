@@ -175,7 +175,7 @@ class TestLoadDatalist(unittest.TestCase):
                 'json: "validation" must be a list',
             ),
             ("empty", {"training": []}, "datalist.json: holds no training cases"),
-            ("no label", {"training": [entry("a"), {"image": "imagesTr/a.nii.gz"}]}, '"label"; case 1 is .*imagesTr'),
+            ("no label", {"training": [entry("a"), {"image": "imagesTr/a.nii.gz"}]}, '"label".*; case 1 is .*imagesTr'),
             ("no image", {"training": [{"label": "labelsTr/a.nii.gz"}]}, 'must name an "image" and .*; case 0 is '),
             ("a name", {"training": ["imagesTr/a.nii.gz"]}, "case 0 is 'imagesTr/a.nii.gz'"),
             ("a list of channels", {"training": [{**entry("a"), "image": ["x", "y"]}]}, r"case 0 is .*\['x', 'y'\]"),

@@ -21,7 +21,7 @@ PATCH = 8
 """Side of a token, in voxels; that of the weights in the package."""
 TOKENS = 512
 """The most tokens of a window."""
-WINDOWS = 8
+WINDOWS = 4
 """The most windows that the median image may need without overlap, before its grid is made coarser."""
 THICK = 2.5
 """Factor from the smallest to the largest spacing from which slices count as thick."""
@@ -109,7 +109,7 @@ def _spacing(measured: Sequence[Measurement]) -> tuple[list[float], str]:
 
 def _window(size: np.ndarray) -> tuple[list[int], str]:
     """The window, in voxels: the median image if its tokens fit the budget, else as much of it, in its proportions."""
-    tokens = np.maximum(1, np.rint(size / PATCH + 0.25)).astype(int)  # rather a little larger than the image
+    tokens = np.maximum(1, np.ceil(size / PATCH - 0.1)).astype(int)  # less than a voxel may stick out
     whole = tokens.prod() <= TOKENS
     while tokens.prod() > TOKENS:
         tokens[np.argmax(tokens)] -= 1
@@ -138,7 +138,9 @@ def _intensity(collection: Collection, measured: Sequence[Measurement]) -> tuple
 
 
 def _flip(labels: Sequence[str]) -> tuple[bool, str]:
-    sided = next((name for name in labels if SIDED.search(name.lower().replace("_", " "))), None)
+    lower = [name.lower() for name in labels]
+    paired = {name for name in lower if name[:1] in ("l", "r") and {"l": "r", "r": "l"}[name[0]] + name[1:] in lower}
+    sided = next((name for name in lower if name in paired or SIDED.search(name.replace("_", " "))), None)
     if sided is not None:
         return False, f"left and right are told apart, as in {sided}"
     return True, "no label is of one side"

@@ -186,6 +186,7 @@ def _render(folder: Path, collection: Collection, plan: Plan) -> None:
         "classes": collection.labels,
         "title": folder_title(collection),
         "choices": plan.choices,
+        "datalist": "datalist.json" if plan.template == "volume_segmentation" else "datalist.csv",
         **plan.values(),
     }
     for name in CONFIGS:
