@@ -61,7 +61,7 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
     packages=find_packages(include=["monai_dvpt", "monai_dvpt.*"]),
-    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.md"]},
+    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.md", "weights/*.json"]},
     python_requires=">=3.10",
     # Nothing here may require torchvision: a mismatched build of it replaces the installed torch.
     install_requires=[
