@@ -78,7 +78,7 @@ class PromptHead(nn.Linear):
         features: number ``F`` of pooled features.
         num_classes: number of logits.
         hidden_sizes: token width ``C`` of each layer that is read.
-        num_prompts: number ``M`` of prompts of each layer, at least 1.
+        num_prompts: number ``M`` of prompts of each layer; 0 leaves a linear head on normalised features.
         bottleneck_size: width ``R`` of what each prompt reads, at least 2.
 
     Raises:
@@ -100,10 +100,11 @@ class PromptHead(nn.Linear):
         num_prompts: int = 8,
         bottleneck_size: int = 16,
     ) -> None:
-        check_counts(num_prompts=num_prompts)
+        check_counts(0, num_prompts=num_prompts)
         check_counts(2, bottleneck_size=bottleneck_size)
         super().__init__(features + len(hidden_sizes) * num_prompts * bottleneck_size, num_classes)
-        self.readers = nn.ModuleList(PromptReader(size, bottleneck_size, num_prompts) for size in hidden_sizes)
+        sizes = hidden_sizes if num_prompts else ()
+        self.readers = nn.ModuleList(PromptReader(size, bottleneck_size, num_prompts) for size in sizes)
 
     def forward(self, pooled: torch.Tensor, tokens: list[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
         """
