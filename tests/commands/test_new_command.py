@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m monai_dvpt new``, as a user runs it, on small folders of volumes and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import stat
+import unittest
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from parameterized import parameterized
+from PIL import Image
+from utils_bundles import backbone_settings, workflow
+from utils_commands import call
+from utils_data import ROOT, save_nifti, temporary_folder
+
+from monai_dvpt.__main__ import main
+
+SIZE = (18, 17, 20)
+CASES = 6
+NAMES = {"0": "background", "1": "front", "2": "back"}
+
+
+def save_volumes(root: Path, cases: int = CASES) -> Path:
+    """A folder in the layout of the Decathlon: bright boxes in noise, and label maps of two halves of them."""
+    for index in range(cases):
+        rng = np.random.default_rng(index)
+        label = np.zeros(SIZE, np.uint8)
+        low = rng.integers(2, 6, 3)
+        label[tuple(slice(start, start + 9) for start in low)] = 1
+        label[:, low[1] + 4 :][label[:, low[1] + 4 :] == 1] = 2
+        image = (rng.normal(100, 10, SIZE) + 80 * (label > 0)).astype(np.float32)
+        save_nifti(root / "imagesTr" / f"case{index}.nii.gz", image, np.diag([1, 1, 1.2, 1]))
+        save_nifti(root / "labelsTr" / f"case{index}.nii.gz", label, np.diag([1, 1, 1.2, 1]))
+    (root / "dataset.json").write_text(json.dumps({"labels": NAMES, "modality": {"0": "MRI"}, "training": [
+        {"image": f"./imagesTr/case{index}.nii.gz", "label": f"./labelsTr/case{index}.nii.gz"} for index in range(cases)
+    ]}))  # fmt: skip
+    return root
+
+
+def save_table(root: Path, cases: int = 12) -> Path:
+    """Pictures whose brightness is their grade, and a table of them."""
+    (root / "images").mkdir(parents=True)
+    rows = []
+    for index in range(cases):
+        pixels = np.random.default_rng(index).integers(0, 80, (24, 32)) + 60 * (index % 3)
+        Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / f"p{index}.png")
+        rows.append((f"p{index}.png", index % 3, f"person {index // 2}"))
+    write_table(root, rows)
+    return root
+
+
+def write_table(root: Path, rows: list[tuple], header: tuple = ("image", "grade", "patient")) -> None:
+    with open(root / "grades.csv", "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def read_table(root: Path) -> list[tuple]:
+    with open(root / "grades.csv", newline="") as file:
+        return [tuple(row) for row in list(csv.reader(file))[1:]]
+
+
+def change_image(root: Path, change, name: str = "imagesTr/case2.nii.gz") -> None:
+    image = nib.load(root / name)
+    values, affine = change(np.asarray(image.dataobj), image.affine.copy())
+    save_nifti(root / name, values, affine)
+
+
+def corner(root: Path, name: str, value: complex, kind=np.float32) -> None:
+    def change(values, affine):
+        values = values.astype(kind)
+        values[0, 0, 0] = value
+        return values, affine
+
+    change_image(root, change, name)
+
+
+def shear(values, affine):
+    affine[0, 1] = 0.4
+    return values, affine
+
+
+def without_codes(root: Path) -> None:
+    image = nib.load(root / "imagesTr/case2.nii.gz")
+    plain = nib.Nifti1Image(np.asarray(image.dataobj), None)
+    nib.save(plain, root / "imagesTr/case2.nii.gz")
+
+
+def in_micrometres(root: Path) -> None:
+    image = nib.load(root / "imagesTr/case2.nii.gz")
+    image.header.set_xyzt_units("micron")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), root / "imagesTr/case2.nii.gz")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def copy_with_another_label(root: Path) -> None:
+    (root / "imagesTr/case2.nii.gz").write_bytes((root / "imagesTr/case1.nii.gz").read_bytes())
+
+
+def change_rows(root: Path, change) -> None:
+    write_table(root, change(read_table(root)))
+
+
+LABEL = "labelsTr/case2.nii.gz"
+BAD_VOLUMES = [
+    ("label of another size", lambda r: change_image(r, lambda v, a: (v[1:], a), LABEL), "case2.*size"),
+    (
+        "label elsewhere",
+        lambda r: change_image(r, lambda v, a: (v, a + np.eye(4)[:, [3, 3, 3, 0]].T), LABEL),
+        "case2.*affine",
+    ),  # fmt: skip
+    ("label with fractions", lambda r: corner(r, LABEL, 0.5), "case2.*whole numbers|case2.*fraction"),
+    ("label with a value that has no name", lambda r: corner(r, LABEL, 7, np.uint8), "case2.*7"),
+    ("NaN in the image", lambda r: corner(r, "imagesTr/case2.nii.gz", np.nan), "case2.*finite"),
+    ("constant image", lambda r: change_image(r, lambda v, a: (v * 0, a)), "case2.*constant"),
+    ("complex image", lambda r: corner(r, "imagesTr/case2.nii.gz", 1j, np.complex64), "case2.*complex"),
+    ("image in 4D", lambda r: change_image(r, lambda v, a: (np.stack([v, v], -1), a)), "case2.*3D"),
+    ("sheared axes", lambda r: change_image(r, shear), "case2.*(perpendicular|affine)"),
+    ("no geometry", without_codes, "case2.*(affine|form|geometry|orientation)"),
+    ("micrometres", in_micrometres, "case2.*mm"),
+    ("truncated image", lambda r: truncate(r / "imagesTr/case2.nii.gz"), "case2.*cannot be read"),
+    ("text instead of an image", lambda r: (r / "imagesTr/case2.nii.gz").write_text("no image"), "case2"),
+    ("list names a missing file", lambda r: (r / "imagesTr/case2.nii.gz").unlink(), "case2"),
+    ("list is no JSON", lambda r: (r / "dataset.json").write_text("{"), "dataset.json.*JSON"),
+    ("the same image with two labels", copy_with_another_label, "case2.*equals.*label differs"),
+]
+BAD_TABLES = [
+    ("image that is missing", lambda r: (r / "images/p3.png").unlink(), "p3"),
+    ("grades that contradict", lambda r: change_rows(r, lambda rows: [*rows, (rows[0][0], "2", rows[0][2])]), "p0"),
+    (
+        "no column of grades",
+        lambda r: write_table(r, [row[::2] for row in read_table(r)], ("image", "patient")),
+        "column|output|grade",
+    ),  # fmt: skip
+    (
+        "several columns of grades",
+        lambda r: write_table(r, [(*row, row[1]) for row in read_table(r)], ("image", "grade", "patient", "other")),
+        "--outputs",
+    ),  # fmt: skip
+    ("one grade only", lambda r: change_rows(r, lambda rows: [(a, "1", c) for a, _, c in rows]), "grade"),
+    (
+        "patient in two parts",
+        lambda r: write_table(
+            r,
+            [(*row, ("train", "val")[i % 2]) for i, row in enumerate(read_table(r))],
+            ("image", "grade", "patient", "split"),
+        ),
+        "patient|part",
+    ),  # fmt: skip
+    (
+        "unknown part",
+        lambda r: write_table(
+            r,
+            [(*row, "somewhere" if i == 3 else "train") for i, row in enumerate(read_table(r))],
+            ("image", "grade", "patient", "split"),
+        ),
+        "somewhere",
+    ),  # fmt: skip
+    ("picture that is none", lambda r: (r / "images/p3.png").write_text("no picture"), "p3"),
+    ("truncated picture", lambda r: (r / "images/p3.png").write_bytes((r / "images/p3.png").read_bytes()[:60]), "p3"),
+    ("constant picture", lambda r: Image.new("L", (32, 24), 9).save(r / "images/p3.png"), "p3.*constant"),
+    ("two tables", lambda r: (r / "more.csv").write_text((r / "grades.csv").read_text()), "--table"),
+    (
+        "rows of different lengths",
+        lambda r: (r / "grades.csv").write_text((r / "grades.csv").read_text() + "p1.png,1,x,y,z\n"),
+        "grades.csv",
+    ),  # fmt: skip
+]
+
+
+class NewCase(unittest.TestCase):
+    def setUp(self) -> None:
+        self.folder = temporary_folder(self)
+        self.bundle = self.folder / "bundle"
+
+    def new(self, *arguments) -> tuple[int, str, str]:
+        return call(main, "new", *arguments)
+
+    def assert_refused(self, words: str, *arguments) -> None:
+        """One error, on one line, and nothing is written."""
+        before = sorted(self.folder.rglob("*"))
+        status, out, err = self.new(*arguments, "--output", self.bundle)
+        self.assertEqual(status, 1, out)
+        last = err.strip().splitlines()[-1]
+        errors = [line for line in out.splitlines() if line.startswith("error")]
+        if "errors in the data" in last or "error in the data" in last:
+            self.assertEqual(len(errors), 1, out)
+            self.assertRegex(errors[0], f"(?i){words}")
+        else:
+            self.assertRegex(last, f"(?i){words}")
+            self.assertEqual(errors, [])
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
+        self.assertNotIn("Traceback", err)
+
+
+class TestBadData(NewCase):
+    @parameterized.expand(BAD_VOLUMES)
+    def test_volumes(self, _, spoil, words):
+        root = save_volumes(self.folder / "data")
+        spoil(root)
+        self.assert_refused(words, root)
+
+    @parameterized.expand(BAD_TABLES)
+    def test_tables(self, _, spoil, words):
+        root = save_table(self.folder / "data")
+        spoil(root)
+        self.assert_refused(words, root)
+
+    def test_one_case(self):
+        self.assert_refused("at least 2", save_volumes(self.folder / "data", 1))
+
+    def test_empty_folder(self):
+        (self.folder / "data").mkdir()
+        self.assert_refused("found none", self.folder / "data")
+
+    def test_no_folder(self):
+        self.assert_refused("existing folder", self.folder / "nowhere")
+
+    def test_label_that_no_case_has(self):
+        self.assert_refused("tumour", save_volumes(self.folder / "data"), "--labels", "front,tumour")
+
+    def test_pictures_without_a_backbone(self):
+        self.assert_refused("--backbone", save_table(self.folder / "data"))
+
+    def test_existing_output(self):
+        self.bundle.mkdir()
+        self.assert_refused("must not exist", save_volumes(self.folder / "data"))
+
+
+class TestArguments(NewCase):
+    @parameterized.expand(
+        [
+            ([], "DATA must be given"),
+            (["DATA"], "--output must be given"),
+            (["DATA", "--update", "x"], "--update must stand without DATA"),
+            (["--update", "x"], "only a bundle that new wrote"),
+            (["DATA", "--check", "--label-names", "one=liver"], "whole numbers"),
+        ]
+    )
+    def test_refused(self, arguments, words):
+        status, _, err = self.new(*arguments)
+        self.assertEqual(status, 1)
+        self.assertIn(words, err)
+
+
+class TestVolumes(NewCase):
+    def test_check_writes_nothing(self):
+        root = save_volumes(self.folder / "data")
+        before = sorted(self.folder.rglob("*"))
+        status, out, err = self.new(root, "--check")
+        self.assertEqual(status, 0, err)
+        self.assertEqual(sorted(self.folder.rglob("*")), before)
+        self.assertIn("segmentation of 6 volumes", out)
+        self.assertIn("front in 6, back in 6", out)
+        self.assertIn("few cases", out)
+
+    def test_cases_with_errors_are_left_out(self):
+        root = save_volumes(self.folder / "data")
+        truncate(root / "imagesTr/case2.nii.gz")
+        status, out, err = self.new(root, "--output", self.bundle, "--leave-out")
+        self.assertEqual(status, 0, err)
+        self.assertRegex(out, "note .*case2.*left out")
+        lists = json.loads((self.bundle / "configs/datalist.json").read_text())
+        self.assertEqual(sum(map(len, lists.values())), 5)
+        self.assertNotIn("case2", str(lists))
+
+    def test_train_evaluate_infer_and_update(self):
+        root = save_volumes(self.folder / "data")
+        status, out, err = self.new(root, "--output", self.bundle)
+        self.assertEqual(status, 0, err)
+        self.assertIn("spacing_mm", out)
+        self.assertEqual(stat.S_IMODE((self.bundle / "patients.key").stat().st_mode), 0o600)
+        lists = json.loads((self.bundle / "configs/datalist.json").read_text())
+        for part in ("training", "validation"):
+            for case in lists[part]:
+                name = Path(case["image"]).name
+                written, given = nib.load(self.bundle / "labels" / case["label"]), nib.load(root / "labelsTr" / name)
+                np.testing.assert_array_equal(written.dataobj, given.dataobj)
+                np.testing.assert_allclose(written.affine, given.affine, atol=1e-6)
+        workflow(self.bundle, "train", "train", max_epochs=1, val_interval=1).run()
+        adapter = self.bundle / "output/train/adapter_best.safetensors"
+        self.assertLess(adapter.stat().st_size, 3_000_000)
+        workflow(self.bundle, "evaluate", "train").run()
+        self.assertTrue((self.bundle / "output/evaluate/metrics.csv").is_file())
+        workflow(self.bundle, "inference", "infer", dataset_dir=str(root / "imagesTr")).run()
+        results = sorted((self.bundle / "output/inference").glob("*.nii.gz"))
+        self.assertEqual(len(results), CASES)
+        self.assertEqual(nib.load(results[0]).shape, SIZE)
+
+        save_volumes(root, CASES + 4)
+        status, out, err = self.new("--update", self.bundle)
+        self.assertEqual(status, 0, err)
+        more = json.loads((self.bundle / "configs/datalist.json").read_text())
+        self.assertEqual(sum(map(len, more.values())), CASES + 4)
+        for part, cases in lists.items():
+            for case in cases:
+                self.assertIn(case, more[part])
+        self.assertTrue(adapter.is_file())
+
+
+class TestTable(NewCase):
+    def test_train_and_infer(self):
+        root = save_table(self.folder / "data")
+        backbone = backbone_settings(ROOT / "bundles/knee_xray_dvpt_vit_classification", self.folder)["backbone_path"]
+        status, _, err = self.new(root, "--output", self.bundle, "--backbone", backbone)
+        self.assertEqual(status, 0, err)
+        with open(self.bundle / "configs/datalist.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual(len(rows), 12)
+        self.assertNotIn("person", (self.bundle / "configs/datalist.csv").read_text())
+        parts = {}
+        for row in rows:  # two pictures of a person
+            parts.setdefault(int(Path(row["image"]).stem[1:]) // 2, set()).add((row["patient"], row["split"]))
+        self.assertTrue(all(len(each) == 1 for each in parts.values()), parts)
+        settings = {"image_mean": 0.5, "image_std": 0.5}
+        workflow(self.bundle, "train", "train", max_epochs=1, **settings).run()
+        workflow(self.bundle, "inference", "infer", dataset_dir=str(root / "images")).run()
+        self.assertTrue((self.bundle / "output/inference/grades.csv").is_file())
+
+
+if __name__ == "__main__":
+    unittest.main()
