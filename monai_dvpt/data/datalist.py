@@ -19,7 +19,9 @@ from .kinds import file_ids, image_problem, is_regular
 
 __all__ = ["describe_cases", "draw_count", "load_datalist", "read_list_file"]
 
-PARTS = ("training", "validation", "calibration")
+PARTS = ("training", "validation", "calibration", "test")
+
+Datalist = dict[str, list[dict[str, Any]]]
 
 
 def describe_cases(
@@ -37,7 +39,8 @@ def describe_cases(
         when the data move to another folder.
     """
     lists = {"training": [dict(case) for case in training], "validation": [dict(case) for case in validation]}
-    texts = [text for part in lists.values() for case in part for text in case.values() if isinstance(text, str)]
+    values = [value for part in lists.values() for case in part for value in case.values()]
+    texts = [text for value in values for text in _paths(value) if isinstance(text, str)]
     folders = [os.path.dirname(text) for text in texts if os.path.isabs(text)]
     counts = {name: len({str(case["image"]) for case in part}) for name, part in lists.items()}
     return {"sha256": fingerprint(lists, os.path.commonpath(folders) if folders else ""), **counts}
@@ -48,23 +51,26 @@ def load_datalist(
     datalist: str | os.PathLike = "auto",
     validation_fraction: float = 0.2,
     msd_task: str | None = None,
-) -> dict[str, list[dict[str, str]]]:
+    labels_dir: str | os.PathLike | None = None,
+) -> Datalist:
     """
     Cases with labels, in the layout of the Medical Segmentation Decathlon.
 
     Args:
         dataset_dir: folder that the paths of the list are relative to.
-        datalist: JSON file with the lists "training" and, optionally, "validation" and "calibration" of
-            ``{"image": …, "label": …}``;
+        datalist: JSON file with the lists "training" and, optionally, "validation", "calibration" and "test" of
+            ``{"image": …, "label": …}``. An image is a file, a folder with one DICOM series, or the list of the files
+            of a series. A list "test" of images alone, as the Decathlon has it, is ignored.
             "auto" takes ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
             either, the images of ``imagesTr`` and ``labelsTr`` are paired by file name.
         validation_fraction: share of the training cases, drawn with a fixed seed, for validation if the list has no
             such part; in (0, 1).
         msd_task: Decathlon task, such as "Task04_Hippocampus". If ``dataset_dir`` has that name and does not exist,
             the task is downloaded to it.
+        labels_dir: folder that the labels of the list are relative to; by default ``dataset_dir``.
 
     Returns:
-        the lists "training", "validation" and, if it has cases, "calibration", with absolute paths.
+        the lists "training", "validation" and, if they have cases, "calibration" and "test", with absolute paths.
 
     Raises:
         InputError: if a folder or file is missing, a download fails, a list is empty or not readable, an image has no
@@ -83,6 +89,9 @@ def load_datalist(
             raise InputError(f"{root}: {why}") from error
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
+    labels = root if labels_dir is None else Path(labels_dir)
+    if not labels.is_dir():
+        raise InputError(f"{labels}: labels_dir must be an existing folder.")
     auto = str(datalist) == "auto"
     files = [root / "datalist.json", root / "dataset.json"] if auto else [Path(datalist)]
     file = next((candidate for candidate in files if candidate.is_file()), None)
@@ -90,13 +99,13 @@ def load_datalist(
         raise InputError(f"{datalist}: datalist must be an existing file.")
     with naming(file or root):
         sections = _read(file) if file is not None else {"training": _pair_by_name(root)}
-        cases = {name: _checked(sections.get(name, []), root, file or root) for name in PARTS}
+        cases = {name: _checked(sections.get(name, []), root, labels, file or root) for name in PARTS}
         if not cases["training"]:
             raise InputError("holds no training cases.")
         for part, other in combinations(PARTS, 2):
             if shared := _shared(cases[part], cases[other]):
                 raise InputError(f"a case must not be in {part} and {other}; listed twice: {_some(shared)}.")
-        calibration = cases.pop("calibration")
+        others = {name: cases.pop(name) for name in ("calibration", "test")}
         if not cases["validation"]:
             if len(cases["training"]) < 2:
                 raise InputError("one case cannot both train and validate; list at least 2 cases.")
@@ -106,14 +115,20 @@ def load_datalist(
             if shared := _shared(cases["training"], cases["validation"]):
                 rule = "where validation cases are drawn, every file must be there once"
                 raise InputError(f"{rule}; listed or linked twice: {_some(shared)}.")
-    return {**cases, **({"calibration": calibration} if calibration else {})}
+    return {**cases, **{name: section for name, section in others.items() if section}}
 
 
-def _shared(cases: list[dict[str, str]], others: list[dict[str, str]]) -> list[str]:
+def _shared(cases: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[str]:
     """Files of the others that are files of the cases too, perhaps through links."""
-    theirs = {path for case in others for path in case.values()}
-    ids = {each for case in cases if theirs for path in case.values() for each in file_ids(path)}
+    theirs = {path for case in others for value in case.values() for path in _paths(value)}
+    mine = {path for case in cases if theirs for value in case.values() for path in _paths(value)}
+    ids = {each for path in mine for each in file_ids(path)}
     return sorted(path for path in theirs if not ids.isdisjoint(file_ids(path)))
+
+
+def _paths(value: Any) -> list[Any]:
+    """A path, or those of a list."""
+    return value if isinstance(value, list) else [value]
 
 
 def draw_count(fraction: float, total: int) -> int:
@@ -136,6 +151,8 @@ def _read(file: Path) -> dict:
     for part in PARTS:
         if not isinstance(sections.get(part, []), list):
             raise InputError(f'"{part}" must be a list.')
+    if all(isinstance(image, str) for image in sections.get("test", [])):  # of the Decathlon
+        sections.pop("test", None)
     return sections
 
 
@@ -153,14 +170,18 @@ def _pair_by_name(root: Path) -> list[dict[str, str]]:
     return [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in sorted(names["imagesTr"])]
 
 
-def _checked(entries: list, root: Path, source: Path) -> list[dict[str, str]]:
+def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict[str, Any]]:
     cases, missing = [], []
     for index, entry in enumerate(entries):
-        for key in ("image", "label"):
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
-                raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
-        case = {key: os.path.abspath(root / entry[key]) for key in ("image", "label")}
-        missing += [path for path in case.values() if not is_regular(path) and not os.path.isdir(path)]
+        given = entry if isinstance(entry, dict) else {}
+        image, label = given.get("image"), given.get("label")
+        files = [image] if isinstance(image, str) else image
+        texts = isinstance(files, list) and files and all(isinstance(path, str) for path in files)
+        if not texts or not isinstance(label, str):
+            raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
+        paths = [os.path.abspath(root / path) for path in files]
+        case = {"image": paths[0] if isinstance(image, str) else paths, "label": os.path.abspath(labels / label)}
+        missing += [path for path in (*paths, case["label"]) if not is_regular(path) and not os.path.isdir(path)]
         cases.append(case)
     if missing:
         hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"

@@ -23,7 +23,7 @@ from monai_dvpt.utils import InputError, check_finite, check_type, naming
 
 from .backbone import KERNELS, POSITIONS, Backbone, backbone_of, encoder_sizes, patch_kernel
 from .recognise import PretrainedWeights, recognise
-from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, token_grid
+from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, sincos_grid, token_grid
 from .weight_files import find_file, read_config, read_weights
 
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
@@ -324,13 +324,16 @@ def _fit_positions(
     inflate = len(grid) > source_dims
     plane = [side for index, side in enumerate(grid) if not inflate or index != axis]
     tokens = positions.shape[1]
-    source_grid = token_grid(tokens, source_dims)
-    # MONAI's weights are usually for the same grid as the network's
-    if tokens == math.prod(plane) and (source_grid is None or not found.square):
-        source_grid = plane
-        facts.append(f"grid of {_times(plane)} tokens as in the network; the file does not say it")
+    source_grid = sincos_grid(positions, source_dims)
     if source_grid is None:
-        raise InputError(f"the position embeddings of {tokens} tokens must be of a grid of equal sides.")
+        source_grid = token_grid(tokens, source_dims)
+        # MONAI's weights are usually for the same grid as the network's
+        if tokens == math.prod(plane) and (source_grid is None or not found.square):
+            source_grid = plane
+            facts.append(f"grid of {_times(plane)} tokens as in the network; the file does not say it")
+    if source_grid is None:
+        rule = "must be of a grid of equal sides, or sines and cosines, which tell their grid"
+        raise InputError(f"the position embeddings of {tokens} tokens {rule}.")
     resized = f"grid of {_times(source_grid)} to {_times(plane)} tokens" if source_grid != plane else ""
     if inflate:
         how.append(f"2D to 3D along axis {axis}")
