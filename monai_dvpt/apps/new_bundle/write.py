@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a bundle: its configs from templates, its label maps and its list."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from monai_dvpt.utils import InputError, atomic_path, naming, to_json
+from monai_dvpt.utils.typed import path_for_config
+
+from .labels import LabelValues, write_label_maps
+from .lists import write_grade_list, write_mask_list, write_volume_list
+from .metadata import about, metadata_of, title_of
+from .model import Collection, Finding, Measurement
+from .plan import Plan
+from .planning import Data
+
+__all__ = ["write_bundle"]
+
+CONFIGS = ("train.yaml", "evaluate.yaml", "inference.yaml")
+SPECIAL = ("$", "@", "%")
+"""First characters with which a text means something else in a config of MONAI."""
+
+
+def write_bundle(
+    output: str | os.PathLike,
+    collection: Collection,
+    measurements: Sequence[Measurement | None],
+    plan: Plan,
+    parts: Mapping[str, Sequence[int]],
+    findings: Sequence[Finding] = (),
+) -> None:
+    """
+    Writes a bundle that ``python -m monai.bundle run`` trains. The images stay where they are; the label maps are
+    written to its folder ``labels``. The folder is there as a whole or not at all.
+
+    Args:
+        output: folder that does not exist.
+        collection: the cases.
+        measurements: one for each case; None for a case that is in no part.
+        plan: of these cases.
+        parts: indices of the cases by part.
+        findings: what was odd, for the README.
+
+    Raises:
+        InputError: if ``output`` exists or cannot be written, a label map cannot be read, or a name cannot stand in a
+            config; names what and why.
+    """
+    output = Path(output)
+    _check_names(collection)
+    with _whole_folder(output) as folder:
+        labels = LabelValues(collection.labels)
+        _write_lists(folder, collection, parts, labels)
+        training = [(collection.cases[index], each) for index in parts["training"] if (each := measurements[index])]
+        context = _context(output, Data(collection, training, plan.backbone), plan, parts, labels, findings)
+        _write_texts(folder, context)
+        _write(folder / "configs" / "metadata.json", to_json(metadata_of(context)) + "\n")
+        _write(folder / "configs" / "plan.json", to_json(plan.as_json()) + "\n")
+
+
+def _check_names(collection: Collection) -> None:
+    for kind, names in (("label", collection.labels), ("output", collection.outputs)):
+        for name in names:
+            if not name.strip() or name.startswith(SPECIAL) or not name.isprintable():
+                rule = f"must be printable and not begin with one of {' '.join(SPECIAL)}, which configs read otherwise"
+                raise InputError(f"{collection.root}: the name of a {kind} {rule}, got {name!r}.")
+
+
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside ``output`` that is renamed to it in the end, or removed after an error."""
+    if os.path.lexists(output):
+        raise InputError(f"{output}: must not exist: a bundle is written to a new folder.")
+    with naming(output):
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}-", suffix=".part"))
+        except OSError as error:
+            raise InputError(f"cannot be written: {error}") from error
+    try:
+        yield folder
+        os.umask(umask := os.umask(0))
+        folder.chmod(0o777 & ~umask)  # mkdtemp allows only the owner
+        os.rename(folder, output)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{output}: cannot be written: {error}") from error
+        raise
+
+
+def _write_lists(folder: Path, collection: Collection, parts: Mapping[str, Sequence[int]], labels: LabelValues) -> None:
+    """The list, and for segmentation the label maps."""
+    configs = folder / "configs"
+    if collection.task != "segmentation":
+        write_grade_list(configs, collection, parts)
+        return
+    indices = sorted(index for section in parts.values() for index in section)
+    files = dict(write_label_maps(folder / "labels", collection, indices, labels))
+    if collection.spatial_dims == 3:
+        write_volume_list(configs, collection, parts, files)
+    else:
+        write_mask_list(configs, collection, parts, files)
+
+
+def _context(
+    output: Path,
+    data: Data,
+    plan: Plan,
+    parts: Mapping[str, Sequence[int]],
+    labels: LabelValues,
+    findings: Sequence[Finding],
+) -> dict[str, Any]:
+    """What the templates may use."""
+    collection = data.collection
+    segmentation = collection.task == "segmentation"
+    return {
+        "title": title_of(output.name),
+        "about": about(collection),
+        "task": collection.task,
+        "spatial_dims": collection.spatial_dims,
+        "ordered": collection.task == "grading",
+        "data": path_for_config(os.path.abspath(collection.root)),
+        "backbone": None if plan.backbone is None else path_for_config(plan.backbone),
+        "vit": data.vit,
+        "plan": plan.values,
+        "reasons": plan.choices,
+        "modality": data.modality,
+        "names": labels.names if segmentation else [],
+        "label_sets": labels.label_sets,
+        "outputs": collection.outputs,
+        "grades": collection.labels,
+        "names_key": "grades" if collection.task == "grading" else "classes",
+        "counts": {part: len(indices) for part, indices in parts.items() if indices},
+        "findings": findings,
+    }
+
+
+def _write_texts(folder: Path, context: Mapping[str, Any]) -> None:
+    family = "classification"
+    if context["task"] == "segmentation":
+        family = "volume_segmentation" if context["spatial_dims"] == 3 else "picture_segmentation"
+    templates = Environment(
+        loader=PackageLoader(__package__ or "", "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=False,  # no HTML
+    )
+    templates.filters["yaml"] = _yaml
+    files = {f"configs/{name}": f"{family}/{name}" for name in CONFIGS}
+    common = (
+        "configs/multi_gpu_train.yaml",
+        "configs/logging.conf",
+        "docs/README.md",
+        "docs/data_license.txt",
+        "LICENSE",
+    )
+    files |= {name: f"common/{Path(name).name}" for name in common}
+    for name, template in files.items():
+        _write(folder / name, templates.get_template(template).render(context))
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
