@@ -61,7 +61,7 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
     packages=find_packages(include=["monai_dvpt", "monai_dvpt.*"]),
-    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.md", "weights/*.json"]},
+    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.md", "apps/new_bundle/templates/*/*"]},
     python_requires=">=3.10",
     # Nothing here may require torchvision: a mismatched build of it replaces the installed torch.
     install_requires=[
@@ -69,6 +69,7 @@ setup(
         "filelock>=3.15",
         "fire>=0.7",
         "itk>=5.4",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "monai>=1.6.1,<1.7",
         "nibabel>=5.3",

@@ -19,7 +19,9 @@ from .kinds import file_ids, image_problem, is_regular, looks_like_dicom
 
 __all__ = ["describe_cases", "draw_count", "load_datalist", "read_list_file"]
 
-PARTS = ("training", "validation", "calibration")
+PARTS = ("training", "validation", "calibration", "test")
+
+Datalist = dict[str, list[dict[str, Any]]]
 
 
 def describe_cases(
@@ -40,18 +42,14 @@ def describe_cases(
     counts = {name: len({str(case["image"]) for case in part}) for name, part in lists.items()}
     cases = [case for part in lists.values() for case in part]
     for key in dict.fromkeys(key for case in cases for key in case):  # images and labels may lie in different folders
-        texts = [text for case in cases if key in case for text in _texts(case[key])]
+        texts = [text for case in cases if key in case for text in _paths(case[key]) if isinstance(text, str)]
         folders = [os.path.dirname(text) for text in texts if os.path.isabs(text)]
         folder = os.path.commonpath(folders) if folders else ""
         for case in cases:
             if folder and key in case:
-                case[key] = [text.removeprefix(folder) for text in _texts(case[key])]
+                below = [str(text).removeprefix(folder) for text in _paths(case[key])]
+                case[key] = below if isinstance(case[key], list) else below[0]
     return {"sha256": fingerprint(lists), **counts}
-
-
-def _texts(value: Any) -> list[str]:
-    """The texts in a value of a case: of a path, or of the paths of a series."""
-    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
 def load_datalist(
@@ -60,24 +58,25 @@ def load_datalist(
     validation_fraction: float = 0.2,
     msd_task: str | None = None,
     labels_dir: str | os.PathLike | None = None,
-) -> dict[str, list[dict[str, Any]]]:
+) -> Datalist:
     """
     Cases with labels, in the layout of the Medical Segmentation Decathlon.
 
     Args:
         dataset_dir: folder that the paths of the list are relative to.
-        datalist: JSON file with the lists "training" and, optionally, "validation" and "calibration" of
-            ``{"image": …, "label": …}``; an image may be the list of the files of a DICOM series;
+        datalist: JSON file with the lists "training" and, optionally, "validation", "calibration" and "test" of
+            ``{"image": …, "label": …}``. An image is a file, a folder with one DICOM series, or the list of the files
+            of a series. A list "test" of images alone, as the Decathlon has it, is ignored.
             "auto" takes ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
             either, the images of ``imagesTr`` and ``labelsTr`` are paired by file name.
         validation_fraction: share of the training cases, drawn with a fixed seed, for validation if the list has no
             such part; in (0, 1).
         msd_task: Decathlon task, such as "Task04_Hippocampus". If ``dataset_dir`` has that name and does not exist,
             the task is downloaded to it.
-        labels_dir: folder that the paths of the labels are relative to; by default ``dataset_dir``.
+        labels_dir: folder that the labels of the list are relative to; by default ``dataset_dir``.
 
     Returns:
-        the lists "training", "validation" and, if it has cases, "calibration", with absolute paths.
+        the lists "training", "validation" and, if they have cases, "calibration" and "test", with absolute paths.
 
     Raises:
         InputError: if a folder or file is missing, a download fails, a list is empty or not readable, an image has no
@@ -96,6 +95,9 @@ def load_datalist(
             raise InputError(f"{root}: {why}") from error
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
+    labels = root if labels_dir is None else Path(labels_dir)
+    if not labels.is_dir():
+        raise InputError(f"{labels}: labels_dir must be an existing folder.")
     auto = str(datalist) == "auto"
     files = [root / "datalist.json", root / "dataset.json"] if auto else [Path(datalist)]
     file = next((candidate for candidate in files if candidate.is_file()), None)
@@ -103,14 +105,13 @@ def load_datalist(
         raise InputError(f"{datalist}: datalist must be an existing file.")
     with naming(file or root):
         sections = _read(file) if file is not None else {"training": _pair_by_name(root)}
-        folders = {"image": root, "label": root if labels_dir is None else Path(labels_dir)}
-        cases = {name: _checked(sections.get(name, []), folders, file or root) for name in PARTS}
+        cases = {name: _checked(sections.get(name, []), root, labels, file or root) for name in PARTS}
         if not cases["training"]:
             raise InputError("holds no training cases.")
         for part, other in combinations(PARTS, 2):
             if shared := _shared(cases[part], cases[other]):
                 raise InputError(f"a case must not be in {part} and {other}; listed twice: {_some(shared)}.")
-        calibration = cases.pop("calibration")
+        others = {name: cases.pop(name) for name in ("calibration", "test")}
         if not cases["validation"]:
             if len(cases["training"]) < 2:
                 raise InputError("one case cannot both train and validate; list at least 2 cases.")
@@ -120,16 +121,20 @@ def load_datalist(
             if shared := _shared(cases["training"], cases["validation"]):
                 rule = "where validation cases are drawn, every file must be there once"
                 raise InputError(f"{rule}; listed or linked twice: {_some(shared)}.")
-    return {**cases, **({"calibration": calibration} if calibration else {})}
+    return {**cases, **{name: section for name, section in others.items() if section}}
 
 
 def _shared(cases: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[str]:
     """Files of the others that are files of the cases too, perhaps through links."""
-    theirs = {path for case in others for value in case.values() for path in _texts(value)}
-    ids = {
-        each for case in cases if theirs for value in case.values() for path in _texts(value) for each in file_ids(path)
-    }
+    theirs = {path for case in others for value in case.values() for path in _paths(value)}
+    mine = {path for case in cases if theirs for value in case.values() for path in _paths(value)}
+    ids = {each for path in mine for each in file_ids(path)}
     return sorted(path for path in theirs if not ids.isdisjoint(file_ids(path)))
+
+
+def _paths(value: Any) -> list[Any]:
+    """A path, or those of a list."""
+    return value if isinstance(value, list) else [value]
 
 
 def draw_count(fraction: float, total: int) -> int:
@@ -152,6 +157,8 @@ def _read(file: Path) -> dict:
     for part in PARTS:
         if not isinstance(sections.get(part, []), list):
             raise InputError(f'"{part}" must be a list.')
+    if all(isinstance(image, str) for image in sections.get("test", [])):  # of the Decathlon
+        sections.pop("test", None)
     return sections
 
 
@@ -169,28 +176,30 @@ def _pair_by_name(root: Path) -> list[dict[str, str]]:
     return [{"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"} for name in sorted(names["imagesTr"])]
 
 
-def _checked(entries: list, folders: Mapping[str, Path], source: Path) -> list[dict[str, Any]]:
+def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict[str, Any]]:
     cases, missing = [], []
     for index, entry in enumerate(entries):
-        case: dict[str, Any] = {}
-        for key, folder in folders.items():
-            value = entry.get(key) if isinstance(entry, dict) else None
-            paths = [os.path.abspath(folder / path) for path in _texts(value)]
-            series = key == "image" and isinstance(value, list) and 0 < len(value) == len(paths)
-            if not isinstance(value, str) and not (series and all(map(_is_dicom, paths))):
-                rule = 'every case must name an "image" and a "label", and only an image may be a DICOM series'
-                raise InputError(f"{rule}; case {index} is {entry!r}.")
-            missing += [path for path in paths if not is_regular(path) and not os.path.isdir(path)]
-            case[key] = paths if series else paths[0]
+        given = entry if isinstance(entry, dict) else {}
+        image, label = given.get("image"), given.get("label")
+        files = [image] if isinstance(image, str) else image
+        texts = isinstance(files, list) and files and all(isinstance(path, str) for path in files)
+        if isinstance(image, list) and texts and not all(_is_dicom(root / path) for path in files):
+            rule = "an image that is a list must be the files of a DICOM series"
+            raise InputError(f"{rule}; case {index} is {entry!r}.")
+        if not texts or not isinstance(label, str):
+            raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
+        paths = [os.path.abspath(root / path) for path in files]
+        case = {"image": paths[0] if isinstance(image, str) else paths, "label": os.path.abspath(labels / label)}
+        missing += [path for path in (*paths, case["label"]) if not is_regular(path) and not os.path.isdir(path)]
         cases.append(case)
     if missing:
-        hint = "" if source.parent == folders["image"] else "; for the lists of dataset_dir itself pass --datalist auto"
+        hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"
         raise InputError(f"names files that do not exist or are no files: {_some(missing)}{hint}.")
     return cases
 
 
-def _is_dicom(path: str) -> bool:
-    return is_regular(path) and looks_like_dicom(Path(path))
+def _is_dicom(path: Path) -> bool:
+    return is_regular(path) and looks_like_dicom(path)
 
 
 def _some(names: list[str], most: int = 5) -> str:

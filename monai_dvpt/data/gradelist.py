@@ -51,6 +51,7 @@ def load_gradelist(
     columns: Mapping[str, str] | None = None,
     image_path: str | None = None,
     exclude: Mapping[str, Any] | None = None,
+    volumes: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """
     Images with one grade, or one for each of several outputs, from a CSV, a text or a JSON file. What is said of
@@ -119,7 +120,9 @@ def load_gradelist(
         else:
             sections = read_tables(file, outputs, columns, exclude)
         entries = [
-            (p, entry, _image_path(root, entry, image_path)) for p, section in sections.items() for entry in section
+            (p, entry, _image_path(root, entry, image_path, volumes))
+            for p, section in sections.items()
+            for entry in section
         ]
         if not entries:
             raise InputError("holds no images.")
@@ -292,16 +295,19 @@ def _names(where: str, given: Iterable[str], outputs: Sequence[str], reserved: S
     return names
 
 
-def _image_path(root: Path, entry: Mapping[str, Any], image_path: str | None) -> Path:
+def _image_path(root: Path, entry: Mapping[str, Any], image_path: str | None, volumes: bool) -> Path:
     name = (image_path or "{image}").replace("{list}", entry["list"]).replace("{image}", entry["image"])
-    return path_of(root, name if entry["image"] else "")
+    return path_of(root, name if entry["image"] else "", folders=volumes)
 
 
-def path_of(root: Path, name: str, kind: str = "image") -> Path:
-    """The absolute path of an existing file below ``root``; otherwise an InputError says what ``kind`` it is."""
+def path_of(root: Path, name: str, kind: str = "image", folders: bool = False) -> Path:
+    """
+    The absolute path of an existing file below ``root``, or of a folder where ``folders`` may be; otherwise an
+    InputError says what ``kind`` it is.
+    """
     path = Path(os.path.abspath(root / name))
-    if not name or not is_regular(path):
-        raise InputError(f"every {kind} must be an existing file, got {name!r} in {root}.")
+    if not name or not (is_regular(path) or folders and path.is_dir()):
+        raise InputError(f"every {kind} must be an existing file{' or folder' * folders}, got {name!r} in {root}.")
     return path
 
 

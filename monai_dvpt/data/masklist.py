@@ -24,6 +24,7 @@ def load_masklist(
     datalist: str | os.PathLike,
     columns: Mapping[str, str] | None = None,
     validation_fraction: float = 0.2,
+    labels_dir: str | os.PathLike | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """
     Pictures with masks, from a list as :func:`load_gradelist` reads it: a CSV file with the columns "image" (or
@@ -38,6 +39,7 @@ def load_masklist(
             stay in one part; without such a column, or where its cell is empty, a picture is a patient of its own.
         validation_fraction: share of the training pictures, drawn with a fixed seed and patient by patient, for
             validation if the list has no such part; in (0, 1).
+        labels_dir: folder that the masks of the list are relative to; by default ``dataset_dir``.
 
     Returns:
         the lists "training", "validation", "calibration" and "test" that have cases, each with the absolute paths
@@ -53,6 +55,9 @@ def load_masklist(
     root, file = Path(dataset_dir), Path(datalist)
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
+    masks = root if labels_dir is None else Path(labels_dir)
+    if not masks.is_dir():
+        raise InputError(f"{masks}: labels_dir must be an existing folder.")
     with naming(file):
         if file.suffix.lower() == ".json":
             raise InputError("datalist must be a .csv or .txt file, or a folder of lists; a list of masks is no JSON.")
@@ -64,7 +69,7 @@ def load_masklist(
         names = unique_names(Path(os.path.abspath(root)), images)
         cases = CaseParts()
         for (part, entry), image, name in zip(entries, images, names, strict=True):
-            mask = path_of(root, entry["label"][MASK], MASK)
+            mask = path_of(masks, entry["label"][MASK], MASK)
             if not file_ids(image).isdisjoint(file_ids(mask)):
                 raise InputError(f"every mask must be another file than its image, got {mask}.")
             group = entry["patient"] or str(image)

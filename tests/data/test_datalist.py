@@ -67,7 +67,7 @@ class TestLoadDatalist(unittest.TestCase):
         self.assertEqual(cases["training"], [{"image": list(map(str, series)), "label": str(labels / "a.nii.gz")}])
         self.assertEqual(cases["validation"][0]["label"], str(labels / "b.nii.gz"))
         series[1].unlink()
-        with self.assertRaisesRegex(InputError, "only an image may be a DICOM series; case 0 is"):
+        with self.assertRaisesRegex(InputError, "a list must be the files of a DICOM series; case 0 is"):
             load_datalist(self.root, labels_dir=labels)
 
     def test_calibration_cases(self):

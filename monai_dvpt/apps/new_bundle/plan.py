@@ -1,74 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a new bundle, each with its reason."""
+"""The settings of a bundle, each with its reason, from what was measured of the data."""
 
 from __future__ import annotations
 
 import os
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+from monai_dvpt.utils import InputError
 
 from .model import Collection, Measurement
-from .plan_pictures import plan_pictures
+from .plan_grades import plan_grades
+from .plan_masks import plan_masks
 from .plan_volumes import plan_volumes
+from .planning import Choice, Data, Plan
+from .step import MeasureSteps, measure_steps
 
 __all__ = ["Choice", "Plan", "make_plan"]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The value of a setting, and why, in a sentence; settings that every bundle of the kind shares have no reason."""
-
-    value: Any
-    reason: str = ""
-
-
-@dataclass
-class Plan:
-    """
-    What the templates of a bundle are filled with.
-
-    Attributes:
-        template: folder of the templates.
-        choices: by name of the setting.
-    """
-
-    template: str
-    choices: dict[str, Choice] = field(default_factory=dict)
-
-    def values(self) -> dict[str, Any]:
-        return {name: choice.value for name, choice in self.choices.items()}
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: {"value": each.value, "reason": each.reason} for name, each in self.choices.items()}
-
-    def lines(self) -> Iterator[str]:
-        """The choices that have a reason, in words."""
-        for name, choice in self.choices.items():
-            if choice.reason:
-                yield from textwrap.wrap(f"{name}: {choice.value}. {choice.reason}", 118, subsequent_indent="  ")
-
-
 def make_plan(
     collection: Collection,
-    measured: Sequence[Measurement | None],
+    measurements: Sequence[Measurement | None],
     parts: Mapping[str, Sequence[int]],
     backbone: str | os.PathLike | None = None,
+    measure: MeasureSteps | None = measure_steps,
 ) -> Plan:
     """
+    Chooses the settings of a bundle by what was measured of its training cases. They start from those of the bundles
+    of this repository, which were tuned by hand.
+
     Args:
         collection: the cases.
-        measured: one entry for each case.
-        parts: indices of the cases by part.
-        backbone: file of pretrained weights, in 2D or 3D; None for those of the package, which are for volumes.
+        measurements: one for each case; None for a case that is in no part.
+        parts: indices of the cases by part, "training" among them.
+        backbone: file of pretrained weights; volumes can do without, and then get the weights of this package.
+        measure: measures training steps on this machine, for the size of a window; None takes a rule instead.
 
     Raises:
-        InputError: if pictures have no backbone, or the file is none.
+        InputError: if pictures have no ``backbone``, or it is none that fits; names what to pass.
     """
-    segments = collection.task == "segmentation"
-    volumes = segments and collection.spatial_dims == 3
-    template = ("volume_segmentation" if volumes else "picture_segmentation") if segments else "classification"
-    used = [each for indices in parts.values() for index in indices if (each := measured[index]) is not None]
-    choices = (plan_volumes if volumes else plan_pictures)(collection, used, parts, backbone)
-    return Plan(template, {name: Choice(value, reason) for name, (value, reason) in choices.items()})
+    if backbone is None and collection.spatial_dims == 2:
+        raise InputError(
+            "pictures need the weights of a pretrained vision transformer: pass --backbone FILE, such as DINOv2 ViT-S/14 "
+            "(dinov2_vits14_pretrain.pth); the package has weights for volumes alone."
+        )
+    training = [(collection.cases[index], each) for index in parts["training"] if (each := measurements[index])]
+    if not training:
+        raise InputError(f"{collection.root}: there must be cases to train, got none.")
+    path = None if backbone is None else os.path.abspath(backbone)
+    data, plan = Data(collection, training, path), Plan(path)
+    plan.choose(
+        "spatial_dims",
+        collection.spatial_dims,
+        "the images are volumes." if collection.spatial_dims == 3 else "the images are pictures.",
+    )
+    if collection.task != "segmentation":
+        plan_grades(plan, data)
+    elif collection.spatial_dims == 3:
+        plan_volumes(plan, data, measure)
+    else:
+        plan_masks(plan, data)
+    return plan

@@ -1,146 +1,176 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings for the segmentation of volumes."""
+"""Plans the segmentation of volumes."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from monai_dvpt.networks.pretrained import read_backbone
-
-from .model import Collection, Measurement
+from .planning import (
+    Data,
+    Plan,
+    choose_backbone,
+    choose_epochs,
+    choose_intensity,
+    has_sides,
+    median_of,
+)
+from .step import MAX_SECONDS, MAX_SHARE, MeasureSteps
+from .window import MAX_WINDOWS, Window, fit_window
 
 __all__ = ["plan_volumes"]
 
+ANISOTROPIC = 3.0
+"""Longest over shortest side of a voxel from which slices are kept."""
+TOKENS = (256, 512, 1024, 2048)
+"""Numbers of tokens that a window may have, to choose from."""
+TOKENS_BY_RULE = 512
+"""The number that is taken where no step was measured."""
+UNETR_LAYERS = 12
 PATCH = 8
-"""Side of a token, in voxels; that of the weights in the package."""
-TOKENS = 512
-"""The most tokens of a window."""
-WINDOWS = 4
-"""The most windows that the median image may need without overlap, before its grid is made coarser."""
-THICK = 2.5
-"""Factor from the smallest to the largest spacing from which slices count as thick."""
-STEPS = 1000
-EPOCHS = (12, 200)
-VALIDATIONS = 6
-CROPS = 4
-RATES = {"method": 1.0e-3, "decoder": 4.0e-3, "head": 4.0e-3}
-METHOD = {"name": "dvpt", "bottleneck_size": 32, "num_prompts": 10, "share_every": 3}
-SIDED = re.compile(r"(^|[^a-z])(left|right|l|r|links|rechts)([^a-z]|$)")
-AIR = -900
-"""Hounsfield units below which a volume without a stated modality has air, and so is a CT."""
-
-Choices = dict[str, tuple[Any, str]]
+SMALL_FOREGROUND = 0.1
+"""Share of an image below which crops are centred on labels."""
+CROPS_PER_CASE = 4
+BATCH = 2
 
 
-def plan_volumes(
-    collection: Collection,
-    measured: Sequence[Measurement],
-    parts: Mapping[str, Sequence[int]],
-    backbone: str | os.PathLike | None,
-) -> Choices:
-    """Value and reason of every setting of the templates "volume_segmentation"; see :func:`make_plan`."""
-    spacing, spacing_reason = _spacing(measured)
-    extents = np.array([np.array(each.size) * each.spacing_mm for each in measured])  # mm
-    size = np.median(extents / spacing, axis=0)  # voxels of the median image on that grid
-    roi, roi_reason = _window(size)
-    crops, crops_reason = _crops(size, roi)
-    epochs, interval, epochs_reason = epochs_for(len(parts["training"]) * crops, batch_size=2)
-    intensity, modality, intensity_reason = _intensity(collection, measured)
-    flip, flip_reason = _flip(collection.labels)
-    thick = max(spacing) > THICK * min(spacing)
-    rotate = [0.1, 0.1, 0.4] if thick else [0.2, 0.2, 0.2]
-    turning = "about the axis across the thick slices most" if thick else ""
-    chosen: Choices = {
-        "labels": (["background", *collection.labels], ""),
-        "modality": (modality, ""),
-        "spacing_mm": (spacing, spacing_reason),
-        "roi_size": (roi, roi_reason),
-        "intensity": (intensity, intensity_reason),
-        "crops_per_case": (crops, crops_reason),
-        "flip": (flip, flip_reason),
-        "rotate_range": (rotate, f"turned {turning}" if turning else ""),
-        "batch_size": (2, ""),
-        "max_epochs": (epochs, epochs_reason),
-        "val_interval": (interval, ""),
-        "method": (METHOD, ""),
-        "learning_rates": (RATES, ""),
-        "patch_size": (PATCH, ""),
-        "feature_size": (8, ""),
-        "backbone_path": (None, "the weights of the package, trained on MR without labels"),
+def plan_volumes(plan: Plan, data: Data, measure: MeasureSteps | None) -> None:
+    """Adds all choices for the segmentation of volumes, see :func:`monai_dvpt.apps.new_bundle.plan.make_plan`."""
+    choose_backbone(plan, data)
+    _choose_network(plan, data)
+    plan.choose("batch_size", BATCH, "as in the bundles tuned by hand.")
+    _choose_window(plan, data, measure)
+    choose_intensity(plan, data)
+    _choose_crops(plan, data)
+    _choose_augmentation(plan, data)
+    plan.choose("method", _method(data), "DVPT as tuned by hand for weights of this kind.")
+    rates = {"method": 1e-3, "decoder": 4e-3, "head": 4e-3}
+    plan.choose("learning_rates", rates, "of the trained parts, as tuned by hand for the hippocampus.")
+    crops = plan["crops"].get("per_case", 1)
+    choose_epochs(plan, len(data.training) * crops, BATCH, least=5, most=250)
+
+
+def _method(data: Data) -> dict[str, Any]:
+    if data.backbone is None:
+        return {"name": "dvpt", "bottleneck_size": 32, "num_prompts": 10, "share_every": 3}
+    return {"name": "dvpt", "bottleneck_size": 8, "num_prompts": 10, "share_every": 1}
+
+
+def _choose_network(plan: Plan, data: Data) -> None:
+    layers = data.vit.num_layers
+    if layers == UNETR_LAYERS:
+        plan.choose("network", "DVPTUNETR", f"a UNETR, whose transformer has {UNETR_LAYERS} layers like the weights.")
+    else:
+        reason = f"a transformer of {layers} layers with a convolutional decoder; a UNETR must have {UNETR_LAYERS}."
+        plan.choose("network", "DVPTViTSegmenter", reason)
+    plan.choose("patch_size", PATCH, "voxels; the smallest token, for the finest result.")
+
+
+def _choose_window(plan: Plan, data: Data, measure: MeasureSteps | None) -> None:
+    spacing = median_of([each.spacing_mm for each in data.measured if each.spacing_mm is not None])
+    extent = median_of(
+        [np.multiply(each.size, each.spacing_mm).tolist() for each in data.measured if each.spacing_mm is not None]
+    )
+    windows: list[Window] = []
+    for tokens in TOKENS:
+        window = fit_window(extent, spacing, [PATCH] * 3, tokens)
+        if window not in windows:
+            windows.append(window)
+    steps = measure(plan["network"], [_arguments(plan, data, window) for window in windows], BATCH) if measure else []
+    fitting = [window for window, step in zip(windows, steps, strict=False) if step.fits]
+    if fitting:
+        window, step = fitting[-1], steps[len(fitting) - 1]
+        why = f"measured: a training step takes {step.seconds:.1f} s and {step.share:.0%} of the memory of the {step.device}"
+        why += _next_larger(windows, steps, len(fitting))
+    elif steps:
+        window, why = windows[0], f"the smallest, though a training step takes {steps[0].seconds:.1f} s"
+    else:
+        allowed = [window for window in windows if window.tokens <= TOKENS_BY_RULE]
+        window, why = allowed[-1], f"at most {TOKENS_BY_RULE} tokens by rule, since no step was measured"
+    plan.choose("spacing_mm", list(window.spacing_mm), _spacing_reason(spacing, window))
+    covers = "covers a median image" if window.windows == 1 else f"{window.windows} windows cover a median image"
+    plan.choose("roi_size", list(window.roi_size), f"voxels; {covers}; {why}.")
+    plan.choose("sw_batch_size", 4 if window.tokens <= TOKENS[0] else 1, "windows at a time, by their size.")
+
+
+def _next_larger(windows: list[Window], steps: list[Any], fitting: int) -> str:
+    if fitting == len(windows):
+        return ""
+    if fitting == len(steps):
+        return "; the next larger window could not be measured"
+    limit = f"at most {MAX_SECONDS:g} s and {MAX_SHARE:.0%}"
+    step = steps[fitting]
+    return f"; the next larger takes {step.seconds:.1f} s and {step.share:.0%}, {limit} is allowed"
+
+
+def _arguments(plan: Plan, data: Data, window: Window) -> dict[str, Any]:
+    """Of the network, as the template writes them."""
+    vit = data.vit
+    arguments = {
+        "in_channels": 1,
+        "out_channels": len(data.collection.labels) + 1,
+        "img_size": list(window.roi_size),
+        "patch_size": PATCH,
+        "hidden_size": vit.hidden_size,
+        "mlp_dim": vit.mlp_dim,
+        "num_heads": vit.num_heads,
+        "method": _method(data),
     }
-    if backbone is not None:
-        found = read_backbone(backbone)
-        reason = f"{found.kind}, {found.hidden_size} wide" + (", inflated to 3D" if found.spatial_dims == 2 else "")
-        chosen["backbone_path"] = (os.path.abspath(backbone), reason)
-    return chosen
+    if plan["network"] == "DVPTUNETR":
+        return {**arguments, "feature_size": 8}
+    return {**arguments, "num_layers": vit.num_layers, "decoder": "conv"}
 
 
-def epochs_for(items: int, batch_size: int) -> tuple[int, int, str]:
-    """Epochs and validation interval for about ``STEPS`` optimiser steps, and the reason."""
-    per_epoch = math.ceil(items / batch_size)
-    epochs = min(max(round(STEPS / per_epoch), EPOCHS[0]), EPOCHS[1])
-    interval = max(1, epochs // VALIDATIONS)
-    epochs = interval * math.ceil(epochs / interval)  # the last epoch is validated
-    return epochs, interval, f"{per_epoch} steps an epoch, {per_epoch * epochs} in all"
+def _spacing_reason(spacing: list[float], window: Window) -> str:
+    median = " × ".join(f"{side:g}" for side in spacing)
+    same = all(math.isclose(a, b, abs_tol=0.01) for a, b in zip(spacing, window.spacing_mm, strict=True))
+    text = "the median of the images" if same else f"coarser than the median of the images, {median}"
+    if not same:
+        text += f", so that at most {MAX_WINDOWS} windows cover one"
+    if max(spacing) > ANISOTROPIC * min(spacing):
+        text += "; the slices are far apart and kept, not interpolated"
+    return text + "."
 
 
-def _spacing(measured: Sequence[Measurement]) -> tuple[list[float], str]:
-    """The median spacing, coarser where the median image would need too many windows."""
-    known = [each.spacing_mm for each in measured if each.spacing_mm is not None]
-    spacing = np.median(np.array(known), axis=0)
-    extent = np.median([np.array(each.size) * np.array(each.spacing_mm) for each in measured], axis=0)
-    reason = "the median"
-    allowed = TOKENS * WINDOWS * PATCH**3
-    voxels = float(np.prod(extent / spacing))
-    if voxels > allowed:
-        fine = spacing <= THICK * spacing.min()  # thick slices stay as they are
-        factor = (voxels / allowed) ** (1 / fine.sum())
-        spacing = np.where(fine, spacing * factor, spacing)
-        where = "" if fine.all() else " in the plane of the slices"
-        reason = f"the median, {factor:.2f} times coarser{where}, so that an image needs at most {WINDOWS} windows"
-    return [float(f"{side:.3g}") for side in spacing], reason
+def _choose_crops(plan: Plan, data: Data) -> None:
+    shares = [
+        sum(each.voxels.get(name, 0) for name in data.collection.labels) / math.prod(each.size)
+        for each in data.measured
+    ]
+    share, roi, spacing = float(np.median(shares)), plan["roi_size"], plan["spacing_mm"]
+    whole = [
+        all(
+            size * old <= side * new
+            for size, old, side, new in zip(each.size, each.spacing_mm, roi, spacing, strict=True)
+        )
+        for each in data.measured
+        if each.spacing_mm is not None
+    ]
+    labels = f"labels fill {share:.1%} of a median image"
+    if 2 * sum(whole) >= len(whole):
+        plan.choose("crops", {"rule": "random"}, f"the window holds most images as a whole; {labels}.")
+    elif share < SMALL_FOREGROUND:
+        reason = f"centred on each label equally often, since {labels}, which is larger than the window."
+        plan.choose("crops", {"rule": "by label", "per_case": CROPS_PER_CASE}, reason)
+    else:
+        plan.choose("crops", {"rule": "random"}, f"anywhere, since {labels}.")
 
 
-def _window(size: np.ndarray) -> tuple[list[int], str]:
-    """The window, in voxels: the median image if its tokens fit the budget, else as much of it, in its proportions."""
-    tokens = np.maximum(1, np.ceil(size / PATCH - 0.1)).astype(int)  # less than a voxel may stick out
-    whole = tokens.prod() <= TOKENS
-    while tokens.prod() > TOKENS:
-        tokens[np.argmax(tokens)] -= 1
-    tokens = np.maximum(tokens, 2)  # instance normalisation needs more than one value
-    what = "the median image" if whole else f"as much of the median image as {TOKENS} tokens of {PATCH}³ voxels cover"
-    return [int(side) * PATCH for side in tokens], f"{what}, {'×'.join(f'{side:.0f}' for side in size)} voxels"
-
-
-def _crops(size: np.ndarray, roi: Sequence[int]) -> tuple[int, str]:
-    if (np.array(roi) >= 0.8 * size).all():
-        return 1, "the window covers nearly all of an image"
-    return CROPS, "the window covers a part of an image; crops are centred on every label and the background in turn"
-
-
-def _intensity(collection: Collection, measured: Sequence[Measurement]) -> tuple[dict[str, Any], str, str]:
-    """How intensities are scaled, the modality, and the reason."""
-    stated = next((case.modality for case in collection.cases if case.modality), "")
-    airy = float(np.median([each.range[0] for each in measured])) <= AIR
-    if stated == "CT" or (not stated and airy):
-        inside = np.array([each.foreground or each.percentiles for each in measured])
-        low, high = float(np.floor(inside[:, 0].min())), float(np.ceil(inside[:, 2].max()))
-        reason = "CT" if stated else f"values reach {AIR} and below, as air in CT"
-        reason += ": clipped to the 0.5 and 99.5 % percentiles inside the labels, over all cases"
-        return {"range": [low, high], "unit": "Hounsfield units"}, "CT", reason
-    return {}, stated, "mean 0 and variance 1 for every image, because its values have no unit"
-
-
-def _flip(labels: Sequence[str]) -> tuple[bool, str]:
-    lower = [name.lower() for name in labels]
-    paired = {name for name in lower if name[:1] in ("l", "r") and {"l": "r", "r": "l"}[name[0]] + name[1:] in lower}
-    sided = next((name for name in lower if name in paired or SIDED.search(name.replace("_", " "))), None)
-    if sided is not None:
-        return False, f"left and right are told apart, as in {sided}"
-    return True, "no label is of one side"
+def _choose_augmentation(plan: Plan, data: Data) -> None:
+    if has_sides(data.collection.labels):
+        plan.choose("flips", [], "none: labels are named by side, and a mirrored image would have the other.")
+    else:
+        plan.choose("flips", [0], "left and right, since no label is named by side.")
+    strong = {"rotate": [0.2, 0.2, 0.2], "scale": [0.15, 0.15, 0.15], "intensity": 0.2}
+    weak = {"rotate": [0.1, 0.1, 0.1], "scale": [0.1, 0.1, 0.1], "intensity": 0.1}
+    spacing = plan["spacing_mm"]
+    if max(spacing) > ANISOTROPIC * min(spacing):
+        thick = spacing.index(max(spacing))
+        turns = [0.2 if axis == thick else 0.0 for axis in range(3)]
+        plan.choose("augmentation", {**strong, "rotate": turns}, "turned within the slices alone, which are far apart.")
+    elif plan["intensity"]["rule"] == "range":
+        plan.choose("augmentation", weak, "a little, as tuned by hand for CT, whose values have a unit.")
+    else:
+        plan.choose("augmentation", strong, "turned, scaled and shifted in intensity, as tuned by hand for MR.")

@@ -23,7 +23,7 @@ from monai_dvpt.utils import InputError, check_finite, check_type, naming
 
 from .backbone import KERNELS, POSITIONS, Backbone, backbone_of, encoder_sizes, patch_kernel
 from .recognise import PretrainedWeights, recognise
-from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, token_grid
+from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, sincos_grid, token_grid
 from .weight_files import find_file, read_config, read_weights
 
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
@@ -324,16 +324,15 @@ def _fit_positions(
     inflate = len(grid) > source_dims
     plane = [side for index, side in enumerate(grid) if not inflate or index != axis]
     tokens = positions.shape[1]
-    source_grid = token_grid(tokens, source_dims)
-    stated = None if found.image_size is None or kernel is None else _stated_grid(found.image_size, kernel, tokens)
-    if stated is not None:
-        source_grid = stated
-    # MONAI's weights are usually for the same grid as the network's
-    elif tokens == math.prod(plane) and (source_grid is None or not found.square):
-        source_grid = plane
-        facts.append(f"grid of {_times(plane)} tokens as in the network; the file does not say it")
+    source_grid = sincos_grid(positions, source_dims)
     if source_grid is None:
-        rule = "must be of a grid of equal sides, or config.json beside the file must state image_size"
+        source_grid = token_grid(tokens, source_dims)
+        # MONAI's weights are usually for the same grid as the network's
+        if tokens == math.prod(plane) and (source_grid is None or not found.square):
+            source_grid = plane
+            facts.append(f"grid of {_times(plane)} tokens as in the network; the file does not say it")
+    if source_grid is None:
+        rule = "must be of a grid of equal sides, or sines and cosines, which tell their grid"
         raise InputError(f"the position embeddings of {tokens} tokens {rule}.")
     resized = f"grid of {_times(source_grid)} to {_times(plane)} tokens" if source_grid != plane else ""
     if inflate:
@@ -341,17 +340,6 @@ def _fit_positions(
     if source_grid != grid:
         positions = resize_positions(positions.double(), source_grid, grid, axis)
     return positions, resized
-
-
-def _stated_grid(image_size: Sequence[int], kernel: torch.Tensor, tokens: int) -> list[int]:
-    """The grid of tokens of images of a stated size; an InputError if it has another number of tokens."""
-    patch = kernel.shape[2:]
-    grid = [side // length for side, length in zip(image_size, patch, strict=False)]
-    if len(image_size) != len(patch) or math.prod(grid) != tokens:
-        raise InputError(
-            f"image_size in config.json must be of {tokens} tokens of {_times(patch)}, is {_times(image_size)}."
-        )
-    return grid
 
 
 def _own_tensors(net: TunableNetwork) -> dict[str, torch.Tensor]:

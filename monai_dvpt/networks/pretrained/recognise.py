@@ -40,7 +40,6 @@ class PretrainedWeights:
     pre_norm: bool = False
     num_heads: int | None = None  # if the file or its config.json tells
     square: bool = False  # whether positions form a grid of equal sides if their number allows it
-    image_size: tuple[int, ...] | None = None  # of the images in training, if config.json states each side
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,7 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
     for signature, convert in _MONAI:
         if found := places(states, signature):
             root, tensors, others = choose_network(states, found)
-            weights = _with_others(convert(root, tensors), others)
-            weights.image_size = config.get("image_size") if isinstance(config.get("image_size"), tuple) else None
-            return weights
+            return _with_others(convert(root, tensors), others)
     layout = next((layout for layout in _FORMATS if places(states, layout.signature)), None)
     if layout is not None:
         root, tensors, others = choose_network(states, places(states, layout.signature))

@@ -12,8 +12,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
 
-__all__ = ["adapt_channels", "inflate_kernel", "resize_kernel", "resize_positions", "token_grid"]
+__all__ = ["adapt_channels", "inflate_kernel", "resize_kernel", "resize_positions", "sincos_grid", "token_grid"]
+
+HALF_PRECISION = 1e-3
+"""Largest error of a number from -1 to 1 that was stored in half precision, with a margin of 2."""
 
 
 def adapt_channels(kernel: torch.Tensor, in_channels: int) -> torch.Tensor:
@@ -98,3 +102,30 @@ def token_grid(tokens: int, dims: int) -> list[int] | None:
     """The grid of equal sides with a number of tokens, or None."""
     side = round(tokens ** (1 / dims))
     return [side] * dims if side**dims == tokens else None
+
+
+def sincos_grid(positions: torch.Tensor, dims: int) -> list[int] | None:
+    """
+    The grid whose sine-cosine embeddings, as MONAI computes them, are these, or None if there is none: fixed
+    embeddings tell their grid, also one of unequal sides.
+
+    Args:
+        positions: of shape (1, N, C), without a class token's.
+        dims: number of axes of the grid.
+    """
+    tokens, width = positions.shape[1:]
+    if width % (2 * dims):
+        return None
+    for grid in _factors(tokens, dims):
+        made = build_sincos_position_embedding(grid, width, dims)
+        if torch.allclose(made.data.to(positions), positions, rtol=0, atol=HALF_PRECISION):
+            return grid
+    return None
+
+
+def _factors(number: int, parts: int) -> list[list[int]]:
+    """All ways to write a number as a product of ``parts`` numbers, in every order."""
+    if parts == 1:
+        return [[number]]
+    sides = [side for side in range(1, number + 1) if number % side == 0]
+    return [[side, *others] for side in sides for others in _factors(number // side, parts - 1)]

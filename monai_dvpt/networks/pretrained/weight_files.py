@@ -117,11 +117,6 @@ def read_config(path: Path) -> dict[str, Any]:
                 raise InputError(f"{name} must be a {'text' if kind is str else 'number'}, got {value}.")
             if name in config and kind is not str and not 0 < config[name] < LARGE:
                 raise InputError(f"{name} must be above 0 and below {LARGE:,}, got {repr(config[name])[:50]}.")
-        sides = config.get("image_size")
-        if isinstance(sides, list):  # of each axis; one number is of both sides of a square
-            if not sides or not all(type(side) is int and 0 < side < LARGE for side in sides):
-                raise InputError(f"image_size must be numbers above 0 and below {LARGE:,}, got {repr(sides)[:50]}.")
-            config = {**config, "image_size": tuple(sides)}
     return config
 
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A 3D backbone whose ``config.json`` states the sides of its images fits networks for other sides."""
+"""Fixed positions tell the grid that they are of, so that the shipped weights fit other windows."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import unittest
 
 import numpy as np
-from parameterized import parameterized
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from scipy.ndimage import map_coordinates
 from utils_data import temporary_folder
 
@@ -24,14 +22,7 @@ def network(size: tuple[int, int, int]) -> DVPTUNETR:
     return DVPTUNETR(1, 2, size, feature_size=4, hidden_size=192, mlp_dim=768, num_heads=3, patch_size=8)
 
 
-class TestStatedSize(unittest.TestCase):
-    def copy(self, config: object | None) -> str:
-        folder = temporary_folder(self)
-        shutil.copy(MRI_VIT_TINY, folder / "backbone.safetensors")
-        if config is not None:
-            (folder / "config.json").write_text(json.dumps(config))
-        return str(folder / "backbone.safetensors")
-
+class TestGrid(unittest.TestCase):
     def test_shipped_weights_on_another_grid(self):
         net = network((48, 40, 24))
         load_pretrained(net, MRI_VIT_TINY, verbose=False)
@@ -42,23 +33,14 @@ class TestStatedSize(unittest.TestCase):
         found = net.vit.patch_embedding.position_embeddings.detach()[0].numpy()
         np.testing.assert_allclose(found, np.stack(expected, axis=1), atol=1e-5)
 
-    def test_without_a_statement_the_grid_must_be_that_of_the_network(self):
-        path = self.copy(None)
+    def test_learned_positions_do_not_tell_their_grid(self):
+        tensors = load_file(MRI_VIT_TINY)
+        tensors[POSITIONS] = tensors[POSITIONS] + torch.randn_like(tensors[POSITIONS]) / 10
+        path = temporary_folder(self) / "backbone.safetensors"
+        save_file(tensors, path)
         load_pretrained(network((40, 56, 40)), path, verbose=False)
-        with self.assertRaisesRegex(InputError, "175 tokens must be of a grid of equal sides, or config.json .* state"):
+        with self.assertRaisesRegex(InputError, "175 tokens must be of a grid of equal sides, or sines and cosines"):
             load_pretrained(network((48, 40, 24)), path, verbose=False)
-
-    @parameterized.expand(
-        [
-            ("other number of tokens", [40, 56, 48], "of 175 tokens"),
-            ("too few axes", [40, 56], "of 175 tokens"),
-            ("text", ["40", 56, 40], "image_size must be numbers above 0"),
-            ("none", [], "image_size must be numbers above 0"),
-        ]
-    )
-    def test_wrong_statement(self, _, size, message):
-        with self.assertRaisesRegex(InputError, message):
-            load_pretrained(network((40, 56, 40)), self.copy({"image_size": size}), verbose=False)
 
 
 if __name__ == "__main__":
