@@ -9,20 +9,24 @@ differ in reading.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
+import pydicom
 from monai.config import PathLike
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from monai_dvpt.data.dicom.geometry import RAS_TO_LPS, TOLERANCE_MM, corner_offsets_mm, corners
 from monai_dvpt.data.dicom.grid import GRID_TAGS, SeriesGrid, reference_of
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
+from monai_dvpt.data.dicom.limited import LimitedFile, refusal
 from monai_dvpt.data.dicom.pixels import decode
 from monai_dvpt.data.dicom.terms import number_text, term, uid_text
 from monai_dvpt.utils import InputError, naming
 
-__all__ = ["read_dicom_seg"]
+__all__ = ["describe_dicom_seg", "read_dicom_seg"]
 
 STORAGE = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes: Segmentation, Label Map Segmentation."""
@@ -33,7 +37,32 @@ TAGS = (
 )
 
 
-def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict[int, str]]:
+def describe_dicom_seg(path: PathLike) -> tuple[set[str], dict[int, str]]:
+    """
+    Returns:
+        Series Instance UIDs that a segmentation refers to, and the names of its segments by number.
+
+    Raises:
+        InputError: if it is no DICOM Segmentation, or describes no segment.
+    """
+    tags: Any = [Tag(keyword) for keyword in ("SOPClassUID", *TAGS[:3])]
+    with naming(path):
+        try:
+            with quiet_pydicom(), LimitedFile(os.fspath(path)) as file:
+                seg = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
+                if seg.get("SOPClassUID") not in STORAGE:
+                    raise InputError("must be a DICOM Segmentation, is another object.")
+                return set(_referred(seg)), _names(seg)
+        except InputError:
+            raise
+        except Exception as error:  # damaged elements can raise anything
+            why = refusal(error) or InputError(f"cannot be read as a segmentation: {type(error).__name__}.")
+            raise why from None
+
+
+def read_dicom_seg(
+    path: PathLike, source: SeriesGrid, wanted: Collection[str] | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
     """
     Reads a segmentation of a series onto the grid of the volume that was read from it. Every frame is placed by its own
     position and orientation, never by its order. It must lie on a plane of the grid, and its pixels on voxels, to
@@ -43,6 +72,7 @@ def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict
     Args:
         path: the file, of type BINARY or LABELMAP.
         source: grid of the series.
+        wanted: names of the segments to read, such as those that do not overlap; all by default.
 
     Returns:
         label map of the shape of the volume, uint8 or uint16, with the segment numbers of the file as values, and the
@@ -72,6 +102,8 @@ def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict
             for number, mask in _masks(frame, numbers[index]):
                 if number not in names:
                     raise InputError(f"frame {index + 1} is of segment {number}, which the file does not describe.")
+                if wanted is not None and names[number] not in wanted:
+                    continue
                 rows, columns = mask.nonzero()
                 voxels = (to_voxel @ [columns, rows, np.ones_like(rows)]).astype(int)
                 outside = ((voxels < 0) | (voxels >= np.array(source.shape)[:, None])).any(axis=0)
@@ -84,7 +116,7 @@ def read_dicom_seg(path: PathLike, source: SeriesGrid) -> tuple[np.ndarray, dict
                         f"{int(there.max())} and {number} (frame {index + 1})."
                     )
                 label[tuple(voxels)] = number
-        return label, names
+        return label, {number: name for number, name in names.items() if wanted is None or name in wanted}
 
 
 def _read(path: str) -> tuple[Dataset, SeriesGrid, np.ndarray]:
@@ -122,8 +154,12 @@ def _names(seg: Dataset) -> dict[int, str]:
     return names
 
 
+def _referred(seg: Dataset) -> list[str]:
+    return [uid_text(item.get("SeriesInstanceUID")) for item in seg.get("ReferencedSeriesSequence") or []]
+
+
 def _check_reference(seg: Dataset, source: SeriesGrid) -> None:
-    referred = [uid_text(item.get("SeriesInstanceUID")) for item in seg.get("ReferencedSeriesSequence") or []]
+    referred = _referred(seg)
     series = str(source.first.SeriesInstanceUID)
     if series not in referred:
         raise InputError(f"must be of the series {uid_text(series)}, is of {', '.join(referred) or 'none'}.")

@@ -13,7 +13,7 @@ from monai_dvpt.data.kinds import check_regular
 from monai_dvpt.utils import InputError
 from monai_dvpt.utils.limits import check_bytes
 
-__all__ = ["check_metaimage", "check_nrrd"]
+__all__ = ["check_metaimage", "check_nrrd", "nrrd_values"]
 
 MAX_BYTES = 1 << 20  # of a header
 BLOCK_BYTES = 1 << 20
@@ -65,6 +65,18 @@ def check_nrrd(path: str | os.PathLike, alone: bool = False) -> None:
     if units := set(re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))) - {"mm", ""}:
         raise InputError(f"unit of length must be mm, got {sorted(units)[0][:20]!r}.")
     _check_data_file(path, fields.get("datafile"))
+
+
+def nrrd_values(path: str | os.PathLike) -> dict[str, str]:
+    """The values by key (``key:=value``) that the header of an NRRD file has beside its fields."""
+    values = {}
+    for line in _lines(path):
+        if not line.strip():
+            break
+        key, sign, value = line.partition(":=")
+        if sign and not line.startswith("#"):
+            values[key] = value.strip().encode("latin-1").decode("utf-8", errors="replace")
+    return values
 
 
 def check_metaimage(path: str | os.PathLike) -> None:

@@ -23,8 +23,9 @@ from monai_dvpt.utils import InputError, naming, reason
 
 itk, _ = optional_import("itk")
 
-__all__ = ["LoadVolume", "LoadVolumed"]
+__all__ = ["LoadVolume", "LoadVolumed", "check_same_grid"]
 
+AFFINE_TOLERANCE_MM = 1e-3
 MAX_COSINE = 1e-3  # between two axes, as rounding leaves it: 0.06 degrees
 
 
@@ -140,6 +141,20 @@ def _check_geometry(volume: MetaTensor) -> None:
         raise InputError(f"axes must be perpendicular (cosine up to {MAX_COSINE}), got {skew:.4f}.")
 
 
+def check_same_grid(volume: MetaTensor, first: MetaTensor, path: Any, first_path: Any, tolerance_mm: float) -> None:
+    """
+    Raises:
+        InputError: unless a volume has the size and the affine of the first.
+    """
+    if volume.shape != first.shape:
+        sizes = f"{tuple(first.shape[1:])}, got {tuple(volume.shape[1:])}"
+        raise InputError(f"{path}: must have the size of {first_path}, {sizes}.")
+    if (difference := float((volume.affine - first.affine).abs().max())) > tolerance_mm:
+        raise InputError(
+            f"{path}: must have the affine of {first_path} to {tolerance_mm:g} mm, differs by {difference:g}."
+        )
+
+
 class LoadVolumed(MapTransform):
     """
     Dictionary version of :class:`LoadVolume`; all volumes must have the size and the affine of the first.
@@ -155,7 +170,7 @@ class LoadVolumed(MapTransform):
         keys: KeysCollection,
         num_classes: Any = None,
         reader: ImageReader | None = None,
-        affine_tolerance_mm: float = 1e-3,
+        affine_tolerance_mm: float = AFFINE_TOLERANCE_MM,
         allow_missing_keys: bool = False,
         dicom_reader: DicomSeriesReader | None = None,
     ) -> None:
@@ -171,13 +186,7 @@ class LoadVolumed(MapTransform):
             path, volume = d[key], loader(d[key])
             if first is None:
                 first, first_path = volume, path
-            elif volume.shape != first.shape:
-                sizes = f"{tuple(first.shape[1:])}, got {tuple(volume.shape[1:])}"
-                raise InputError(f"{path}: must have the size of {first_path}, {sizes}.")
-            elif (difference := float((volume.affine - first.affine).abs().max())) > self.affine_tolerance_mm:
-                raise InputError(
-                    f"{path}: must have the affine of {first_path} to {self.affine_tolerance_mm:g} mm, "
-                    f"differs by {difference:g}."
-                )
+            else:
+                check_same_grid(volume, first, path, first_path, self.affine_tolerance_mm)
             d[key] = volume
         return d

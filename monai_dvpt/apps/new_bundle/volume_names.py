@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the paths of images and label maps have in common, word by word."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from monai_dvpt.data.kinds import image_stem
+
+__all__ = ["PARTS", "Match", "PathWords", "match_image"]
+
+LABEL_WORDS = frozenset(
+    "label labels labelmap labelmaps lbl seg segs segmentation segmentations mask masks roi rois gt ground truth "
+    "groundtruth annotation annotations manual".split()
+)
+IMAGE_WORDS = frozenset(
+    "image images img imgs scan scans volume volumes vol dicom dcm series study nifti nii nrrd mha raw orig original "
+    "data".split()
+)
+MODALITY_WORDS = frozenset("ct cta cbct mr mri flair dwi adc pet pt us".split())
+PARTS = {
+    **dict.fromkeys(("train", "training", "tr"), "training"),
+    **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
+    **dict.fromkeys(("calib", "calibration"), "calibration"),
+    **dict.fromkeys(("test", "testing", "ts"), "test"),
+}
+"""Part of the cases in a folder of this name."""
+WORD = re.compile(r"\d+|[^\W\d_]+")
+CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+CHANNEL = re.compile(r"\d{4}")
+"""Last word of nnU-Net's names of images, the number of the channel."""
+
+
+class Word(NamedTuple):
+    """A word of a path in lower case, and where it stands: number of the folder or file, first and last letter."""
+
+    text: str
+    place: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class PathWords:
+    """
+    A path below the folder of data.
+
+    Attributes:
+        pieces: names of the folders, and that of the file without its suffix.
+        words: without those that only say what lies there, such as "images" and "label".
+        role: "label" or "image" where a word says so, else "".
+        part: of the data, by the name of a folder, else "".
+        channel: number of the channel as nnU-Net writes it, else "".
+    """
+
+    pieces: tuple[str, ...]
+    words: tuple[Word, ...]
+    role: str
+    part: str
+    channel: str
+
+    @classmethod
+    def of(cls, path: Path, root: Path) -> PathWords:
+        """The words of a file, or of the folder of a series."""
+        inside = path.relative_to(root).parts
+        last = image_stem(inside[-1]) if inside and not os.path.isdir(path) else (inside[-1] if inside else "")
+        pieces = (*inside[:-1], last)
+        found = [_words(piece, place) for place, piece in enumerate(pieces)]
+        role = "label" if any(word.text in LABEL_WORDS for word in found[-1]) else ""
+        part, kept = "", []
+        for words in found[:-1]:
+            texts = {word.text for word in words}
+            says = bool(texts) and texts <= LABEL_WORDS | IMAGE_WORDS | PARTS.keys()
+            kept += [word for word in words if not says or word.text in PARTS]
+            part = next((PARTS[text] for text in texts & PARTS.keys() if says), part)
+        for words in reversed(found[:-1]):
+            texts = {word.text for word in words}
+            if not role and texts & (LABEL_WORDS | IMAGE_WORDS) and texts <= LABEL_WORDS | IMAGE_WORDS | PARTS.keys():
+                role = "label" if texts & LABEL_WORDS else "image"
+        if not role and any(word.text in IMAGE_WORDS for word in found[-1]):
+            role = "image"
+        kept += [word for word in found[-1] if word.text not in LABEL_WORDS | IMAGE_WORDS]
+        named = tuple(word._replace(text=PARTS.get(word.text, word.text)) for word in kept)
+        channel = named[-1].text if len(named) > 1 and CHANNEL.fullmatch(named[-1].text) else ""
+        return cls(pieces, named, role, part, channel)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return tuple(word.text for word in self.words)
+
+    @property
+    def short_keys(self) -> set[tuple[str, ...]]:
+        """The key of an image without its channel, or without the modality at its end."""
+        key, short = self.key, set()
+        if self.channel:
+            short.add(key[:-1])
+        while key and (key[-1] in MODALITY_WORDS or key[-2:] in (("t", "1"), ("t", "2"))):
+            key = key[: -1 if key[-1] in MODALITY_WORDS else -2]
+            short.add(key)
+        return short
+
+    def text_of(self, words: Sequence[Word]) -> str:
+        """What the path itself says from the first to the last word of each folder or file, joined by "_"."""
+        places = dict.fromkeys(word.place for word in words)
+        return "_".join(
+            self.pieces[place][
+                min(word.start for word in words if word.place == place) : max(
+                    word.end for word in words if word.place == place
+                )
+            ]
+            for place in places
+        )
+
+
+class Match(NamedTuple):
+    """Indices of the images that a label could be of, and the name of the label where its path has more words."""
+
+    images: list[int]
+    name: str = ""
+
+
+def match_image(label: PathWords, images: Sequence[PathWords]) -> Match:
+    """
+    The images whose path has the words of a label's path, by the first rule that one fits: the same words; the same
+    without channel or modality; more words; fewer words, of which most, and then those left name the label.
+    """
+    key = label.key
+    rules = (
+        lambda image: image.key == key,
+        lambda image: key in image.short_keys,
+        lambda image: image.key[: len(key)] == key,
+    )
+    for rule in rules:
+        if found := [index for index, image in enumerate(images) if rule(image)]:
+            return Match(found)
+    most, begins = -1, True
+    found = []
+    for index, image in enumerate(images):
+        for short in {image.key, *image.short_keys}:
+            size = len(short)
+            starts = short == key[:size]
+            if not starts and short != key[len(key) - size :] or size < most:
+                continue
+            if size > most:
+                most, found, begins = size, [], starts
+            if index not in found:
+                found.append(index)
+    if not found:
+        return Match([])
+    return Match(found, label.text_of(label.words[most:] if begins else label.words[: len(key) - most]))
+
+
+def _words(piece: str, place: int) -> list[Word]:
+    words = []
+    for match in WORD.finditer(piece):
+        ends = [0, *(each.start() for each in CAMEL.finditer(match[0])), len(match[0])]
+        for start, end in zip(ends[:-1], ends[1:], strict=True):
+            words.append(Word(match[0][start:end].casefold(), place, match.start() + start, match.start() + end))
+    return words

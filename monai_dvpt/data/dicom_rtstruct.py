@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps from DICOM RT Structure Sets (DICOM PS3.3 A.19) of any writer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pydicom
+from matplotlib.path import Path as Polygon
+from monai.config import PathLike
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+
+from monai_dvpt.data.dicom.geometry import RAS_TO_LPS, TOLERANCE_MM
+from monai_dvpt.data.dicom.grid import SeriesGrid
+from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
+from monai_dvpt.data.dicom.limited import LimitedFile, refusal
+from monai_dvpt.data.dicom.terms import number_text, term, uid_text
+from monai_dvpt.utils import InputError, naming
+
+__all__ = ["describe_rtstruct", "read_rtstruct"]
+
+STORAGE = "1.2.840.10008.5.1.4.1.1.481.3"
+"""SOP class: RT Structure Set."""
+REFERENCES = ("StructureSetROISequence", "ReferencedFrameOfReferenceSequence")
+KINDS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "OPEN_PLANAR", "OPEN_NONPLANAR", "POINT")
+"""Defined terms of ContourGeometricType (PS3.3 C.8.8.6.1)."""
+CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+MAX_NUMBER = (1 << 16) - 1
+
+
+def describe_rtstruct(path: PathLike) -> tuple[set[str], dict[int, str]]:
+    """
+    Returns:
+        Series Instance UIDs that the file refers to, and the names of its ROIs as :func:`read_rtstruct` numbers them.
+
+    Raises:
+        InputError: if it is no RT Structure Set, or describes no ROI.
+    """
+    with naming(path):
+        dataset = _read(path, REFERENCES)
+        return _guarded(lambda: (_series(dataset), _names(dataset)))
+
+
+def read_rtstruct(
+    path: PathLike, source: SeriesGrid, wanted: Collection[str] | None = None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """
+    Reads the contours of a series onto the grid of the volume that was read from it. A voxel is of an ROI if its centre
+    lies inside an odd number of the contours of its slice, so that a contour inside another cuts a hole. Every contour
+    must lie on a plane of the grid to 0.1 mm.
+
+    Args:
+        path: the file.
+        source: grid of the series.
+        wanted: names of the ROIs to read, such as those that do not overlap; all by default.
+
+    Returns:
+        label map of the shape of the volume, uint8 or uint16, with the ROI numbers of the file as values (or, if one is
+        not in [1, 65535], numbers from 1 in the order of the file), and the name of each ROI by number, with those that
+        have no contour.
+
+    Raises:
+        InputError: if it is no such file, is of another series or frame of reference, a contour is not closed and
+            planar or lies elsewhere, or two ROIs overlap.
+    """
+    with naming(path):
+        dataset = _read(path, (*REFERENCES, "ROIContourSequence"))
+        return _guarded(lambda: _rasterise(dataset, source, wanted))
+
+
+def _guarded(work: Any) -> Any:
+    try:
+        with quiet_pydicom():  # its warnings quote values
+            return work()
+    except InputError:
+        raise
+    except Exception as error:  # damaged elements can raise anything
+        raise InputError(f"cannot be read as a structure set: {type(error).__name__}.") from None
+
+
+def _read(path: PathLike, keywords: Collection[str]) -> Dataset:
+    try:
+        header = read_header(path)
+    except InputError as error:
+        raise InputError(f"cannot be read as DICOM: {error}") from None
+    if header.sop_class != STORAGE:
+        raise InputError(f"must be a DICOM RT Structure Set, is of modality {header.modality or 'none'}.")
+    tags: Any = [Tag(keyword) for keyword in keywords]
+    try:
+        with quiet_pydicom(), LimitedFile(os.fspath(path)) as file:
+            return pydicom.dcmread(file, force=True, specific_tags=tags)
+    except Exception as error:
+        raise refusal(error) or InputError(f"cannot be read as DICOM: {type(error).__name__}.") from None
+
+
+def _series(dataset: Dataset) -> set[str]:
+    return {
+        uid_text(series.get("SeriesInstanceUID"))
+        for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []
+        for study in frame.get("RTReferencedStudySequence") or []
+        for series in study.get("RTReferencedSeriesSequence") or []
+    }
+
+
+def _numbers(dataset: Dataset) -> dict[int, int]:
+    """Value in the label map by ROI number."""
+    numbers = [item.get("ROINumber") for item in dataset.get("StructureSetROISequence") or []]
+    if not numbers:
+        raise InputError("describes no ROI.")
+    if not all(isinstance(number, int) for number in numbers) or len(set(numbers)) < len(numbers):
+        raise InputError(f"ROIs must have whole numbers, each once, got {number_text(numbers)}.")
+    if all(1 <= number <= MAX_NUMBER for number in numbers):
+        return {int(number): int(number) for number in numbers}
+    return {int(number): value for value, number in enumerate(numbers, 1)}
+
+
+def _names(dataset: Dataset) -> dict[int, str]:
+    values, names = _numbers(dataset), {}
+    for item in dataset.StructureSetROISequence:
+        value = values[int(item.ROINumber)]
+        names[value] = str(item.get("ROIName") or "").strip()
+        if not names[value]:
+            raise InputError(f"ROIs must have a name, ROI {number_text(item.ROINumber)} has none.")
+    return names
+
+
+def _rasterise(
+    dataset: Dataset, source: SeriesGrid, wanted: Collection[str] | None
+) -> tuple[np.ndarray, dict[int, str]]:
+    names, values = _names(dataset), _numbers(dataset)
+    _check_reference(dataset, source, {values[n] for n in values if wanted is None or names[values[n]] in wanted})
+    if wanted is not None:
+        names = {value: name for value, name in names.items() if name in wanted}
+    label = np.zeros(source.shape, np.uint8 if max(names, default=0) < 256 else np.uint16)
+    to_voxel = np.linalg.inv(RAS_TO_LPS @ source.affine_ras)
+    masks: dict[int, dict[int, np.ndarray]] = {}
+    for item in dataset.get("ROIContourSequence") or []:
+        number = item.get("ReferencedROINumber")
+        if number not in values:
+            raise InputError(f"contours must be of an ROI of the file, are of {number_text(number)}.")
+        if (value := values[int(number)]) not in names:
+            continue
+        slices = masks.setdefault(value, {})
+        for contour in item.get("ContourSequence") or []:
+            index, inside = _filled(contour, to_voxel, source, int(number))
+            slices[index] = slices[index] ^ inside if index in slices else inside
+    for value, slices in masks.items():
+        for index, inside in slices.items():
+            there = label[:, :, index][inside]
+            if there.any():
+                raise InputError(
+                    f"a voxel must be of one ROI, but {np.count_nonzero(there)} of slice {index + 1} are of both value "
+                    f"{int(there.max())} and {value}; name the ROIs to take."
+                )
+            label[:, :, index][inside] = value
+    return label, names
+
+
+def _check_reference(dataset: Dataset, source: SeriesGrid, values: set[int]) -> None:
+    series, referred = str(source.first.SeriesInstanceUID), _series(dataset)
+    if series not in referred:
+        raise InputError(f"must be of the series {uid_text(series)}, is of {', '.join(sorted(referred)) or 'none'}.")
+    place = source.headers[source.frames[0][0]].get("FrameOfReferenceUID")
+    number_of = _numbers(dataset)
+    for item in dataset.StructureSetROISequence:
+        own = item.get("ReferencedFrameOfReferenceUID")
+        if number_of[int(item.ROINumber)] in values and place and own and place != own:
+            raise InputError(
+                f"ROI {int(item.ROINumber)} must have the frame of reference of the series, {uid_text(place)}, "
+                f"has {uid_text(own)}."
+            )
+
+
+def _filled(contour: Dataset, to_voxel: np.ndarray, source: SeriesGrid, number: int) -> tuple[int, np.ndarray]:
+    """Slice of a contour, and the pixels (x, y) of it whose centres lie inside."""
+    if (kind := str(contour.get("ContourGeometricType") or "")) not in CLOSED:
+        raise InputError(f"contours must be CLOSED_PLANAR, one of ROI {number} is {term(kind, KINDS) or 'of no type'}.")
+    numbers = contour.get("ContourData")
+    flat = np.array([] if numbers is None else numbers, dtype=float).ravel()
+    if len(flat) == 0 or len(flat) % 3 or not np.isfinite(flat).all():
+        raise InputError(f"contours must have finite x, y and z of each point, one of ROI {number} has not.")
+    points = flat.reshape(-1, 3) @ to_voxel[:3, :3].T + to_voxel[:3, 3]  # (points, 3), in voxels
+    index = int(np.rint(points[:, 2].mean()))
+    normal_mm = 1 / np.linalg.norm(to_voxel[2, :3])  # between planes
+    offset = float(np.abs(points[:, 2] - index).max()) * normal_mm
+    if offset > TOLERANCE_MM or not 0 <= index < source.shape[2]:
+        raise InputError(
+            f"contours must lie on the planes of the series to {TOLERANCE_MM} mm, one of ROI {number} is "
+            f"{max(offset, _beyond(points[:, 2], source.shape[2]) * normal_mm):.3f} mm off."
+        )
+    for axis in (0, 1):
+        if (beyond := _beyond(points[:, axis], source.shape[axis])) > 1.5:  # half a pixel is its border
+            raise InputError(f"contours must lie in the image, one of ROI {number} is {beyond:.1f} pixels outside.")
+    inside = np.zeros(source.shape[:2], bool)
+    if len(points) < 3:
+        return index, inside  # without an area
+    low = np.maximum(np.ceil(points[:, :2].min(axis=0)), 0).astype(int)
+    high = np.minimum(np.floor(points[:, :2].max(axis=0)) + 1, source.shape[:2]).astype(int)
+    if (high > low).all():
+        x, y = np.mgrid[low[0] : high[0], low[1] : high[1]]
+        polygon = Polygon(np.concatenate([points[:, :2], points[:1, :2]]))
+        found = polygon.contains_points(np.stack([x.ravel(), y.ravel()], axis=1))
+        inside[low[0] : high[0], low[1] : high[1]] = found.reshape(x.shape)
+    return index, inside
+
+
+def _beyond(values: np.ndarray, size: int) -> float:
+    """How far values lie outside the centres of the first and the last voxel."""
+    return float(max(-values.min(), values.max() - (size - 1), 0))
