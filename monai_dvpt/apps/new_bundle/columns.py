@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,17 @@ from .images import ImageIndex, has_mask_word, some, words_of
 from .model import Finding, Options
 from .table_files import Table
 
-__all__ = ["ROLES", "Columns", "find_image_column", "find_mask_column", "is_empty", "part_of", "read_columns"]
+__all__ = [
+    "ROLES",
+    "Columns",
+    "find_image_column",
+    "find_mask_column",
+    "is_empty",
+    "is_pattern",
+    "names_files",
+    "part_of",
+    "read_columns",
+]
 
 ROLES = ("image", "patient", "split", "mask")
 """What ``Options.columns`` may name."""
@@ -31,6 +41,7 @@ OTHER_WORDS = frozenset(
 """Words in the names of columns that say something about an image, but are not graded."""
 EMPTY = frozenset({"", "-1", "na", "n/a", "#n/a", "nan", "null", "-", "?"})
 """Cells, in lower case, of what was not graded."""
+LONGEST_PATH = 1024
 MOST_VALUES = 20
 """Different values up to which a column may hold grades or classes."""
 MOST_SHARE = 0.5
@@ -53,6 +64,10 @@ class Columns:
     split: str = ""
     outputs: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+
+    def others(self, table: Table) -> list[str]:
+        """The columns of a table but the images'."""
+        return [name for name in table.columns if name != self.image]
 
 
 def is_empty(cell: str) -> bool:
@@ -96,27 +111,42 @@ def find_image_column(table: Table, index: ImageIndex, options: Options) -> str:
     return best[0]
 
 
-def find_mask_column(table: Table, root: Path, image: str, options: Options) -> str:
+def is_pattern(text: str) -> bool:
+    """Whether a user's choice of masks is a pattern of file names, and no column."""
+    return not {"*", "?"}.isdisjoint(text)
+
+
+def find_mask_column(table: Table, root: Path, image: str, masks: ImageIndex, options: Options) -> str:
     """
-    The column that names the files of masks, at least half of its cells; "" without one.
+    The column that names masks, at least half of its cells: by its files, or by its own name; "" without one.
 
     Raises:
         InputError: if the user names a column that the table does not have, or several columns name files.
     """
-    if (name := options.columns.get("mask", "")) and not {"*", "?"} & set(name):
+    if (name := options.columns.get("mask", "")) and not is_pattern(name):
         return _stated(table, options, "mask")
-    found = [name for name in table.columns if name != image and _names_files(table, root, name)]
+    found = [name for name in table.columns if name != image and names_files(table, root, name)]
+    found += [name for name in table.columns if name not in (image, *found) and _names_masks(table, name, masks)]
     told = [name for name in found if has_mask_word(name)] or found
     if len(told) > 1:
         raise InputError(f"the column of masks must be clear, could be {some(told)}; pass --columns mask=NAME.")
     return told[0] if told else ""
 
 
-def _names_files(table: Table, root: Path, name: str) -> bool:
+def names_files(table: Table, root: Path, name: str) -> bool:
+    """Whether at least half of a column's cells are paths of files."""
     cells = table.values(name)
     places = (root, table.path.parent)
-    files = sum(any((place / cell).is_file() for place in places) for cell in cells if len(cell) < 1024)
+    files = sum(any((place / cell).is_file() for place in places) for cell in cells if len(cell) < LONGEST_PATH)
     return files > 0 and 2 * files >= len(cells)
+
+
+def _names_masks(table: Table, name: str, masks: ImageIndex) -> bool:
+    """Whether a column has a name such as "mask", and at least half of its cells name one."""
+    cells = table.values(name)
+    return (
+        has_mask_word(name) and 2 * sum(bool(masks.find(cell, table.path.parent)) for cell in cells) >= len(cells) > 0
+    )
 
 
 def read_columns(table: Table, root: Path, image: str, options: Options) -> Columns:
@@ -132,7 +162,7 @@ def read_columns(table: Table, root: Path, image: str, options: Options) -> Colu
     """
     where = table.path.name
     found = Columns(image)
-    free = [name for name in table.columns if name != image]
+    free = found.others(table)
     found.patient = _stated(table, options, "patient") or next(filter(_is_patient, free), "")
     found.split = _stated(table, options, "split")
     for name in [name for name in free if _is_like(name, SPLIT_WORDS)]:
@@ -146,7 +176,7 @@ def read_columns(table: Table, root: Path, image: str, options: Options) -> Colu
         found.findings.append(Finding("no such output", where, message, error=True))
         return found
     used = {found.patient, found.split}
-    free = [name for name in free if name not in used and not _names_files(table, root, name)]
+    free = [name for name in free if name not in used and not names_files(table, root, name)]
     if not found.patient:
         found.findings += _proposed_patients(table, free)
     found.outputs = list(options.outputs) or [name for name in free if _is_output(table, name)]
@@ -211,5 +241,3 @@ def _groups(table: Table, names: Sequence[str]) -> list[list[str]]:
 
 def _offer(table: Table, names: Sequence[str]) -> str:
     return "; ".join(f"{', '.join(group)} ({_kind(table, group[0])})" for group in _groups(table, names))
-
-

@@ -26,7 +26,20 @@ from monai_dvpt.utils import InputError
 
 from .model import Finding, Options
 
-__all__ = ["FoundImage", "ImageIndex", "Patients", "find_images", "has_mask_word", "is_picture", "some", "words_of"]
+__all__ = [
+    "IMAGE_WORDS",
+    "FoundImage",
+    "ImageIndex",
+    "Patients",
+    "find_images",
+    "has_mask_word",
+    "in_mask_folder",
+    "is_picture",
+    "some",
+    "without_kind",
+    "without_masks",
+    "words_of",
+]
 
 UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber")
 """How a table may call a DICOM image."""
@@ -35,6 +48,9 @@ MASK_WORDS = frozenset(
     "manual manuals contour contours lesionmask".split()
 )
 """Words in the names of files and folders with masks."""
+IMAGE_WORDS = frozenset("image images img imgs picture pictures data input inputs photo photos scan scans".split())
+"""Words in the names of folders and files with images of any kind."""
+KIND_WORDS = MASK_WORDS | IMAGE_WORDS | {"ground", "truth"}
 MOST_LISTED = 5
 
 
@@ -47,13 +63,26 @@ def words_of(name: str) -> list[str]:
 def has_mask_word(name: str) -> bool:
     """Whether a name says that it is of masks, such as "masks", "labelsTr" or "ground_truth"."""
     words = words_of(name)
-    return not MASK_WORDS.isdisjoint({*words, "".join(words), *("".join(pair) for pair in zip(words, words[1:]))})
+    pairs = (first + second for first, second in zip(words, words[1:], strict=False))  # such as ground and truth
+    return not MASK_WORDS.isdisjoint({*words, *pairs})
+
+
+def without_kind(name: str) -> str:
+    """A name without the words for images and masks, such as "train" of "train_masks"; "" if nothing is left."""
+    words = re.findall(r"[^\W_]+|[\W_]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name))
+    kept: list[str] = []
+    for word in words:
+        if word.lower() not in KIND_WORDS:
+            kept.append(word)
+    return re.sub(r"([\W_])[\W_]+", r"\1", "".join(kept)).strip("_-. ").casefold()
 
 
 def some(items: Iterable[Any]) -> str:
     """The first few of several things, and how many more there are."""
     texts = [str(item) for item in items]
-    return ", ".join(texts[:MOST_LISTED]) + (f" and {len(texts) - MOST_LISTED} more" if len(texts) > MOST_LISTED else "")
+    return ", ".join(texts[:MOST_LISTED]) + (
+        f" and {len(texts) - MOST_LISTED} more" if len(texts) > MOST_LISTED else ""
+    )
 
 
 @dataclass(frozen=True)
@@ -113,6 +142,17 @@ def find_images(root: Path) -> list[FoundImage]:
                 facts = {key: case[key] for key in ("refused", "private") if key in case}
                 found.append(FoundImage(case["name"], case["image"], dims, **facts))
     return found
+
+
+def without_masks(images: Sequence[FoundImage], root: Path) -> list[FoundImage]:
+    """The images that do not lie in a folder of masks; all where there are no others."""
+    others = [image for image in images if not in_mask_folder(image.path, root)]
+    return others or list(images)
+
+
+def in_mask_folder(path: Path, root: Path) -> bool:
+    """Whether the name of a folder of a file, below ``root``, says that it is of masks."""
+    return any(map(has_mask_word, Path(os.path.relpath(path, root)).parts[:-1]))
 
 
 def is_picture(path: Path) -> bool:
@@ -237,5 +277,7 @@ class Patients:
         """Images in whose path the pattern finds nothing."""
         if not self.unmatched:
             return []
-        message = f"the pattern of patients is not in the paths of {len(self.unmatched)} images: {some(self.unmatched)}."
+        message = (
+            f"the pattern of patients is not in the paths of {len(self.unmatched)} images: {some(self.unmatched)}."
+        )
         return [Finding("patient not found", "", message)]

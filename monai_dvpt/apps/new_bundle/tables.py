@@ -5,52 +5,24 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from monai_dvpt.data.gradelist import PART_OF
-from monai_dvpt.utils import InputError
-
-from .columns import Columns, find_image_column, find_mask_column, is_empty, part_of, read_columns
-from .images import FoundImage, ImageIndex, Patients, find_images, has_mask_word, some, words_of
+from .columns import Columns, is_empty, names_files, part_of, read_columns
+from .images import IMAGE_WORDS, FoundImage, ImageIndex, Patients, find_images, some, without_masks, words_of
 from .model import Case, Collection, Finding, Options
-from .table_files import SPLIT, Row, Table, find_tables
+from .rows import Entry, Listed, find_lists, read_rows
+from .table_files import Table
 from .values import Values, few_cases, read_values
 
 __all__ = ["collect_table"]
 
 CLASS = "class"
 """The output of a folder for each class."""
-IMAGE_WORDS = frozenset("image images img imgs picture pictures data".split())
-"""Names of folders that hold images of any class."""
 MOST_CLASSES = 20
 PLACEHOLDER = ("grading", 2)
 """Task and dimensions of a collection without cases, in which errors are told."""
-
-
-@dataclass
-class _Entry:
-    """What a row, or the place of a file, says about an image."""
-
-    index: int
-    place: str
-    cells: Mapping[str, str]
-    patient: str = ""
-    part: str = ""
-
-
-@dataclass
-class _Listed:
-    """What a table, or the folders, say about all images."""
-
-    where: str
-    outputs: list[str]
-    entries: list[_Entry] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-
-    def note(self, rule: str, message: str, error: bool = False) -> None:
-        self.findings.append(Finding(rule, self.where, message, error))
 
 
 def collect_table(root: Path, options: Options) -> Collection | None:
@@ -73,14 +45,12 @@ def collect_table(root: Path, options: Options) -> Collection | None:
     Raises:
         InputError: if ``options`` name a table or column that is not there, or a pattern that is no regular expression.
     """
-    images = find_images(root)
-    if not images:
+    shown = without_masks(find_images(root), root)
+    if not shown:
         return None
-    shown = [image for image in images if not _in_folder_of_masks(image, root)] or images
     index = ImageIndex(root, shown)
-    tables, unread = find_tables(root, options)
-    found = [(table, column) for table in tables if (column := _image_column(table, index, options))]
-    read = [(table, read_columns(table, root, column, options)) for table, column in _with_parts(found)]
+    found, unread = find_lists(root, index, options)
+    read = [(table, read_columns(table, root, column, options)) for table, column in found]
     ready = [each for each in read if each[1].outputs or any(finding.error for finding in each[1].findings)]
     if len(ready) > 1:
         names = some(table.path.relative_to(root) for table, _ in ready)
@@ -88,14 +58,14 @@ def collect_table(root: Path, options: Options) -> Collection | None:
         return _unclear(root, [*unread, Finding("several tables", "", message, error=True)])
     if ready:
         table, columns = ready[0]
-        listed = _listed_by_table(table, columns, index)
+        listed = read_rows(table, columns, index)
         others = [replace(finding, error=False) for finding in unread]
         listed.findings = [*others, *table.findings, *columns.findings, *listed.findings]
     elif read:
         return _without_outputs(read, root, options)
     elif options.table and not unread:
-        message = f"a column must name images below the folder, got the columns {some(tables[0].columns)}."
-        return _unclear(root, [Finding("no image column", tables[0].path.name, message, error=True)])
+        message = "a column must name images below the folder, none does; pass --columns image=NAME."
+        return _unclear(root, [Finding("no image column", options.table, message, error=True)])
     elif not options.table and (by_folder := _listed_by_folder(shown, root)):
         listed = by_folder
         listed.findings = [*(replace(finding, error=False) for finding in unread), *listed.findings]
@@ -111,47 +81,10 @@ def _unclear(root: Path, findings: list[Finding]) -> Collection:
     return Collection(task, dims, root, [], [], [], findings)
 
 
-def _in_folder_of_masks(image: FoundImage, root: Path) -> bool:
-    return any(has_mask_word(part) for part in Path(os.path.relpath(image.path, root)).parts[:-1])
-
-
-def _image_column(table: Table, index: ImageIndex, options: Options) -> str:
-    """As :func:`find_image_column`; where tables are searched, the user's columns need not be in each of them."""
-    try:
-        return find_image_column(table, index, options)
-    except InputError:
-        if options.table:
-            raise
-        return ""
-
-
-def _with_parts(found: Sequence[tuple[Table, str]]) -> list[tuple[Table, str]]:
-    """Tables in one folder, one for each part, such as train.csv and test.csv, become one."""
-    parts = [PART_OF.get(table.path.stem.lower(), "") for table, _ in found]
-    first = found[0] if found else None
-    alike = first and all(
-        column == first[1] and table.columns == first[0].columns and table.path.parent == first[0].path.parent
-        for table, column in found
-    )
-    if len(found) < 2 or not alike or not all(parts) or len(set(parts)) < len(parts) or SPLIT in found[0][0].columns:
-        return list(found)
-    rows = [
-        Row(f"{row.place} of {table.path.name}", {**row.cells, SPLIT: part})
-        for (table, _), part in zip(found, parts, strict=True)
-        for row in table.rows
-    ]
-    findings = [finding for table, _ in found for finding in table.findings]
-    table = found[0][0]
-    return [(Table(table.path, [*table.columns, SPLIT], rows, findings), found[0][1])]
-
-
 def _without_outputs(read: Sequence[tuple[Table, Columns]], root: Path, options: Options) -> Collection | None:
     """Tables that name images but grade nothing: they may be lists of masks, or of patients."""
     if options.task not in ("grading", "classification"):
-        try:
-            if any(find_mask_column(table, root, columns.image, options) for table, columns in read):
-                return None
-        except InputError:
+        if any(names_files(table, root, name) for table, columns in read for name in columns.others(table)):
             return None
     findings = []
     for table, columns in read:
@@ -160,50 +93,16 @@ def _without_outputs(read: Sequence[tuple[Table, Columns]], root: Path, options:
     return _unclear(root, findings)
 
 
-def _listed_by_table(table: Table, columns: Columns, index: ImageIndex) -> _Listed:
-    listed = _Listed(table.path.name, columns.outputs)
-    missing, unnamed, several, stray = [], [], [], Counter[str]()
-    for row in table.rows:
-        cell = row.cells[columns.image]
-        found = index.find(cell, table.path.parent)
-        part = part_of(row.cells[columns.split]) if columns.split else ""
-        if part is None:
-            stray[row.cells[columns.split]] += 1
-        if not cell:
-            unnamed.append(row.place)
-        elif len(found) != 1:
-            (several if found else missing).append(row.place)
-        else:
-            cells = {output: row.cells[output] for output in columns.outputs}
-            patient = row.cells[columns.patient] if columns.patient else ""
-            listed.entries.append(_Entry(found[0], row.place, cells, patient, part or ""))
-    if missing:
-        message = f"{len(missing)} rows name no image below the folder, and are left out: {some(missing)}."
-        listed.note("image missing", message, error=not listed.entries)
-    if unnamed:
-        listed.note("no image named", f"{len(unnamed)} rows name no image at all, and are left out: {some(unnamed)}.")
-    if several:
-        message = f"every row must name one image; {len(several)} could mean several: {some(several)}; write their paths."
-        listed.note("several images", message, error=True)
-    for value, count in stray.items():
-        message = f"column {columns.split} must hold some of {', '.join(PART_OF)}, got {value!r} in {count} rows."
-        listed.note("unknown part", message, error=True)
-    if columns.patient and (empty := [entry.place for entry in listed.entries if not entry.patient]):
-        message = f"{len(empty)} rows have no patient, and count as a patient each: {some(empty)}."
-        listed.note("patient missing", message)
-    return listed
-
-
-def _listed_by_folder(images: Sequence[FoundImage], root: Path) -> _Listed | None:
+def _listed_by_folder(images: Sequence[FoundImage], root: Path) -> Listed | None:
     """The classes by the names of folders, if these do not look like patients or kinds of files."""
-    listed, outside = _Listed("", [CLASS]), []
+    listed, outside = Listed("", [CLASS]), []
     for index, image in enumerate(images):
         parts = Path(os.path.relpath(image.path, root)).parts
         folders = parts[:-1] if isinstance(image.image, str) else parts
         part = next(filter(None, map(part_of, folders)), "") or ""
         kept = [each for each in folders if not part_of(each) and IMAGE_WORDS.isdisjoint(words_of(each))]
         if kept:
-            listed.entries.append(_Entry(index, image.name, {CLASS: kept[0]}, part=part))
+            listed.entries.append(Entry(index, image.name, {CLASS: kept[0]}, part=part))
         else:
             outside.append(image.name)
     counts = Counter(entry.cells[CLASS] for entry in listed.entries)
@@ -213,12 +112,14 @@ def _listed_by_folder(images: Sequence[FoundImage], root: Path) -> _Listed | Non
     if len(outside) > len(listed.entries):
         return None
     if outside:
-        listed.note("no class", f"{len(outside)} images lie in no folder of a class, and are left out: {some(outside)}.")
+        listed.note(
+            "no class", f"{len(outside)} images lie in no folder of a class, and are left out: {some(outside)}."
+        )
     listed.note("classes by folder", f"the folders {some(sorted(counts))} are taken as classes.")
     return listed
 
 
-def _collection(root: Path, images: Sequence[FoundImage], listed: _Listed, options: Options) -> Collection:
+def _collection(root: Path, images: Sequence[FoundImage], listed: Listed, options: Options) -> Collection:
     dims = sorted({images[entry.index].spatial_dims for entry in listed.entries})
     if len(dims) > 1:
         counts = Counter(images[index].spatial_dims for index in {entry.index for entry in listed.entries})
@@ -230,7 +131,7 @@ def _collection(root: Path, images: Sequence[FoundImage], listed: _Listed, optio
     values = read_values(cells, options, listed.where)
     listed.findings += values.findings
     patients = Patients(root, options)
-    by_image: dict[int, list[_Entry]] = {}
+    by_image: dict[int, list[Entry]] = {}
     for entry in listed.entries:
         by_image.setdefault(entry.index, []).append(entry)
     cases = []
@@ -251,7 +152,7 @@ def _collection(root: Path, images: Sequence[FoundImage], listed: _Listed, optio
     return Collection(values.task, dims[0], root, cases, values.labels, listed.outputs, listed.findings)
 
 
-def _grades_of(image: FoundImage, entries: Sequence[_Entry], values: Values, listed: _Listed) -> dict[str, str]:
+def _grades_of(image: FoundImage, entries: Sequence[Entry], values: Values, listed: Listed) -> dict[str, str]:
     """The grades of an image; findings where its rows differ, or a cell holds something else."""
     read = []
     for entry in entries:
@@ -264,7 +165,8 @@ def _grades_of(image: FoundImage, entries: Sequence[_Entry], values: Values, lis
         read.append({output: name for output, name in names.items() if name})
     if len(entries) > 1:
         places = some(entry.place for entry in entries)
-        facts = {(tuple(sorted(grades.items())), entry.patient, entry.part) for grades, entry in zip(read, entries)}
+        texts = [tuple(sorted(grades.items())) for grades in read]
+        facts = {(grades, entry.patient, entry.part) for grades, entry in zip(texts, entries, strict=True)}
         if len({grades for grades, *_ in facts}) > 1:
             message = f"an image must have one grade, got different ones in {places}; keep one of the rows."
             listed.findings.append(Finding("listed with different grades", image.name, message, error=True))
@@ -276,7 +178,7 @@ def _grades_of(image: FoundImage, entries: Sequence[_Entry], values: Values, lis
     return read[0]
 
 
-def _empty(listed: _Listed, values: Values) -> Iterable[Finding]:
+def _empty(listed: Listed, values: Values) -> Iterable[Finding]:
     """Cells of what was not graded."""
     for output in listed.outputs:
         empty = [entry for entry in listed.entries if values.name(entry.cells[output]) == ""]
