@@ -21,11 +21,16 @@ from .datalist import draw_count, read_list_file
 from .kinds import file_ids, is_regular
 
 __all__ = [
+    "IMAGE_COLUMNS",
+    "PART_OF",
     "CaseParts",
+    "as_number",
     "check_parts",
     "draw_validation",
     "load_gradelist",
+    "match_patient",
     "path_of",
+    "patient_regex",
     "read_tables",
     "select_part",
 ]
@@ -103,10 +108,7 @@ def load_gradelist(
         if not several or len(set(map(str, names))) < max(least, len(names)):
             raise InputError(f"{kind} must be a list of at least {least} different names, got {names!r}.")
     outputs, grades = ([str(name) for name in names] for names in (outputs, grades))
-    try:
-        pattern = re.compile(patient_pattern or "")
-    except re.error as error:
-        raise InputError(f"patient_pattern must be a regular expression, got {patient_pattern!r}: {error}.") from error
+    pattern = patient_regex(patient_pattern)
     root, file = Path(dataset_dir), Path(datalist)
     if not root.is_dir():
         raise InputError(f"{root}: dataset_dir must be an existing folder.")
@@ -257,7 +259,7 @@ def _read_table(
 def _is_one_of(cell: str, values: Any) -> bool:
     """Whether a cell is a value, or one of several; 2.0 is 2."""
     texts = [str(value) for value in (values if isinstance(values, list) else [values])]
-    return cell in texts or (_number(cell) is not None and _number(cell) in map(_number, texts))
+    return cell in texts or (as_number(cell) is not None and as_number(cell) in map(as_number, texts))
 
 
 def _read_json(file: Path, renamed: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
@@ -330,10 +332,10 @@ def _grade(where: str, value: Any, grades: list[str]) -> int:
     text = "" if value is None else str(value).strip()
     if text in grades:
         return grades.index(text)
-    number = _number(text)
+    number = as_number(text)
     if text == "" or number == -1:
         return -1
-    numbers = [_number(grade) for grade in grades]
+    numbers = [as_number(grade) for grade in grades]
     if number is not None and number in numbers:  # 2.0 for 2
         return numbers.index(number)
     by_index = numbers == [None] * len(grades)
@@ -342,7 +344,8 @@ def _grade(where: str, value: Any, grades: list[str]) -> int:
     return int(number)
 
 
-def _number(text: str) -> float | None:
+def as_number(text: str) -> float | None:
+    """The number that a cell holds, so that 2.0 is 2; None where it holds something else."""
     try:
         return float(text)
     except ValueError:
@@ -353,8 +356,21 @@ def _patient(entry: Mapping[str, Any], path: Path, pattern: re.Pattern[str]) -> 
     patient = entry.get("patient")
     if patient not in (None, ""):
         return str(patient)
-    match = pattern.search(path.name)
-    return next(filter(None, (*match.groups(), match[0]) if match else ()), str(path))
+    return match_patient(pattern, path.name) or str(path)
+
+
+def patient_regex(text: str | None) -> re.Pattern[str]:
+    """An expression that finds patients in names of files; an InputError if it is not regular."""
+    try:
+        return re.compile(text or "")
+    except re.error as error:
+        raise InputError(f"patient_pattern must be a regular expression, got {text!r}: {error}.") from error
+
+
+def match_patient(pattern: re.Pattern[str], name: str) -> str:
+    """The first group of a match that is not empty, else the whole match; "" without one."""
+    match = pattern.search(name)
+    return next(filter(None, (*match.groups(), match[0]) if match else ()), "")
 
 
 def check_parts(cases: Mapping[str, list[dict[str, Any]]]) -> None:

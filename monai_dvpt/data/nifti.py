@@ -12,11 +12,11 @@ from typing import BinaryIO, NamedTuple, cast
 import nibabel as nib
 import numpy as np
 
-from monai_dvpt.data.kinds import NIFTI_2, check_regular, file_kind, nifti_image_of, pair_header
+from monai_dvpt.data.kinds import NIFTI_2, check_regular, file_kind, image_kind, nifti_image_of, pair_header
 from monai_dvpt.utils import InputError, atomic_path
 from monai_dvpt.utils.limits import check_bytes
 
-__all__ = ["Nifti", "as_float32", "read_nifti", "save_nifti"]
+__all__ = ["Nifti", "as_float32", "nifti_size", "read_nifti", "save_nifti"]
 
 BLOCK_BYTES = 16 << 20
 UNITS = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
@@ -99,6 +99,18 @@ def read_nifti(path: str | os.PathLike, exact: bool = False) -> Nifti:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"cannot be read: is truncated or damaged: {error}") from error
     return Nifti(values, affine, UNITS.get(int(header["xyzt_units"]) & 7, "unknown to the standard"))
+
+
+def nifti_size(path: str | os.PathLike) -> tuple[int, ...]:
+    """The sizes as :class:`Nifti` has them, but at least three, of the header alone; an InputError if it is damaged."""
+    try:
+        header = _header(Path(path), image_kind(path) == "nifti")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot be read: is truncated or damaged: {error}") from error
+    sizes = [int(size) for size in header["dim"][1 : 1 + max(0, min(7, int(header["dim"][0])))]]
+    while len(sizes) > 3 and sizes[-1] == 1:
+        sizes.pop()
+    return (*sizes, 1, 1, 1)[: max(3, len(sizes))]
 
 
 def save_nifti(path: str | os.PathLike, values: np.ndarray, affine_ras: np.ndarray, scanner: bool = False) -> Path:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from monai_dvpt.data.nifti_picture import read_nifti_picture
 from monai_dvpt.utils import InputError, naming, reason
 from monai_dvpt.utils.limits import check_bytes
 
-__all__ = ["LoadImage2D", "LoadImage2Dd"]
+__all__ = ["LoadImage2D", "LoadImage2Dd", "open_picture"]
 
 SIDES = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 VOI_TAGS = (
@@ -129,8 +130,13 @@ def _label_map(array: np.ndarray, num_classes: int) -> np.ndarray:
     return labels
 
 
-def _read_picture(path: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Values of shape (1 or 3, rows, columns), and metadata, as from every reader here."""
+def open_picture(path: str | os.PathLike) -> Image.Image:
+    """
+    The only frame of a PNG or JPEG file, as it is stored.
+
+    Raises:
+        InputError: without the name of the file, if it has several frames, or a depth that Pillow would reduce.
+    """
     with open(path, "rb") as stream:
         header = stream.read(26)
     # bit depth and colour type of a PNG; Pillow would drop half the bits of these
@@ -140,7 +146,13 @@ def _read_picture(path: str) -> tuple[np.ndarray, dict[str, Any]]:
         if (frames := getattr(file, "n_frames", 1)) > 1:
             raise InputError(f"must have one frame, got {frames}.")
         check_bytes("values", 4 * 3 * file.width * file.height)
-        image = ImageOps.exif_transpose(file)
+        file.load()
+        return file
+
+
+def _read_picture(path: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Values of shape (1 or 3, rows, columns), and metadata, as from every reader here."""
+    image = ImageOps.exif_transpose(open_picture(path))
     if image.mode in GREY_MODES:
         array, transparent = np.asarray(image)[None], image.info.get("transparency")
         return (array if transparent is None else np.where(array == transparent, 0, array)), {}
