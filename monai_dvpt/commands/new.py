@@ -84,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print(printable(line))
     if errors := sum(finding.error for finding in new.findings):
         hint = "mend the data" + ("" if arguments.leave_out else ", or leave cases with errors out with --leave-out")
-        raise InputError(f"{errors} errors in the data, nothing is written; {hint}.")
+        raise InputError(f"{errors} error{'s' * (errors > 1)} in the data, nothing is written; {hint}.")
     if arguments.check:
         return
     output = arguments.update or arguments.output

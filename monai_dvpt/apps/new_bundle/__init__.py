@@ -1,1 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from .model import Options
+from .new import NewBundle, update_bundle
+from .state import new_secret
+
+__all__ = ["NewBundle", "Options", "new_secret", "update_bundle"]

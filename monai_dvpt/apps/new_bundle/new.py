@@ -75,7 +75,7 @@ class NewBundle:
             self._leave_out()
         self.parts = split_cases(self.collection, self.measured, self.before)
         if not all(self.parts[part] for part in ("training", "validation")):
-            if not any(finding.rule == "too few cases" for finding in self.findings):
+            if not any(finding.error for finding in self.findings):
                 counts = {part: len(indices) for part, indices in self.parts.items()}
                 message = f"there must be cases to train and cases to validate, got {counts}."
                 self.findings.append(Finding("too few cases", "", message, error=True))
@@ -131,7 +131,7 @@ class NewBundle:
         if any(finding.error for finding in self.findings):
             raise InputError(f"{self.data}: the data must be without errors; nothing is written.")
         output = Path(output)
-        plan = make_plan(self.collection, self._kept(), self.parts, self.backbone)
+        plan = make_plan(self.collection, self.measured, self.parts, self.backbone)
         write_bundle(output, self.collection, self.measured, plan, self.parts, self.findings)
         write_secret(output, self.options.secret)
         backbone = None if self.backbone is None else os.path.abspath(self.backbone)
@@ -139,9 +139,6 @@ class NewBundle:
         yield from plan.lines()
         yield f"written: {output}"
         yield f"next: cd {output} && python -m monai.bundle run --config_file configs/train.yaml"
-
-    def _kept(self) -> list[Measurement]:
-        return [each for each in self.measured if each is not None]
 
 
 def update_bundle(bundle: str | os.PathLike) -> NewBundle:

@@ -35,6 +35,9 @@ def _number_of_cases(collection: Collection, measured: Measured) -> Iterator[Fin
         if each is not None and (case.read_label is not None or case.grades)
     ]
     patients = {case.patient or case.name for case in usable}
+    failed = None in measured or any(finding.error for finding in collection.findings)
+    if len(patients) < 2 and failed:
+        return  # for that reason
     if len(patients) < 2:
         rule = "labelled cases of at least 2 patients must be there, one to train and one to validate"
         yield Finding("too few cases", "", f"{rule}, got {len(patients)}.", error=True)
@@ -65,10 +68,10 @@ def _labels_in_few_cases(collection: Collection, measured: Measured) -> Iterator
         return
     counts = Counter(name for each in measured if each is not None for name, count in each.voxels.items() if count)
     for name in collection.labels:
-        if not counts[name]:
+        if not counts[name] and None not in measured:
             message = "no case has a voxel of this label; name the labels to take with --labels."
             yield Finding("label without voxels", name, message, error=True)
-        elif counts[name] < FEW_OF_LABEL:
+        elif counts[name] < min(FEW_OF_LABEL, len(measured)):
             yield Finding("label in few cases", name, f"{counts[name]} of {len(measured)} cases have this label.")
     if unknown := sorted(set(counts) - set(collection.labels) - {IGNORED}):
         yield Finding("label left out", "", f"voxels of {', '.join(unknown)} become background.")

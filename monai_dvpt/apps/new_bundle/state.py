@@ -28,9 +28,8 @@ def new_secret() -> bytes:
 
 def write_secret(bundle: Path, secret: bytes) -> None:
     """Writes the key, for its owner alone."""
-    with atomic_path(bundle / KEY) as path:
-        path.write_bytes(secret)
-        os.chmod(path, 0o600)
+    with open(bundle / KEY, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        file.write(secret)
 
 
 def state_of(
