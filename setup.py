@@ -18,6 +18,7 @@ def read_version() -> str:
 extras = {
     "quickstart": ["nilearn>=0.10"],
     "dicom": ["highdicom>=0.22"],
+    "excel": ["openpyxl>=3.1"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "test": [
         "DicomRTTool>=6",
@@ -29,6 +30,8 @@ extras = {
         "onnx",
         "onnxruntime",
         "onnxscript",
+        "openpyxl>=3.1",
+        "pandas",
         "parameterized",
         "peft",
         "pylibjpeg[openjpeg]>=2.0",

@@ -138,7 +138,9 @@ def find_images(root: Path) -> list[FoundImage]:
             continue
         for case in cases:
             first = case["image"] if isinstance(case["image"], str) else case["image"][0]
-            if _spatial_dims(Path(first)) in (dims, 0):
+            if os.path.isdir(first):  # a study without a readable series
+                first = next(filter(looks_like_dicom, walk_files(Path(first))), first)
+            if _spatial_dims(Path(first)) == dims:
                 facts = {key: case[key] for key in ("refused", "private") if key in case}
                 found.append(FoundImage(case["name"], case["image"], dims, **facts))
     return found

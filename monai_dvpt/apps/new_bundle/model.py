@@ -33,7 +33,8 @@ class Options:
         task: "segmentation", "grading" or "classification"; "" to see.
         table: path of the table of grades or masks, relative to the folder of data or absolute; "" to search for it.
         outputs: columns with what is graded.
-        columns: the table's own names of "image", "patient" and "split".
+        columns: the table's own names of "image", "patient", "split" and "mask"; or, as "mask", a pattern of the files
+            to take, such as "*_1stHO.png", where pictures have several masks.
         grades: names of the grades in their order, or of the classes.
         labels: for segmentation, the names of the labels to take, in their order; by default all.
         label_names: for segmentation, name of each label value, where the format has no names.

@@ -14,7 +14,7 @@ from pathlib import Path
 from monai_dvpt.data.folders import walk_files
 
 from .columns import Columns, find_mask_column, is_pattern, part_of, read_columns
-from .images import FoundImage, ImageIndex, Patients, find_images, in_mask_folder, is_picture, some
+from .images import FoundImage, ImageIndex, Patients, find_images, in_mask_folder, is_picture, some, without_masks
 from .masks import MaskFile, MaskReader, find_scheme, is_turned
 from .model import IGNORED, Case, Collection, Finding, Options
 from .pairs import Pair, is_observer, pair_by_name
@@ -75,12 +75,13 @@ def collect_pictures(root: Path, options: Options) -> Collection | None:
 
 def _by_table(root: Path, images: Sequence[FoundImage], files: Sequence[Path], options: Options) -> _Paired | None:
     """Pictures and masks that a table lists; None without a table that names masks."""
-    index = ImageIndex(root, images)
+    shown = without_masks(images, root)
+    index = ImageIndex(root, shown)
     tables, unread = find_lists(root, index, options)
     paired = _Paired([], findings=[replace(finding, error=False) for finding in unread])
     listed = []
     for table, column in tables:
-        named = {images[each].path for cell in table.values(column) for each in index.find(cell, table.path.parent)}
+        named = {shown[each].path for cell in table.values(column) for each in index.find(cell, table.path.parent)}
         masks = [path for path in files if path not in named]
         mask_index = ImageIndex(root, [FoundImage("", str(path), 2) for path in masks])
         if mask := find_mask_column(table, root, column, mask_index, options):
@@ -96,6 +97,8 @@ def _by_table(root: Path, images: Sequence[FoundImage], files: Sequence[Path], o
     columns.outputs = [mask]
     rows = read_rows(table, columns, index)
     paired.findings += [*table.findings, *_of_facts(columns), *rows.findings]
+    place = {image.name: at for at, image in enumerate(images)}
+    rows.entries = [replace(entry, index=place[shown[entry.index].name]) for entry in rows.entries]
     missing: list[str] = []
     several: list[str] = []
     for entry in rows.entries:

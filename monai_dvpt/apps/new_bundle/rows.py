@@ -18,6 +18,9 @@ from .table_files import SPLIT, Row, Table, find_tables
 
 __all__ = ["Entry", "Listed", "find_lists", "read_rows"]
 
+MOST_SHOWN = 5
+"""Different values of parts up to which they are shown; more may be of a column that names patients."""
+
 
 @dataclass
 class Entry:
@@ -118,8 +121,9 @@ def read_rows(table: Table, columns: Columns, index: ImageIndex) -> Listed:
             f"every row must name one image; {len(several)} could mean several: {some(several)}; write their paths."
         )
         listed.note("several images", message, error=True)
-    for value, count in stray.items():
-        message = f"column {columns.split} must hold some of {', '.join(PART_OF)}, got {value!r} in {count} rows."
+    if stray:
+        got = some(map(repr, stray)) if len(stray) <= MOST_SHOWN else f"{len(stray)} other values"
+        message = f"column {columns.split} must hold some of {', '.join(PART_OF)}, got {got} in {stray.total()} rows."
         listed.note("unknown part", message, error=True)
     if columns.patient and (empty := [entry.place for entry in listed.entries if not entry.patient]):
         message = f"{len(empty)} rows have no patient, and count as a patient each: {some(empty)}."

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,6 +191,8 @@ def _excel(path: Path) -> list[tuple[str, list[str]]]:
     if not installed:
         raise InputError("Excel files are read with openpyxl: pip install 'monai_dvpt[excel]'; or save it as CSV.")
     try:
+        with zipfile.ZipFile(path) as archive:  # what it inflates to
+            check_bytes("the table", 8 * sum(entry.file_size for entry in archive.infolist()))
         book = openpyxl.load_workbook(path, data_only=True)
         sheets = [sheet for sheet in book.worksheets if any(any(row) for row in sheet.iter_rows(values_only=True))]
         if len(sheets) != 1:

@@ -9,11 +9,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from monai_dvpt.data.folders import walk_files
+
 from .columns import Columns, is_empty, names_files, part_of, read_columns
-from .images import IMAGE_WORDS, FoundImage, ImageIndex, Patients, find_images, some, without_masks, words_of
+from .images import (
+    IMAGE_WORDS,
+    FoundImage,
+    ImageIndex,
+    Patients,
+    find_images,
+    has_mask_word,
+    some,
+    without_masks,
+    words_of,
+)
 from .model import Case, Collection, Finding, Options
 from .rows import Entry, Listed, find_lists, read_rows
-from .table_files import Table
+from .table_files import SUFFIXES, Table
 from .values import Values, few_cases, read_values
 
 __all__ = ["collect_table"]
@@ -82,15 +94,22 @@ def _unclear(root: Path, findings: list[Finding]) -> Collection:
 
 
 def _without_outputs(read: Sequence[tuple[Table, Columns]], root: Path, options: Options) -> Collection | None:
-    """Tables that name images but grade nothing: they may be lists of masks, or of patients."""
+    """Tables that name images but grade nothing: of masks, or of patients beside masks, unless a task is named."""
     if options.task not in ("grading", "classification"):
-        if any(names_files(table, root, name) for table, columns in read for name in columns.others(table)):
+        lists_files = any(names_files(table, root, name) for table, columns in read for name in columns.others(table))
+        images = (path for path in walk_files(root) if path.suffix.lower() not in SUFFIXES)
+        if lists_files or any(has_mask_word(name) for path in images for name in _names(path, root)):
             return None
     findings = []
     for table, columns in read:
         message = f"a column must hold grades or classes; none of {some(table.columns)} looks like it; pass --outputs."
         findings += [*columns.findings, Finding("nothing is graded", table.path.name, message, error=True)]
     return _unclear(root, findings)
+
+
+def _names(path: Path, root: Path) -> tuple[str, ...]:
+    """Of the folders and the file of a path below ``root``."""
+    return Path(os.path.relpath(path, root)).parts
 
 
 def _listed_by_folder(images: Sequence[FoundImage], root: Path) -> Listed | None:

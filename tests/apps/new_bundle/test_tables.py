@@ -7,6 +7,7 @@ import json
 import shutil
 import unittest
 import unittest.mock
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -160,6 +161,25 @@ class TestFormats(Tables):
         names = self.pictures()
         self.table({"row": range(18), "study": [spell(name) for name in names], "grade": GRADES})
         self.expect(self.collect())
+
+    def test_a_whole_path_comes_before_an_end(self):
+        self.pictures(folder=".")
+        self.pictures(folder="other")
+        self.table({"image": [f"p{index:02}.png" for index in range(18)], "grade": GRADES})
+        collection = self.collect()
+        self.assertEqual(rules(collection, errors=True), [])
+        self.assertEqual({Path(case.image).parent for case in collection.cases}, {self.root})
+
+    def test_an_image_of_another_folder_is_not_taken(self):
+        """train/p00.png is not there; test/p00.png is another image."""
+        names = self.pictures(9, "train")
+        self.pictures(9, "test")
+        (self.root / names[0]).unlink()
+        self.table({"image": names, "grade": GRADES[:9]})
+        collection = self.collect()
+        self.assertEqual({Path(case.image).parent.name for case in collection.cases}, {"train"})
+        self.assertEqual(len(collection.cases), 8)
+        self.assertIn("1 rows name no image below the folder, and are left out: line 2.", str(collection.findings))
 
     def test_a_masks_folder_does_not_disturb(self):
         names = self.pictures()
@@ -343,6 +363,20 @@ class TestBadData(Tables):
         self.table({"image": names, "age": range(18), "sex": ["f", "m"] * 9})
         self.found("nothing is graded", "a column must hold grades or classes; none of image, age, sex", True, 0)
 
+    def test_patients_beside_masks_are_no_grades(self):
+        names = self.pictures()
+        self.pictures(folder="masks")
+        self.table({"image": names, "age": range(18)})
+        self.assertIsNone(collect_table(self.root, Options()))
+        self.found("nothing is graded", "a column must hold grades", True, 0, task="grading")
+
+    def test_excel_that_inflates_to_too_much(self):
+        self.pictures()
+        with zipfile.ZipFile(self.root / "labels.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("xl/workbook.xml", bytes(3 << 20))
+        with unittest.mock.patch("monai_dvpt.utils.limits.max_bytes", lambda: 1 << 20):
+            self.found("table cannot be read", "the table must take at most 1,048,576 bytes", True, 0, "labels.xlsx")
+
     def test_order_not_known(self):
         self.table({"image": self.pictures(), "dx": CLASSES})
         self.found("order of grades not known", "with --grades; got bkl, mel, nv", True, 18, task="grading")
@@ -357,6 +391,11 @@ class TestBadData(Tables):
         names = self.pictures()
         self.table({"image": names, "split": ["training"] * 17 + ["holdout"], "grade": GRADES})
         self.found("unknown part", "column split must hold some of .*, got 'holdout' in 1 rows", True, 18)
+
+    def test_many_unknown_parts_are_not_shown(self):
+        """They may be patients."""
+        self.table({"image": self.pictures(), "split": [f"MRN{index}" for index in range(18)], "grade": GRADES})
+        self.found("unknown part", "got 18 other values in 18 rows", True, 18, columns={"split": "split"})
 
     def test_fold_is_not_used(self):
         names = self.pictures()
