@@ -52,6 +52,58 @@ class TestLoadDatalist(unittest.TestCase):
         with self.assertRaisesRegex(InputError, r"must not be in training and validation; listed twice: .*b\.nii\.gz"):
             load_datalist(self.root)
 
+    def test_labels_in_a_folder_of_their_own(self):
+        labels = self.root.parent / "drawn"
+        labels.mkdir()
+        self.touch("a", "b", folders=("imagesTr",))
+        for name in "ab":
+            (labels / f"{name}.nii.gz").touch()
+        lists = [{"image": f"imagesTr/{name}.nii.gz", "label": f"{name}.nii.gz"} for name in "ab"]
+        self.write({"training": lists[:1], "validation": lists[1:]})
+        cases = load_datalist(self.root, labels_dir=labels)
+        self.assertEqual(cases["training"][0]["label"], str(labels / "a.nii.gz"))
+        self.assertEqual(cases["training"][0]["image"], str(self.root / "imagesTr" / "a.nii.gz"))
+        with self.assertRaisesRegex(InputError, "a.nii.gz"):
+            load_datalist(self.root)
+        with self.assertRaisesRegex(InputError, "nowhere: labels_dir must be an existing folder"):
+            load_datalist(self.root, labels_dir=self.root / "nowhere")
+
+    def test_an_image_of_several_files(self):
+        """The files of a DICOM series, beside those of another."""
+        self.touch("a", "b", "1", "2", "3")
+        files = [f"imagesTr/{name}.nii.gz" for name in "12"]
+        series = {**entry("a"), "image": files}
+        self.write({"training": [series], "validation": [entry("b")]})
+        cases = load_datalist(self.root)
+        self.assertEqual(cases["training"][0]["image"], [str(self.root / path) for path in files])
+        moved = describe_cases(cases["training"], cases["validation"])
+        self.assertEqual((moved["training"], moved["validation"]), (1, 1))
+        for image in ([], [1], ["imagesTr/missing.nii.gz"]):
+            self.write({"training": [{**series, "image": image}], "validation": [entry("b")]})
+            with self.subTest(image), self.assertRaisesRegex(InputError, 'must name an "image"|missing.nii.gz'):
+                load_datalist(self.root)
+        self.write({"training": [series], "validation": [{**entry("b"), "image": [*files[1:], "imagesTr/3.nii.gz"]}]})
+        with self.assertRaisesRegex(InputError, r"listed twice: .*2\.nii\.gz"):
+            load_datalist(self.root)
+
+    def test_the_digest_of_several_files_survives_a_move(self):
+        def of(root: str) -> str:
+            case = {"image": [f"{root}/s/1.dcm", f"{root}/s/2.dcm"], "label": f"{root}/l/1.nii.gz"}
+            return str(describe_cases([case], [])["sha256"])
+
+        self.assertEqual(of("/one"), of("/other/place"))
+
+    def test_test_cases(self):
+        self.touch("a", "b", "c")
+        lists = {"training": [entry("a")], "validation": [entry("b")]}
+        self.write({**lists, "test": [entry("c")]})
+        self.assertEqual(names(load_datalist(self.root)["test"]), ["c"])
+        self.write({**lists, "test": [entry("a")]})
+        with self.assertRaisesRegex(InputError, "must not be in training and test"):
+            load_datalist(self.root)
+        self.write({**lists, "test": ["imagesTs/x.nii.gz"]})  # as the Decathlon lists images without labels
+        self.assertEqual(list(load_datalist(self.root)), ["training", "validation"])
+
     def test_calibration_cases(self):
         """Of prediction sets: a third part, apart from the others."""
         self.touch("a", "b", "c", "d")
