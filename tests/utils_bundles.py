@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import csv
+import os
+import re
+import shutil
+import tempfile
 import unittest
 from pathlib import Path
 
 import torch
-from monai.bundle import ConfigWorkflow
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
 from monai.networks.nets import ViT
 
 from monai_dvpt.utils import InputError, root_cause
@@ -18,6 +23,16 @@ BUNDLES = sorted((REPOSITORY / "bundles").iterdir())
 
 
 OVERLAYS = ("evaluate", "multi_gpu_train")
+SHARED = Path(os.environ.get("MONAI_DVPT_TEST_DATA", REPOSITORY.parent / "shared" / "data")).parent
+SCHEMA = SHARED / "schema" / "meta_schema_20240725.json"
+SCHEMA_MD5 = "06954cad2cc5d3784e72077ac76f0fc8"
+MODEL_ZOO_FILES = [
+    "LICENSE",
+    "docs/README.md",
+    "docs/data_license.txt",
+    *(f"configs/{name}" for name in ("metadata.json", "logging.conf")),
+    *(f"configs/{name}.yaml" for name in ("train", "evaluate", "inference", "multi_gpu_train")),
+]
 
 
 def config_files(bundle: Path, config: str) -> list[str]:
@@ -57,6 +72,41 @@ def read(path: Path) -> list[dict[str, str]]:
 def read_metrics(path: Path) -> dict[str, str]:
     with open(path) as file:
         return dict(row for row in csv.reader(file) if len(row) == 2)
+
+
+def check_metadata(test: unittest.TestCase, bundle: Path) -> None:
+    """Checks a bundle's metadata by the zoo's schema."""
+    if not SCHEMA.is_file():
+        test.skipTest(f"the schema is not at {SCHEMA}")
+    with tempfile.TemporaryDirectory() as folder:
+        schema = shutil.copy(SCHEMA, folder)  # MONAI downloads it where it is not there
+        metadata = str(bundle / "configs" / "metadata.json")
+        verify_metadata(meta_file=metadata, filepath=schema, hash_val=SCHEMA_MD5, hash_type="md5")
+
+
+def unused_keys(config: Path) -> list[str]:
+    """Top-level keys of a config that nothing in it uses."""
+    text, train = config.read_text(), ConfigParser({})
+    keys = {key.removeprefix("+") for key in yaml.safe_load(text)} - {"imports", "initialize", "run"}
+    if config.stem in OVERLAYS:
+        below = config.with_name("train.yaml").read_text()
+        text, train = text + below, ConfigParser(yaml.safe_load(below))
+    if config.stem == "inference":
+        keys.remove("network_def")  # which MONAI's tools ask for
+    nested = {key for key in keys if "#" in key}
+    nested = {key for key in nested if key in train or f"{key.rpartition('#')[0]}#_target_" in train}
+    return [key for key in keys - nested if not re.search(rf"@{re.escape(key)}\b", text)]
+
+
+def preparations(bundle: Path) -> list[list[dict]]:
+    """How training and inference prepare an image, without what is of a label beside it, or of a reader."""
+    train, infer = (yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "inference"))
+    own = ("keys", "mode", "num_classes", "dicom_reader", "channels", "anti_aliasing")
+    steps = []
+    for transforms in (train["train"]["deterministic_transforms"], infer["preprocessing"]["transforms"]):
+        of_image = [step for step in transforms if step["keys"] != "label" and step["_target_"] != "ToDeviced"]
+        steps.append([{key: value for key, value in step.items() if key not in own} for step in of_image])
+    return steps
 
 
 class BundleTestCase(unittest.TestCase):

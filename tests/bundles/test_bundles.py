@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -23,12 +22,20 @@ import numpy as np
 import pydicom
 import torch
 import yaml
-from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, verify_net_in_out
 from monai.networks.nets import SwinUNETR
 from parameterized import parameterized
 from PIL import Image
 from safetensors.torch import load_file
-from utils_bundles import BUNDLES, OVERLAYS, REPOSITORY, backbone_settings, workflow
+from utils_bundles import (
+    BUNDLES,
+    MODEL_ZOO_FILES,
+    backbone_settings,
+    check_metadata,
+    preparations,
+    unused_keys,
+    workflow,
+)
 from utils_data import save_dicom, temporary_folder
 
 from monai_dvpt.networks.adapter import adapter_metadata, save_adapter
@@ -36,16 +43,6 @@ from monai_dvpt.utils import InputError, root_cause
 
 PICTURES = "skin_lesion_dvpt_vit_segmentation"  # of which test_picture_bundles.py runs the configs
 SEGMENTATION = [bundle for bundle in BUNDLES if bundle.name.endswith("_segmentation") and bundle.name != PICTURES]
-SHARED = Path(os.environ.get("MONAI_DVPT_TEST_DATA", REPOSITORY.parent / "shared" / "data")).parent
-SCHEMA = SHARED / "schema" / "meta_schema_20240725.json"
-SCHEMA_MD5 = "06954cad2cc5d3784e72077ac76f0fc8"
-MODEL_ZOO_FILES = [
-    "LICENSE",
-    "docs/README.md",
-    "docs/data_license.txt",
-    *(f"configs/{name}" for name in ("metadata.json", "logging.conf")),
-    *(f"configs/{name}.yaml" for name in ("train", "evaluate", "inference", "multi_gpu_train")),
-]
 EACH_BUNDLE = [(bundle.name, bundle) for bundle in BUNDLES]
 EACH_SEGMENTATION = [(bundle.name, bundle) for bundle in SEGMENTATION]
 EACH_OF_PICTURES = [(bundle.name, bundle) for bundle in BUNDLES if re.search("xray|skin|fundus", bundle.name)]
@@ -121,12 +118,7 @@ class TestBundleFiles(unittest.TestCase):
 
     @parameterized.expand(EACH_BUNDLE)
     def test_metadata_follows_the_schema(self, _, bundle):
-        if not SCHEMA.is_file():
-            self.skipTest(f"the schema is not at {SCHEMA}")
-        with tempfile.TemporaryDirectory() as folder:
-            schema = shutil.copy(SCHEMA, folder)  # MONAI downloads it where it is not there
-            metadata = str(bundle / "configs" / "metadata.json")
-            verify_metadata(meta_file=metadata, filepath=schema, hash_val=SCHEMA_MD5, hash_type="md5")
+        check_metadata(self, bundle)
 
     @parameterized.expand(EACH_OF_PICTURES)
     def test_evaluation_has_the_channels_of_the_adapter(self, _, bundle):
@@ -149,17 +141,7 @@ class TestBundleFiles(unittest.TestCase):
 
     @parameterized.expand(EACH_CONFIG)
     def test_every_top_level_key_is_used(self, _, config):
-        text, train = config.read_text(), ConfigParser({})
-        keys = {key.removeprefix("+") for key in yaml.safe_load(text)} - {"imports", "initialize", "run"}
-        if config.stem in OVERLAYS:
-            below = config.with_name("train.yaml").read_text()
-            text, train = text + below, ConfigParser(yaml.safe_load(below))
-        if config.stem == "inference":
-            keys.remove("network_def")  # which MONAI's tools ask for
-        nested = {key for key in keys if "#" in key}
-        nested = {key for key in nested if key in train or f"{key.rpartition('#')[0]}#_target_" in train}
-        unused = [key for key in keys - nested if not re.search(rf"@{re.escape(key)}\b", text)]
-        self.assertEqual(unused, [])
+        self.assertEqual(unused_keys(config), [])
 
     @parameterized.expand(EACH_BUNDLE)
     def test_labels_are_those_of_the_metadata(self, _, bundle):
@@ -171,20 +153,7 @@ class TestBundleFiles(unittest.TestCase):
 
     @parameterized.expand(EACH_BUNDLE)
     def test_inference_prepares_images_as_training_does(self, _, bundle):
-        train, infer = (yaml.safe_load((bundle / "configs" / f"{n}.yaml").read_text()) for n in ("train", "inference"))
-        steps = []
-        for transforms in (train["train"]["deterministic_transforms"], infer["preprocessing"]["transforms"]):
-            of_image = [step for step in transforms if step["keys"] != "label" and step["_target_"] != "ToDeviced"]
-            own = (
-                "keys",
-                "mode",
-                "num_classes",
-                "dicom_reader",
-                "channels",
-                "anti_aliasing",
-            )  # of a label beside it, or of a reader
-            steps.append([{key: value for key, value in step.items() if key not in own} for step in of_image])
-        self.assertEqual(*steps)
+        self.assertEqual(*preparations(bundle))
 
     def test_bundles_of_pictures_differ_only_where_they_must(self):
         """

@@ -52,23 +52,62 @@ class TestLoadDatalist(unittest.TestCase):
         with self.assertRaisesRegex(InputError, r"must not be in training and validation; listed twice: .*b\.nii\.gz"):
             load_datalist(self.root)
 
-    def test_series_and_labels_elsewhere(self):
-        series = [self.root / "study" / f"{index}.dcm" for index in range(2)]
-        labels = self.root.parent / "bundle" / "labels"
-        for folder in (series[0].parent, labels):
-            folder.mkdir(parents=True)
-        for path in (*series, labels / "a.nii.gz", labels / "b.nii.gz"):
-            path.touch()
-        (self.root / "imagesTr" / "b.nii.gz").touch()
-        files = [str(path.relative_to(self.root)) for path in series]
-        one, other = {"image": files, "label": "a.nii.gz"}, {"image": "imagesTr/b.nii.gz", "label": "b.nii.gz"}
-        self.write({"training": [one], "validation": [other]})
+    def test_labels_in_a_folder_of_their_own(self):
+        labels = self.root.parent / "drawn"
+        labels.mkdir()
+        self.touch("a", "b", folders=("imagesTr",))
+        for name in "ab":
+            (labels / f"{name}.nii.gz").touch()
+        lists = [{"image": f"imagesTr/{name}.nii.gz", "label": f"{name}.nii.gz"} for name in "ab"]
+        self.write({"training": lists[:1], "validation": lists[1:]})
         cases = load_datalist(self.root, labels_dir=labels)
-        self.assertEqual(cases["training"], [{"image": list(map(str, series)), "label": str(labels / "a.nii.gz")}])
-        self.assertEqual(cases["validation"][0]["label"], str(labels / "b.nii.gz"))
-        series[1].unlink()
-        with self.assertRaisesRegex(InputError, "a list must be the files of a DICOM series; case 0 is"):
-            load_datalist(self.root, labels_dir=labels)
+        self.assertEqual(cases["training"][0]["label"], str(labels / "a.nii.gz"))
+        self.assertEqual(cases["training"][0]["image"], str(self.root / "imagesTr" / "a.nii.gz"))
+        with self.assertRaisesRegex(InputError, "a.nii.gz"):
+            load_datalist(self.root)
+        with self.assertRaisesRegex(InputError, "nowhere: labels_dir must be an existing folder"):
+            load_datalist(self.root, labels_dir=self.root / "nowhere")
+
+    def test_an_image_of_several_files(self):
+        """The files of a DICOM series, beside those of another."""
+        self.touch("a", "b")
+        for name in "123":
+            (self.root / f"{name}.dcm").touch()
+        files = ["1.dcm", "2.dcm"]
+        series = {**entry("a"), "image": files}
+        self.write({"training": [series], "validation": [entry("b")]})
+        cases = load_datalist(self.root)
+        self.assertEqual(cases["training"][0]["image"], [str(self.root / path) for path in files])
+        moved = describe_cases(cases["training"], cases["validation"])
+        self.assertEqual((moved["training"], moved["validation"]), (1, 1))
+        for image in ([], [1], ["missing.dcm"], ["imagesTr/a.nii.gz"]):  # no channels
+            self.write({"training": [{**series, "image": image}], "validation": [entry("b")]})
+            with (
+                self.subTest(image),
+                self.assertRaisesRegex(InputError, 'must name an "image"|files of a DICOM series'),
+            ):
+                load_datalist(self.root)
+        self.write({"training": [series], "validation": [{**entry("b"), "image": [*files[1:], "3.dcm"]}]})
+        with self.assertRaisesRegex(InputError, r"listed twice: .*2\.dcm"):
+            load_datalist(self.root)
+
+    def test_the_digest_of_several_files_survives_a_move(self):
+        def of(root: str) -> str:
+            case = {"image": [f"{root}/s/1.dcm", f"{root}/s/2.dcm"], "label": f"{root}/l/1.nii.gz"}
+            return str(describe_cases([case], [])["sha256"])
+
+        self.assertEqual(of("/one"), of("/other/place"))
+
+    def test_test_cases(self):
+        self.touch("a", "b", "c")
+        lists = {"training": [entry("a")], "validation": [entry("b")]}
+        self.write({**lists, "test": [entry("c")]})
+        self.assertEqual(names(load_datalist(self.root)["test"]), ["c"])
+        self.write({**lists, "test": [entry("a")]})
+        with self.assertRaisesRegex(InputError, "must not be in training and test"):
+            load_datalist(self.root)
+        self.write({**lists, "test": ["imagesTs/x.nii.gz"]})  # as the Decathlon lists images without labels
+        self.assertEqual(list(load_datalist(self.root)), ["training", "validation"])
 
     def test_calibration_cases(self):
         """Of prediction sets: a third part, apart from the others."""

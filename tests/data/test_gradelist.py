@@ -41,6 +41,15 @@ class TestLoadGradelist(unittest.TestCase):
     def load(self, path: Path, outputs=ZONES, grades=SEVERITY, **arguments):
         return load_gradelist(self.root, path, outputs, grades, **arguments)
 
+    def test_volumes_may_be_folders(self):
+        (self.root / "series").mkdir()
+        path = self.root / "volumes.csv"
+        path.write_text("image,size,split\nseries,small,training\ne.nii.gz,large,validation\n")
+        cases = load_gradelist(self.root, path, ["size"], ["small", "large"], volumes=True)
+        self.assertEqual(cases["training"][0]["image"], str(self.root / "series"))
+        with self.assertRaisesRegex(InputError, "image must be an existing file, got 'series'"):
+            load_gradelist(self.root, path, ["size"], ["small", "large"])
+
     def test_csv(self):
         lines = ["right,image,left,split,patient,note", "mild,a.png,severe,training,7,x", ",b.png,none,training,8,"]
         lines += ["0,sub/a.png,2.0,validation,9,", "1,c.dcm,none,test,10,"]

@@ -39,6 +39,14 @@ class TestMaskList(unittest.TestCase):
         with self.assertRaisesRegex(InputError, words):
             load_masklist(self.root, self.root / "labels.csv", **arguments)
 
+    def test_masks_in_a_folder_of_their_own(self):
+        path = self.write(*(f"images/{name}.png,{name}.png,{name}" for name in "abcdef"))
+        cases = load_masklist(self.root, path, LESION, labels_dir=self.root / "masks")
+        labels = {case["label"] for section in cases.values() for case in section}
+        self.assertEqual(labels, {str(self.root / "masks" / f"{name}.png") for name in "abcdef"})
+        self.refused("mask must be an existing file", columns=LESION)
+        self.refused("labels_dir must be an existing folder", labels_dir=self.root / "nowhere")
+
     def test_json_is_refused(self):
         path = self.root / "labels.json"
         path.write_text("{}")

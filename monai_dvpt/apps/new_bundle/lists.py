@@ -18,7 +18,7 @@ Parts = Mapping[str, Sequence[int]]
 
 
 def write_volume_list(configs: Path, collection: Collection, parts: Parts, labels: Mapping[int, str]) -> None:
-    """``datalist.json``, see :func:`monai_dvpt.data.load_datalist`; ``labels`` has the file of each case's label map."""
+    """``datalist.json``, see :func:`monai_dvpt.data.load_datalist`; ``labels`` are the files of the label maps."""
     sections = {
         part: [{"image": _image(collection, collection.cases[i]), "label": labels[i]} for i in indices]
         for part, indices in parts.items()

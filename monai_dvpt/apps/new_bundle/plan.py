@@ -41,8 +41,8 @@ def make_plan(
     """
     if backbone is None and collection.spatial_dims == 2:
         raise InputError(
-            "pictures need the weights of a pretrained vision transformer: pass --backbone FILE, such as DINOv2 ViT-S/14 "
-            "(dinov2_vits14_pretrain.pth); the package has weights for volumes alone."
+            "pictures need the weights of a pretrained vision transformer: pass --backbone FILE, such as "
+            "dinov2_vits14_pretrain.pth of DINOv2; the package has weights for volumes alone."
         )
     training = [(collection.cases[index], each) for index in parts["training"] if (each := measurements[index])]
     if not training:

@@ -82,7 +82,7 @@ def _choose_window(plan: Plan, data: Data, measure: MeasureSteps | None) -> None
     fitting = [window for window, step in zip(windows, steps, strict=False) if step.fits]
     if fitting:
         window, step = fitting[-1], steps[len(fitting) - 1]
-        why = f"measured: a training step takes {step.seconds:.1f} s and {step.share:.0%} of the memory of the {step.device}"
+        why = f"measured: a training step takes {step.seconds:.1f} s and {step.share:.0%} of the memory ({step.device})"
         why += _next_larger(windows, steps, len(fitting))
     elif steps:
         window, why = windows[0], f"the smallest, though a training step takes {steps[0].seconds:.1f} s"

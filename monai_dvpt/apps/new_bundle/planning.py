@@ -221,10 +221,10 @@ def choose_picture(
             "intensity", value, "most pictures are grey: the 1 and 99 percentiles of each are scaled to 0 to 1."
         )
     if vit.normalisation is None:
-        guess = "0.5: the weights do not say how their images were normalised, and most of timm's were so."
+        guess = "a guess: the weights do not say how their images were normalised, and most ViTs of timm have 0.5."
         plan.choose("image_mean", 0.5, guess)
         plan.choose("image_std", 0.5, guess)
     else:
-        origin = f"as the images of the weights, by {vit.normalisation.origin}."
+        origin = f"of the images that the weights were trained on: {vit.normalisation.origin}."
         plan.choose("image_mean", vit.image_mean, origin)
         plan.choose("image_std", vit.image_std, origin)

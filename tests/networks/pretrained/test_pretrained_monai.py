@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import unittest
 
+import numpy as np
 import torch
 from monai.networks.nets import UNETR, MaskedAutoEncoderViT, ViT
 from parameterized import parameterized
@@ -303,6 +304,23 @@ class TestShippedBackbone(unittest.TestCase):
         self.assertEqual(logits.shape, (1, 3, 40, 56, 40))
         self.assertTrue(torch.isfinite(logits).all())
         self.assertEqual({net.part_of(name) for name in net.state_dict()}, set(PARTS))
+
+    def test_the_shipped_backbone_fits_any_grid(self):
+        """Its model card says that its tokens lie on a grid of 5 x 7 x 5, from images of 40 x 56 x 40."""
+        sizes = {"feature_size": 2, "hidden_size": 192, "mlp_dim": 768, "num_heads": 3, "patch_size": 8}
+        net = DVPTUNETR(1, 3, (80, 56, 40), **sizes).eval()
+        report = load_pretrained(net, MRI_VIT_TINY, verbose=False)
+        name = "vit.patch_embedding.position_embeddings"
+        self.assertEqual(list(report.interpolated), [name])
+        given = load_file(MRI_VIT_TINY)["patch_embedding.position_embeddings"].double().numpy().reshape(5, 7, 5, 192)
+        got = net.state_dict()[name].numpy().reshape(10, 7, 5, 192)
+        places = np.clip((np.arange(10) + 0.5) / 2 - 0.5, 0, 4)  # of the new tokens among the old
+        for y, z, channel in ((0, 0, 0), (6, 4, 100), (3, 2, 191)):
+            expected = np.interp(places, np.arange(5), given[:, y, z, channel])
+            np.testing.assert_allclose(got[:, y, z, channel], expected, atol=1e-6)
+        same = DVPTUNETR(1, 3, (56, 40, 40), **sizes).eval()  # as many tokens, on a grid that is turned
+        report = load_pretrained(same, MRI_VIT_TINY, verbose=False)
+        self.assertEqual(list(report.interpolated), [name])
 
 
 if __name__ == "__main__":
