@@ -3,6 +3,7 @@ from .atomic_files import atomic_path, fingerprint, remove_leftovers, to_json, w
 from .checks import as_bool, check_counts, is_number, per_channel
 from .describe import describe
 from .errors import InputError, naming, naming_argument, reason, root_cause
+from .label_sets import labels_of_values
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
 from .locks import FolderLock
 from .monai_label import served_model, training_folder
@@ -29,6 +30,7 @@ __all__ = [
     "fingerprint",
     "is_number",
     "is_path_key",
+    "labels_of_values",
     "max_bytes",
     "naming",
     "naming_argument",
