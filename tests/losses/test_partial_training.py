@@ -84,7 +84,6 @@ class TestPartialTraining(unittest.TestCase):
                 drawn = draw(labels)
                 score = trained(images, drawn, unseen, truths)
                 as_background = trained(images, np.where(drawn > 2, 0, drawn), unseen, truths)
-                print(draw.__name__, full, score, as_background)
                 self.assertGreater(score, full - 0.1)
                 self.assertGreater(score, as_background + 0.1)
 
