@@ -6,12 +6,14 @@ from .gradelist import load_gradelist, select_part
 from .masklist import load_masklist
 from .mni152 import make_mni152_dataset
 from .prefix_cache import PrefixCacheDataset
+from .quiet_cache import QuietCacheDataset
 from .sampling import balanced_weights, training_sampler
 
 __all__ = [
     "DicomSeries",
     "DicomSeriesReader",
     "PrefixCacheDataset",
+    "QuietCacheDataset",
     "SeriesGrid",
     "balanced_weights",
     "choose_series",

@@ -15,7 +15,6 @@ from monai.transforms import OneOf, RandomizableTrait, RandomOrder, SomeOf
 from monai.utils import convert_to_tensor
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from monai_dvpt.networks.adapter import encoder_sha256, tensors_sha256
 from monai_dvpt.networks.parts import TunableNetwork
@@ -28,6 +27,7 @@ from monai_dvpt.utils import (
     remove_leftovers,
     to_json,
 )
+from monai_dvpt.utils import progress as with_progress
 
 __all__ = ["PrefixCacheDataset"]
 
@@ -58,7 +58,7 @@ class PrefixCacheDataset(Dataset):
         batch_size: images to compute at a time.
         image_key: key of the image in an item.
         prefix_key: key of the prefix that is added, of the shape of ``forward_prefix`` without the batch.
-        progress: whether to show the progress.
+        progress: whether to say how far it is.
 
     Raises:
         ValueError: if a transform is random, or a parameter of the encoder is trained; for an item, if its image was
@@ -123,7 +123,8 @@ class PrefixCacheDataset(Dataset):
             waiting.clear()
 
         self.keys: set[str] = set()
-        for index in tqdm(range(len(self)), desc="frozen layers", unit="image", disable=not progress):
+        indices = range(len(self))
+        for index in with_progress(indices, "frozen layers", unit="image") if progress else indices:
             image = convert_to_tensor(self.data[index][self.image_key], track_meta=False)
             key = _image_sha256(image)
             if waiting and image.shape != next(iter(waiting.values())).shape:

@@ -15,12 +15,20 @@ from typing import Any
 from monai.data import DataLoader, Dataset
 from monai.engines import Evaluator
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from monai_dvpt import __version__
 from monai_dvpt.data.cases import SUMMARY
 from monai_dvpt.networks.adapter import tensors_sha256
-from monai_dvpt.utils import InputError, describe, fingerprint, reason, remove_leftovers, root_cause, write_csv
+from monai_dvpt.utils import (
+    InputError,
+    describe,
+    fingerprint,
+    progress,
+    reason,
+    remove_leftovers,
+    root_cause,
+    write_csv,
+)
 
 __all__ = ["run_cases"]
 
@@ -73,15 +81,13 @@ def run_cases(
         logger.info(f"{len(done)} of {len(keys)} are done already")
     try:
         left = [index for index, case in enumerate(dataset.data) if case["name"] not in done]
-        for count, index in enumerate(tqdm(left, desc="cases", initial=len(done), total=len(keys), disable=None), 1):
+        for index in progress(left, "inference", done=len(done)):
             case = dataset.data[index]
             name, started = case["name"], time.monotonic()
             for path in _results(before.get(name), folder):
                 path.unlink(missing_ok=True)
             there = _files(folder, name)
             why = _run_case(evaluator, dataset, index)
-            if not why:
-                logger.info(f"{name}: done ({len(done) + count} of {len(keys)})")
             rows[name] = {
                 "name": name,
                 "status": "failed" if why else "done",
@@ -96,6 +102,7 @@ def run_cases(
     finally:
         evaluator.logger.disabled = noise
     failed = [f"{name}: {rows[name]['reason']}" for name in keys if rows[name]["status"] == "failed"]
+    logger.info(f"{len(keys) - len(failed)} of {len(keys)} are done")
     if failed:
         raise InputError(f"{len(failed)} of {len(keys)} inputs failed: " + "; ".join(failed))
 

@@ -11,6 +11,8 @@ import torch
 from monai.data import MetaTensor
 from monai.metrics import HausdorffDistanceMetric
 
+from monai_dvpt.utils.label_sets import UNKNOWN
+
 from .dice import NanOfNothing
 
 __all__ = ["HausdorffDistanceMm"]
@@ -21,7 +23,8 @@ class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
     :class:`monai.metrics.HausdorffDistanceMetric` that takes the voxel spacing from each label map, since
     :class:`monai.handlers.IgniteMetricHandler` passes none. Arguments are MONAI's. If one mask is empty, the distance
     is the diagonal of the image, so that finding nothing never scores better than a bad result; if both are empty, the
-    case is left out, and a class without cases is NaN (MONAI: 0). A label map of
+    case is left out, and a class without cases is NaN (MONAI: 0). A class with voxels of which
+    :class:`monai_dvpt.transforms.LabelSetsd` says that they are unknown is left out too. A label map of
     :class:`monai_dvpt.transforms.LoadImage2D` has its distance in pixels of the file.
     """
 
@@ -53,6 +56,9 @@ class HausdorffDistanceMm(NanOfNothing, HausdorffDistanceMetric):
             self._compute_tensor(pred.detach().unsqueeze(0), label_map.detach().unsqueeze(0), spacing=[sides], **kwargs)
             for pred, label_map, sides in zip(y_pred, y, spacing, strict=True)
         ]
+        for distance, label_map in zip(distances, y, strict=True):  # (1, classes)
+            first = len(label_map) - distance.shape[1]
+            distance[:, [number - first for number in label_map.meta.get(UNKNOWN, ()) if number >= first]] = torch.nan
         return torch.cat(distances)
 
     def _compute_tensor(  # type: ignore[override]

@@ -3,6 +3,7 @@ from .fit_size import FitSize, FitSized
 from .fundus import BenGraham, BenGrahamd, CropToDisc, CropToDiscd
 from .grades import GradeLogits, GradeLogitsd
 from .group_labels import GroupLabels, GroupLabelsd
+from .label_sets import LabelSetsd
 from .load_image_2d import LoadImage2D, LoadImage2Dd
 from .load_volume import LoadVolume, LoadVolumed
 from .prediction_sets import PredictionSetsd
@@ -21,6 +22,7 @@ __all__ = [
     "GradeLogitsd",
     "GroupLabels",
     "GroupLabelsd",
+    "LabelSetsd",
     "LoadImage2D",
     "LoadImage2Dd",
     "LoadVolume",

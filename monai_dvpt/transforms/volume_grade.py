@@ -11,10 +11,9 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from tqdm import tqdm
 
 from monai_dvpt.transforms.load_volume import LoadVolume
-from monai_dvpt.utils import InputError, check_counts
+from monai_dvpt.utils import InputError, check_counts, progress
 
 __all__ = ["VolumeGrade", "VolumeGraded", "volume_thresholds_ml"]
 
@@ -78,7 +77,7 @@ def volume_thresholds_ml(cases: Sequence[Mapping[str, str]], num_grades: int, nu
     """
     check_counts(2, num_grades=num_grades)
     load = LoadVolume(num_classes)
-    volumes = [_volume_ml(load(case["label"])) for case in tqdm(cases, desc="volumes of the masks", disable=None)]
+    volumes = [_volume_ml(load(case["label"])) for case in progress(cases, "volumes of the masks", unit="mask")]
     quantiles = np.linspace(0, 1, num_grades + 1)[1:-1]
     thresholds = [round(float(value), 3) for value in np.quantile(volumes, quantiles)] if volumes else []
     if len(volumes) < num_grades or len(set(thresholds)) < len(thresholds):

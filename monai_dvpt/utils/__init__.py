@@ -3,9 +3,11 @@ from .atomic_files import atomic_path, fingerprint, remove_leftovers, to_json, w
 from .checks import as_bool, check_counts, is_number, per_channel
 from .describe import describe
 from .errors import InputError, naming, naming_argument, reason, root_cause
+from .label_sets import labels_of_values
 from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
 from .locks import FolderLock
-from .monai_label import served_model, training_folder
+from .monai_label import inside_monai_label, served_model, training_folder
+from .progress import TimeLeft, progress
 from .tensor_files import open_safetensors, read_npz, read_safetensors, read_torch
 from .tensors import check_finite, check_type
 from .typed import check_typed_paths, is_path_key, path_for_config, report_input_errors, setting_for_config
@@ -18,6 +20,7 @@ __all__ = [
     "MAX_TENSORS",
     "FolderLock",
     "InputError",
+    "TimeLeft",
     "as_bool",
     "atomic_path",
     "check_bytes",
@@ -27,8 +30,10 @@ __all__ = [
     "check_typed_paths",
     "describe",
     "fingerprint",
+    "inside_monai_label",
     "is_number",
     "is_path_key",
+    "labels_of_values",
     "max_bytes",
     "naming",
     "naming_argument",
@@ -38,6 +43,7 @@ __all__ = [
     "read_torch",
     "path_for_config",
     "per_channel",
+    "progress",
     "reason",
     "remove_leftovers",
     "report_input_errors",

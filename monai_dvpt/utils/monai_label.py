@@ -7,7 +7,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-__all__ = ["served_model", "training_folder"]
+__all__ = ["inside_monai_label", "served_model", "training_folder"]
 
 
 def training_folder(bundle_root: str | os.PathLike) -> str:
@@ -16,7 +16,7 @@ def training_folder(bundle_root: str | os.PathLike) -> str:
     with the time in its name.
     """
     folder = Path(bundle_root) / "output" / "train"
-    if _inside():
+    if inside_monai_label():
         folder = folder.with_name(f"train_{datetime.now():%Y%m%d_%H%M%S}")
     return str(folder)
 
@@ -24,8 +24,9 @@ def training_folder(bundle_root: str | os.PathLike) -> str:
 def served_model(bundle_root: str | os.PathLike) -> str | None:
     """The full network that MONAI Label's own apps serve, ``models/model.pt``; None outside them."""
     model = Path(bundle_root) / "models" / "model.pt"
-    return str(model) if _inside() and model.is_file() else None
+    return str(model) if inside_monai_label() and model.is_file() else None
 
 
-def _inside() -> bool:
+def inside_monai_label() -> bool:
+    """Whether this is a process of MONAI Label's server."""
     return bool(os.environ.get("MONAI_LABEL_APP_DIR"))  # set by the server for all its processes

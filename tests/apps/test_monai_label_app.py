@@ -332,7 +332,7 @@ class TestTraining(unittest.TestCase):
             in_use, _, _ = client.label(SEGMENTATION, first)
             status, told = client.train_in_background(SEGMENTATION, max_epochs=2, val_split=0.25)
             self.assertEqual(status["status"], "DONE", told)
-            self.assertTrue(any("Epoch 1/2: loss" in line for line in told), told)
+            self.assertTrue(any("Epoch 1 of 2: loss" in line for line in told), told)
             stats = server.info()["train_stats"][SEGMENTATION]
             self.assertEqual([item["name"] for item in stats["versions"]], ["v1", "v2"])
             # what a version was trained on does not validate those that go on from it or are compared with it

@@ -13,6 +13,7 @@ from utils_training import make_evaluator, make_trainer, tiny_network
 
 from monai_dvpt.handlers import AdapterSaver, ResumableCheckpoint
 from monai_dvpt.networks.adapter import adapter_metadata, load_adapter
+from monai_dvpt.utils import InputError
 
 
 class Weights:
@@ -92,6 +93,36 @@ class TestAdapterSaver(unittest.TestCase):
         saver, _ = self.train([0.375], epochs=2, checkpoint=True, validate_start=True)
         self.assertEqual((saver.start["metrics"]["val_score"], saver.best["epoch"]), (0.5, 0))
 
+    @parameterized.expand(
+        [("worse", [0.5, 0.25, 0.375], 0), ("better", [0.25, 0.125, 0.375], 2), ("nan", [nan, 0.1], 1)]
+    )
+    def test_adapter_of_an_earlier_run_in_the_folder(self, _, scores, best):
+        """The first score is its own, on the validation cases of the new run."""
+        _, before = self.train([0.9])
+        (self.root / "out" / "model.pt").unlink()
+        saver, weights = self.train(scores, epochs=len(scores) - 1)
+        self.assertEqual((saver.best["epoch"], saver.last["epoch"]), (best, len(scores) - 1))
+        expected = weights[best] if best else before[1]
+        self.assert_adapter("adapter_best.safetensors", expected)
+        model = torch.load(self.root / "out" / "model.pt", weights_only=True)
+        torch.testing.assert_close(model, expected, rtol=0, atol=0)
+
+    def test_start_and_adapter_of_an_earlier_run(self):
+        _, before = self.train([0.9])
+        saver, _ = self.train([0.5, 0.375, 0.25], epochs=1, validate_start=True)
+        self.assertEqual((saver.best["epoch"], saver.best["metrics"]["val_score"]), (0, 0.5))
+        self.assertEqual((saver.start["epoch"], saver.start["metrics"]["val_score"]), (0, 0.375))
+        self.assert_adapter("adapter_best.safetensors", before[1])
+
+    def test_adapter_of_an_earlier_run_that_does_not_fit(self):
+        self.train([0.9])
+        kept = (self.root / "out" / "adapter_best.safetensors").read_bytes()
+        with self.assertRaisesRegex(
+            InputError, "out: the adapter of the run before must fit this one .*: method must be that of"
+        ):
+            self.train([0.5, 0.75], epochs=1, method="lora")
+        self.assertEqual((self.root / "out" / "adapter_best.safetensors").read_bytes(), kept)
+
     def test_last_epoch_is_kept_where_nothing_validates(self):
         net = tiny_network()
         evaluator = make_evaluator(net, [])
@@ -100,6 +131,9 @@ class TestAdapterSaver(unittest.TestCase):
         with self.assertWarnsRegex(UserWarning, "`dataloader` is empty"):
             make_trainer(net, 2, evaluator, [saver, weights]).run()
         self.assertEqual(saver.best, {"epoch": 2, "metrics": {}})
+        with self.assertLogs("monai_dvpt.handlers.adapter_saver", "WARNING") as logs, self.assertWarns(UserWarning):
+            AdapterSaver(tiny_network(), self.root / "out", evaluator).score_earlier(evaluator)
+        self.assertRegex(logs.output[0], "is replaced unseen: there are no validation cases")
         self.assert_adapter("adapter_best.safetensors", weights.after[2])
         model = torch.load(self.root / "out" / "model.pt", weights_only=True)
         torch.testing.assert_close(model, weights.after[2], rtol=0, atol=0)

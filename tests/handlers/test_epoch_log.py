@@ -47,8 +47,8 @@ class TestEpochLog(unittest.TestCase):
         np.testing.assert_allclose([float(row[1]) for row in rows], np.mean(losses, axis=1), atol=1e-6)
         self.assertTrue(all(float(row[2]) > 0 for row in rows))
         self.assertEqual(len(lines), 3)
-        self.assertIn(f"Epoch 2/3: loss {np.mean(losses[1]):.4f}, ", lines[1])
-        self.assertIn("about 0 min left", lines[2])
+        self.assertIn(f"Epoch 2 of 3: loss {np.mean(losses[1]):.4f}, ", lines[1])
+        self.assertIn("less than 1 min left", lines[2])
 
     def test_epochs_done_again_replace_what_stood_there(self):
         self.train(3)

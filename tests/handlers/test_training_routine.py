@@ -47,10 +47,10 @@ class TestTrainingRoutine(unittest.TestCase):
             self.run_once(4, [0.5], settings={"fact": 2})
 
     def test_curves_and_a_published_model(self):
-        """The start is validated, and an epoch that is better than it is published."""
+        """The start is validated, and an epoch that is better than it and the file is published."""
         served = self.root / "model.pt"
-        served.write_bytes(b"before")
-        routine = self.run_once(1, [0.25, 0.5], published_model=served)
+        torch.save(tiny_network(seed=1).state_dict(), served)
+        routine = self.run_once(1, [0.25, 0.5, 0.375], published_model=served)
         self.assertEqual(routine.saver.start["metrics"]["val_score"], 0.25)
         best = torch.load(self.root / "out" / "model.pt", weights_only=True)
         torch.testing.assert_close(torch.load(served, weights_only=True), best, rtol=0, atol=0)

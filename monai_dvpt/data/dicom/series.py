@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from pydicom import uid as uids
-from tqdm import tqdm
 
 from monai_dvpt.data.folders import walk_files
 from monai_dvpt.data.kinds import looks_like_dicom
 from monai_dvpt.utils import InputError
+from monai_dvpt.utils import progress as with_progress
 
 from .geometry import GridError
 from .headers import DicomFile, Frame, read_header
@@ -123,7 +123,7 @@ def find_series(
         source: a folder, searched at any depth; a file, whose series is completed with the files beside it; or a list
             of files.
         merge_acquisitions: join slices of several acquisitions (AcquisitionNumber) into one volume.
-        progress: show a bar.
+        progress: whether to say how far it is.
 
     Returns:
         the series, sorted by study, number and UID. A file that cannot be read is a series of its own, and the series
@@ -134,7 +134,8 @@ def find_series(
     """
     files: list[DicomFile] = []
     broken: dict[Path, str] = {}
-    for path in tqdm(_paths(source), desc="DICOM headers", unit="file", disable=None if progress else True):
+    paths = _paths(source)
+    for path in with_progress(paths, "DICOM headers", unit="file") if progress else paths:
         try:
             files.append(read_header(path))
         except InputError as error:
