@@ -43,6 +43,8 @@ extras = {
     "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
 }
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+# A browser for the tests of the report; its licence, GPL-3.0, is that of PyQt.
+extras["browser"] = ["PyQt6-WebEngine>=6.7"]
 # For a virtual environment of its own: MONAI Label 0.8.5 needs pydicom 2 and numpy 1.
 extras["monailabel"] = ["dcmqi", "highdicom>=0.22", "monailabel==0.8.5", "pydicom<3"]
 
@@ -61,7 +63,10 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
     packages=find_packages(include=["monai_dvpt", "monai_dvpt.*"]),
-    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.md"]},
+    package_data={
+        "monai_dvpt": ["weights/*.safetensors", "weights/*.md"],
+        "monai_dvpt.apps.report": ["templates/*"],
+    },
     python_requires=">=3.10",
     # Nothing here may require torchvision: a mismatched build of it replaces the installed torch.
     install_requires=[
@@ -69,6 +74,7 @@ setup(
         "filelock>=3.15",
         "fire>=0.7",
         "itk>=5.4",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "monai>=1.6.1,<1.7",
         "nibabel>=5.3",

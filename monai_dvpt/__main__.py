@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from monai_dvpt import benchmark
-from monai_dvpt.commands import adapter, dicom, run_commands, versions
+from monai_dvpt.commands import adapter, dicom, report, run_commands, versions
 
-COMMANDS = [adapter, dicom, versions, benchmark]
+COMMANDS = [adapter, dicom, report, versions, benchmark]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
