@@ -134,7 +134,8 @@ class GradePictures:
     those of which it was most certain), of which it was least certain, and which it got right and was most certain, to
     ``pictures/`` in a folder. ``pictures/index.json`` names for each file its "group", the case, the output, the
     reader's "label", the model's "answer", its "confidence" and the "probabilities" by grade. A case counts with the
-    output that is most wrong. Of a volume it shows the middle slice. Each evaluation replaces the files. Only the
+    output that is most wrong. Pictures are as in their files; of a volume there is the middle slice.
+    Each evaluation replaces the files. Only the
     process of rank 0 writes, of the cases that it saw.
 
     Args:
@@ -163,13 +164,15 @@ class GradePictures:
         self.outputs = [str(output) for output in outputs]
         self.grades = [str(grade) for grade in grades]
         self.ordered, self.count = ordered, count
+        self.kept = count * len(self.GROUPS)  # of a group, enough for those that an earlier group takes away
         self.reset()
 
     def attach(self, engine: Evaluator) -> None:
         """
         Args:
             engine: as for :class:`monai_dvpt.handlers.GradeTable`, with a "label"; the output per case has also the
-                "image", of shape (1 or 3, rows, columns) or (1, x, y, z).
+                "image": of shape (1, x, y, z) with its affine, or a picture, of which only the path in its metadata
+                is used.
         """
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
@@ -190,12 +193,15 @@ class GradePictures:
             confidence = facts["confidence"]
             keys: dict[str, tuple[float, ...]] = {"least certain": (-confidence,)}
             keys |= {"most wrong": (error, confidence)} if error else {"most certain": (confidence,)}
-            picture = _thumbnail(output["image"])
+            picture = None
             for group, key in keys.items():
-                kept = [*self.groups[group], _Graded(key, facts, picture)]
-                # enough for those that an earlier group takes away
-                kept = sorted(kept, key=lambda each: each.key, reverse=True)[: self.count * len(self.GROUPS)]
-                self.groups[group] = kept
+                kept = self.groups[group]
+                if len(kept) == self.kept and key <= kept[-1].key:
+                    continue
+                picture = _thumbnail(output["image"]) if picture is None else picture
+                kept.append(_Graded(key, facts, picture))
+                kept.sort(key=lambda each: each.key, reverse=True)
+                del kept[self.kept :]
 
     def write(self, engine: Engine) -> None:
         entries: list[dict[str, Any]] = []
@@ -286,9 +292,7 @@ def _slice_of(image: MetaTensor, truth: MetaTensor, answer: MetaTensor) -> _Show
 
 
 def _picture_of(image: MetaTensor, truth: MetaTensor, answer: MetaTensor) -> _Shown:
-    picture = LoadImage2D(3)(image.meta["filename_or_obj"]).numpy()  # as in the file, not resized
-    colours = np.moveaxis(_bytes(picture, (0, 100)), 0, -1)
-    return _shown([colours, truth.numpy()[0], answer.numpy()[0]], 1.0, {})
+    return _shown([_whole(image), truth.numpy()[0], answer.numpy()[0]], 1.0, {})
 
 
 def _shown(arrays: Sequence[np.ndarray], aspect: float, where: Mapping[str, Any]) -> _Shown:
@@ -313,7 +317,7 @@ def _bytes(values: np.ndarray, percentiles: tuple[float, float]) -> np.ndarray:
 
 
 def _thumbnail(image: Any) -> np.ndarray:
-    """Bytes of shape (rows, columns) or (rows, columns, 3), of an image as the network sees it."""
+    """Bytes, grey or in three colours: the middle slice of a volume, or a picture as in its file."""
     if image.ndim == 4:
         volume, spacing = to_ras(image)
         plane = scanned_plane(spacing)
@@ -323,10 +327,14 @@ def _thumbnail(image: Any) -> np.ndarray:
         sides_mm = np.array(grey.shape) * (spacing[up], spacing[across])
         rows, columns = np.maximum(1, np.round(VOLUME_SIDE * sides_mm / sides_mm.max())).astype(int)
         return np.asarray(Image.fromarray(grey).resize((columns, rows), Image.Resampling.BILINEAR))
-    picture = np.moveaxis(_bytes(_plain(image).float().numpy(), (0.5, 99.5)), 0, -1)
-    step = max(1, -(-max(picture.shape[:2]) // MAX_SIDE))
-    picture = np.ascontiguousarray(picture[::step, ::step])
-    return picture[..., 0] if (picture == picture[..., :1]).all() else picture
+    picture = Image.fromarray(_whole(image))
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    return np.asarray(picture)
+
+
+def _whole(image: Any) -> np.ndarray:
+    """Bytes of a picture, of shape (rows, columns, 3), as in its file: neither resized nor normalised."""
+    return np.moveaxis(_bytes(LoadImage2D(3)(image.meta["filename_or_obj"]).numpy(), (0, 100)), 0, -1)
 
 
 def _write(folder: Path, index: dict[str, Any], entries: Sequence[dict[str, Any]], pictures: Sequence[Any]) -> None:

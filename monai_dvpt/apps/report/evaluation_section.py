@@ -63,8 +63,8 @@ def _add_segmentation(section: Section, folder: Path, reader: Reader, index: Map
             score = with_interval(*mean_score(column), decimals)
             row += [score, number(statistics.median(column), decimals) if column else "–"]
         if name == "val_dice":
-            section.key_facts.append(("Dice, mean of labels", with_interval(*mean_score(columns[-1]))))
-            section.key_facts.append(("cases scored", number(len(columns[-1]))))
+            section.key_facts.append(mean_score(columns[-1]).key_fact("Dice, mean of labels"))
+            section.key_facts.append(("cases scored", number(len(columns[-1])), ""))
     section.blocks.append(Table("Scores by label", header, rows))
     section.blocks.append(Text(f"{INTERVAL} cases, as if no two were of one patient."))
     if dice := tables.get("val_dice"):
@@ -114,8 +114,8 @@ def _add_grades(section: Section, folder: Path, reader: Reader) -> None:
         header = ["output", "cases", *scores]
         lines.append([output, len(group), *(with_interval(*score) for score in scores.values())])
         if output == next(iter(groups)):
-            section.key_facts += [(name, with_interval(*score)) for name, score in list(scores.items())[:2]]
-            section.key_facts.append(("cases scored", number(len({row["name"] for row in group}))))
+            section.key_facts += [score.key_fact(name) for name, score in list(scores.items())[:2]]
+            section.key_facts.append(("cases scored", number(len({row["name"] for row in group})), ""))
     section.blocks.append(Table("Agreement with the reader", header, lines))
     known = sum(bool(row.get("patient")) for row in graded)
     unit = "patients" if known == len(graded) else "patients; a case without one counts as a patient of its own"
@@ -153,8 +153,8 @@ def _pictures(folder: Path, reader: Reader, index: Mapping[str, Any]) -> Iterabl
             words = _segmented(entry, index) if segments else _graded(entry)
             groups.setdefault(group, []).append(Picture(source, *words))
     legend = [(str(label), label_colour(value)) for value, label in enumerate(index.get("labels") or (), 1)]
-    for group, pictures in groups.items():
-        yield Gallery(f"{group[:1].upper()}{group[1:]} cases", pictures, legend if segments else ())
+    for place, (group, pictures) in enumerate(groups.items()):
+        yield Gallery(f"{group[:1].upper()}{group[1:]} cases", pictures, legend if segments and place == 0 else ())
 
 
 def _segmented(entry: Mapping[str, Any], index: Mapping[str, Any]) -> tuple[str, str]:
@@ -170,7 +170,7 @@ def _graded(entry: Mapping[str, Any]) -> tuple[str, str]:
     name, label, answer = (entry.get(key) for key in ("name", "label", "answer"))
     chance = entry.get("confidence")
     sure = f"{100 * chance:.0f} %" if is_number(chance) else "–"
-    said = f"reader {label}, model {answer} with {sure}"
+    said = f"reader {label}, model {answer} (probability {sure})"
     return (
         f"Case {name}: {said}.",
         f"{name}, {entry.get('output')}: {said}; probabilities {_listed(entry.get('probabilities'), 2)}",
@@ -179,7 +179,7 @@ def _graded(entry: Mapping[str, Any]) -> tuple[str, str]:
 
 def _listed(values: Any, decimals: int) -> str:
     found = values if isinstance(values, Mapping) else {}
-    return ", ".join(f"{name} {number(value, decimals)}" for name, value in found.items())
+    return ", ".join(f"{name}: {number(value, decimals)}" for name, value in found.items())
 
 
 def _add_calibration(section: Section, folder: Path, reader: Reader) -> None:

@@ -24,7 +24,7 @@ def inference_section(folder: Path, reader: Reader) -> Section:
     done = [row for row in rows if row["status"] == "done"]
     failed = [row for row in rows if row["status"] != "done"]
     section.blocks.append(Text(f"{number(len(done))} of {number(len(rows))} inputs were answered.", bool(failed)))
-    section.key_facts.append(("inputs answered", f"{number(len(done))} of {number(len(rows))}"))
+    section.key_facts.append(("inputs answered", f"{number(len(done))} of {number(len(rows))}", ""))
     if failed:
         left = "" if len(failed) <= MAX_REASONS else f" (the first {MAX_REASONS} of {len(failed)})"
         listed = [[row["name"], row["reason"]] for row in failed[:MAX_REASONS]]

@@ -79,11 +79,11 @@ class Gallery:
 
 @dataclass
 class Section:
-    """A part of the page; ``key_facts`` are pairs of a name and a value for the top of the page."""
+    """A part of the page; ``key_facts`` are a name, a value and a remark each, for the top of the page."""
 
     title: str
     blocks: list[Any] = field(default_factory=list)
-    key_facts: list[tuple[str, str]] = field(default_factory=list)
+    key_facts: list[tuple[str, str, str]] = field(default_factory=list)
 
     @property
     def anchor(self) -> str:

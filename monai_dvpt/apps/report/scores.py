@@ -15,6 +15,8 @@ from monai_dvpt.metrics.cohen_kappa import kappa_of_counts
 from monai_dvpt.metrics.kappa_statistics import bootstrap_interval
 from monai_dvpt.metrics.label_pairs import count_pairs
 
+from .model import number
+
 __all__ = ["RESAMPLES", "Score", "agreement", "mean_score"]
 
 RESAMPLES = 2000
@@ -27,6 +29,11 @@ class Score(NamedTuple):
     value: float
     low: float
     high: float
+
+    def key_fact(self, name: str) -> tuple[str, str, str]:
+        """For the top of a page."""
+        remark = "" if math.isnan(self.low) else f"95 %: {number(self.low)} to {number(self.high)}"
+        return name, number(self.value), remark
 
 
 def mean_score(values: Sequence[float]) -> Score:

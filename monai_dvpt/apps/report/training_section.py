@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,7 +65,7 @@ def cost_section(train: Path, inference: Path, reader: Reader) -> Section:
     rows: list[list[str]] = []
     if is_number(took := report.get("seconds")):
         rows.append(["training", f"{seconds(took)}, {number(report.get('epochs'))} epochs"])
-        section.key_facts.append(("training time", seconds(took)))
+        section.key_facts.append(("training time", seconds(took), ""))
     if is_number(memory := report.get("peak_memory_mib")):
         rows.append(["peak memory of the training", f"{memory:,.0f} MiB"])
     network = _mapping(_mapping(report.get("parameters")).get("network"))
@@ -75,7 +76,7 @@ def cost_section(train: Path, inference: Path, reader: Reader) -> Section:
     adapter, full = sizes.get(ADAPTER), sizes.get(FULL_MODEL)
     if is_number(adapter):
         rows.append(["adapter", f"{megabytes(adapter)} ({number(adapter)} bytes)"])
-        section.key_facts.append(("adapter", megabytes(adapter)))
+        section.key_facts.append(("adapter", megabytes(adapter), ""))
     if is_number(full):
         times = f", {full / adapter:.0f} times the adapter" if is_number(adapter) and adapter else ""
         rows.append(["full model", f"{megabytes(full)} ({number(full)} bytes){times}"])
@@ -128,8 +129,13 @@ def _logged(folder: Path) -> dict[str, list[tuple[float, float]]]:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second to import
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+    logger = logging.getLogger("tensorboard")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it tells of every file
+    try:
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    finally:
+        logger.setLevel(level)
     curves = {}
     for name in events.Tags()["scalars"]:
         values = {float(event.step): float(event.value) for event in events.Scalars(name)}
