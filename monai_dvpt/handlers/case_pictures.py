@@ -94,8 +94,11 @@ class SegmentationPictures:
             found = [value for value in dice if value == value]  # NaN where the truth has no such label
             if not found:
                 continue
-            maps = [MetaTensor(_plain(each).argmax(0, keepdim=True), affine=label.affine) for each in (label, pred)]
-            shown = _slice_of(image, *maps) if label.ndim == 4 else _picture_of(image, *maps)
+            truth, answer = (_plain(each).argmax(0, keepdim=True) for each in (label, pred))
+            if label.ndim == 4:
+                shown = _slice_of(image, *(MetaTensor(each, affine=label.affine) for each in (truth, answer)))
+            else:
+                shown = _shown([_whole(image), truth.numpy()[0], answer.numpy()[0]], 1.0, {})
             place = self.slices.seek(0, os.SEEK_END)
             for array in shown.arrays:
                 np.save(self.slices, array, allow_pickle=False)
@@ -289,10 +292,6 @@ def _slice_of(image: MetaTensor, truth: MetaTensor, answer: MetaTensor) -> _Show
     arrays = [as_on_screen(each[0], plane, centre) for each in (_bytes(volume, (1, 99)), y, y_pred)]
     where = {"plane": plane, "slice": int(centre[cut]) + 1, "slices": len(areas)}
     return _shown(arrays, spacing[up] / spacing[across], where)
-
-
-def _picture_of(image: MetaTensor, truth: MetaTensor, answer: MetaTensor) -> _Shown:
-    return _shown([_whole(image), truth.numpy()[0], answer.numpy()[0]], 1.0, {})
 
 
 def _shown(arrays: Sequence[np.ndarray], aspect: float, where: Mapping[str, Any]) -> _Shown:

@@ -16,6 +16,7 @@ from .model import DataUri
 
 __all__ = ["curve", "dots"]
 
+MAX_NAME = 24  # letters of a label
 INK = "#1b4f72"
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10, "font.family": "sans-serif"}
 
@@ -47,7 +48,8 @@ def dots(values: Mapping[str, Sequence[float]], name: str) -> DataUri:
             if ordered:
                 middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
                 axes.plot([middle] * 2, [row - 0.4, row + 0.4], color="black", linewidth=2)
-        axes.set_yticks(range(len(values)), list(values), parse_math=False)
+        names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in values]
+        axes.set_yticks(range(len(values)), names, parse_math=False)
         axes.set_ylim(len(values) - 0.5, -0.5)
         axes.set_xlabel(name, parse_math=False)
         axes.grid(alpha=0.3, axis="x")

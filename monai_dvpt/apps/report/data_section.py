@@ -13,7 +13,7 @@ import numpy as np
 from monai_dvpt.utils import is_number
 
 from .files import Reader
-from .model import Section, Table, Text, in_words, number
+from .model import Section, Table, Text, entries, in_words, number
 
 __all__ = ["data_section"]
 
@@ -26,9 +26,9 @@ def data_section(configs: Path, reader: Reader) -> Section:
     section = Section("Data")
     check = reader.json(configs / "check.json")
     if check:
-        section.blocks += list(_findings(_entries(check.get("findings"))))
+        section.blocks += list(_findings(_objects(check.get("findings"))))
         cases = check.get("cases")
-        section.blocks += _fingerprint(check, _entries(cases.values() if isinstance(cases, Mapping) else []))
+        section.blocks += _fingerprint(check, _objects(list(cases.values()) if isinstance(cases, Mapping) else []))
     plan = reader.json(configs / "plan.json")
     choices = plan.get("choices", plan)
     rows = [
@@ -48,7 +48,7 @@ def _findings(findings: list[dict[str, Any]]) -> Iterable[Any]:
     if not findings:
         yield Text("Nothing odd was found in the data.")
         return
-    yield Text(f"{len(findings)} findings, {errors} of them errors.", warning=errors > 0)
+    yield Text(f"Findings: {len(findings)}; errors among them: {errors}.", warning=errors > 0)
     rules = Counter(str(finding.get("rule", "")) for finding in findings)
     keys = ("rule", "where", "message")
     rows = [["error" if f.get("error") else "note", *(str(f.get(key, "")) for key in keys)] for f in findings]
@@ -64,7 +64,7 @@ def _fingerprint(check: Mapping[str, Any], cases: list[dict[str, Any]]) -> list[
     found = Counter(str(case.get("part", "")) for case in cases)
     parts = [*(part for part in PARTS if part in found), *sorted(found.keys() - set(PARTS))]
     blocks: list[Any] = [Table("Cases by part", ["part", "cases"], [[part, found[part]] for part in parts])]
-    labels = [str(label) for label in check.get("labels") or []]
+    labels = [str(label) for label in entries(check.get("labels"))]
     if check.get("task") == "segmentation":
         rows = []
         for label in labels:
@@ -74,8 +74,8 @@ def _fingerprint(check: Mapping[str, Any], cases: list[dict[str, Any]]) -> list[
             rows.append([label, *(sum(count > 0 for part, count in counts if part == each) for each in parts), median])
         unit = "voxels" if check.get("spatial_dims") == 3 else "pixels"
         blocks.append(Table("Cases with each label", ["label", *parts, f"median {unit} where it is"], rows))
-    for output in check.get("outputs") or []:
-        grades = Counter((str((case.get("grades") or {}).get(output)), str(case.get("part"))) for case in cases)
+    for output in entries(check.get("outputs")):
+        grades = Counter((_grade(case, output), str(case.get("part"))) for case in cases)
         rows = [[label, *(grades[label, part] for part in parts)] for label in labels]
         blocks.append(Table(f"Cases of each grade or class of {output}", [str(output), *parts], rows))
     for key, caption in (("size", "Size in voxels or pixels, along each axis"), ("spacing_mm", "Spacing in mm")):
@@ -95,11 +95,16 @@ def _ranges(values: Sequence[Any]) -> list[list[Any]]:
     ]
 
 
+def _grade(case: Mapping[str, Any], output: Any) -> str:
+    grades = case.get("grades")
+    return str(grades.get(str(output))) if isinstance(grades, Mapping) else ""
+
+
 def _voxels(case: Mapping[str, Any], label: str) -> float:
     voxels = case.get("voxels")
     count = voxels.get(label, 0) if isinstance(voxels, Mapping) else 0
     return count if is_number(count) else 0
 
 
-def _entries(given: Any) -> list[dict[str, Any]]:
-    return [entry for entry in given or () if isinstance(entry, dict)]
+def _objects(given: Any) -> list[dict[str, Any]]:
+    return [entry for entry in entries(given) if isinstance(entry, dict)]

@@ -16,7 +16,7 @@ from monai_dvpt.visualize import label_colour
 
 from .charts import dots
 from .files import Reader
-from .model import Gallery, Picture, Section, Table, Text, number, with_interval
+from .model import Gallery, Picture, Section, Table, Text, entries, number, with_interval
 from .scores import RESAMPLES, agreement, mean_score
 from .training_section import metric_in_words
 
@@ -47,7 +47,7 @@ def _add_segmentation(section: Section, folder: Path, reader: Reader, index: Map
     if not tables:
         return
     width = len(next(iter(tables.values()))[0][1])
-    labels = [str(label) for label in index.get("labels") or ()]
+    labels = [str(label) for label in entries(index.get("labels"))]
     if len(labels) != width:
         labels = [f"label {value}" for value in range(1, width + 1)]
     header, rows = ["label", "cases"], [[label] for label in [*labels, "mean of labels"]]
@@ -142,17 +142,17 @@ def _confusion(folder: Path, reader: Reader) -> Iterator[Table]:
 
 
 def _pictures(folder: Path, reader: Reader, index: Mapping[str, Any]) -> Iterable[Gallery]:
-    entries = [entry for entry in index.get("cases") or () if isinstance(entry, Mapping)][:MAX_PICTURES]
+    listed = [entry for entry in entries(index.get("cases")) if isinstance(entry, Mapping)][:MAX_PICTURES]
     segments = index.get("kind") == "segmentation"
     groups: dict[str, list[Picture]] = {}
-    for entry in entries:
+    for entry in listed:
         file = str(entry.get("file"))
         source = reader.picture(folder / file, PICTURE_WIDTH) if file == Path(file).name else None
         if source is not None:
             group = str(entry.get("group"))
             words = _segmented(entry, index) if segments else _graded(entry)
             groups.setdefault(group, []).append(Picture(source, *words))
-    legend = [(str(label), label_colour(value)) for value, label in enumerate(index.get("labels") or (), 1)]
+    legend = [(str(label), label_colour(value)) for value, label in enumerate(entries(index.get("labels")), 1)]
     for place, (group, pictures) in enumerate(groups.items()):
         yield Gallery(f"{group[:1].upper()}{group[1:]} cases", pictures, legend if segments and place == 0 else ())
 

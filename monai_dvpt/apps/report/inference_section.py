@@ -41,5 +41,5 @@ def inference_section(folder: Path, reader: Reader) -> Section:
                     pictures.append(Picture(source, f"Answer for {row['name']}: {kind}.", f"{row['name']}"))
     if pictures:
         more = "" if len(pictures) == len(done) else f" (the first {len(pictures)} of {len(done)})"
-        section.blocks.append(Gallery(f"Answers{more}", pictures))
+        section.blocks.append(Gallery(f"Answers{more}", pictures, wide=True))
     return section

@@ -15,6 +15,7 @@ __all__ = [
     "Section",
     "Table",
     "Text",
+    "entries",
     "in_words",
     "megabytes",
     "number",
@@ -69,11 +70,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side; with contours there is a legend of the labels, each with its colour."""
+    """Pictures side by side, few if they are ``wide``; with contours there is a legend of labels and their colours."""
 
     title: str
     pictures: Sequence[Picture]
     labels: Sequence[tuple[str, str]] = ()
+    wide: bool = False
     kind = "gallery"
 
 
@@ -99,6 +101,11 @@ def in_words(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def entries(value: Any) -> list[Any]:
+    """The entries of a list of a file; none of what is no list."""
+    return list(value) if isinstance(value, list) else []
 
 
 def number(value: Any, decimals: int = 3) -> str:
