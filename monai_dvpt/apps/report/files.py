@@ -22,7 +22,7 @@ __all__ = ["Reader", "without_paths"]
 
 MAX_BYTES = 1 << 26  # of a table or a JSON file
 MAX_PIXELS = 1 << 25  # of a picture
-BEFORE = r"""(?:^|(?<=[\s'"(\[<=:;,|]))"""
+BEFORE = r"""(?:^|(?<=[\s'"(\[=;,|])|(?<=:)(?!//)|(?<=file:))"""  # a URL is no path
 ABSOLUTE = re.compile(rf"{BEFORE}(?:(?:~|[A-Za-z]:)?[\\/]+(?=[^\s\\/]).*[\\/]|(?:~|[A-Za-z]:)?[\\/]+(?=\w))", re.DOTALL)
 """From the beginning of an absolute path to the last separator of the text, since a folder may have spaces."""
 
