@@ -46,6 +46,8 @@ extras = {
     "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
 }
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+# A browser for the tests of the report; its licence, GPL-3.0, is that of PyQt.
+extras["browser"] = ["PyQt6-WebEngine>=6.7"]
 # For a virtual environment of its own: MONAI Label 0.8.5 needs pydicom 2 and numpy 1.
 extras["monailabel"] = ["dcmqi", "highdicom>=0.22", "monailabel==0.8.5", "pydicom<3"]
 
@@ -64,7 +66,11 @@ setup(
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
     packages=find_packages(include=["monai_dvpt", "monai_dvpt.*"]),
-    package_data={"monai_dvpt": ["weights/*.safetensors", "weights/*.md", "apps/new_bundle/templates/*/*"]},
+    package_data={
+        "monai_dvpt": ["weights/*.safetensors", "weights/*.md"],
+        "monai_dvpt.apps.new_bundle": ["templates/*/*"],
+        "monai_dvpt.apps.report": ["templates/*"],
+    },
     python_requires=">=3.10",
     # Nothing here may require torchvision: a mismatched build of it replaces the installed torch.
     install_requires=[

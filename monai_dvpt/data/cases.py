@@ -20,7 +20,7 @@ from .dicom.series import VOLUMES
 from .folders import walk_files
 from .kinds import image_problem, image_stem, is_regular, looks_like_dicom, pair_header
 
-__all__ = ["find_cases", "unique_names"]
+__all__ = ["find_cases", "names_of_files", "unique_names"]
 
 MAX_NAME_BYTES = 180  # file systems take 255, and results add a suffix
 SUMMARY = "summary.csv"
@@ -107,6 +107,13 @@ def unique_names(root: Path, paths: Sequence[Path]) -> list[str]:
             name = f"{base}_{count}"
         names[name] = None
     return list(names)
+
+
+def names_of_files(paths: Sequence[str]) -> list[str]:
+    """A unique name for each file, in their order, made of its path below the folder that all lie in."""
+    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    root = Path(os.path.commonpath(folders)) if folders else Path()
+    return unique_names(root, [Path(os.path.abspath(path)) for path in paths])
 
 
 @dataclass

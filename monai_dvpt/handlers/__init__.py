@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .adapter_saver import AdapterSaver
 from .calibration_writer import CalibrationWriter, plot_reliability
+from .case_pictures import GradePictures, SegmentationPictures
 from .case_writer import CaseWriter, label_volumes_ml, plot_overlay
 from .conformal_calibration import ConformalCalibration, calibrated_sets
 from .confusion_matrix import ConfusionMatrixWriter
@@ -21,11 +22,13 @@ __all__ = [
     "ConformalCalibration",
     "ConfusionMatrixWriter",
     "EpochLog",
+    "GradePictures",
     "GradeTable",
     "GradeWriter",
     "MaskWriter",
     "PromptAttentionWriter",
     "ResumableCheckpoint",
+    "SegmentationPictures",
     "TemperatureCalibration",
     "TensorBoardLog",
     "TrainingReport",

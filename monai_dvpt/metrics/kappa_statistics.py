@@ -84,9 +84,9 @@ def kappa_interval(
 
     """
     check_arguments(num_classes, weights, reduction, ("pooled", "mean"))
-    (counts,) = _count_by_patient([y_pred], y, num_classes, patients, ignore_label, reduction)
+    (counts,) = count_by_patient([y_pred], y, num_classes, patients, ignore_label, reduction)
     kappa = float(kappa_of_counts(counts.sum(axis=0), weights, reduction))
-    low, high = _bootstrap(
+    low, high = bootstrap_interval(
         counts, lambda drawn: kappa_of_counts(drawn, weights, reduction), confidence, resamples, seed
     )
     return KappaInterval(kappa, low, high)
@@ -136,7 +136,7 @@ def compare_kappa(
 
     """
     check_arguments(num_classes, weights, reduction, ("pooled", "mean"))
-    models = _count_by_patient([y_pred_a, y_pred_b], y, num_classes, patients, ignore_label, reduction)
+    models = count_by_patient([y_pred_a, y_pred_b], y, num_classes, patients, ignore_label, reduction)
     totals = [counts.sum(axis=0) for counts in models]
     kappa_a, kappa_b = (float(kappa_of_counts(total, weights, reduction)) for total in totals)
 
@@ -149,7 +149,7 @@ def compare_kappa(
         # rounded, so that equal differences stay equal when summed in another order
         return difference(np.stack([totals[0] + moved, totals[1] - moved], axis=-4)).round(12)
 
-    low, high = _bootstrap(np.stack(models, axis=1), difference, confidence, resamples, seed)
+    low, high = bootstrap_interval(np.stack(models, axis=1), difference, confidence, resamples, seed)
     test = permutation_test(
         (np.zeros(len(models[0])), np.ones(len(models[0]))),
         difference_of_swap,
@@ -163,7 +163,7 @@ def compare_kappa(
     return KappaComparison(kappa_a, kappa_b, kappa_a - kappa_b, low, high, p_value)
 
 
-def _count_by_patient(
+def count_by_patient(
     y_preds: Sequence[Any],
     y: Any,
     num_classes: int,
@@ -186,7 +186,7 @@ def _count_by_patient(
     return models
 
 
-def _bootstrap(
+def bootstrap_interval(
     counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
     """Ends of the interval of ``statistic``, which takes sums of ``counts`` (P, ...) over patients."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import InputError
 
@@ -43,7 +43,7 @@ def check_counts(minimum: int = 1, **counts: int | Sequence[int]) -> None:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, got {given}.")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number, and no truth value."""
     return type(value) in (int, float) and math.isfinite(value)
 

@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-__all__ = ["PLANES", "frame_plane", "plane_of", "to_ras"]
+__all__ = ["PLANES", "as_on_screen", "frame_plane", "plane_of", "scanned_plane", "to_ras"]
 
 PLANES = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 """For each plane the axes (0 right, 1 anterior, 2 superior) that it cuts, that run across, and that run up."""
+
+MIN_STRETCH = 1.05  # longest over shortest side of a voxel from which a volume has slices
 
 
 def to_ras(volume: torch.Tensor) -> tuple[np.ndarray, list[float]]:
@@ -62,3 +64,23 @@ def frame_plane(panel: Axes, plane: str, spacing_mm: Sequence[float]) -> None:
     if across == 0:
         panel.invert_xaxis()
     panel.axis("off")
+
+
+def scanned_plane(spacing_mm: Sequence[float]) -> str:
+    """The plane that shows a volume best: across the axis with the largest voxel side, axial where all are alike."""
+    thickest = max(PLANES, key=lambda plane: spacing_mm[PLANES[plane][0]])  # axial is the first, so wins a tie
+    return thickest if max(spacing_mm) > MIN_STRETCH * min(spacing_mm) else "axial"
+
+
+def as_on_screen(volume: np.ndarray, plane: str, centre: Sequence[int] | np.ndarray) -> np.ndarray:
+    """
+    One slice of a volume as :func:`frame_plane` shows it, with its first row on top.
+
+    Args:
+        volume, plane, centre: see :func:`plane_of`.
+
+    Returns:
+        values of shape (rows, columns).
+    """
+    shown = plane_of(volume, plane, centre)[::-1]
+    return shown[:, ::-1] if PLANES[plane][1] == 0 else shown
