@@ -55,6 +55,7 @@ class _Label:
     words: PathWords
     segments: dict[int, str] = field(default_factory=dict)  # of 3D Slicer
     values: list[int] | None = None  # of a map
+    problem: str = ""  # why it is no label map
     name: str = ""  # where its path names a label
     of_folder: bool = False  # whether a folder around all cases has that name
 
@@ -70,7 +71,15 @@ def collect_volumes(root: Path, options: Options) -> Collection | None:
 
     Returns:
         the cases; None if the folder holds no segmentation of a volume.
+
+    Raises:
+        InputError: if the pattern of patients is no regular expression.
     """
+    try:
+        re.compile(options.patient_pattern)
+    except re.error as error:
+        got = options.patient_pattern
+        raise InputError(f"patient_pattern must be a regular expression, got {got!r}: {error}.") from error
     return _Collector(Path(root), options).collect()
 
 
@@ -185,7 +194,8 @@ class _Collector:
                 continue
             images = [image for image in self.images if image.series and image.series.series_uid in referred]
             if not images:
-                message = f"the series that it refers to must be in the folder, is not: {', '.join(sorted(referred))}."
+                listed = ", ".join(sorted(referred)) or "none"
+                message = f"the series that it refers to must be in the folder, is not: {listed}."
                 self._find("label without image", path, message, error=False)
             elif len(images) > 1:
                 self._find("several series", [path, *(image.place for image in images)], "it refers to several series.")
@@ -240,6 +250,8 @@ class _Collector:
             self.segmented |= bool(images)
             if len(images) == 1:
                 of_image.setdefault(images[0], []).append(label)
+            elif not images and label.problem:
+                self._find("no label map", label.path, f"{label.problem} It is left out.", error=False)
             elif not images:
                 message = "its path must have the words of that of an image, and no image has them; it is left out."
                 self._find("label without image", label.path, message, error=False)
@@ -257,11 +269,11 @@ class _Collector:
             self._attach(found, image)
 
     def _read_values(self, labels: Sequence[_Label]) -> None:
-        """The values of label maps; a map that is none has no values, and a finding says why."""
+        """The values of label maps, or why a file is none."""
         maps = [label for label in labels if not label.segments]
         for label, values in zip(maps, label_values([label.path for label in maps]), strict=True):
             if isinstance(values, InputError):
-                self._find("no label map", label.path, reason(values))
+                label.problem = reason(values)
             else:
                 label.values = values
 
@@ -272,6 +284,7 @@ class _Collector:
             if label.segments:
                 image.labels.append(LabelFile(label.path, "Slicer", label.segments, ignored=ignored))
             elif label.values is None:
+                self._find("no label map", label.path, label.problem)
                 image.left_out = True
             elif label.name and len(label.values) <= 1 and not (label.of_folder and len(labels) == 1):
                 names = {next(iter(label.values), 1): label.name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import unittest
 from pathlib import Path
 
@@ -176,6 +177,10 @@ class TestLayouts(Volumes):
         (case,) = self.collect().cases
         with self.assertRaisesRegex(InputError, r"case1_spleen.nii.gz: .* of one label, but 6 are of case1_liver"):
             self.read(case)
+
+    def test_a_pattern_that_is_none(self):
+        with self.assertRaisesRegex(InputError, "patient_pattern must be a regular expression"):
+            collect_volumes(self.root, Options(patient_pattern="("))
 
     def test_no_segmentation(self):
         self.assertIsNone(collect_volumes(self.root, Options()))
@@ -558,6 +563,39 @@ class TestDicom(Volumes):
         collection = self.collect()
         self.assertEqual(self.rules(collection), [("two labels", "case0/series", True)])
         self.assertIn("anterior, posterior", collection.findings[0].message)
+
+    def liver(self, *names: str) -> None:
+        """The real series of the liver, with files beside it."""
+        shutil.copytree(shared_data("dicom/ct_liver_seg/ct-3slice"), self.root / "case" / "dicom")
+        for name in names:
+            shutil.copy(shared_data("dicom/ct_liver_seg") / name, self.root / "case")
+
+    @parameterized.expand([("liver.dcm", "Liver"), ("liver_seg.nrrd", "liver")])
+    def test_real_segmentations(self, name, label):
+        self.liver(name)
+        collection = self.collect()
+        self.assertEqual((collection.findings, collection.labels), ([], [label]))
+        truth = SimpleITK.ReadImage(str(shared_data("dicom/ct_liver_seg/liver_seg.nrrd")))
+        voxels = int((SimpleITK.GetArrayFromImage(truth) > 0).sum())
+        (measured,), found = measure_cases(collection)
+        self.assertEqual((found, measured.voxels), ([], {label: voxels}))
+        self.assertTrue(33 <= measured.mean <= 40, measured.mean)
+
+    def test_real_segments_that_overlap(self):
+        self.liver("partial_overlaps.dcm")
+        (case,) = self.collect().cases
+        with self.assertRaisesRegex(InputError, "a voxel must be of one segment, but 3017 are of both segment 1 and 2"):
+            self.read(case)
+        names = list(case.labelled)
+        self.assertEqual(len(names), 5)
+        files = [shared_data(f"dicom/ct_liver_seg/partial_overlaps-{number}.nrrd") for number in (1, 2, 3)]
+        truths = [SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))).transpose(2, 1, 0) for file in files]
+        for number, name in enumerate(names, 1):
+            (case,) = self.collect(labels=[name]).cases
+            label, found = self.read(case)
+            self.assertEqual((found, case.labelled), ({number: name}, [name]))
+            np.testing.assert_array_equal(label == number, np.any([truth == number for truth in truths], axis=0))
+            self.assertTrue(label.any())
 
     def test_a_series_that_cannot_be_read(self):
         self.write("SEG", HIPPOCAMPUS[0], "case0")
