@@ -136,6 +136,14 @@ class TestReadRTStruct(unittest.TestCase):
         write_rtstruct(self.path, place(grid, MODEL, affine, labels), grid, MODEL)
         self.assertGreaterEqual(dice(read_rtstruct(self.path, grid)[0], labels, 2), 0.98)
 
+    @parameterized.expand([(0.3,), (0.6,), (0.9,)])
+    def test_channels_to_holes_lose_no_pixel(self, density):
+        grid = self.synthetic()
+        labels = (np.random.default_rng(1).random(SHAPE) < density).astype(np.uint8)
+        affine = grid.affine_ras
+        write_rtstruct(self.path, place(grid, MODEL, affine, labels), grid, MODEL)
+        np.testing.assert_array_equal(read_rtstruct(self.path, grid)[0], labels)
+
     def test_polygons_of_another_writer(self):
         grid = self.synthetic()
         contours = {
