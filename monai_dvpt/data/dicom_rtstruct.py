@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import pydicom
-from matplotlib.path import Path as Polygon
 from monai.config import PathLike
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
@@ -137,19 +137,20 @@ def _rasterise(
         names = {value: name for value, name in names.items() if name in wanted}
     label = np.zeros(source.shape, np.uint8 if max(names, default=0) < 256 else np.uint16)
     to_voxel = np.linalg.inv(RAS_TO_LPS @ source.affine_ras)
-    masks: dict[int, dict[int, np.ndarray]] = {}
+    polygons: dict[int, dict[int, list[np.ndarray]]] = {}
     for item in dataset.get("ROIContourSequence") or []:
         number = item.get("ReferencedROINumber")
         if number not in values:
             raise InputError(f"contours must be of an ROI of the file, are of {number_text(number)}.")
         if (value := values[int(number)]) not in names:
             continue
-        slices = masks.setdefault(value, {})
+        slices = polygons.setdefault(value, {})
         for contour in item.get("ContourSequence") or []:
-            index, inside = _filled(contour, to_voxel, source, int(number))
-            slices[index] = slices[index] ^ inside if index in slices else inside
-    for value, slices in masks.items():
-        for index, inside in slices.items():
+            index, polygon = _polygon(contour, to_voxel, source, int(number))
+            slices.setdefault(index, []).append(polygon)
+    for value, slices in polygons.items():
+        for index, of_slice in slices.items():
+            inside = _inside(of_slice, source.shape[:2])
             there = label[:, :, index][inside]
             if there.any():
                 raise InputError(
@@ -175,8 +176,8 @@ def _check_reference(dataset: Dataset, source: SeriesGrid, values: set[int]) -> 
             )
 
 
-def _filled(contour: Dataset, to_voxel: np.ndarray, source: SeriesGrid, number: int) -> tuple[int, np.ndarray]:
-    """Slice of a contour, and the pixels (x, y) of it whose centres lie inside."""
+def _polygon(contour: Dataset, to_voxel: np.ndarray, source: SeriesGrid, number: int) -> tuple[int, np.ndarray]:
+    """Slice of a contour, and its points in columns and rows, of shape (points, 2)."""
     if (kind := str(contour.get("ContourGeometricType") or "")) not in CLOSED:
         raise InputError(f"contours must be CLOSED_PLANAR, one of ROI {number} is {term(kind, KINDS) or 'of no type'}.")
     numbers = contour.get("ContourData")
@@ -195,17 +196,27 @@ def _filled(contour: Dataset, to_voxel: np.ndarray, source: SeriesGrid, number: 
     for axis in (0, 1):
         if (beyond := _beyond(points[:, axis], source.shape[axis])) > 1.5:  # half a pixel is its border
             raise InputError(f"contours must lie in the image, one of ROI {number} is {beyond:.1f} pixels outside.")
-    inside = np.zeros(source.shape[:2], bool)
-    if len(points) < 3:
-        return index, inside  # without an area
-    low = np.maximum(np.ceil(points[:, :2].min(axis=0)), 0).astype(int)
-    high = np.minimum(np.floor(points[:, :2].max(axis=0)) + 1, source.shape[:2]).astype(int)
-    if (high > low).all():
-        x, y = np.mgrid[low[0] : high[0], low[1] : high[1]]
-        polygon = Polygon(np.concatenate([points[:, :2], points[:1, :2]]))
-        found = polygon.contains_points(np.stack([x.ravel(), y.ravel()], axis=1))
-        inside[low[0] : high[0], low[1] : high[1]] = found.reshape(x.shape)
-    return index, inside
+    return index, points[:, :2].round(6)
+
+
+def _inside(polygons: list[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
+    """
+    The pixels, of shape (columns, rows), whose centres lie inside an odd number of polygons. Along each row, the pixels
+    after a crossing with an edge change sides. An edge that is there twice, such as the channel to a hole (the keyhole
+    technique of PS3.3 C.8.8.6.3), is crossed twice at the very same place: matplotlib's test of points rounds the two
+    directions differently, and loses pixels on it.
+    """
+    crossings = np.zeros((size[0] + 1, size[1]), np.int64)
+    for polygon in polygons:
+        edges = np.stack([polygon, np.roll(polygon, -1, axis=0)], axis=1)  # (edges, 2 ends, 2)
+        turned = edges[:, 0, 1] > edges[:, 1, 1]
+        edges[turned] = edges[turned, ::-1]  # from the lower row to the higher
+        for (x0, y0), (x1, y1) in edges.tolist():
+            rows = np.arange(max(math.ceil(y0), 0), min(math.ceil(y1), size[1]))  # the higher end is excluded
+            if len(rows):
+                at = x0 + (rows - y0) * ((x1 - x0) / (y1 - y0))
+                crossings[np.clip(np.ceil(at), 0, size[0]).astype(int), rows] += 1
+    return np.cumsum(crossings[:-1], axis=0) % 2 == 1
 
 
 def _beyond(values: np.ndarray, size: int) -> float:

@@ -21,12 +21,10 @@ from monai_dvpt.data import DicomSeries, find_series
 from monai_dvpt.data.dicom.geometry import RAS_TO_LPS
 from monai_dvpt.data.dicom.headers import quiet_pydicom
 from monai_dvpt.data.dicom.limited import LimitedFile
-from monai_dvpt.data.dicom.privacy import names_patient
 from monai_dvpt.data.folders import walk_files
 from monai_dvpt.data.kinds import file_kind, image_problem, looks_like_dicom
 from monai_dvpt.utils import InputError
 
-from .model import Finding
 from .volume_labels import load_label_map
 
 __all__ = ["Folder", "header_grid", "label_values", "patient_identifier", "scan", "series_place"]
@@ -47,19 +45,20 @@ class Folder:
         files: all of them.
         volumes: NIfTI, NRRD and MetaImage files.
         series: DICOM series.
-        findings: files that cannot be read, and those that are ignored.
+        problems: files that cannot be read, each with the reason.
+        ignored: number of files that are no volumes, by suffix.
     """
 
     files: list[Path] = field(default_factory=list)
     volumes: list[Path] = field(default_factory=list)
     series: list[DicomSeries] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 def scan(root: Path) -> Folder:
     """Looks at every file once."""
     folder, dicom = Folder(), []
-    ignored: Counter[str] = Counter()
     for path in walk_files(root):
         folder.files.append(path)
         problem = image_problem(path)
@@ -68,13 +67,9 @@ def scan(root: Path) -> Folder:
         elif looks_like_dicom(path):
             dicom.append(path)
         elif problem is not None:
-            message = problem.removeprefix(f"{path}: ")
-            folder.findings.append(Finding("cannot be read", str(path.relative_to(root)), message, error=True))
+            folder.problems.append((path, problem))
         elif (suffix := path.suffix.lower()) not in OTHER_FILES and not _is_values(path):
-            ignored[suffix or "no suffix"] += 1
-    if ignored:
-        listed = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(8))
-        folder.findings.append(Finding("ignored files", "", f"files that are no volumes are ignored: {listed}."))
+            folder.ignored[suffix or "no suffix"] += 1
     folder.series = find_series(dicom, progress=True) if dicom else []
     return folder
 
@@ -139,9 +134,3 @@ def series_place(series: DicomSeries) -> Path:
     """The file of a series, or the folder of its files."""
     paths = list(series.files)
     return paths[0] if len(paths) == 1 else Path(os.path.commonpath(paths))
-
-
-def is_private(paths: Sequence[Path], series: Sequence[DicomSeries]) -> bool:
-    """Whether a path would name a patient."""
-    identifiers = frozenset().union(*(each.identifiers for each in series))
-    return names_patient("\n".join(map(str, paths)), identifiers)

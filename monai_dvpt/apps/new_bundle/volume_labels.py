@@ -81,7 +81,8 @@ def label_reader(files: Sequence[LabelFile], wanted: Sequence[str] = (), hidden:
 
     def read(image: Any) -> tuple[np.ndarray, dict[int, str]]:
         try:
-            return _read(files, image, wanted)
+            label, names = _read(files, image, wanted)
+            return label.astype(np.uint8 if label.max() < 256 else np.int32), names  # torch turns over no uint16
         except InputError as error:
             if not hidden:
                 raise
@@ -119,7 +120,7 @@ def _read_file(file: LabelFile, image: MetaTensor, wanted: Sequence[str]) -> tup
         volume = load_label_map(file.path)
         if "series_grid" in image.meta:
             volume = _turned(volume, image)
-        image_path = image.meta.get("filename_or_obj", "its image")
+        image_path = "its series" if "series_grid" in image.meta else image.meta["filename_or_obj"]
         check_same_grid(volume, image, file.path, image_path, AFFINE_TOLERANCE_MM)
         return volume[0].numpy().astype(np.uint16), file.labels
     labels = {value: name for value, name in file.labels.items() if not wanted or name in (*wanted, IGNORED)}

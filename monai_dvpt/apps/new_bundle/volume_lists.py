@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_dvpt.data.datalist import read_list_file
+from monai_dvpt.data.kinds import image_stem
 from monai_dvpt.utils import InputError, reason
 
 from .model import Finding
@@ -102,24 +103,38 @@ def _add_pairs(lists: DataList, content: Mapping[str, Any]) -> None:
     sections = {name: content[name] for name in SECTIONS if isinstance(content.get(name), list) and content[name]}
     if not sections:
         return
-    lists.pairs = {}
+    pairs: dict[Path, Path | None] = {}
+    parts: dict[Path, str] = {}
     for section, entries in sections.items():
         for entry in entries:
             entry = {"image": entry} if isinstance(entry, str) else entry
             if not isinstance(entry, Mapping) or not isinstance(entry.get("image"), str):
                 raise InputError(f'every case of "{section}" must name one "image", got {str(entry)[:80]!r}.')
-            image = _path(lists.folder, entry["image"])
+            image = _image_path(lists.folder, entry["image"])
             label = entry.get("label")
             if label is not None and not isinstance(label, str):
                 raise InputError(f'every case of "{section}" must name one "label", got {str(label)[:80]!r}.')
-            if image in lists.pairs:
+            if image in pairs:
                 raise InputError(f"every image must be listed once, got {entry['image']!r} twice.")
-            lists.pairs[image] = _path(lists.folder, label) if label else None
-            lists.parts[image] = section
+            pairs[image] = _path(lists.folder, label) if label else None
+            parts[image] = section
+    lists.pairs, lists.parts = pairs, parts
 
 
 def _path(folder: Path, text: str) -> Path:
     return Path(os.path.normpath(folder / text))
+
+
+def _image_path(folder: Path, text: str) -> Path:
+    """The path of an image, which nnU-Net lists without the number of its channel."""
+    path = _path(folder, text)
+    stem = image_stem(path.name)
+    first, second = (path.with_name(f"{stem}_000{number}{path.name[len(stem) :]}") for number in (0, 1))
+    if path.exists() or not first.exists():
+        return path
+    if second.exists():
+        raise InputError(f"an image must have one channel, {text!r} has several files.")
+    return first
 
 
 def _modality(content: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from monai_dvpt.data.kinds import image_stem
 
-__all__ = ["PARTS", "Match", "PathWords", "match_image"]
+__all__ = ["PARTS", "ImageIndex", "Match", "PathWords"]
 
 LABEL_WORDS = frozenset(
     "label labels labelmap labelmaps lbl seg segs segmentation segmentations mask masks roi rois gt ground truth "
@@ -118,41 +118,63 @@ class PathWords:
 
 
 class Match(NamedTuple):
-    """Indices of the images that a label could be of, and the name of the label where its path has more words."""
+    """
+    The images that a label could be of.
+
+    Attributes:
+        images: their indices.
+        name: of the label, where its path has more words.
+        of_folder: whether a folder around all cases has that name, which may be no label if it is the only one.
+    """
 
     images: list[int]
     name: str = ""
+    of_folder: bool = False
 
 
-def match_image(label: PathWords, images: Sequence[PathWords]) -> Match:
-    """
-    The images whose path has the words of a label's path, by the first rule that one fits: the same words; the same
-    without channel or modality; more words; fewer words, of which most, and then those left name the label.
-    """
-    key = label.key
-    rules = (
-        lambda image: image.key == key,
-        lambda image: key in image.short_keys,
-        lambda image: image.key[: len(key)] == key,
-    )
-    for rule in rules:
-        if found := [index for index, image in enumerate(images) if rule(image)]:
+class ImageIndex:
+    """Finds the images that a label could be of by the words of their paths."""
+
+    def __init__(self, images: Sequence[PathWords]) -> None:
+        self._same: dict[tuple[str, ...], list[int]] = {}
+        self._short: dict[tuple[str, ...], list[int]] = {}
+        self._begins: dict[tuple[str, ...], list[int]] = {}
+        self._beside: dict[tuple[str, ...], list[int]] = {}
+        for index, image in enumerate(images):
+            key = image.key
+            self._same.setdefault(key, []).append(index)
+            for short in image.short_keys:
+                self._short.setdefault(short, []).append(index)
+            for size in range(len(key)):
+                self._begins.setdefault(key[:size], []).append(index)
+            if len(image.pieces) > 1:
+                self._beside.setdefault(_without_folder(image), []).append(index)
+
+    def match(self, label: PathWords) -> Match:
+        """
+        By the first rule that an image fits: its path has the same words as the label's; the same without channel or
+        modality; the same and more; the same name in a folder beside that of the label; fewer words, the most of all,
+        of which those that are left then name the label.
+        """
+        key = label.key
+        for table in (self._same, self._short, self._begins):
+            if found := table.get(key):
+                return Match(found)
+        if not label.role and (found := self._beside.get(_without_folder(label))):
             return Match(found)
-    most, begins = -1, True
-    found = []
-    for index, image in enumerate(images):
-        for short in {image.key, *image.short_keys}:
-            size = len(short)
-            starts = short == key[:size]
-            if not starts and short != key[len(key) - size :] or size < most:
-                continue
-            if size > most:
-                most, found, begins = size, [], starts
-            if index not in found:
-                found.append(index)
-    if not found:
-        return Match([])
-    return Match(found, label.text_of(label.words[most:] if begins else label.words[: len(key) - most]))
+        for size in range(len(key) - 1, -1, -1):
+            for part, more in (
+                (key[:size], label.words[size:]),
+                (key[len(key) - size :], label.words[: len(key) - size]),
+            ):
+                if found := list(dict.fromkeys([*self._same.get(part, ()), *self._short.get(part, ())])):
+                    of_folder = part != key[:size] and all(word.place < len(label.pieces) - 1 for word in more)
+                    return Match(found, label.text_of(more), of_folder)
+        return Match(self._beside.get(_without_folder(label), []))
+
+
+def _without_folder(path: PathWords) -> tuple[str, ...]:
+    return (*path.pieces[:-2], "", path.pieces[-1])
 
 
 def _words(piece: str, place: int) -> list[Word]:

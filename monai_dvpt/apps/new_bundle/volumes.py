@@ -29,12 +29,12 @@ from .model import IGNORED, Case, Collection, Finding, Options
 from .volume_files import Folder, header_grid, label_values, patient_identifier, scan, series_place
 from .volume_labels import LabelFile, label_reader, names_of
 from .volume_lists import DataList, read_lists
-from .volume_names import PathWords, match_image
+from .volume_names import ImageIndex, PathWords
 
 __all__ = ["collect_volumes"]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Image:
     """A volume, with the labels that were found for it."""
 
@@ -47,7 +47,7 @@ class _Image:
     left_out: bool = False  # a finding says why
 
 
-@dataclass
+@dataclass(eq=False)
 class _Label:
     """A file with labels, before its image is known."""
 
@@ -55,7 +55,9 @@ class _Label:
     words: PathWords
     segments: dict[int, str] = field(default_factory=dict)  # of 3D Slicer
     values: list[int] | None = None  # of a map
+    problem: str = ""  # why it is no label map
     name: str = ""  # where its path names a label
+    of_folder: bool = False  # whether a folder around all cases has that name
 
 
 def collect_volumes(root: Path, options: Options) -> Collection | None:
@@ -69,7 +71,15 @@ def collect_volumes(root: Path, options: Options) -> Collection | None:
 
     Returns:
         the cases; None if the folder holds no segmentation of a volume.
+
+    Raises:
+        InputError: if the pattern of patients is no regular expression.
     """
+    try:
+        re.compile(options.patient_pattern)
+    except re.error as error:
+        got = options.patient_pattern
+        raise InputError(f"patient_pattern must be a regular expression, got {got!r}: {error}.") from error
     return _Collector(Path(root), options).collect()
 
 
@@ -84,7 +94,10 @@ class _Collector:
         folder = scan(self.root)
         self.identifiers = frozenset().union(*(series.identifiers for series in folder.series))
         self.lists, problems = read_lists(self.root, folder.files)
-        self.findings += [*folder.findings, *problems]
+        self.findings += problems
+        for path, problem in folder.problems:
+            self._find("cannot be read", path, problem)
+        self._ignore("files", folder.ignored)
         listed = self._add_listed(folder)
         self._add_series(folder.series)
         self._add_objects(folder.series)
@@ -103,6 +116,11 @@ class _Collector:
         more = f" Files: {', '.join(map(self._shown, paths))}." if len(paths) > 1 else ""
         self.findings.append(Finding(rule, self._shown(paths[0]), message + more, error))
 
+    def _ignore(self, what: str, counts: Counter[str]) -> None:
+        if counts:
+            listed = ", ".join(f"{count} {name}" for name, count in counts.most_common(8))
+            self.findings.append(Finding("ignored files", "", f"{what} that are no volumes are ignored: {listed}."))
+
     def _shown(self, path: Path) -> str:
         text = os.path.relpath(path, self.root)
         return f"file {_hash(text)}" if names_patient(text, self.identifiers) else text
@@ -119,6 +137,7 @@ class _Collector:
             below = {path for path in volumes if path.is_relative_to(lists.folder)} - done
             named = set()
             labels: list[tuple[_Image, Path]] = []
+            self.segmented |= any(lists.pairs.values())
             for place, label in lists.pairs.items():
                 named |= {place, label or place}
                 if any(path.exists() and path not in volumes for path in (place, label or place)):
@@ -139,7 +158,7 @@ class _Collector:
         pairs = [(image, _Label(path, self._words(path), _segments(path))) for image, path in labels]
         self._read_values([label for _, label in pairs])
         for image, label in pairs:
-            self._attach(label, image)
+            self._attach([label], image)
 
     def _words(self, path: Path) -> PathWords:
         return PathWords.of(path, self.root)
@@ -159,10 +178,7 @@ class _Collector:
                 self._find("cannot be read", series.files[0], series.reason)
             elif series.headers[0].sop_class not in (*SEG, RTSTRUCT):
                 others[series.modality or "no modality"] += 1
-        if others:
-            listed = ", ".join(f"{count} {name}" for name, count in others.most_common())
-            message = f"DICOM series that are no volumes are ignored: {listed}."
-            self.findings.append(Finding("ignored files", "", message))
+        self._ignore("DICOM series", others)
 
     def _add_objects(self, found: Sequence[DicomSeries]) -> None:
         """Segmentations and structure sets, each with the series that it refers to."""
@@ -178,7 +194,8 @@ class _Collector:
                 continue
             images = [image for image in self.images if image.series and image.series.series_uid in referred]
             if not images:
-                message = f"the series that it refers to must be in the folder, is not: {', '.join(sorted(referred))}."
+                listed = ", ".join(sorted(referred)) or "none"
+                message = f"the series that it refers to must be in the folder, is not: {listed}."
                 self._find("label without image", path, message, error=False)
             elif len(images) > 1:
                 self._find("several series", [path, *(image.place for image in images)], "it refers to several series.")
@@ -218,17 +235,23 @@ class _Collector:
                 others.append(_Image(path, words))
         self._read_values(labels)
         named = [*self.images, *others]
-        taken = {id(image) for label in labels for image in self._fitting(label, named)}
-        unclear = [image for image in others if image.words.role == "" and id(image) not in taken]
+        index = ImageIndex([image.words for image in named])
+        taken = {image for label in labels for image in _fitting(label, named, index)}
+        unclear = [image for image in others if image.words.role == "" and image not in taken]
         for image, values in zip(unclear, label_values([image.place for image in unclear]), strict=True):
             if isinstance(values, list):
                 labels.append(_Label(image.place, image.words, values=values))
-                others.remove(image)
-        self.images += others
+        maps = {label.path for label in labels}
+        self.images += [image for image in others if image.place not in maps]
+        index = ImageIndex([image.words for image in self.images])
+        of_image: dict[_Image, list[_Label]] = {}
         for label in labels:
-            images = self._fitting(label, self.images)
+            images = _fitting(label, self.images, index)
+            self.segmented |= bool(images)
             if len(images) == 1:
-                self._attach(label, images[0])
+                of_image.setdefault(images[0], []).append(label)
+            elif not images and label.problem:
+                self._find("no label map", label.path, f"{label.problem} It is left out.", error=False)
             elif not images:
                 message = "its path must have the words of that of an image, and no image has them; it is left out."
                 self._find("label without image", label.path, message, error=False)
@@ -242,43 +265,34 @@ class _Collector:
                     message = f"a label must be of one image, could be of {len(images)}."
                     self._find(rule, [label.path, *(image.place for image in images)], message)
                 _leave_out(images)
-
-    def _fitting(self, label: _Label, images: Sequence[_Image]) -> list[_Image]:
-        """The images that a label could be of by their paths and, where there are several, by their grids."""
-        match = match_image(label.words, [image.words for image in images])
-        found = [images[index] for index in match.images]
-        if not found:  # the same name in a folder beside that of the label
-            beside = [image for image in images if _beside(image.words, label.words)]
-            found, match = beside, match._replace(name="")
-        label.name = match.name
-        if len(found) > 1 and len(fitting := [image for image in found if _fits(label, image)]) == 1:
-            return fitting
-        return found
+        for image, found in of_image.items():
+            self._attach(found, image)
 
     def _read_values(self, labels: Sequence[_Label]) -> None:
-        """The values of label maps; a map that is none has no values, and a finding says why."""
+        """The values of label maps, or why a file is none."""
         maps = [label for label in labels if not label.segments]
         for label, values in zip(maps, label_values([label.path for label in maps]), strict=True):
             if isinstance(values, InputError):
-                self._find("no label map", label.path, reason(values))
+                label.problem = reason(values)
             else:
                 label.values = values
 
-    def _attach(self, label: _Label, image: _Image) -> None:
-        self.segmented, ignored = True, tuple(self.options.ignored)
-        if label.segments:
-            image.labels.append(LabelFile(label.path, "Slicer", label.segments, ignored=ignored))
-        elif label.values is None:
-            image.left_out = True
-        else:
-            named = self._list_of(label.path).names or dict(self.options.label_names)
-            if label.name and len(label.values) <= 1:
-                value = next(iter(label.values), 1)
-                image.labels.append(LabelFile(label.path, "map", {value: label.name}, ignored=ignored))
+    def _attach(self, labels: Sequence[_Label], image: _Image) -> None:
+        ignored = tuple(self.options.ignored)
+        for label in labels:
+            image.part = image.part or label.words.part
+            if label.segments:
+                image.labels.append(LabelFile(label.path, "Slicer", label.segments, ignored=ignored))
+            elif label.values is None:
+                self._find("no label map", label.path, label.problem)
+                image.left_out = True
+            elif label.name and len(label.values) <= 1 and not (label.of_folder and len(labels) == 1):
+                names = {next(iter(label.values), 1): label.name}
+                image.labels.append(LabelFile(label.path, "map", names, ignored=ignored))
             else:
+                named = self._list_of(label.path).names or dict(self.options.label_names)
                 names = names_of(label.values, named)
                 image.labels.append(LabelFile(label.path, "map", names, declared=False, ignored=ignored))
-            image.part = image.part or label.words.part
 
     # cases
 
@@ -366,9 +380,14 @@ def _segments(path: Path) -> dict[int, str]:
     return {number: name for number, (_, _, name) in enumerate(slicer_segments(path), 1)}
 
 
-def _beside(image: PathWords, label: PathWords) -> bool:
-    """Whether two files have one name, in two folders that lie in one."""
-    return image.pieces[-1] == label.pieces[-1] and image.pieces[:-2] == label.pieces[:-2] and len(image.pieces) > 1
+def _fitting(label: _Label, images: Sequence[_Image], index: ImageIndex) -> list[_Image]:
+    """The images that a label could be of by their paths and, where there are several, by their grids."""
+    match = index.match(label.words)
+    label.name, label.of_folder = match.name, match.of_folder
+    found = [images[number] for number in match.images]
+    if len(found) > 1 and len(fitting := [image for image in found if _fits(label, image)]) == 1:
+        return fitting
+    return found
 
 
 def _fits(label: _Label, image: _Image) -> bool:

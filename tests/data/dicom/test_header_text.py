@@ -15,7 +15,8 @@ from utils_dicom import grid_of
 from utils_words import change
 
 from monai_dvpt.data import DicomSeriesReader, find_series
-from monai_dvpt.data.dicom_segmentation import read_dicom_seg
+from monai_dvpt.data.dicom_rtstruct import describe_rtstruct, read_rtstruct
+from monai_dvpt.data.dicom_segmentation import describe_dicom_seg, read_dicom_seg
 from monai_dvpt.transforms import LoadImage2D, LoadVolume
 from monai_dvpt.utils import InputError, reason
 
@@ -42,6 +43,9 @@ def shown(folder, path) -> str:
         lambda: LoadVolume()(str(folder)),
         lambda: LoadImage2D()(path),
         lambda: read_dicom_seg(path, grid_of([[str(path), 1]], (6, 8, 2), np.eye(4))),
+        lambda: read_rtstruct(path, grid_of([[str(path), 1]], (6, 8, 2), np.eye(4))),
+        lambda: describe_dicom_seg(path),
+        lambda: describe_rtstruct(path),
     ]
     for read in readers:
         try:
