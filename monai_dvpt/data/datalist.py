@@ -15,7 +15,7 @@ from monai.apps import DecathlonDataset
 
 from monai_dvpt.utils import InputError, fingerprint, naming
 
-from .kinds import file_ids, image_problem, is_regular
+from .kinds import file_ids, file_kind, image_problem, is_regular
 
 __all__ = ["describe_cases", "draw_count", "load_datalist", "read_list_file"]
 
@@ -180,6 +180,8 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
         if not texts or not isinstance(label, str):
             raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
         paths = [os.path.abspath(root / path) for path in files]
+        if paths[1:] and (kind := file_kind(paths[0])) not in ("", "dicom"):
+            raise InputError(f"a list of files must be those of one DICOM series; case {index} lists {kind} files.")
         case = {"image": paths[0] if isinstance(image, str) else paths, "label": os.path.abspath(labels / label)}
         missing += [path for path in (*paths, case["label"]) if not is_regular(path) and not os.path.isdir(path)]
         cases.append(case)
