@@ -15,7 +15,7 @@ from monai.apps import DecathlonDataset
 
 from monai_dvpt.utils import InputError, fingerprint, naming
 
-from .kinds import file_ids, image_problem, is_regular, looks_like_dicom
+from .kinds import file_ids, file_kind, image_problem, is_regular
 
 __all__ = ["describe_cases", "draw_count", "load_datalist", "read_list_file"]
 
@@ -183,12 +183,11 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
         image, label = given.get("image"), given.get("label")
         files = [image] if isinstance(image, str) else image
         texts = isinstance(files, list) and files and all(isinstance(path, str) for path in files)
-        if isinstance(image, list) and texts and not all(_is_dicom(root / path) for path in files):
-            rule = "an image that is a list must be the files of a DICOM series"
-            raise InputError(f"{rule}; case {index} is {entry!r}.")
         if not texts or not isinstance(label, str):
             raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
         paths = [os.path.abspath(root / path) for path in files]
+        if isinstance(image, list) and (kind := file_kind(paths[0])) not in ("", "dicom"):
+            raise InputError(f"a list of files must be those of one DICOM series; case {index} lists {kind} files.")
         case = {"image": paths[0] if isinstance(image, str) else paths, "label": os.path.abspath(labels / label)}
         missing += [path for path in (*paths, case["label"]) if not is_regular(path) and not os.path.isdir(path)]
         cases.append(case)
@@ -196,10 +195,6 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
         hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"
         raise InputError(f"names files that do not exist or are no files: {_some(missing)}{hint}.")
     return cases
-
-
-def _is_dicom(path: Path) -> bool:
-    return is_regular(path) and looks_like_dicom(path)
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -7,8 +7,9 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from parameterized import parameterized
-from utils_data import shared_data, temporary_folder
+from utils_data import save_nifti, shared_data, temporary_folder
 
 from monai_dvpt.data import describe_cases, load_datalist
 from monai_dvpt.utils import InputError
@@ -80,15 +81,23 @@ class TestLoadDatalist(unittest.TestCase):
         self.assertEqual(cases["training"][0]["image"], [str(self.root / path) for path in files])
         moved = describe_cases(cases["training"], cases["validation"])
         self.assertEqual((moved["training"], moved["validation"]), (1, 1))
-        for image in ([], [1], ["missing.dcm"], ["imagesTr/a.nii.gz"]):  # no channels
+        for image in ([], [1], ["missing.dcm"]):
             self.write({"training": [{**series, "image": image}], "validation": [entry("b")]})
             with (
                 self.subTest(image),
-                self.assertRaisesRegex(InputError, 'must name an "image"|files of a DICOM series'),
+                self.assertRaisesRegex(InputError, 'must name an "image"|missing.dcm'),
             ):
                 load_datalist(self.root)
         self.write({"training": [series], "validation": [{**entry("b"), "image": [*files[1:], "3.dcm"]}]})
         with self.assertRaisesRegex(InputError, r"listed twice: .*2\.dcm"):
+            load_datalist(self.root)
+
+    def test_a_list_of_channels_is_no_series(self):
+        self.touch("a", "b")
+        for name in "xy":
+            save_nifti(self.root / "imagesTr" / f"{name}.nii.gz", np.zeros((2, 3, 4), np.uint8))
+        self.write({"training": [{**entry("a"), "image": [f"imagesTr/{name}.nii.gz" for name in "xy"]}, entry("b")]})
+        with self.assertRaisesRegex(InputError, "must be those of one DICOM series; case 0 lists nifti files"):
             load_datalist(self.root)
 
     def test_the_digest_of_several_files_survives_a_move(self):
@@ -217,7 +226,7 @@ class TestLoadDatalist(unittest.TestCase):
             ("no label", {"training": [entry("a"), {"image": "imagesTr/a.nii.gz"}]}, '"label".*; case 1 is .*imagesTr'),
             ("no image", {"training": [{"label": "labelsTr/a.nii.gz"}]}, 'must name an "image" and .*; case 0 is '),
             ("a name", {"training": ["imagesTr/a.nii.gz"]}, "case 0 is 'imagesTr/a.nii.gz'"),
-            ("a list of channels", {"training": [{**entry("a"), "image": ["x", "y"]}]}, r"case 0 is .*\['x', 'y'\]"),
+            ("files that are missing", {"training": [{**entry("a"), "image": ["x", "y"]}]}, r"do not exist .*/x, .*/y"),
             ("one case", {"training": [entry("a")]}, "one case cannot both train and validate"),
         ]
     )

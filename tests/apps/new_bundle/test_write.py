@@ -113,7 +113,6 @@ class WrittenBundle(unittest.TestCase):
         bundle = self.bundle
         self.assertEqual([name for name in MODEL_ZOO_FILES if not (bundle / name).is_file()], [])
         self.assertEqual([path for path in bundle.rglob("*.py")], [])
-        check_metadata(self, bundle)
         self.assertEqual(*preparations(bundle))
         for config in sorted((bundle / "configs").glob("*.yaml")):
             self.assertEqual(unused_keys(config), [], config)
@@ -130,6 +129,7 @@ class WrittenBundle(unittest.TestCase):
         save_adapter(train.parser.get_parsed_content("network_def"), adapter, labels=labels)
         config, meta = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
         verify_net_in_out("network_def", meta_file=meta, config_file=config, adapter_path=str(adapter))
+        check_metadata(self, bundle)  # or skips where there is no schema
 
     def flow(self, config: str, kind: str, **settings):
         return workflow(self.bundle, config, kind, **settings)
@@ -339,7 +339,9 @@ class TestPictures(WrittenBundle):
                 np.testing.assert_array_equal(np.asarray(file), mask)
         config, configs = yaml.safe_load((self.bundle / "configs" / "train.yaml").read_text()), self.bundle / "configs"
         listed = load_masklist(config["dataset_dir"], configs / "datalist.csv", labels_dir=self.bundle / "labels")
-        self.assertEqual({part: len(cases) for part, cases in listed.items()}, {k: len(v) for k, v in self.parts.items()})
+        self.assertEqual(
+            {part: len(cases) for part, cases in listed.items()}, {k: len(v) for k, v in self.parts.items()}
+        )
         self.assertEqual(listed["test"][0]["group"], "p5")
 
 
@@ -375,7 +377,9 @@ class TestGrades(WrittenBundle):
         self.assertEqual(listed["calibration"][0]["group"], "p9")
 
     def test_classes_have_no_order(self):
-        collection = Collection("classification", 2, self.root / "data", self.collection.cases, ["none", "mild", "severe"])
+        collection = Collection(
+            "classification", 2, self.root / "data", self.collection.cases, ["none", "mild", "severe"]
+        )
         collection.outputs = ["stage"]
         self.bundle = write(self.root / "classes", collection, {**self.parts}, self.backbone)
         self.check_written()
