@@ -188,7 +188,10 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
         paths = [os.path.abspath(root / path) for path in files]
         if isinstance(image, list) and (kind := file_kind(paths[0])) not in ("", "dicom"):
             raise InputError(f"a list of files must be those of one DICOM series; case {index} lists {kind} files.")
-        case = {"image": paths[0] if isinstance(image, str) else paths, "label": os.path.abspath(labels / label)}
+        case: dict[str, Any] = {
+            "image": paths[0] if isinstance(image, str) else paths,
+            "label": os.path.abspath(labels / label),
+        }
         missing += [path for path in (*paths, case["label"]) if not is_regular(path) and not os.path.isdir(path)]
         cases.append(case)
     if missing:

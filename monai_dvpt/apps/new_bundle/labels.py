@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from monai.data import MetaTensor
 from PIL import Image
 
 from monai_dvpt.data.nifti import save_nifti
@@ -28,15 +29,16 @@ class LabelValues:
 
     Args:
         labels: names in the order of their values, from 1.
+        label_sets: sets that there are already.
 
     Attributes:
         names: the labels, background first.
         label_sets: sets of names; the value ``len(names) + i`` stands for ``label_sets[i]``.
     """
 
-    def __init__(self, labels: Sequence[str]) -> None:
+    def __init__(self, labels: Sequence[str], label_sets: Sequence[Sequence[str]] = ()) -> None:
         self.names = [BACKGROUND, *labels]
-        self.label_sets: list[list[str]] = []
+        self.label_sets = [list(names) for names in label_sets]
 
     def value_of(self, name: str) -> int:
         """The value of a label, of the background, or of :data:`IGNORED`, the set of all labels."""
@@ -85,7 +87,7 @@ def write_label_maps(
         yield index, path.name
 
 
-def _label_map(case: Case, image: np.ndarray, values: LabelValues) -> np.ndarray:
+def _label_map(case: Case, image: MetaTensor, values: LabelValues) -> np.ndarray:
     if case.read_label is None:
         raise InputError("must have a label, has none.")
     given, names = case.read_label(image)

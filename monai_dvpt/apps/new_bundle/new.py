@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.apps.report import write_report
+from monai_dvpt.utils import InputError, progress
 
 from .collect import collect
 from .measure import measure_cases
@@ -21,7 +20,7 @@ from .plan import make_plan
 from .rules import apply_rules
 from .split import split_cases
 from .state import read_state, state_of, write_secret, write_state
-from .write import write_bundle
+from .write import update_lists, write_bundle
 
 __all__ = ["NewBundle", "update_bundle"]
 
@@ -35,6 +34,7 @@ class NewBundle:
         options: what the user says about it.
         backbone: file of pretrained weights; None for those of the package, which are for volumes.
         before: parts of an earlier split, see :func:`split_cases`.
+        bundle: an earlier bundle of the data, to be brought up to date.
     """
 
     collection: Collection
@@ -48,19 +48,20 @@ class NewBundle:
         options: Options,
         backbone: str | os.PathLike | None = None,
         before: Mapping[str, str] | None = None,
+        bundle: Path | None = None,
     ) -> None:
         self.data = Path(data)
         self.options = options
         self.backbone = backbone
         self.before = before
+        self.bundle = bundle
 
-    def look(self, leave_out: bool = False, progress: Callable[..., Any] = tqdm) -> None:
+    def look(self, leave_out: bool = False) -> None:
         """
         Finds the cases, measures them, applies the rules, and splits them by patient.
 
         Args:
             leave_out: whether to leave out cases with errors; the findings then say so.
-            progress: as ``tqdm``.
 
         Raises:
             InputError: if the folder or the task is not clear; what is wrong with a case is a finding.
@@ -117,10 +118,10 @@ class NewBundle:
 
     def write(self, output: str | os.PathLike) -> Iterator[str]:
         """
-        Plans, and writes the bundle.
+        Plans, and writes the bundle; or brings an earlier one up to date.
 
         Args:
-            output: folder that does not exist.
+            output: folder that does not exist, or that of the earlier bundle.
 
         Yields:
             the plan and what to do next, line by line.
@@ -131,20 +132,25 @@ class NewBundle:
         if any(finding.error for finding in self.findings):
             raise InputError(f"{self.data}: the data must be without errors; nothing is written.")
         output = Path(output)
-        plan = make_plan(self.collection, self.measured, self.parts, self.backbone)
-        write_bundle(output, self.collection, self.measured, plan, self.parts, self.findings)
-        write_secret(output, self.options.secret)
+        facts = (self.parts, self.findings)
+        if self.bundle is None:
+            plan = make_plan(self.collection, self.measured, self.parts, self.backbone)
+            write_bundle(output, self.collection, self.measured, plan, *facts)
+            write_secret(output, self.options.secret)
+            yield from plan.lines()
+        else:
+            update_lists(output, self.collection, self.measured, *facts)
         backbone = None if self.backbone is None else os.path.abspath(self.backbone)
         write_state(output, state_of(self.options, self.collection, self.measured, self.parts, backbone))
-        yield from plan.lines()
-        yield f"written: {output}"
+        write_report(output)
+        yield f"written: {output}, with report.html"
         yield f"next: cd {output} && python -m monai.bundle run --config_file configs/train.yaml"
 
 
 def update_bundle(bundle: str | os.PathLike) -> NewBundle:
     """Looks again at the data of a bundle; patients and images of before keep their part."""
     options, state = read_state(Path(bundle))
-    return NewBundle(state["data"], options, state["backbone"], state["parts"])
+    return NewBundle(state["data"], options, state["backbone"], state["parts"], Path(bundle))
 
 
 def _range(rows: Sequence[Sequence[float]]) -> str:

@@ -56,11 +56,17 @@ def _empty_label(collection: Collection, measured: Measured) -> Iterator[Finding
         if each is None or case.read_label is None:
             continue
         drawn = {name: count for name, count in each.voxels.items() if name in collection.labels}
-        if not any(drawn.values()):
+        if not any(drawn.values()) and not each.voxels.get(IGNORED):
             yield Finding("empty label", case.name, "no voxel has a label; it counts as a case without any structure.")
         elif sum(drawn.values()) >= SHARE_OF_IMAGE * np.prod(each.size):
             share = 100 * sum(drawn.values()) / np.prod(each.size)
             yield Finding("label covers the image", case.name, f"labels cover {share:.0f} % of the image.")
+
+
+def _nothing_drawn(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    for case, each in zip(collection.cases, measured, strict=True):
+        if each is not None and each.voxels.get(IGNORED, 0) == np.prod(each.size):
+            yield Finding("nothing drawn", case.name, "every voxel is ignored, so the case trains nothing.", error=True)
 
 
 def _labels_in_few_cases(collection: Collection, measured: Measured) -> Iterator[Finding]:
@@ -169,6 +175,7 @@ RULES: tuple[Rule, ...] = (
     _number_of_cases,
     _unlabelled,
     _empty_label,
+    _nothing_drawn,
     _labels_in_few_cases,
     _grades_in_few_cases,
     _copies,

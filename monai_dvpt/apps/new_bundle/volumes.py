@@ -140,7 +140,10 @@ class _Collector:
             self.segmented |= any(lists.pairs.values())
             for place, label in lists.pairs.items():
                 named |= {place, label or place}
-                if any(path.exists() and path not in volumes for path in (place, label or place)):
+                odd = [path for path in (place, label or place) if path.exists() and path not in volumes]
+                if odd and {finding.where for finding in self.findings} >= set(map(self._shown, odd)):
+                    continue  # for the reason that is found already
+                if odd:
                     self._find("listed file", place, "a list names it or its label, but one of them is no volume.")
                 elif place in volumes:
                     image = _Image(place, self._words(place), part=lists.parts[place])
@@ -290,8 +293,8 @@ class _Collector:
                 names = {next(iter(label.values), 1): label.name}
                 image.labels.append(LabelFile(label.path, "map", names, ignored=ignored))
             else:
-                named = self._list_of(label.path).names or dict(self.options.label_names)
-                names = names_of(label.values, named)
+                listed = self._list_of(label.path).names
+                names = dict(listed) or names_of(label.values, self.options.label_names)  # a list names all values
                 image.labels.append(LabelFile(label.path, "map", names, declared=False, ignored=ignored))
 
     # cases

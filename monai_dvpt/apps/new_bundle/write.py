@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from .model import Collection, Finding, Measurement
 from .plan import Plan
 from .planning import Data
 
-__all__ = ["write_bundle"]
+__all__ = ["update_lists", "write_bundle"]
 
 CONFIGS = ("train.yaml", "evaluate.yaml", "inference.yaml")
+REFERENCE = re.compile("#|[@%]::")
 SPECIAL = ("$", "@", "%")
 """First characters with which a text means something else in a config of MONAI."""
 
@@ -60,6 +63,7 @@ def write_bundle(
     with _whole_folder(output) as folder:
         labels = LabelValues(collection.labels)
         _write_lists(folder, collection, parts, labels)
+        _write_check(folder, collection, measurements, parts, findings)
         training = [(collection.cases[index], each) for index in parts["training"] if (each := measurements[index])]
         context = _context(output, Data(collection, training, plan.backbone), plan, parts, labels, findings)
         _write_texts(folder, context)
@@ -67,11 +71,49 @@ def write_bundle(
         _write(folder / "configs" / "plan.json", to_json(plan.as_json()) + "\n")
 
 
+def update_lists(
+    bundle: str | os.PathLike,
+    collection: Collection,
+    measurements: Sequence[Measurement | None],
+    parts: Mapping[str, Sequence[int]],
+    findings: Sequence[Finding] = (),
+) -> None:
+    """
+    Writes the label maps and the list of a bundle anew, as its folder of data is now; settings and adapters stay.
+
+    Raises:
+        InputError: if the labels or grades are not those of the bundle, which needs another network then.
+    """
+    config = load_yaml(Path(bundle) / "configs" / "train.yaml")
+    labels = LabelValues(collection.labels, config.get("label_sets", ()))
+    kind = "labels" if collection.task == "segmentation" else "grades" if collection.task == "grading" else "classes"
+    found = labels.names if kind == "labels" else collection.labels
+    if found != [str(name) for name in config.get(kind, ())]:
+        raise InputError(f"{bundle}: the {kind} must stay as they are, {config.get(kind)}, the data have {found}.")
+    known = len(labels.label_sets)
+    _write_lists(Path(bundle), collection, parts, labels)
+    if len(labels.label_sets) > known:
+        rule = "must be whole, or drawn in part as before"
+        raise InputError(f"{bundle}: label maps {rule}, some are of {labels.label_sets[known:]}; write a new bundle.")
+    _write_check(Path(bundle), collection, measurements, parts, findings)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    with naming(path):
+        try:
+            return yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(f"cannot be read: {error}") from error
+
+
 def _check_names(collection: Collection) -> None:
     for kind, names in (("label", collection.labels), ("output", collection.outputs)):
         for name in names:
-            if not name.strip() or name.startswith(SPECIAL) or not name.isprintable():
-                rule = f"must be printable and not begin with one of {' '.join(SPECIAL)}, which configs read otherwise"
+            if not name.strip() or name.startswith(SPECIAL) or REFERENCE.search(name) or not name.isprintable():
+                rule = (
+                    f"must be printable, not begin with one of {' '.join(SPECIAL)}, and have no #, @:: or %::, which "
+                )
+                rule += "configs read otherwise"
                 raise InputError(f"{collection.root}: the name of a {kind} {rule}, got {name!r}.")
 
 
@@ -110,6 +152,32 @@ def _write_lists(folder: Path, collection: Collection, parts: Mapping[str, Seque
         write_volume_list(configs, collection, parts, files)
     else:
         write_mask_list(configs, collection, parts, files)
+
+
+def _write_check(
+    folder: Path,
+    collection: Collection,
+    measurements: Sequence[Measurement | None],
+    parts: Mapping[str, Sequence[int]],
+    findings: Sequence[Finding],
+) -> None:
+    """``check.json``: what was measured of each case, and what was odd; for the report."""
+    cases = {}
+    for part, indices in parts.items():
+        for index in indices:
+            if (each := measurements[index]) is not None:
+                facts = {"part": part, "size": each.size, "spacing_mm": each.spacing_mm, "range": each.range}
+                case = collection.cases[index]
+                cases[case.name] = {**facts, "voxels": dict(each.voxels), "grades": dict(case.grades)}
+    check = {
+        "task": collection.task,
+        "spatial_dims": collection.spatial_dims,
+        "labels": collection.labels,
+        "outputs": collection.outputs,
+        "findings": [asdict(finding) for finding in findings],
+        "cases": cases,
+    }
+    _write(folder / "configs" / "check.json", to_json(check) + "\n")
 
 
 def _context(
