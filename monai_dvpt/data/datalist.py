@@ -183,7 +183,7 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
         image, label = given.get("image"), given.get("label")
         files = [image] if isinstance(image, str) else image
         texts = isinstance(files, list) and files and all(isinstance(path, str) for path in files)
-        if not texts or not isinstance(label, str):
+        if files is None or not texts or not isinstance(label, str):
             raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
         paths = [os.path.abspath(root / path) for path in files]
         if isinstance(image, list) and (kind := file_kind(paths[0])) not in ("", "dicom"):

@@ -22,6 +22,7 @@ __all__ = [
     "find_image_column",
     "find_mask_column",
     "is_empty",
+    "is_output",
     "is_pattern",
     "names_files",
     "part_of",
@@ -179,7 +180,7 @@ def read_columns(table: Table, root: Path, image: str, options: Options) -> Colu
     free = [name for name in free if name not in used and not names_files(table, root, name)]
     if not found.patient:
         found.findings += _proposed_patients(table, free)
-    found.outputs = list(options.outputs) or [name for name in free if _is_output(table, name)]
+    found.outputs = list(options.outputs) or [name for name in free if is_output(table, name)]
     if len(found.outputs) > 1 and not options.outputs:
         message = f"what is graded must be clear, could be {_offer(table, found.outputs)}; pass --outputs, such as "
         example = min(_groups(table, found.outputs), key=lambda names: -len(names))
@@ -212,14 +213,15 @@ def _proposed_patients(table: Table, free: Sequence[str]) -> list[Finding]:
     return findings
 
 
-def _is_output(table: Table, name: str) -> bool:
+def is_output(table: Table, name: str) -> bool:
     """Whether the cells of a column look like grades or classes."""
     if not OTHER_WORDS.isdisjoint({*words_of(name), re.sub(r"[\W_]", "", name.lower())}):
         return False
     if _is_like(name, SPLIT_WORDS) or _is_patient(name):
         return False
     cells = [cell.lower() for cell in table.values(name) if not is_empty(cell)]
-    different = len(set(cells))
+    numbers = [as_number(cell) for cell in cells]  # 2.0 is 2
+    different = len({cell if number is None else number for cell, number in zip(cells, numbers, strict=True)})
     return 2 <= different <= MOST_VALUES and different <= max(2, MOST_SHARE * len(cells))
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "find_images",
     "has_mask_word",
     "in_mask_folder",
+    "is_named_like_mask",
     "is_picture",
     "some",
     "without_kind",
@@ -41,8 +42,8 @@ __all__ = [
     "words_of",
 ]
 
-UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber")
-"""How a table may call a DICOM image."""
+NUMBERS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID")
+"""How a table may call a DICOM image; never to be shown."""
 MASK_WORDS = frozenset(
     "mask masks label labels seg segs segmentation segmentations annotation annotations annot gt groundtruth truth "
     "manual manuals contour contours lesionmask".split()
@@ -129,9 +130,9 @@ def find_images(root: Path) -> list[FoundImage]:
     The images below a folder, see :func:`monai_dvpt.data.find_cases`, in the order of their paths. A NIfTI file is a
     picture if it has two dimensions, or one slice; DICOM is a volume by its modality, such as CT.
     """
-    kinds = {kind for path in walk_files(root) if (kind := _spatial_dims(path))}
+    spatial_dims = {path: _spatial_dims(path) for path in walk_files(root)}
     found = []
-    for dims in sorted(kinds):
+    for dims in sorted(set(spatial_dims.values()) - {0}):
         try:
             cases = find_cases(root, pictures=dims == 2)
         except InputError:  # it holds none, such as where all lie in folders of labels
@@ -140,7 +141,7 @@ def find_images(root: Path) -> list[FoundImage]:
             first = case["image"] if isinstance(case["image"], str) else case["image"][0]
             if os.path.isdir(first):  # a study without a readable series
                 first = next(filter(looks_like_dicom, walk_files(Path(first))), first)
-            if _spatial_dims(Path(first)) == dims:
+            if spatial_dims.get(Path(first), 0) == dims:
                 facts = {key: case[key] for key in ("refused", "private") if key in case}
                 found.append(FoundImage(case["name"], case["image"], dims, **facts))
     return found
@@ -152,6 +153,11 @@ def without_masks(images: Sequence[FoundImage], root: Path) -> list[FoundImage]:
     return others or list(images)
 
 
+def is_named_like_mask(image: FoundImage) -> bool:
+    """Whether the name of an image's file says that it is a mask."""
+    return has_mask_word(image_stem(image.path.name))
+
+
 def in_mask_folder(path: Path, root: Path) -> bool:
     """Whether the name of a folder of a file, below ``root``, says that it is of masks."""
     return any(map(has_mask_word, Path(os.path.relpath(path, root)).parts[:-1]))
@@ -159,7 +165,8 @@ def in_mask_folder(path: Path, root: Path) -> bool:
 
 def is_picture(path: Path) -> bool:
     """Whether a file holds a picture, or has the name of one, and is not DICOM."""
-    return _spatial_dims(path) == 2 and not looks_like_dicom(path)
+    problem = image_problem(path, pictures=True)
+    return problem is not None and (problem == "" or not looks_like_dicom(path)) and _spatial_dims(path) == 2
 
 
 def _spatial_dims(path: Path) -> int:
@@ -186,7 +193,7 @@ def _dicom_facts(path: Path) -> dict[str, str]:
         return {}
     try:
         with quiet_pydicom(), LimitedFile(path) as file:
-            names = [*UIDS, "PatientID", "Modality"]
+            names = [*NUMBERS, "Modality"]
             header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=names)
             return {name: str(header.get(name) or "").strip() for name in names}
     except Exception:  # damaged files raise whatever their bytes lead to; the case says later that it cannot be read
@@ -212,7 +219,7 @@ class ImageIndex:
         for index, image in enumerate(self.images):
             parts = Path(os.path.abspath(image.path)).relative_to(os.path.abspath(self.root)).parts
             tails = {"/".join(parts[start:]) for start in range(len(parts))}
-            keys = tails | {image_stem(tail) for tail in tails} | {image.facts.get(name, "") for name in UIDS}
+            keys = tails | {image_stem(tail) for tail in tails} | {image.facts.get(name, "") for name in NUMBERS}
             for key in filter(None, map(str.casefold, keys)):
                 self._named.setdefault(key, []).append(index)
 

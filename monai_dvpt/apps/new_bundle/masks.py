@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from monai_dvpt.data.kinds import check_regular, image_kind
 from monai_dvpt.data.nifti import read_nifti
@@ -78,7 +78,7 @@ class MaskScheme:
 
 def read_mask(path: Path) -> tuple[np.ndarray, bool]:
     """
-    Reads a mask: a palette's indices, grey values, or colours. EXIF data do not turn it.
+    Reads a mask: a palette's indices, grey values, or colours. Its own EXIF data turn it, as a picture's do.
 
     Returns:
         whole numbers of shape (rows, columns), and whether they are of red, green and blue, as red * 65536 + green *
@@ -96,7 +96,7 @@ def read_mask(path: Path) -> tuple[np.ndarray, bool]:
         values = values.astype(np.int64)
     elif kind in ("png", "jpeg"):
         try:
-            values, coloured = _values(open_picture(path))
+            values, coloured = _values(ImageOps.exif_transpose(open_picture(path)))
         except InputError:
             raise
         except Exception as error:  # of a damaged file
@@ -137,13 +137,20 @@ def _check_values(values: np.ndarray, lossy: bool) -> None:
     white = max(counts)
     between = [value for value in counts if 0 < value < white]
     blended = white in (WHITE, WHITE * GREY) and len(between) >= FEWEST_BLENDED
-    blended = blended and all(counts[value] <= MOST_BLENDED * counts[white] for value in between)
+    few = all(counts[value] <= MOST_BLENDED * counts[white] for value in between)
+    blended = blended and (few or _is_thin(values, between))
     if blended or len(counts) > MAX_VALUES:
         raise InputError(
-            f"mask must have a value for each label, got {len(counts)} values"
-            + (", most of them of few pixels" if blended else "")
-            + "; edges must not be smooth, and a mask is to be resized by the nearest pixel."
+            f"mask must have a value for each label, got {len(counts)} values; edges must not be smooth, and a mask is "
+            "to be resized by the nearest pixel."
         )
+
+
+def _is_thin(values: np.ndarray, some_of: Sequence[int]) -> bool:
+    """Whether some of the values fill no square of 2 x 2 pixels."""
+    first = values[:-1, :-1]
+    square = (first == values[1:, :-1]) & (first == values[:-1, 1:]) & (first == values[1:, 1:])
+    return not np.isin(first[square], some_of).any()
 
 
 def _counts(values: np.ndarray) -> dict[int, int]:
@@ -188,11 +195,12 @@ def _named(name: str, value: str, options: Options) -> str:
 
 @dataclass
 class _Found:
-    """The values of a mask but 0, whether it is stored in colours, and whether all of them are grey."""
+    """The values of a mask but 0, whether they are colours, whether all are grey, and their colours in a palette."""
 
     values: set[int]
     coloured: bool
     grey: bool
+    palette: Mapping[int, tuple[int, ...]]
 
     def in_scheme(self, coloured: bool) -> set[int]:
         """The values as colours, or else as grey values."""
@@ -204,7 +212,17 @@ def _found(file: MaskFile) -> _Found | None:
         values, coloured = read_mask(file.path)
     except InputError:
         return None
-    return _Found(set(_counts(values)) - {0}, coloured, coloured and _is_grey(values))
+    used = set(_counts(values)) - {0}
+    return _Found(used, coloured, coloured and _is_grey(values), _palette_of(file.path, used))
+
+
+def _palette_of(path: Path, indices: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    """The colours of a palette's indices; empty for a picture without a palette."""
+    if image_kind(path) != "png":
+        return {}
+    with Image.open(path, formats=("PNG",)) as image:
+        colours = (image.getpalette("RGB") or []) if image.mode == "P" else []
+    return {index: tuple(colours[3 * index : 3 * index + 3]) for index in indices if 3 * index + 3 <= len(colours)}
 
 
 def _odd_values(found: Sequence[_Found], values: Sequence[int], options: Options) -> list[Finding]:
@@ -218,6 +236,11 @@ def _odd_values(found: Sequence[_Found], values: Sequence[int], options: Options
     if set(values) == {1, WHITE} and counts[1] and counts[WHITE] and not options.label_names:
         message = f"masks must mean the same by their values: {counts[1]} have 1 as their only value, {counts[WHITE]} "
         message += "have 255; save them alike, or name both values with --label-names."
+        return [Finding("masks differ", "", message, error=True)]
+    painted = {(value, colour) for each in found for value, colour in each.palette.items()}
+    if twice := sorted(value for value, count in Counter(value for value, _ in painted).items() if count > 1):
+        message = f"an index must have one colour in the palettes of all masks, {some(twice)} have several; save the "
+        message += "masks with one palette, or as grey values."
         return [Finding("masks differ", "", message, error=True)]
     others = [value for value in values if value != WHITE]
     indices = others == list(range(1, len(others) + 1)) and len(others) > 0

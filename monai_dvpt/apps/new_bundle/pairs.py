@@ -132,15 +132,19 @@ def _beginnings(stem: str) -> list[tuple[str, str]]:
 
 def _in_same_folder(images: Sequence[FoundImage], files: Sequence[Path]) -> list[Pair]:
     """Masks beside pictures, where the ends of their names say so, or are the same for most pictures."""
-    stems: dict[tuple[Path, str], int] = {}
+    stems: dict[tuple[Path, str], list[int]] = {}
     for index, image in enumerate(images):
-        stems[image.path.parent, image_stem(image.path.name).casefold()] = index
+        stem = image_stem(image.path.name)
+        for key in {stem.casefold()} | (set() if has_mask_word(stem) else {without_kind(stem)}):
+            stems.setdefault((image.path.parent, key), []).append(index)
     found: list[tuple[int, Path, str]] = []
     for path in files:
-        for stem, end in _beginnings(image_stem(path.name)):
-            picture = stems.get((path.parent, stem.casefold()))
-            if picture is not None and end and images[picture].path != path:
-                found.append((picture, path, end))
+        stem = image_stem(path.name)
+        named = [(without_kind(stem), "mask")] if has_mask_word(stem) else []  # mask_1 beside image_1
+        for start, end in [*_beginnings(stem), *named]:
+            fits = [index for index in stems.get((path.parent, start.casefold()), []) if images[index].path != path]
+            if fits and end:
+                found += [(index, path, end) for index in fits if len(fits) == 1]
                 break
     masks = {path for _, path, _ in found}
     rest = [image for image in images if image.path not in masks]

@@ -62,9 +62,9 @@ def collect_pictures(root: Path, options: Options) -> Collection | None:
         InputError: if ``options`` name a table or column that is not there, or a pattern that is no regular expression.
     """
     files = [path for path in walk_files(root) if is_picture(path)]
+    if not files:
+        return None  # without a look into every DICOM file
     images = [image for image in find_images(root) if image.spatial_dims == 2]
-    if not images or not files:
-        return None
     paired = _by_table(root, images, files, options) or _by_name(root, images, files, options)
     if paired is None:
         return None
@@ -76,6 +76,7 @@ def collect_pictures(root: Path, options: Options) -> Collection | None:
 def _by_table(root: Path, images: Sequence[FoundImage], files: Sequence[Path], options: Options) -> _Paired | None:
     """Pictures and masks that a table lists; None without a table that names masks."""
     shown = without_masks(images, root)
+    place = {image.name: at for at, image in enumerate(images)}
     index = ImageIndex(root, shown)
     tables, unread = find_lists(root, index, options)
     paired = _Paired([], findings=[replace(finding, error=False) for finding in unread])
@@ -97,16 +98,23 @@ def _by_table(root: Path, images: Sequence[FoundImage], files: Sequence[Path], o
     columns.outputs = [mask]
     rows = read_rows(table, columns, index)
     paired.findings += [*table.findings, *_of_facts(columns), *rows.findings]
-    place = {image.name: at for at, image in enumerate(images)}
-    rows.entries = [replace(entry, index=place[shown[entry.index].name]) for entry in rows.entries]
     missing: list[str] = []
     several: list[str] = []
+    masks_of: dict[int, tuple[Path, str]] = {}
     for entry in rows.entries:
         found = mask_index.find(entry.cells[mask], table.path.parent)
         if len(found) == 1:
-            paired.pairs.append(Pair(entry.index, masks[found[0]]))
+            path, name = masks[found[0]], shown[entry.index].name
+            if (first := masks_of.setdefault(place[name], (path, entry.place)))[1] == entry.place:
+                continue
+            if first[0] == path:
+                paired.note("listed twice", name, f"is in {entry.place} again, with the same mask; counts once.")
+            else:
+                message = f"an image must have one mask, got another in {entry.place}; keep one of the rows."
+                paired.note("listed with different masks", name, message, error=True)
         elif entry.cells[mask]:
             (several if found else missing).append(entry.place)
+    paired.pairs = [Pair(each, path) for each, (path, _) in masks_of.items()]
     if missing:
         paired.note(
             "mask missing", table.path.name, f"{len(missing)} rows name no mask below the folder: {some(missing)}."
@@ -116,7 +124,7 @@ def _by_table(root: Path, images: Sequence[FoundImage], files: Sequence[Path], o
             f"every row must name one mask; {len(several)} could mean several: {some(several)}; write their paths."
         )
         paired.note("several masks", table.path.name, message, error=True)
-    paired.facts = {entry.index: (entry.patient, entry.part) for entry in rows.entries}
+    paired.facts = {place[shown[entry.index].name]: (entry.patient, entry.part) for entry in rows.entries}
     return paired
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from monai_dvpt.data.gradelist import PART_OF
+from monai_dvpt.data.gradelist import IMAGE_COLUMNS, PART_OF
 from monai_dvpt.utils import InputError
 
 from .columns import Columns, find_image_column, part_of
@@ -61,7 +61,11 @@ def find_lists(root: Path, index: ImageIndex, options: Options) -> tuple[list[tu
     found, errors = [], []
     for table in tables:
         try:
-            if column := find_image_column(table, index, options):
+            column = find_image_column(table, index, options)
+            if column and column.lower() not in IMAGE_COLUMNS and index.find(column, table.path.parent):
+                message = "must have a header, its first row names an image."
+                unread.append(Finding("table cannot be read", table.path.name, message, error=True))
+            elif column:
                 found.append((table, column))
         except InputError as error:
             errors.append(error)

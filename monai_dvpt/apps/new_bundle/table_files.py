@@ -128,7 +128,7 @@ def read_table(path: Path) -> Table:
         raise InputError("must have a header and rows, is empty.")
     (place, header), *rows = lines
     width = max((index + 1 for _, cells in lines for index, cell in enumerate(cells) if cell), default=0)
-    header = (header + [""] * width)[:width]  # columns without a cell at the right do not count
+    header = header[:width]  # columns without a cell at the right do not count
     if unnamed := [index + 1 for index, name in enumerate(header) if not name]:
         raise InputError(
             f"{place} must name every column, the columns {some(unnamed)} have no name; "

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
 from monai_dvpt.data.folders import walk_files
+from monai_dvpt.data.gradelist import IMAGE_COLUMNS
 
-from .columns import Columns, is_empty, names_files, part_of, read_columns
+from .columns import Columns, is_empty, is_output, names_files, part_of, read_columns
 from .images import (
     IMAGE_WORDS,
     FoundImage,
@@ -19,20 +20,24 @@ from .images import (
     Patients,
     find_images,
     has_mask_word,
+    in_mask_folder,
+    is_named_like_mask,
     some,
     without_masks,
     words_of,
 )
 from .model import Case, Collection, Finding, Options
 from .rows import Entry, Listed, find_lists, read_rows
-from .table_files import SUFFIXES, Table
-from .values import Values, few_cases, read_values
+from .table_files import SUFFIXES, Table, find_tables, table_paths
+from .values import Values, read_values
 
 __all__ = ["collect_table"]
 
 CLASS = "class"
 """The output of a folder for each class."""
 MOST_CLASSES = 20
+MOST_LIKE_MASKS = 0.2
+"""Share of the images up to which names like those of masks mean nothing."""
 PLACEHOLDER = ("grading", 2)
 """Task and dimensions of a collection without cases, in which errors are told."""
 
@@ -44,7 +49,7 @@ def collect_table(root: Path, options: Options) -> Collection | None:
     The image column of a table is the one whose cells name images below ``root``, by path, by name with or without
     suffix, or by a DICOM identifier. What is graded are ``options.outputs``, or the only column whose values look like
     grades or classes. Values that are consecutive whole numbers from 0 or 1 are grades, others classes, unless
-    ``options.task`` says so. An image without a row, and a row without an image or without a grade, is left out.
+    ``options.task`` says so. A row without an image is left out; an image without a row is a case without grades.
 
     Args:
         root: folder of data.
@@ -57,9 +62,12 @@ def collect_table(root: Path, options: Options) -> Collection | None:
     Raises:
         InputError: if ``options`` name a table or column that is not there, or a pattern that is no regular expression.
     """
-    shown = without_masks(find_images(root), root)
-    if not shown:
+    if not table_paths(root, options) and not _may_be_classes(root):
+        return None  # without a look into every file
+    images = find_images(root)
+    if not images:
         return None
+    shown = without_masks(images, root)
     index = ImageIndex(root, shown)
     found, unread = find_lists(root, index, options)
     read = [(table, read_columns(table, root, column, options)) for table, column in found]
@@ -78,13 +86,16 @@ def collect_table(root: Path, options: Options) -> Collection | None:
     elif options.table and not unread:
         message = "a column must name images below the folder, none does; pass --columns image=NAME."
         return _unclear(root, [Finding("no image column", options.table, message, error=True)])
-    elif not options.table and (by_folder := _listed_by_folder(shown, root)):
+    elif not options.table and _few_masks(images, root, options) and (by_folder := _listed_by_folder(shown, root)):
         listed = by_folder
         listed.findings = [*(replace(finding, error=False) for finding in unread), *listed.findings]
     else:
+        unread += [finding for table in find_tables(root, options)[0] for finding in _names_nothing(table)]
         return _unclear(root, unread) if unread else None
     if any(finding.error and finding.rule in ("outputs not clear", "no such output") for finding in listed.findings):
         return _unclear(root, listed.findings)
+    if len(shown) < len(images):
+        listed.note("masks", f"{len(images) - len(shown)} images lie in folders of masks, and are not graded.")
     return _collection(root, shown, listed, options)
 
 
@@ -93,12 +104,21 @@ def _unclear(root: Path, findings: list[Finding]) -> Collection:
     return Collection(task, dims, root, [], [], [], findings)
 
 
+def _names_nothing(table: Table) -> list[Finding]:
+    """A finding if a table would grade images, had its column of images named any."""
+    column = next((name for name in table.columns if name.lower() in IMAGE_COLUMNS), "")
+    if not column or not any(is_output(table, name) for name in table.columns if name != column):
+        return []
+    message = f"cells of the column {column} must name images below the folder, none does."
+    return [Finding("no image column", table.path.name, message, error=True)]
+
+
 def _without_outputs(read: Sequence[tuple[Table, Columns]], root: Path, options: Options) -> Collection | None:
     """Tables that name images but grade nothing: of masks, or of patients beside masks, unless a task is named."""
     if options.task not in ("grading", "classification"):
         lists_files = any(names_files(table, root, name) for table, columns in read for name in columns.others(table))
         images = (path for path in walk_files(root) if path.suffix.lower() not in SUFFIXES)
-        if lists_files or any(has_mask_word(name) for path in images for name in _names(path, root)):
+        if lists_files or any(has_mask_word(name) for path in images for name in path.relative_to(root).parts):
             return None
     findings = []
     for table, columns in read:
@@ -107,9 +127,27 @@ def _without_outputs(read: Sequence[tuple[Table, Columns]], root: Path, options:
     return _unclear(root, findings)
 
 
-def _names(path: Path, root: Path) -> tuple[str, ...]:
-    """Of the folders and the file of a path below ``root``."""
-    return Path(os.path.relpath(path, root)).parts
+def _few_masks(images: Sequence[FoundImage], root: Path, options: Options) -> bool:
+    """Whether the images have no masks beside them, or the user says that classes are meant."""
+    masks = sum(in_mask_folder(image.path, root) or is_named_like_mask(image) for image in images)
+    return bool(options.task) or masks <= MOST_LIKE_MASKS * len(images)
+
+
+def _class_of(folders: Sequence[str]) -> str:
+    """The first of the folders of an image that says more than its part, or that it holds images; "" without one."""
+    return next((each for each in folders if not part_of(each) and IMAGE_WORDS.isdisjoint(words_of(each))), "")
+
+
+def _are_classes(names: Set[str]) -> bool:
+    """Whether the names of folders may be of classes, and not of patients."""
+    like_patients = sum(sum(letter.isdigit() for letter in name) >= 3 for name in names) * 2 > len(names)
+    return 2 <= len(names) <= MOST_CLASSES and not like_patients
+
+
+def _may_be_classes(root: Path) -> bool:
+    """Whether there may be a folder for each class, by the names of folders alone."""
+    folders = {path.parent for path in walk_files(root)}
+    return _are_classes({_class_of(folder.relative_to(root).parts) for folder in folders} - {""})
 
 
 def _listed_by_folder(images: Sequence[FoundImage], root: Path) -> Listed | None:
@@ -119,16 +157,12 @@ def _listed_by_folder(images: Sequence[FoundImage], root: Path) -> Listed | None
         parts = Path(os.path.relpath(image.path, root)).parts
         folders = parts[:-1] if isinstance(image.image, str) else parts
         part = next(filter(None, map(part_of, folders)), "") or ""
-        kept = [each for each in folders if not part_of(each) and IMAGE_WORDS.isdisjoint(words_of(each))]
-        if kept:
-            listed.entries.append(Entry(index, image.name, {CLASS: kept[0]}, part=part))
+        if name := _class_of(folders):
+            listed.entries.append(Entry(index, image.name, {CLASS: name}, part=part))
         else:
             outside.append(image.name)
     counts = Counter(entry.cells[CLASS] for entry in listed.entries)
-    named_like_patients = sum(sum(letter.isdigit() for letter in name) >= 3 for name in counts) * 2 > len(counts)
-    if not 2 <= len(counts) <= MOST_CLASSES or min(counts.values()) < 2 or named_like_patients:
-        return None
-    if len(outside) > len(listed.entries):
+    if not _are_classes(counts.keys()) or min(counts.values()) < 2 or len(outside) > len(listed.entries):
         return None
     if outside:
         listed.note(
@@ -154,20 +188,15 @@ def _collection(root: Path, images: Sequence[FoundImage], listed: Listed, option
     for entry in listed.entries:
         by_image.setdefault(entry.index, []).append(entry)
     cases = []
-    for index, entries in sorted(by_image.items()):
-        grades = _grades_of(images[index], entries, values, listed)
-        if grades:
-            image, entry = images[index], entries[0]
-            patient = patients.of(image, entry.patient)
-            case = Case(image.name, image.image, grades=grades, patient=patient, part=entry.part)
-            case.modality = image.modality
-            cases.append(case)
+    for index, image in enumerate(images):
+        case = Case(image.name, image.image, modality=image.modality)
+        if entries := by_image.get(index):
+            case.grades = _grades_of(image, entries, values, listed)
+            case.patient, case.part = patients.of(image, entries[0].patient), entries[0].part
+        elif image.spatial_dims != dims[0] or is_named_like_mask(image):
+            continue
+        cases.append(case)
     listed.findings += [*patients.findings(), *_empty(listed, values)]
-    if rowless := [image.name for index, image in enumerate(images) if index not in by_image and listed.where]:
-        message = f"{len(rowless)} images have no row, and are left out: {some(rowless)}."
-        listed.note("no row", message)
-    given = {output: [case.grades[output] for case in cases if output in case.grades] for output in listed.outputs}
-    listed.findings += few_cases(given, values.labels, listed.where)
     return Collection(values.task, dims[0], root, cases, values.labels, listed.outputs, listed.findings)
 
 

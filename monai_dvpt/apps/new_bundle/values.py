@@ -15,7 +15,7 @@ from .columns import is_empty
 from .images import some
 from .model import Finding, Options
 
-__all__ = ["Values", "few_cases", "plain_value", "read_values"]
+__all__ = ["Values", "plain_value", "read_values"]
 
 MOST_SLIPS = 0.02
 """Share of the cells up to which a value beside others may be a slip of the pen."""
@@ -178,15 +178,3 @@ def _spread(
     listed = some(f"{output} {low} to {high}" for output, (low, high) in ends.items())
     message = f"all outputs of a bundle share their grades, {labels[0]} to {labels[-1]}; got {listed}."
     return [Finding("outputs differ", where, message)]
-
-
-def few_cases(outputs: Mapping[str, Sequence[str]], labels: Sequence[str], where: str) -> list[Finding]:
-    """Grades or classes that few cases have."""
-    findings = []
-    for output, grades in outputs.items():
-        counts = Counter(grades)
-        for label in labels:
-            if 0 < counts[label] < FEW_CASES:
-                message = f"{counts[label]} case{'s' * (counts[label] > 1)} of {output} {label}: too few to learn from."
-                findings.append(Finding("grade in few cases", where, message))
-    return findings

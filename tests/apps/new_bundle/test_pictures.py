@@ -11,8 +11,8 @@ import numpy as np
 import pandas
 from parameterized import parameterized
 from PIL import Image
-from test_tables import rules, save_picture, save_radiograph
 from utils_data import save_nifti, shared_data, temporary_folder
+from utils_pictures import save_picture, save_radiograph
 
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection, Options
 from monai_dvpt.apps.new_bundle.pictures import collect_pictures
@@ -35,6 +35,10 @@ def some_indices(seed: int = 0, most: int = 2, size: tuple[int, int] = SIZE) -> 
 def save_mask(path: Path, values: np.ndarray, **how) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path, **how)
+
+
+def rules(collection: Collection, errors: bool | None = None) -> list[str]:
+    return [each.rule for each in collection.findings if errors is None or each.error == errors]
 
 
 class Pictures(unittest.TestCase):
@@ -83,6 +87,9 @@ class TestPairs(Pictures):
             ("train_images/image_{}.jpg", "train_masks/mask_{}.png"),
             ("imagesTr/p{}.png", "labelsTr/p{}.png"),
             ("p{}.jpg", "p{}_mask.png"),
+            ("image_{}.png", "mask_{}.png"),
+            ("case{}/image.png", "case{}/mask.png"),
+            ("case{}/images/p.png", "case{}/masks/p.png"),
             ("all/p-{}.png", "all/p-{}-vessels.png"),
         ]
     )
@@ -92,7 +99,8 @@ class TestPairs(Pictures):
         collection = self.collect()
         self.expect(collection, labels)
         self.assertEqual(collection.labels, ["label_1", "label_2"])
-        self.assertEqual([Path(case.image).stem[-1] for case in collection.cases], list("0123"))
+        paths = [str(self.root / image.format(index)) for index in range(4)]
+        self.assertEqual([case.image for case in collection.cases], paths)
 
     def test_equal_names_in_several_folders(self):
         wanted = []
@@ -189,6 +197,13 @@ class TestPairs(Pictures):
         pandas.DataFrame(rows).to_csv(self.root / "list.csv", index=False)
         self.expect(self.collect(), labels[::-1])
 
+    def test_a_table_pairs_stems_otherwise_than_names(self):
+        self.pictures()
+        labels = self.masks()
+        rows = {"image": [f"p{index}" for index in range(4)], "mask": [f"p{3 - index}" for index in range(4)]}
+        pandas.DataFrame(rows).to_csv(self.root / "list.csv", index=False)
+        self.expect(self.collect(), labels[::-1])
+
     def test_a_table_of_patients_beside_folders(self):
         self.pictures()
         labels = self.masks()
@@ -250,6 +265,17 @@ class TestValues(Pictures):
             image.putpalette([9, 9, 9, 200, 0, 0, 200, 0, 0])
             image.save(self.root / f"images/p{index}_mask.png")
         self.expect(self.collect(), labels)
+
+    def test_palettes_that_differ(self):
+        self.pictures()
+        for index, label in enumerate(self.masks()):
+            image = Image.fromarray(label).convert("P")
+            image.putdata(label.ravel().tolist())
+            image.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0] if index else [0, 0, 0, 0, 200, 0, 200, 0, 0])
+            image.save(self.root / f"masks/p{index}.png")
+        (finding,) = self.collect().findings
+        self.assertEqual((finding.rule, finding.error), ("masks differ", True))
+        self.assertIn("1, 2 have several", finding.message)
 
     def test_one_bit_and_sixteen(self):
         self.pictures(2)
@@ -370,6 +396,30 @@ class TestBadData(Pictures):
         save_mask(self.root / "masks" / "p0.png", turned)
         np.testing.assert_array_equal(self.read(self.collect().cases[0])[0], turned)
 
+    def test_a_mask_is_turned_by_its_own_exif_data(self):
+        self.pictures()
+        labels = self.masks()
+        exif = Image.Exif()
+        exif[0x0112] = TURNED
+        Image.open(self.root / "images/p0.jpg").save(self.root / "images" / "p0.jpg", exif=exif)
+        save_mask(self.root / "masks" / "p0.png", labels[0], exif=exif)
+        np.testing.assert_array_equal(self.read(self.collect().cases[0])[0], np.rot90(labels[0], -1))
+
+    def test_a_small_mask_with_smooth_edges(self):
+        self.pictures(1, "images/p{}.png")
+        y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+        label = np.clip(255 * (3.3 - np.hypot(y - 3.6, x - 5.3)), 0, 255).astype(np.uint8)
+        save_mask(self.root / "masks" / "p0.png", label)
+        self.assertGreater(len(np.unique(label)), 4)
+        self.refused_alone("edges must not be smooth")
+
+    def refused_alone(self, pattern: str) -> None:
+        """Of a folder whose only mask is refused."""
+        collection = self.collect()
+        self.assertEqual(rules(collection), ["no labels"])
+        with self.assertRaisesRegex(InputError, pattern):
+            self.read(collection.cases[0])
+
     def test_jpeg(self):
         self.pictures()
         self.masks(scale=255, most=1)
@@ -387,9 +437,7 @@ class TestBadData(Pictures):
         for at, value in enumerate((31, 64, 127, 190)):
             label[10 + at, 14] = value
         save_mask(self.root / "masks" / "p0.png", label)
-        self.refused(
-            "mask must have a value for each label, got 6 values, most of them of few pixels; edges must not be smooth"
-        )
+        self.refused("mask must have a value for each label, got 6 values; edges must not be smooth")
 
     def test_a_photograph_for_a_mask(self):
         self.pictures()
@@ -498,6 +546,16 @@ class TestBadData(Pictures):
         }
         pandas.DataFrame(rows).to_csv(self.root / "list.csv", index=False)
         self.found("mask missing", "^1 rows name no mask below the folder: line 5", False, 4, "list.csv")
+
+    def test_rows_of_one_picture(self):
+        self.pictures()
+        labels = self.masks()
+        rows = {"image": [f"p{index}" for index in (0, 1, 2, 3, 0)], "mask": [f"p{index}" for index in (0, 1, 2, 3, 0)]}
+        pandas.DataFrame(rows).to_csv(self.root / "list.csv", index=False)
+        self.expect(self.collect(), labels, ["listed twice"])
+        rows["mask"][-1] = "p3"
+        pandas.DataFrame(rows).to_csv(self.root / "list.csv", index=False)
+        self.found("listed with different masks", "got another in line 6", True, 4, "images_p0")
 
     def test_two_tables(self):
         self.pictures()

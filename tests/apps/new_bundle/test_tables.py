@@ -1,627 +1,661 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grades and classes from tables and folders; what is true is read by pandas, or written here."""
+"""Tables of grades and classes, whose truth is pandas or the test's own words, and what is odd about them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import sys
 import unittest
-import unittest.mock
 import zipfile
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import openpyxl
-import pandas
+import pandas as pd
 import pydicom
 from parameterized import parameterized
 from PIL import Image
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
-from utils_data import AFFINE_RAS, PATIENT, save_dicom, save_nifti, shared_data, temporary_folder
+from utils_data import save_dicom, save_nifti, shared_data, temporary_folder
+from utils_pictures import save_radiograph
 
-from monai_dvpt.apps.new_bundle.model import Collection, Options
+from monai_dvpt.apps.new_bundle.model import Collection, Finding, Options
 from monai_dvpt.apps.new_bundle.tables import collect_table
-from monai_dvpt.transforms import LoadImage2D, LoadVolume
 from monai_dvpt.utils import InputError
 
-SECRET = b"of this test"
-GRADES = ["0", "1", "2"] * 6
-CLASSES = ["mel", "nv", "bkl"] * 6
+SECRET = b"key of this test"
+ZONES = [f"S-{zone}" for zone in "ABCDEF"]
 
 
-def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (5, 7)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, np.uint8)).save(path)
-    return path
-
-
-def save_radiograph(path: Path, patient: str) -> pydicom.Dataset:
-    """A radiograph; returns its header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = pydicom.Dataset()
-    header.file_meta = pydicom.dataset.FileMetaDataset()
-    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = DigitalXRayImageStorageForPresentation
-    header.SOPInstanceUID, header.SeriesInstanceUID, header.StudyInstanceUID = (generate_uid() for _ in range(3))
-    header.PatientName, header.PatientID, header.Modality = PATIENT, patient, "DX"
-    header.AccessionNumber = f"A{patient}"
-    header.Rows, header.Columns, header.SamplesPerPixel = 4, 6, 1
-    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 12, 11, 0
-    header.PhotometricInterpretation = "MONOCHROME2"
-    header.PixelData = np.arange(24, dtype=np.uint16).tobytes()
-    header.save_as(path, enforce_file_format=True)
-    return header
+def alias(identifier: str) -> str:
+    """As the model says: a keyed hash in 16 digits."""
+    return hashlib.blake2b(identifier.encode(), key=SECRET, digest_size=8).hexdigest()
 
 
 class Tables(unittest.TestCase):
     def setUp(self) -> None:
         self.root = temporary_folder(self)
 
-    def pictures(self, count: int = 18, folder: str = "images") -> list[str]:
-        names = [f"{folder}/p{index:02}.png" for index in range(count)]
-        for index, name in enumerate(names):
-            save_picture(self.root / name, index)
+    def pictures(self, *names: str) -> None:
+        for seed, name in enumerate(names):
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(seed).integers(0, 255, (4, 5), np.uint8)).save(path)
+
+    def numbered(self, count: int, folder: str = "images") -> list[str]:
+        names = [f"p{number:02}" for number in range(count)]
+        self.pictures(*(f"{folder}/{name}.png" for name in names))
         return names
 
-    def table(self, rows: dict[str, list], name: str = "labels.csv", **how) -> pandas.DataFrame:
-        frame = pandas.DataFrame(rows)
-        frame.to_csv(self.root / name, index=False, **how)
-        return frame
+    def write(self, text: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:
+        path = self.root / name
+        path.write_text(text, encoding=encoding)
+        return path
+
+    def graded(self, grades: list[str], name: str = "labels.csv", column: str = "grade") -> None:
+        """A table of as many pictures."""
+        names = self.numbered(len(grades))
+        self.write("\n".join([f"image,{column}", *map(",".join, zip(names, grades, strict=True))]), name)
 
     def collect(self, **options) -> Collection:
         collection = collect_table(self.root, Options(secret=SECRET, **options))
-        self.assertIsNotNone(collection)
+        assert collection is not None
         return collection
 
     def grades(self, collection: Collection, output: str = "grade") -> dict[str, str]:
-        return {Path(str(case.image)).name: case.grades[output] for case in collection.cases}
+        return {Path(str(case.image)).stem: case.grades.get(output, "") for case in collection.cases}
 
-
-def rules(collection: Collection, errors: bool | None = None) -> list[str]:
-    return [each.rule for each in collection.findings if errors is None or each.error == errors]
+    def one(self, rule: str, collection: Collection, error: bool = False) -> Finding:
+        """The only finding of a rule."""
+        found = [finding for finding in collection.findings if finding.rule == rule]
+        self.assertEqual(
+            [each.error for each in found], [error], [(each.rule, each.message) for each in collection.findings]
+        )
+        return found[0]
 
 
 class TestFormats(Tables):
-    def expect(self, collection: Collection, cells: list[str] = GRADES) -> None:
-        wanted = {f"p{index:02}.png": cell for index, cell in enumerate(cells)}
-        self.assertEqual(self.grades(collection), wanted)
-        self.assertEqual(rules(collection, errors=True), [])
+    ROWS = [("a", "0", "x1"), ("b", "1", "x1"), ("c", "2", "y2"), ("d", "1", "z3"), ("e", "0", "z3"), ("f", "2", "w4")]
+
+    def check(self, **options) -> Collection:
+        collection = self.collect(**options)
         self.assertEqual((collection.task, collection.spatial_dims), ("grading", 2))
         self.assertEqual((collection.labels, collection.outputs), (["0", "1", "2"], ["grade"]))
-        for case in collection.cases:
-            LoadImage2D()(case.image)
+        self.assertEqual(self.grades(collection), {name: grade for name, grade, _ in self.ROWS})
+        self.assertEqual([case.patient for case in collection.cases], [alias(patient) for *_, patient in self.ROWS])
+        self.assertFalse([finding for finding in collection.findings if finding.error])
+        return collection
 
-    @parameterized.expand([(",", "utf-8"), (";", "utf-8"), ("\t", "utf-8"), (",", "utf-8-sig"), (";", "utf-16")])
-    def test_csv(self, separator, encoding):
-        names = self.pictures()
-        self.table({"image": names, "grade": GRADES, "remarks": ["é, ü"] * 18}, sep=separator, encoding=encoding)
-        self.expect(self.collect())
+    @parameterized.expand([(",",), (";",), ("\t",)])
+    def test_separators(self, separator):
+        self.pictures(*(f"images/{name}.png" for name, *_ in self.ROWS))
+        frame = pd.DataFrame(self.ROWS, columns=["image", "grade", "patient"])
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            with self.subTest(encoding):
+                frame.to_csv(self.root / "labels.csv", sep=separator, index=False, encoding=encoding)
+                self.check()
 
-    def test_latin_1_is_read_and_told(self):
-        names = self.pictures()
-        self.table({"image": names, "diagnosis": ["Fraktur", "früh"] * 9}, encoding="latin-1")
-        collection = self.collect()
-        self.assertEqual(collection.labels, ["Fraktur", "früh"])
-        self.assertEqual(rules(collection), ["not in UTF-8"])
+    @parameterized.expand(
+        [("{}",), ("{}.png",), ("images/{}.png",), ("images/{}",), ("./images/{}.png",), ("images\\{}.png",)]
+    )
+    def test_how_images_are_called(self, call):
+        self.pictures(*(f"images/{name}.png" for name, *_ in self.ROWS))
+        rows = [(grade, call.format(name), patient) for name, grade, patient in self.ROWS]
+        frame = pd.DataFrame(rows, columns=["grade", "what it shows", "Patient ID"])
+        frame.to_csv(self.root / "any.csv", index=False)
+        self.check()
+
+    def test_absolute_paths(self):
+        self.pictures(*(f"images/{name}.png" for name, *_ in self.ROWS))
+        rows = [(str(self.root / "images" / f"{name}.png"), grade, patient) for name, grade, patient in self.ROWS]
+        pd.DataFrame(rows, columns=["path", "grade", "patient"]).to_csv(self.root / "any.csv", index=False)
+        self.check()
 
     def test_excel(self):
-        names = self.pictures()
-        frame = pandas.DataFrame({"image": names, "grade": list(map(float, GRADES))})
-        frame.to_excel(self.root / "labels.xlsx", index=False)
-        self.expect(self.collect())
+        self.pictures(*(f"images/{name}.png" for name, *_ in self.ROWS))
+        rows = [(name, int(grade), patient) for name, grade, patient in self.ROWS]
+        pd.DataFrame(rows, columns=["image", "grade", "patient"]).to_excel(self.root / "labels.xlsx", index=False)
+        self.check()
 
     def test_excel_without_openpyxl(self):
-        names = self.pictures()
-        pandas.DataFrame({"image": names, "grade": GRADES}).to_excel(self.root / "labels.xlsx", index=False)
-        with unittest.mock.patch("monai_dvpt.apps.new_bundle.table_files.optional_import", lambda name: (None, False)):
-            collection = self.collect()
-        self.assertEqual(collection.cases, [])
-        (finding,) = collection.findings
-        self.assertEqual((finding.rule, finding.where, finding.error), ("table cannot be read", "labels.xlsx", True))
+        self.pictures(*(f"images/{name}.png" for name, *_ in self.ROWS))
+        pd.DataFrame(self.ROWS, columns=["image", "grade", "patient"]).to_excel(self.root / "labels.xlsx", index=False)
+        with mock.patch.dict(sys.modules, {"openpyxl": None}):
+            finding = self.one("table cannot be read", self.collect(), error=True)
         self.assertIn("pip install 'monai_dvpt[excel]'", finding.message)
 
+    @parameterized.expand([("list",), ("parts",), ("label",)])
+    def test_json(self, kind):
+        self.pictures(*(f"images/{name}.png" for name, *_ in self.ROWS))
+        records = [{"image": name, "grade": int(grade), "patient": patient} for name, grade, patient in self.ROWS]
+        if kind == "label":
+            for record in records:
+                record["label"] = {"grade": record.pop("grade")}
+        content = records if kind == "list" else {"name": "a set", "training": records[:4], "validation": records[4:]}
+        self.write(json.dumps(content), "list.json")
+        collection = self.check()
+        parts = [case.part for case in collection.cases]
+        self.assertEqual(parts, [""] * 6 if kind == "list" else ["training"] * 4 + ["validation"] * 2)
+
+    def test_latin_1(self):
+        self.pictures(*(f"images/{name}.png" for name, *_ in self.ROWS))
+        frame = pd.DataFrame(self.ROWS, columns=["image", "grade", "patient"])
+        frame["remarks"] = "größer"
+        frame.to_csv(self.root / "labels.csv", index=False, encoding="latin-1")
+        self.assertIn("Latin-1", self.one("not in UTF-8", self.check()).message)
+
+    def test_tables_for_each_part(self):
+        self.pictures(*(f"images/{name}.png" for name, *_ in self.ROWS))
+        frame = pd.DataFrame(self.ROWS, columns=["image", "grade", "patient"])
+        frame[:4].to_csv(self.root / "train.csv", index=False)
+        frame[4:].to_csv(self.root / "test.csv", index=False)
+        self.assertEqual([case.part for case in self.check().cases], ["training"] * 4 + ["test"] * 2)
+
+
+class TestMeaning(Tables):
     @parameterized.expand(
         [
-            ("records", lambda rows: rows),
-            ("parts", lambda rows: {"name": "x", "training": rows[:12], "test": rows[12:]}),
-            ("outputs", lambda rows: [{"image": row["image"], "label": {"grade": row["grade"]}} for row in rows]),
+            ("from 0", "0 1 2 0 1 2", "grading", ["0", "1", "2"]),
+            ("from 1", "1 2 3 1 2 3", "grading", ["1", "2", "3"]),
+            ("with fractions", "1.0 2.0 3 1 2 3.00", "grading", ["1", "2", "3"]),
+            ("yes and no", "0 1 0 1 1 1", "grading", ["0", "1"]),
+            ("with gaps", "0 2 5 0 2 5", "classification", ["0", "2", "5"]),
+            ("from 2", "2 3 4 2 3 4", "classification", ["2", "3", "4"]),
+            ("texts", "nv mel nv mel nv mel", "classification", ["mel", "nv"]),
         ]
     )
-    def test_json(self, kind, shape):
-        names = self.pictures()
-        rows = [{"image": name, "grade": int(grade)} for name, grade in zip(names, GRADES, strict=True)]
-        (self.root / "labels.json").write_text(json.dumps(shape(rows)))
+    def test_task(self, name, grades, task, labels):
+        self.graded(grades.split())
         collection = self.collect()
-        self.expect(collection)
-        wanted = ["training"] * 12 + ["test"] * 6 if kind == "parts" else [""] * 18
-        self.assertEqual([case.part for case in collection.cases], wanted)
+        self.assertEqual((collection.task, collection.labels), (task, labels))
+        self.assertEqual(
+            list(self.grades(collection).values()),
+            [f"{float(each):g}" if each[0].isdigit() else each for each in grades.split()],
+        )
+        if labels[0].isdigit():
+            finding = self.one("taken as grades" if task == "grading" else "taken as classes", collection)
+            self.assertIn("--task", finding.message)
 
-    def test_a_table_for_each_part(self):
-        names = self.pictures()
-        self.table({"image": names[:12], "grade": GRADES[:12]}, "train.csv")
-        self.table({"image": names[12:], "grade": GRADES[12:]}, "valid.csv")
-        collection = self.collect()
-        self.expect(collection)
-        self.assertEqual([case.part for case in collection.cases], ["training"] * 12 + ["validation"] * 6)
-
-    @parameterized.expand(
-        [
-            ("path", lambda name: name),
-            ("other machine", lambda name: f"/home/someone/data/{name}"),
-            ("windows", lambda name: "D:\\data\\" + name.replace("/", "\\")),
-            ("name", lambda name: name.split("/")[1]),
-            ("stem", lambda name: name.split("/")[1][:-4]),
-            ("upper case", lambda name: name.split("/")[1].upper()),
-            ("another suffix", lambda name: name.replace(".png", ".jpg")),
-        ]
-    )
-    def test_names_of_images(self, _, spell):
-        """The image column is found by what it holds, whatever its name."""
-        names = self.pictures()
-        self.table({"row": range(18), "study": [spell(name) for name in names], "grade": GRADES})
-        self.expect(self.collect())
-
-    def test_a_whole_path_comes_before_an_end(self):
-        self.pictures(folder=".")
-        self.pictures(folder="other")
-        self.table({"image": [f"p{index:02}.png" for index in range(18)], "grade": GRADES})
-        collection = self.collect()
-        self.assertEqual(rules(collection, errors=True), [])
-        self.assertEqual({Path(case.image).parent for case in collection.cases}, {self.root})
-
-    def test_an_image_of_another_folder_is_not_taken(self):
-        """train/p00.png is not there; test/p00.png is another image."""
-        names = self.pictures(9, "train")
-        self.pictures(9, "test")
-        (self.root / names[0]).unlink()
-        self.table({"image": names, "grade": GRADES[:9]})
-        collection = self.collect()
-        self.assertEqual({Path(case.image).parent.name for case in collection.cases}, {"train"})
-        self.assertEqual(len(collection.cases), 8)
-        self.assertIn("1 rows name no image below the folder, and are left out: line 2.", str(collection.findings))
-
-    def test_a_masks_folder_does_not_disturb(self):
-        names = self.pictures()
-        self.pictures(folder="masks")
-        self.table({"image": [Path(name).stem for name in names], "grade": GRADES})
-        self.expect(self.collect())
-
-
-class TestColumns(Tables):
-    def test_patients_and_parts(self):
-        names = self.pictures()
-        patients = [f"MRN{index // 2}" for index in range(18)]
-        parts = ["train"] * 10 + ["Validation"] * 4 + ["test"] * 4
-        self.table({"image": names, "Patient_ID": patients, "side": ["L", "R"] * 9, "split": parts, "grade": GRADES})
-        collection = self.collect()
-        self.assertEqual(collection.outputs, ["grade"])
-        self.assertEqual(Counter(case.part for case in collection.cases), {"training": 10, "validation": 4, "test": 4})
-        aliases = [case.patient for case in collection.cases]
-        self.assertEqual([aliases.index(alias) for alias in aliases], [index // 2 * 2 for index in range(18)])
-        self.assertNotIn("MRN", f"{aliases} {collection.findings}")
-        other = collect_table(self.root, Options(secret=b"another"))
-        self.assertNotIn(aliases[0], [case.patient for case in other.cases])
-
-    def test_another_key_of_patients_is_proposed_and_taken(self):
-        names = self.pictures()
-        self.table({"image": names, "lesion_id": [f"L{index // 3}" for index in range(18)], "dx": CLASSES})
-        collection = self.collect()
-        self.assertEqual(rules(collection), ["patients not known"])
-        self.assertIn("6 different values in 18 rows", collection.findings[0].message)
-        self.assertIn("--columns patient=lesion_id", collection.findings[0].message)
-        self.assertEqual({case.patient for case in collection.cases}, {""})
-        collection = self.collect(columns={"patient": "lesion_id"})
-        self.assertEqual(len({case.patient for case in collection.cases}), 6)
+    def test_the_user_says_the_task(self):
+        self.graded("0 1 2 0 1 2".split())
+        collection = self.collect(task="classification")
+        self.assertEqual((collection.task, collection.labels), ("classification", ["0", "1", "2"]))
         self.assertEqual(collection.findings, [])
 
-    def test_patient_pattern(self):
-        names = self.pictures()
-        self.table({"image": names, "grade": GRADES})
-        collection = self.collect(patient_pattern=r"p(\d)")
-        self.assertEqual(Counter(Counter(case.patient for case in collection.cases).values()), {10: 1, 8: 1})
-        self.assertEqual(rules(self.collect(patient_pattern=r"q(\d)"))[-1], "patient not found")
+    def test_a_grade_between_that_no_image_has(self):
+        self.graded("0 1 3 0 1 3".split())
+        self.assertEqual(self.collect(task="grading").labels, ["0", "1", "2", "3"])
+
+    def test_named_grades(self):
+        self.graded("mild none severe none mild severe".split())
+        collection = self.collect(task="grading", grades=["none", "mild", "severe"])
+        self.assertEqual((collection.task, collection.labels), ("grading", ["none", "mild", "severe"]))
+        self.one("order of grades not known", self.collect(task="grading"), error=True)
+
+    def test_grades_by_their_index(self):
+        self.graded("1 0 2 0 1 2".split())
+        collection = self.collect(task="grading", grades=["none", "mild", "severe"])
+        self.assertEqual(list(self.grades(collection).values()), ["mild", "none", "severe", "none", "mild", "severe"])
+
+    def test_columns_that_are_not_graded(self):
+        names = self.numbered(8)
+        rows = [
+            {"image": name, "Patient": f"q{at // 2}", "side": "LR"[at % 2], "age": 40 + at % 3, "Sex": "fm"[at // 4],
+             "visit date": f"2020-01-0{1 + at % 2}", "volume": 0.5 * at, "note_id": f"n{at}", "kl": at % 3}
+            for at, name in enumerate(names)
+        ]  # fmt: skip
+        pd.DataFrame(rows).to_csv(self.root / "labels.csv", index=False)
+        collection = self.collect()
+        self.assertEqual(collection.outputs, ["kl"])
+        self.assertEqual(self.grades(collection, "kl"), {name: str(at % 3) for at, name in enumerate(names)})
+        self.assertEqual([case.patient for case in collection.cases], [alias(f"q{at // 2}") for at in range(8)])
+
+    def test_several_outputs(self):
+        names = self.numbered(6)
+        frame = pd.DataFrame({"image": names, "dr": [0, 1, 2, 0, 1, 2], "edema": [0, 1, 0, 1, 0, 1]})
+        frame.to_csv(self.root / "labels.csv", index=False)
+        collection = self.collect()
+        self.assertEqual((collection.cases, collection.outputs), ([], []))
+        message = self.one("outputs not clear", collection, error=True).message
+        for text in ("dr", "edema", "--outputs"):
+            self.assertIn(text, message)
+        collection = self.collect(outputs=["dr", "edema"])
+        self.assertEqual((collection.outputs, collection.labels), (["dr", "edema"], ["0", "1", "2"]))
+        self.assertEqual(collection.cases[1].grades, {"dr": "1", "edema": "1"})
+        self.one("outputs differ", collection)
+
+    def test_parts(self):
+        names = self.numbered(6)
+        frame = pd.DataFrame(
+            {"image": names, "grade": [0, 1] * 3, "split": "train valid val test calibration train".split()}
+        )
+        frame.to_csv(self.root / "labels.csv", index=False)
+        parts = ["training", "validation", "validation", "test", "calibration", "training"]
+        self.assertEqual([case.part for case in self.collect().cases], parts)
+
+    def test_lesions_as_patients(self):
+        names = self.numbered(6)
+        frame = pd.DataFrame({"image": names, "lesion_id": list("aabbcc"), "dx": ["nv", "mel"] * 3})
+        frame.to_csv(self.root / "labels.csv", index=False)
+        collection = self.collect()
+        self.assertIn("--columns patient=lesion_id", self.one("patients not known", collection).message)
+        self.assertEqual({case.patient for case in collection.cases}, {""})
+        collection = self.collect(columns={"patient": "lesion_id"})
+        self.assertEqual([case.patient for case in collection.cases], [alias(lesion) for lesion in "aabbcc"])
+        self.assertEqual(collection.findings, [])
+
+    def test_patients_by_a_pattern_of_the_path(self):
+        self.pictures(*(f"images/q{at // 2}/{at}.png" for at in range(6)))
+        rows = [f"images/q{at // 2}/{at}.png,{at % 2}" for at in range(6)]
+        self.write("\n".join(["image,grade", *rows]))
+        collection = self.collect(patient_pattern=r"q(\d)")
+        self.assertEqual([case.patient for case in collection.cases], [alias(str(at // 2)) for at in range(6)])
+        message = self.one("patient not found", self.collect(patient_pattern="nowhere")).message
+        self.assertIn("6 images", message)
         with self.assertRaisesRegex(InputError, "patient_pattern must be a regular expression"):
             self.collect(patient_pattern="(")
 
-    def test_what_is_graded_must_be_clear(self):
-        names = self.pictures()
-        rows = {"image": names, "L-A": GRADES, "L-B": GRADES[::-1], "quality": ["good", "bad"] * 9, "age": GRADES}
-        self.table(rows)
-        collection = self.collect()
-        (finding,) = collection.findings
-        self.assertEqual((finding.rule, finding.error, collection.cases), ("outputs not clear", True, []))
-        self.assertIn("L-A, L-B (0 to 2); quality (2 texts)", finding.message)
-        self.assertIn("--outputs L-A,L-B", finding.message)
-        collection = self.collect(outputs=["L-A", "L-B"])
-        self.assertEqual(collection.outputs, ["L-A", "L-B"])
-        self.assertEqual(
-            self.grades(collection, "L-B"), dict(zip([Path(n).name for n in names], GRADES[::-1], strict=True))
+    def test_folders_of_classes(self):
+        self.pictures(
+            *(f"{part}/{name}/{at}.png" for part in ("train", "val") for name in ("mel", "nv") for at in range(3))
         )
+        collection = self.collect()
+        self.assertEqual((collection.task, collection.labels), ("classification", ["mel", "nv"]))
+        for case in collection.cases:
+            part, name, _ = Path(str(case.image)).relative_to(self.root).parts
+            self.assertEqual(
+                (list(case.grades.values()), case.part), ([name], {"train": "training", "val": "validation"}[part])
+            )
+        self.assertIn("mel, nv", self.one("classes by folder", collection).message)
 
     @parameterized.expand(
         [
-            ("consecutive", ["1", "2", "3"] * 6, {}, "grading", ["1", "2", "3"], ["taken as grades"]),
-            ("not consecutive", ["0", "2", "5"] * 6, {}, "classification", ["0", "2", "5"], ["taken as classes"]),
-            ("gap", ["0", "1", "3"] * 6, {"task": "grading"}, "grading", ["0", "1", "2", "3"], []),
-            ("said", GRADES, {"task": "classification"}, "classification", ["0", "1", "2"], []),
-            ("texts", CLASSES, {}, "classification", ["bkl", "mel", "nv"], []),
+            ("of masks", ["images/a.png", "images/b.png", "masks/a.png", "masks/b.png"]),
+            ("of one kind", ["images/a.png", "images/b.png"]),
+            ("of patients", [f"patient{at:03}/{name}.png" for at in range(4) for name in "ab"]),
             (
-                "order",
-                CLASSES,
-                {"task": "grading", "grades": ["nv", "bkl", "mel"]},
-                "grading",
-                ["nv", "bkl", "mel"],
-                [],
+                "with masks beside",
+                [f"{folder}/{name}.png" for folder in "AB" for name in ("1", "1_mask", "2", "2_mask")],
             ),
-            ("named by index", GRADES, {"task": "grading", "grades": ["no", "low", "high"]}, "grading", None, []),
-            ("fractions", ["0", "0.5", "1"] * 6, {"task": "grading"}, "grading", ["0", "0.5", "1"], []),
-            ("floats", ["0.0", "1.0", "2"] * 6, {}, "grading", ["0", "1", "2"], ["taken as grades"]),
         ]
     )
-    def test_task(self, _, cells, options, task, labels, found):
-        self.table({"image": self.pictures(), "grade": cells})
-        collection = self.collect(**options)
-        self.assertEqual((collection.task, rules(collection)), (task, found))
-        self.assertEqual(collection.labels, labels or ["no", "low", "high"])
-        self.assertEqual(set(Counter(self.grades(collection).values()).values()), {6})
+    def test_folders_that_are_no_classes(self, name, paths):
+        self.pictures(*paths)
+        self.assertIsNone(collect_table(self.root, Options()))
+
+    def test_tables_of_something_else(self):
+        self.numbered(4)
+        self.write("name,version\nmonai,1\ntorch,2\n", "software.csv")
+        self.write('{"a": 1}', "config.json")
+        self.write("not JSON", "broken.json")
+        self.assertIsNone(collect_table(self.root, Options()))
+
+    def test_the_masks_of_a_table_are_not_graded(self):
+        self.pictures(*(f"{folder}/{at}.png" for folder in ("images", "masks") for at in range(6)))
+        rows = [f"images/{at}.png,masks/{at}.png,{'nv' if at % 2 else 'mel'}" for at in range(6)]
+        self.write("\n".join(["image,mask,dx", *rows]))
+        collection = self.collect()
+        self.assertEqual(self.grades(collection, "dx"), {str(at): "nv" if at % 2 else "mel" for at in range(6)})
+        self.assertEqual({Path(str(case.image)).parent.name for case in collection.cases}, {"images"})
+        self.write("\n".join(["image,mask", *(row.rpartition(",")[0] for row in rows)]))
+        self.assertIsNone(collect_table(self.root, Options()))
 
 
-class TestBadData(Tables):
-    """Each has one clear finding, besides what is said of every table of numbers."""
+class TestVolumes(Tables):
+    def test_nifti(self):
+        for at in range(4):
+            volume = np.random.default_rng(at).normal(size=(4, 5, 6)).astype(np.float32)
+            save_nifti(self.root / "scans" / f"s{at}.nii.gz", volume)
+        self.write("scan,grade\n" + "\n".join(f"s{at},{at % 2}" for at in range(4)))
+        collection = self.collect()
+        self.assertEqual(
+            (collection.spatial_dims, self.grades(collection)), (3, {f"s{at}.nii": str(at % 2) for at in range(4)})
+        )
 
-    def found(self, rule: str, pattern: str, error: bool, cases: int, where: str = "labels.csv", **options) -> None:
-        collection = self.collect(**options)
-        told = [each for each in collection.findings if each.rule != "taken as grades"]
-        self.assertEqual([(each.rule, each.error, each.where) for each in told], [(rule, error, where)])
-        self.assertRegex(told[0].message, pattern)
-        self.assertTrue(told[0].message.endswith("."))
-        self.assertEqual(len(collection.cases), cases)
+    def dicom(self) -> None:
+        for at in range(4):
+            volume = np.random.default_rng(at).integers(0, 100, (4, 5, 3)).astype(np.uint16)
+            folder = save_dicom(self.root / f"study{at}", volume, np.eye(3), np.zeros(3), (2, 3, 4))
+            for path in folder.iterdir():
+                dataset = pydicom.dcmread(path)
+                dataset.PatientID, dataset.StudyInstanceUID = f"SECRET{at // 2}", f"1.2.{at + 1}"
+                dataset.save_as(path)
 
-    def test_image_missing(self):
-        names = self.pictures()
-        self.table({"image": [*names, "images/gone.png"], "grade": [*GRADES, "1"]})
-        self.found("image missing", "^1 rows name no image.*left out: line 20", False, 18)
+    def test_dicom(self):
+        self.dicom()
+        self.write("image,grade\n" + "\n".join(f"study{at},{at % 2}" for at in range(4)))
+        collection = self.collect()
+        self.assertEqual([case.grades["grade"] for case in collection.cases], ["0", "1", "0", "1"])
+        self.assertEqual([case.patient for case in collection.cases], [alias(f"SECRET{at // 2}") for at in range(4)])
+        self.assertTrue(all(len(case.image) == 3 for case in collection.cases))
+        self.assertNotIn("SECRET", repr([collection.findings, [case.name for case in collection.cases]]))
 
-    def test_no_image_named(self):
-        names = self.pictures()
-        self.table({"image": [*names, None], "grade": [*GRADES, "1"]})
-        self.found("no image named", "line 20", False, 18)
+    def test_dicom_by_its_identifiers(self):
+        self.dicom()
+        self.write("study,grade\n" + "\n".join(f"1.2.{at + 1},{at % 2}" for at in range(4)))
+        self.assertEqual([case.grades["grade"] for case in self.collect().cases], ["0", "1", "0", "1"])
+        self.write("PatientID,grade\n" + "\n".join(f"SECRET{at},{at}" for at in range(3)))
+        collection = self.collect(columns={"image": "PatientID"}, outputs=["grade"])
+        self.assertNotIn("SECRET", repr(collection.findings))
+        self.one("several images", collection, error=True)
 
-    def test_image_without_row(self):
-        names = self.pictures()
-        save_picture(self.root / "images" / "extra.png", 99)
-        self.table({"image": names, "grade": GRADES})
-        self.found("no row", "^1 images have no row, and are left out: images_extra", False, 18)
+    @parameterized.expand(["SOPInstanceUID", "AccessionNumber", "PatientID", "path"])
+    def test_radiographs(self, key):
+        headers = [save_radiograph(self.root / "dx" / f"{at}.dcm", f"SECRET{at}") for at in range(8)]
+        cells = [f"dx/{at}" if key == "path" else header.get(key) for at, header in enumerate(headers)]
+        pd.DataFrame({"study": cells, "grade": [0, 1] * 4}).to_csv(self.root / "labels.csv", index=False)
+        collection = self.collect()
+        self.assertEqual((collection.spatial_dims, list(self.grades(collection).values())), (2, ["0", "1"] * 4))
+        self.assertEqual([case.patient for case in collection.cases], [alias(f"SECRET{at}") for at in range(8)])
+        self.assertEqual({case.modality for case in collection.cases}, {"DX"})
+        self.assertNotIn("SECRET", repr(collection))
+
+    def test_nifti_of_one_slice_is_a_picture(self):
+        for at in range(4):
+            volume = np.random.default_rng(at).normal(size=(5, 6, 1)).astype(np.float32)
+            save_nifti(self.root / f"n{at}.nii", volume, np.diag([-2.0, -2, 2, 1]))
+        self.write("image,grade\n" + "\n".join(f"n{at},{at % 2}" for at in range(4)))
+        collection = self.collect()
+        self.assertEqual((collection.spatial_dims, len(collection.cases)), (2, 4))
+
+    def test_folders_of_classes(self):
+        for at in range(6):
+            volume = np.random.default_rng(at).normal(size=(4, 5, 6)).astype(np.float32)
+            save_nifti(self.root / ("AD" if at % 2 else "CN") / f"v{at}.nii.gz", volume)
+        collection = self.collect()
+        self.assertEqual((collection.spatial_dims, collection.labels, len(collection.cases)), (3, ["AD", "CN"], 6))
+
+    def test_pictures_and_volumes(self):
+        self.numbered(3)
+        for at in range(3):
+            save_nifti(self.root / f"v{at}.nii.gz", np.random.default_rng(at).normal(size=(4, 5, 6)).astype(np.float32))
+        self.write(
+            "image,grade\n"
+            + "\n".join([*(f"p0{at},{at % 2}" for at in range(3)), *(f"v{at},{at % 2}" for at in range(3))])
+        )
+        self.assertIn("3 pictures and 3 volumes", self.one("pictures and volumes", self.collect(), error=True).message)
+
+
+class TestOdd(Tables):
+    """Each kind of bad data has one clear finding."""
+
+    def test_rows_without_their_image(self):
+        self.graded("0 1 0 1 0 1".split())
+        (self.root / "images" / "p02.png").unlink()
+        collection = self.collect()
+        self.assertEqual(len(collection.cases), 5)
+        self.assertIn(
+            "1 rows name no image below the folder, and are left out: line 4",
+            self.one("image missing", collection).message,
+        )
+
+    def test_images_without_a_row(self):
+        self.graded("0 1 0 1 0 1".split())
+        self.pictures("images/alone.png")
+        collection = self.collect()
+        self.assertEqual([Path(str(case.image)).stem for case in collection.cases if not case.grades], ["alone"])
 
     def test_listed_twice(self):
-        names = self.pictures()
-        self.table({"image": [*names, names[3]], "grade": [*GRADES, GRADES[3]]})
-        self.found("listed twice", "line 5, line 20 alike; counts once", False, 18, "images_p03")
+        self.graded("0 1 0 1 0 1".split())
+        with open(self.root / "labels.csv", "a") as file:
+            file.write("\np01,1")
+        finding = self.one("listed twice", self.collect())
+        self.assertEqual((finding.where, len(self.collect().cases)), ("images_p01", 6))
+        self.assertIn("line 3, line 8", finding.message)
 
     def test_listed_with_different_grades(self):
-        names = self.pictures()
-        self.table({"image": [*names, names[3]], "grade": [*GRADES, "2"]})
-        self.found(
-            "listed with different grades", "one grade, got different ones in line 5, line 20", True, 18, "images_p03"
-        )
+        self.graded("0 1 0 1 0 1".split())
+        with open(self.root / "labels.csv", "a") as file:
+            file.write("\np01.png,0")
+        finding = self.one("listed with different grades", self.collect(), error=True)
+        self.assertEqual(finding.where, "images_p01")
 
-    def test_listed_for_two_patients(self):
-        names = self.pictures()
-        self.table(
-            {"image": [*names, names[3]], "patient": [*"abcdefghijklmnopqr", "z"], "grade": [*GRADES, GRADES[3]]}
-        )
-        self.found("listed twice", "of one patient.*line 5, line 20 differ", True, 18, "images_p03")
+    def test_spellings_of_a_class(self):
+        self.graded(["mel", " mel ", "Mel", "nv", "nv", "nv", "mel"])
+        collection = self.collect()
+        self.assertEqual(collection.labels, ["mel", "nv"])
+        self.assertEqual(Counter(self.grades(collection).values()), {"mel": 4, "nv": 3})
+        self.assertIn("Mel in 1 cells is taken as mel", self.one("spelled differently", collection).message)
 
-    def test_text_among_grades(self):
-        names = self.pictures()
-        self.table({"image": names, "grade": ["2a", *GRADES[1:]]})
-        self.found("unknown grade", r"line 2: grade must be a whole number.*0 to 2, got '2a'", True, 17, "images_p00")
+    def test_a_slip_of_the_pen(self):
+        self.graded(["melanoma"] * 6 + ["nevus"] * 6 + ["melanom"])
+        finding = self.one("unknown grade", self.collect(), error=True)
+        self.assertEqual(finding.where, "images_p12")
+        self.assertIn("is almost melanoma", finding.message)
+        self.assertIn("'melanom'", finding.message)
+        names = ["melanom", "melanoma", "nevus"]
+        self.assertEqual([each for each in self.collect(grades=names).findings if each.error], [])
 
-    def test_number_out_of_range(self):
-        names = self.pictures()
-        self.table({"image": names, "grade": ["22", *GRADES[1:]]})
-        self.found("unknown grade", "line 2: grade must be a whole number.*, 0 to 2, got '22'", True, 17, "images_p00")
+    def test_a_text_among_numbers(self):
+        self.graded("0 1 2 0 1 2 0 1 2?".split())
+        finding = self.one("unknown grade", self.collect(), error=True)
+        self.assertIn("must be a whole number like the others, 0 to 2, got '2?'", finding.message)
 
-    def test_slip_of_the_pen(self):
-        names = self.pictures()
-        self.table({"image": names, "dx": ["melanma", *(["melanoma", "naevus"] * 9)[1:]]})
-        self.found(
-            "unknown grade", "line 2: dx is almost melanoma, which 8 cells have, got 'melanma'", True, 17, "images_p00"
-        )
+    def test_a_grade_that_the_user_does_not_name(self):
+        self.graded("nv mel nv mel df mel".split())
+        finding = self.one("unknown grade", self.collect(grades=["nv", "mel"]), error=True)
+        self.assertIn("must be one of nv, mel, got 'df'", finding.message)
 
-    def test_not_among_the_given(self):
-        names = self.pictures()
-        self.table({"image": names, "dx": ["df", *CLASSES[1:]]})
-        options = {"grades": ["mel", "nv", "bkl"], "task": "classification"}
-        self.found(
-            "unknown grade", "line 2: dx must be one of mel, nv, bkl, got 'df'", True, 17, "images_p00", **options
-        )
+    def test_empty_cells(self):
+        self.graded(["0", "1", "", "1", "n/a", "-1", "0"])
+        collection = self.collect()
+        self.assertEqual([name for name, grade in self.grades(collection).items() if not grade], ["p02", "p04", "p05"])
+        self.assertIn("3 rows have no grade", self.one("not graded", collection).message)
 
-    def test_spelled_differently(self):
-        names = self.pictures()
-        self.table({"image": names, "dx": ["Mel ", *CLASSES[1:]]})
-        self.found("spelled differently", "^Mel in 1 cells is taken as mel", False, 18)
-        self.assertEqual(self.collect().cases[0].grades, {"dx": "mel"})
+    def test_a_row_without_an_image(self):
+        self.graded("0 1 0 1 0 1".split())
+        with open(self.root / "labels.csv", "a") as file:
+            file.write("\n,1")
+        self.assertIn("line 8", self.one("no image named", self.collect()).message)
 
-    def test_not_graded(self):
-        names = self.pictures()
-        self.table({"image": names, "grade": ["", "-1", "n/a", *GRADES[3:]]})
-        self.found("not graded", r"3 rows have no grade \(-1, n/a read as empty\): line 2, line 3, line 4", False, 15)
+    def test_a_whole_path_comes_before_an_end(self):
+        self.pictures(*(f"{folder}{at}.png" for folder in ("", "other/") for at in range(6)))
+        self.write("image,grade\n" + "\n".join(f"{at}.png,{at % 2}" for at in range(6)))
+        graded = {Path(str(case.image)).parent for case in self.collect().cases if case.grades}
+        self.assertEqual(graded, {self.root})
 
-    def test_few_cases(self):
-        names = self.pictures()
-        self.table({"image": names, "dx": ["df", "df", *(["mel", "naevus"] * 8)]})
-        self.found("grade in few cases", "^2 cases of dx df: too few", False, 18)
-
-    def test_no_such_output(self):
-        self.table({"image": self.pictures(), "grade": GRADES})
-        self.found("no such output", "must be columns of the table, image, grade, got grad", True, 0, outputs=["grad"])
-
-    def test_nothing_graded(self):
-        names = self.pictures()
-        self.table({"image": names, "age": range(18), "sex": ["f", "m"] * 9})
-        self.found("nothing is graded", "a column must hold grades or classes; none of image, age, sex", True, 0)
+    def test_an_image_of_another_folder_is_not_taken(self):
+        """train/0.png is not there; test/0.png is another image."""
+        self.pictures(*(f"{folder}/{at}.png" for folder in ("train", "test") for at in range(6)))
+        (self.root / "train" / "0.png").unlink()
+        self.write("image,grade\n" + "\n".join(f"train/{at}.png,{at % 2}" for at in range(6)))
+        collection = self.collect()
+        graded = [Path(str(case.image)).relative_to(self.root).as_posix() for case in collection.cases if case.grades]
+        self.assertEqual(graded, [f"train/{at}.png" for at in range(1, 6)])
+        self.assertIn("line 2", self.one("image missing", collection).message)
 
     def test_patients_beside_masks_are_no_grades(self):
-        names = self.pictures()
-        self.pictures(folder="masks")
-        self.table({"image": names, "age": range(18)})
+        self.pictures(*(f"{folder}/{at}.png" for folder in ("images", "masks") for at in range(6)))
+        self.write("image,age\n" + "\n".join(f"images/{at}.png,{at % 2 + 50}" for at in range(6)))
         self.assertIsNone(collect_table(self.root, Options()))
-        self.found("nothing is graded", "a column must hold grades", True, 0, task="grading")
+        self.one("nothing is graded", self.collect(task="grading"), error=True)
 
     def test_excel_that_inflates_to_too_much(self):
-        self.pictures()
+        self.numbered(4)
         with zipfile.ZipFile(self.root / "labels.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("xl/workbook.xml", bytes(3 << 20))
-        with unittest.mock.patch("monai_dvpt.utils.limits.max_bytes", lambda: 1 << 20):
-            self.found("table cannot be read", "the table must take at most 1,048,576 bytes", True, 0, "labels.xlsx")
-
-    def test_order_not_known(self):
-        self.table({"image": self.pictures(), "dx": CLASSES})
-        self.found("order of grades not known", "with --grades; got bkl, mel, nv", True, 18, task="grading")
-
-    def test_outputs_differ(self):
-        self.table({"image": self.pictures(), "a": GRADES, "b": ["0", "1"] * 9})
-        self.found(
-            "outputs differ", "share their grades, 0 to 2; got a 0 to 2, b 0 to 1", False, 18, outputs=["a", "b"]
-        )
-
-    def test_unknown_part(self):
-        names = self.pictures()
-        self.table({"image": names, "split": ["training"] * 17 + ["holdout"], "grade": GRADES})
-        self.found("unknown part", "column split must hold some of .*, got 'holdout' in 1 rows", True, 18)
+        with mock.patch("monai_dvpt.utils.limits.max_bytes", lambda: 1 << 20):
+            finding = self.one("table cannot be read", self.collect(), error=True)
+        self.assertIn("the table must take at most 1,048,576 bytes", finding.message)
 
     def test_many_unknown_parts_are_not_shown(self):
         """They may be patients."""
-        self.table({"image": self.pictures(), "split": [f"MRN{index}" for index in range(18)], "grade": GRADES})
-        self.found("unknown part", "got 18 other values in 18 rows", True, 18, columns={"split": "split"})
+        names = self.numbered(6)
+        frame = pd.DataFrame({"image": names, "grade": [0, 1] * 3, "split": [f"HIDDEN{at}" for at in range(6)]})
+        frame.to_csv(self.root / "labels.csv", index=False)
+        collection = self.collect(columns={"split": "split"})
+        self.assertIn("got 6 other values in 6 rows", self.one("unknown part", collection, error=True).message)
+        self.assertNotIn("HIDDEN", repr(collection.findings))
 
-    def test_fold_is_not_used(self):
-        names = self.pictures()
-        self.table({"image": names, "fold": ["0", "1"] * 9, "grade": GRADES})
-        self.found("column not used", "column fold is not used", False, 18)
+    def test_a_name_of_several_images(self):
+        self.pictures(*(f"{folder}/{at}.png" for folder in "AB" for at in range(3)))
+        self.write("image,grade\n" + "\n".join(f"{at},{at % 2}" for at in range(3)))
+        message = self.one("several images", self.collect(), error=True).message
+        self.assertIn("line 2, line 3, line 4", message)
 
-    def test_patient_missing(self):
-        names = self.pictures()
-        self.table({"image": names, "patient": ["", *(f"secret{index}" for index in range(17))], "grade": GRADES})
-        self.found("patient missing", "^1 rows have no patient, and count as a patient each: line 2", False, 18)
+    def test_two_tables(self):
+        self.graded("0 1 0 1 0 1".split())
+        self.graded("1 1 0 0 0 1".split(), name="second.csv")
+        message = self.one("several tables", self.collect(), error=True).message
+        self.assertIn("labels.csv, second.csv; pass --table", message)
+        self.assertEqual(self.grades(self.collect(table="second.csv"))["p00"], "1")
 
-    def test_several_images(self):
-        self.pictures(9, "left")
-        self.pictures(9, "right")
-        names = [f"p{index:02}" for index in range(9)]
-        self.table({"image": names + ["left/p00.png"] * 3, "grade": GRADES[:12]})
+    def test_an_unknown_part(self):
+        names = self.numbered(6)
+        frame = pd.DataFrame({"image": names, "grade": [0, 1] * 3, "split": "train train train trian val val".split()})
+        frame.to_csv(self.root / "labels.csv", index=False)
+        self.assertIn("'trian' in 1 rows", self.one("unknown part", self.collect(), error=True).message)
+
+    def test_folds_are_no_parts(self):
+        names = self.numbered(6)
+        pd.DataFrame({"image": names, "grade": [0, 1] * 3, "fold": [0, 1, 2] * 2}).to_csv(
+            self.root / "labels.csv", index=False
+        )
         collection = self.collect()
-        (finding,) = [each for each in collection.findings if each.rule == "several images"]
-        self.assertTrue(finding.error)
-        self.assertRegex(finding.message, "9 could mean several: line 2, .*write their paths")
+        self.assertIn("fold", self.one("column not used", collection).message)
+        self.assertEqual((collection.outputs, {case.part for case in collection.cases}), (["grade"], {""}))
 
-    def test_several_tables(self):
-        names = self.pictures()
-        self.table({"image": names, "grade": GRADES})
-        self.table({"image": names, "grade": GRADES[::-1]}, "second.csv")
-        self.found("several tables", "could be labels.csv, second.csv; pass --table", True, 0, "")
-        collection = self.collect(table="second.csv")
-        self.assertEqual(list(self.grades(collection).values()), GRADES[::-1])
+    def test_a_missing_patient(self):
+        names = self.numbered(6)
+        frame = pd.DataFrame(
+            {
+                "image": names,
+                "grade": [0, 1] * 3,
+                "patient": ["HIDDEN1", "HIDDEN1", "", "HIDDEN2", "HIDDEN2", "HIDDEN3"],
+            }
+        )
+        frame.to_csv(self.root / "labels.csv", index=False)
+        collection = self.collect()
+        self.assertIn("1 rows have no patient", self.one("patient missing", collection).message)
+        self.assertNotIn("HIDDEN", repr(collection))
 
-    def test_pictures_and_volumes(self):
-        names = self.pictures()
-        save_nifti(self.root / "images" / "v.nii.gz", np.ones((3, 4, 5), np.float32))
-        self.table({"image": [*names, "images/v.nii.gz"], "grade": [*GRADES, "1"]})
-        self.found("pictures and volumes", "got 18 pictures and 1 volumes", True, 0)
+    def test_two_patients_of_an_image(self):
+        names = self.numbered(4)
+        frame = pd.DataFrame({"image": [*names, names[0]], "grade": [0, 1, 0, 1, 0], "patient": [*"abcd", "HIDDEN"]})
+        frame.to_csv(self.root / "labels.csv", index=False)
+        collection = self.collect()
+        self.assertIn("one patient", self.one("listed twice", collection, error=True).message)
+        self.assertNotIn("HIDDEN", repr(collection.findings))
 
     @parameterized.expand(
         [
-            ("a row is short", "image,grade,note\na,1,x\nb,2\n", "line 3 must have 3 cells, as the header, got 2"),
-            (
-                "a column without name",
-                "image,,\nimage,grade,side\na,1,L\n",
-                r"columns 2, 3 have no name; leave out merged",
-            ),
-            ("a name twice", "image,grade,grade\na,1,2\n", "must name every column once, got grade"),
-            ("empty", "\n\n", "must have a header and rows, is empty"),
-            ("binary", "a,b\n\0\0,c\n", "cannot be read: is no text"),
+            ("an empty file", b"", "is empty"),
+            ("zeros", bytes(100), "is no text"),
+            ("a cell too many", b"image,grade\np00,0,1\np01,1\n", "line 2 must have 2 cells"),
+            ("a cell too few", b"image,grade\np00,0\np01\n", "line 3 must have 2 cells"),
+            ("a column twice", b"image,grade,grade\np00,0,1\n", "must name every column once, got grade"),
+            ("a column without a name", b"image,,grade\np00,a,1\n", "must name every column"),
+            ("no header", b"p00,0\np01,1\np02,0\np03,1\n", "must have a header"),
         ]
     )
-    def test_unreadable(self, _, text, pattern):
-        self.pictures()
-        (self.root / "labels.csv").write_text(text)
-        self.found("table cannot be read", pattern, True, 0)
+    def test_tables_that_cannot_be_read(self, name, content, message):
+        self.numbered(4)
+        (self.root / "labels.csv").write_bytes(content)
+        finding = self.one("table cannot be read", self.collect(), error=True)
+        self.assertEqual(finding.where, "labels.csv")
+        self.assertIn(message, finding.message)
 
-    def test_merged_cells(self):
-        names = self.pictures()
-        book = openpyxl.Workbook()
-        for row in [["image", "score", "note"], *zip(names, GRADES, GRADES, strict=True)]:
-            book.active.append(row)
-        book.active.merge_cells("B1:C1")
-        book.save(self.root / "labels.xlsx")
-        self.found("table cannot be read", "must have no merged cells, got B1:C1", True, 0, "labels.xlsx")
+    def test_a_damaged_excel_file(self):
+        self.numbered(4)
+        (self.root / "labels.xlsx").write_bytes(b"PK\3\4 damaged")
+        self.one("table cannot be read", self.collect(), error=True)
 
     def test_two_sheets(self):
-        names = self.pictures()
-        with pandas.ExcelWriter(self.root / "labels.xlsx") as writer:
-            for sheet in ("first", "second"):
-                pandas.DataFrame({"image": names, "grade": GRADES}).to_excel(writer, sheet_name=sheet, index=False)
-        self.found("table cannot be read", "one sheet with data, got first, second", True, 0, "labels.xlsx")
+        names = self.numbered(4)
+        frame = pd.DataFrame({"image": names, "grade": [0, 1] * 2})
+        with pd.ExcelWriter(self.root / "labels.xlsx") as writer:
+            frame.to_excel(writer, sheet_name="first", index=False)
+            frame.to_excel(writer, sheet_name="second", index=False)
+        self.assertIn(
+            "one sheet with data, got first, second",
+            self.one("table cannot be read", self.collect(), error=True).message,
+        )
 
-    def test_damaged_excel_old_excel_and_json(self):
-        self.pictures()
-        for name, text in (("a.xlsx", "PK"), ("b.xls", "x"), ("c.json", "{")):
-            (self.root / name).write_text(text)
-            self.found("table cannot be read", "must be|cannot be read|is not valid JSON", True, 0, name, table=name)
+    def test_merged_cells(self):
+        names = self.numbered(4)
+        book = openpyxl.Workbook()
+        for row in [["image", "grade", "note"], *([name, at % 2, at] for at, name in enumerate(names))]:
+            book.active.append(row)
+        book.active.merge_cells("B2:C2")
+        book.save(self.root / "labels.xlsx")
+        self.assertIn(
+            "no merged cells, got B2:C2", self.one("table cannot be read", self.collect(), error=True).message
+        )
 
-    def test_wrong_options(self):
-        self.table({"image": self.pictures(), "grade": GRADES})
-        for options, pattern in (
+    def test_broken_json_that_the_user_names(self):
+        self.numbered(4)
+        self.write("[{", "list.json")
+        self.assertIn("JSON", self.one("table cannot be read", self.collect(table="list.json"), error=True).message)
+
+    def test_what_the_user_names_is_not_there(self):
+        self.graded("0 1 0 1 0 1".split())
+        self.assertIn(
+            "got severity", self.one("no such output", self.collect(outputs=["severity"]), error=True).message
+        )
+        for options, message in (
             ({"table": "none.csv"}, "table must be an existing file"),
-            ({"columns": {"image": "picture"}}, "column image must be one of the table's, image, grade, got 'picture'"),
-            ({"columns": {"grades": "grade"}}, "columns must name some of image, patient, split, mask, got grades"),
+            ({"columns": {"patient": "pid"}}, "column patient must be one of"),
+            ({"columns": {"picture": "image"}}, "columns must name some of"),
         ):
-            with self.assertRaisesRegex(InputError, pattern):
+            with self.subTest(message), self.assertRaisesRegex(InputError, message):
                 self.collect(**options)
 
-    def test_no_column_of_images(self):
-        self.pictures()
-        self.table({"a": ["x", "y"], "b": ["1", "2"]})
-        self.assertIsNone(collect_table(self.root, Options()))
-        self.found("no image column", "a column must name images", True, 0, table="labels.csv")
+    def test_nothing_is_graded(self):
+        names = self.numbered(4)
+        pd.DataFrame({"image": names, "age": [50, 60, 50, 60]}).to_csv(self.root / "labels.csv", index=False)
+        self.assertIn("--outputs", self.one("nothing is graded", self.collect(), error=True).message)
+
+    def test_a_table_that_names_no_image(self):
+        self.numbered(4)
+        pd.DataFrame({"image": list("abcd"), "grade": [0, 1] * 2}).to_csv(self.root / "labels.csv", index=False)
+        self.one("no image column", self.collect(table="labels.csv"), error=True)
+        self.one("no image column", self.collect(), error=True)
 
 
-class TestFolders(Tables):
-    @parameterized.expand([("", ""), ("train/", "training"), ("images/", "")])
-    def test_a_folder_for_each_class(self, above, part):
-        self.pictures(6, f"{above}mel")
-        self.pictures(7, f"{above}nv/first")
-        collection = self.collect()
-        self.assertEqual((collection.task, collection.labels), ("classification", ["mel", "nv"]))
-        self.assertEqual(Counter(case.grades["class"] for case in collection.cases), {"mel": 6, "nv": 7})
-        self.assertEqual({case.part for case in collection.cases}, {part})
-        self.assertEqual(rules(collection), ["classes by folder"])
+class TestShared(unittest.TestCase):
+    """Whole folders of real data, counted by pandas."""
 
-    def test_folders_of_grades(self):
-        for grade in "012":
-            self.pictures(5, grade)
-        collection = self.collect()
-        self.assertEqual((collection.task, collection.labels), ("grading", ["0", "1", "2"]))
+    def collect(self, name: str, **options) -> Collection:
+        collection = collect_table(shared_data(name), Options(secret=SECRET, **options))
+        assert collection is not None
+        return collection
 
     @parameterized.expand(
         [
-            ("masks", ["images", "masks"]),
-            ("parts", ["train", "test"]),
-            ("patients", ["P0017", "P0018", "P0019"]),
-            ("one", ["mel"]),
-            ("decathlon", ["imagesTr", "labelsTr", "imagesTs"]),
+            ("skin_lesions", "dx", "classification"),
+            ("knee_kl", "kl_grade", "grading"),
+            ("dr_fundus", "dr_grade", "grading"),
+            ("brixia_cxr", "S-A", "grading"),
         ]
     )
-    def test_other_folders(self, _, folders):
-        for folder in folders:
-            self.pictures(5, folder)
-        self.assertIsNone(collect_table(self.root, Options()))
+    def test_counts(self, name, output, task):
+        table = next(shared_data(name).glob("*.csv"))
+        frame = pd.read_csv(table, sep=None, engine="python", dtype=str)
+        collection = self.collect(name, outputs=ZONES if name == "brixia_cxr" else [output])
+        self.assertEqual((collection.task, collection.spatial_dims, len(collection.cases)), (task, 2, len(frame)))
+        self.assertEqual(Counter(case.grades[output] for case in collection.cases), Counter(frame[output]))
+        column = "filename" if "filename" in frame else "image"
+        truth = {Path(image).name: grade for image, grade in zip(frame[column], frame[output], strict=True)}
+        self.assertEqual({Path(str(case.image)).name: case.grades[output] for case in collection.cases}, truth)
+        if "patient" in frame:
+            groups = {
+                frozenset(group)
+                for group in frame.groupby("patient")[column].agg(
+                    lambda each: list(map(lambda path: Path(path).name, each))
+                )
+            }
+            found: dict[str, set[str]] = {}
+            for case in collection.cases:
+                found.setdefault(case.patient, set()).add(Path(str(case.image)).name)
+            self.assertEqual({frozenset(each) for each in found.values()}, groups)
+        self.assertFalse([finding for finding in collection.findings if finding.error])
 
-    def test_volumes(self):
-        for index in range(8):
-            name = f"{'AD' if index % 2 else 'CN'}/v{index}.nii.gz"
-            save_nifti(self.root / name, np.random.default_rng(index).normal(size=(4, 5, 6)).astype(np.float32))
-        collection = self.collect()
-        self.assertEqual((collection.spatial_dims, collection.labels), (3, ["AD", "CN"]))
-        self.assertEqual(LoadVolume()(collection.cases[0].image).shape, (1, 4, 5, 6))
-
-    def test_nothing(self):
-        self.assertIsNone(collect_table(self.root, Options()))
-
-
-class TestDicom(Tables):
-    @parameterized.expand(["SOPInstanceUID", "SeriesInstanceUID", "AccessionNumber", "path"])
-    def test_radiographs(self, key):
-        headers = [save_radiograph(self.root / "dx" / f"{index}.dcm", f"MRN{index // 2}") for index in range(10)]
-        for index, header in enumerate(headers):
-            header.AccessionNumber = f"A{index}"
-            header.save_as(self.root / "dx" / f"{index}.dcm", enforce_file_format=True)
-        cells = [f"dx/{index}" if key == "path" else header.get(key) for index, header in enumerate(headers)]
-        self.table({"study": cells, "grade": ["0", "1"] * 5})
-        collection = self.collect()
-        self.assertEqual((collection.spatial_dims, len(collection.cases)), (2, 10))
-        self.assertEqual(list(self.grades(collection).values()), ["0", "1"] * 5)
-        self.assertEqual(Counter(Counter(case.patient for case in collection.cases).values()), {2: 5})
-        self.assertEqual({case.modality for case in collection.cases}, {"DX"})
-        told = f"{[(case.name, case.patient, case.grades) for case in collection.cases]} {collection.findings}"
-        self.assertNotIn("MRN", told)
-        for case in collection.cases:
-            self.assertEqual(LoadImage2D()(case.image).shape, (1, 4, 6))
-
-    def test_series(self):
-        orientation = np.eye(3)
-        for index in range(4):
-            volume = np.random.default_rng(index).integers(0, 900, (5, 6, 7)).astype(np.uint16)
-            save_dicom(self.root / f"study{index}", volume, orientation, np.zeros(3), (1, 1, 2))
-        self.table({"scan": [f"study{index}" for index in range(4)], "grade": ["0", "1"] * 2})
-        collection = self.collect()
-        self.assertEqual((collection.spatial_dims, len(collection.cases)), (3, 4))
-        self.assertEqual([len(case.image) for case in collection.cases], [7] * 4)
-        self.assertEqual([case.grades["grade"] for case in collection.cases], ["0", "1"] * 2)
-
-    def test_two_dimensional_nifti(self):
-        names = [f"n{index}.nii" for index in range(6)]
-        for index, name in enumerate(names):
-            volume = np.random.default_rng(index).normal(size=(5, 6, 1)).astype(np.float32)
-            save_nifti(self.root / name, volume, np.diag([*np.abs(AFFINE_RAS.diagonal()[[0, 0, 0]]), 1]))
-        self.table({"image": names, "grade": ["0", "1"] * 3})
-        collection = self.collect()
-        self.assertEqual((collection.spatial_dims, len(collection.cases)), (2, 6))
-        self.assertEqual(LoadImage2D()(collection.cases[0].image).shape, (1, 6, 5))
-
-
-class TestRealData(unittest.TestCase):
-    @parameterized.expand(
-        [
-            ("knee_kl", {}, "kl_grade", "patient", "grading", 0),
-            ("dr_fundus", {"outputs": ["dr_grade"]}, "dr_grade", "patient", "grading", 0),
-            ("skin_lesions", {"columns": {"patient": "lesion_id"}}, "dx", "lesion_id", "classification", 0),
-        ]
-    )
-    def test_a_whole_folder(self, folder, options, output, patient, task, errors):
-        root = shared_data(folder)
-        frame = pandas.read_csv(root / "labels.csv", dtype=str)
-        collection = collect_table(root, Options(secret=SECRET, **options))
-        self.assertEqual((collection.task, collection.spatial_dims), (task, 2))
-        self.assertEqual(collection.labels, sorted(frame[output].unique()))
-        found = {Path(case.image).relative_to(root).as_posix(): case.grades[output] for case in collection.cases}
-        self.assertEqual(found, dict(zip(frame["image"], frame[output], strict=True)))
-        self.assertEqual(len({case.patient for case in collection.cases}), frame[patient].nunique())
-        self.assertEqual(len(rules(collection, errors=True)), errors)
-        self.assertEqual({case.part for case in collection.cases}, {""})
-
-    def test_brixia_is_offered_and_taken(self):
-        root = shared_data("brixia_cxr")
-        offered = collect_table(root, Options())
-        self.assertEqual(rules(offered), ["outputs not clear"])
-        self.assertIn("--outputs S-A,S-B,S-C,S-D,S-E,S-F.", offered.findings[0].message)
-        zones = [f"S-{zone}" for zone in "ABCDEF"]
-        collection = collect_table(root, Options(outputs=zones))
-        self.assertEqual((collection.task, collection.labels, collection.outputs), ("grading", list("0123"), zones))
-        frame = pandas.read_csv(root / "annotations.csv", dtype=str, index_col="filename")
-        there = [name for name in frame.index if (root / "images" / name).is_file()]
-        self.assertEqual(len(collection.cases), len(there))
-        for case in collection.cases:
-            self.assertEqual(case.grades, frame.loc[Path(case.image).name, zones].to_dict())
-        self.assertEqual(rules(collection, errors=True), [])
-
-    @parameterized.expand(["chasedb1", "abdomen_mr", "msd_hippocampus", "totalseg_ct", "dicom"])
-    def test_segmentations_are_no_table(self, folder):
-        self.assertIsNone(collect_table(shared_data(folder), Options()))
-
-    def test_a_copy_without_table(self):
-        root = temporary_folder(self)
-        frame = pandas.read_csv(shared_data("knee_kl/labels.csv"), dtype=str).groupby("kl_grade").head(3)
-        for name, grade in zip(frame["image"], frame["kl_grade"], strict=True):
-            (root / grade).mkdir(exist_ok=True)
-            shutil.copy(shared_data("knee_kl") / name, root / grade)
-        collection = collect_table(root, Options())
-        self.assertEqual((collection.task, collection.labels), ("grading", list("01234")))
-        wanted = {Path(name).name: grade for name, grade in zip(frame["image"], frame["kl_grade"], strict=True)}
-        self.assertEqual({Path(case.image).name: case.grades["class"] for case in collection.cases}, wanted)
-
-
-if __name__ == "__main__":
-    unittest.main()
+    def test_what_is_graded_is_found_or_offered(self):
+        self.assertEqual(self.collect("skin_lesions").outputs, ["dx"])
+        self.assertEqual(self.collect("knee_kl").outputs, ["kl_grade"])
+        errors = [each for each in self.collect("brixia_cxr").findings if each.error]
+        self.assertEqual(len(errors), 1)
+        self.assertIn(f"--outputs {','.join(ZONES)}", errors[0].message)
+        self.assertIsNone(collect_table(shared_data("chasedb1"), Options()))
