@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from monai.data import MetaTensor
 from PIL import Image
 
 from monai_dvpt.data.nifti import save_nifti
@@ -85,7 +86,7 @@ def write_label_maps(
         yield index, path.name
 
 
-def _label_map(case: Case, image: np.ndarray, values: LabelValues) -> np.ndarray:
+def _label_map(case: Case, image: MetaTensor, values: LabelValues) -> np.ndarray:
     if case.read_label is None:
         raise InputError("must have a label, has none.")
     given, names = case.read_label(image)
