@@ -178,7 +178,7 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
         files = image if isinstance(image, list) else [image]
         if not files or not all(isinstance(path, str) for path in (*files, label)):
             raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
-        paths = [os.path.abspath(root / path) for path in files]
+        paths = [os.path.abspath(root / str(path)) for path in files]
         if paths[1:] and (kind := file_kind(paths[0])) not in ("", "dicom"):
             raise InputError(f"a list of files must be those of one DICOM series; case {index} lists {kind} files.")
         drawn = os.path.abspath(labels / str(label))
