@@ -181,18 +181,15 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
     for index, entry in enumerate(entries):
         given = entry if isinstance(entry, dict) else {}
         image, label = given.get("image"), given.get("label")
-        files = [image] if isinstance(image, str) else image
-        texts = isinstance(files, list) and files and all(isinstance(path, str) for path in files)
-        if files is None or not texts or not isinstance(label, str):
+        files = image if isinstance(image, list) else [image]
+        if not files or not all(isinstance(path, str) for path in (*files, label)):
             raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
-        paths = [os.path.abspath(root / path) for path in files]
+        paths = [os.path.abspath(root / str(path)) for path in files]
         if isinstance(image, list) and (kind := file_kind(paths[0])) not in ("", "dicom"):
             raise InputError(f"a list of files must be those of one DICOM series; case {index} lists {kind} files.")
-        case: dict[str, Any] = {
-            "image": paths[0] if isinstance(image, str) else paths,
-            "label": os.path.abspath(labels / label),
-        }
-        missing += [path for path in (*paths, case["label"]) if not is_regular(path) and not os.path.isdir(path)]
+        drawn = os.path.abspath(labels / str(label))
+        case: dict[str, Any] = {"image": paths if isinstance(image, list) else paths[0], "label": drawn}
+        missing += [path for path in (*paths, drawn) if not is_regular(path) and not os.path.isdir(path)]
         cases.append(case)
     if missing:
         hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"

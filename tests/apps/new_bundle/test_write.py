@@ -366,7 +366,8 @@ class TestGrades(WrittenBundle):
     def test_it_trains_scores_and_infers(self):
         self.run_all(self.root / "data" / "photos" / "1.png", "val_kappa")
         row = rows_of(self.bundle / "output" / "inference" / "grades.csv")[0]
-        self.assertIn(row["stage"], ["none", "mild", "severe"])
+        self.assertEqual(row["output"], "stage")
+        self.assertIn(row["grade"], ["none", "mild", "severe"])
 
     def test_the_list_has_the_grades(self):
         config = yaml.safe_load((self.bundle / "configs" / "train.yaml").read_text())
