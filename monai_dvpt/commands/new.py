@@ -50,7 +50,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--labels", type=_names, default=(), metavar="A,B", help="labels to segment, in their order")
     parser.add_argument(
-        "--label-names", type=_pairs, default={}, metavar="1=A,2=B", help="names of label values without names"
+        "--label-names",
+        type=_pairs,
+        default={},
+        metavar="1=A,2=B",
+        help="names of label values, or of colours as ff0000",
     )
     parser.add_argument("--ignore", type=_names, default=(), metavar="A,B", help="labels whose voxels train nothing")
     parser.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in an image's path")
@@ -66,6 +70,11 @@ def _pairs(text: str) -> dict[str, str]:
     if not all(equals and key.strip() and value.strip() for key, equals, value in pairs):
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE, separated by commas, got {text!r}")
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _label_value(text: str) -> int:
+    """A number, or a colour in hexadecimal digits, perhaps after 0x."""
+    return int(text) if text.isdecimal() else int(text, 16)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -94,9 +103,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _options(arguments: argparse.Namespace) -> Options:
     try:
-        names = {int(value): name for value, name in arguments.label_names.items()}
+        names = {_label_value(value): name for value, name in arguments.label_names.items()}
     except ValueError:
-        raise InputError(f"--label-names must give a name to whole numbers, got {arguments.label_names}.") from None
+        rule = "--label-names must give a name to whole numbers, or to colours such as ff0000"
+        raise InputError(f"{rule}, got {arguments.label_names}.") from None
     return Options(
         task=arguments.task,
         table=arguments.table,

@@ -239,7 +239,7 @@ class TestArguments(NewCase):
             (["DATA"], "--output must be given"),
             (["DATA", "--update", "x"], "--update must stand without DATA"),
             (["--update", "x"], "only a bundle that new wrote"),
-            (["DATA", "--check", "--label-names", "one=liver"], "whole numbers"),
+            (["DATA", "--check", "--label-names", "one=liver"], "whole numbers, or to colours"),
         ]
     )
     def test_refused(self, arguments, words):
