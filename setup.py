@@ -68,7 +68,7 @@ setup(
     packages=find_packages(include=["monai_dvpt", "monai_dvpt.*"]),
     package_data={
         "monai_dvpt": ["weights/*.safetensors", "weights/*.md"],
-        "monai_dvpt.apps.new_bundle": ["templates/*/*"],
+        "monai_dvpt.apps.new_bundle.write": ["templates/*/*"],
         "monai_dvpt.apps.report": ["templates/*"],
     },
     python_requires=">=3.10",

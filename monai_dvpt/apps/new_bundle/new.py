@@ -13,11 +13,10 @@ import numpy as np
 from monai_dvpt.apps.report import write_report
 from monai_dvpt.utils import InputError, progress
 
+from .check import apply_rules, measure_cases
 from .collect import collect
-from .measure import measure_cases
 from .model import Collection, Finding, Measurement, Options
 from .plan import make_plan
-from .rules import apply_rules
 from .split import split_cases
 from .state import read_state, state_of, write_secret, write_state
 from .write import update_lists, write_bundle

@@ -12,9 +12,8 @@ from parameterized import parameterized
 from PIL import Image
 from utils_data import save_nifti, temporary_folder
 
-from monai_dvpt.apps.new_bundle.measure import measure_cases
+from monai_dvpt.apps.new_bundle.check import apply_rules, measure_cases
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection
-from monai_dvpt.apps.new_bundle.rules import apply_rules
 from monai_dvpt.apps.new_bundle.split import split_cases
 from monai_dvpt.utils import InputError
 

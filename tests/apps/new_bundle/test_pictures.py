@@ -14,8 +14,8 @@ from PIL import Image
 from utils_data import save_nifti, shared_data, temporary_folder
 from utils_pictures import save_picture, save_radiograph
 
+from monai_dvpt.apps.new_bundle.collect.pictures import collect_pictures
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection, Options
-from monai_dvpt.apps.new_bundle.pictures import collect_pictures
 from monai_dvpt.transforms import LoadImage2D
 from monai_dvpt.utils import InputError
 

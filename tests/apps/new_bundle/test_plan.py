@@ -18,9 +18,9 @@ from utils_data import temporary_folder
 
 from monai_dvpt.apps.new_bundle.model import Case, Collection, Measurement
 from monai_dvpt.apps.new_bundle.plan import Plan, make_plan
-from monai_dvpt.apps.new_bundle.planning import has_sides
-from monai_dvpt.apps.new_bundle.step import Step, measure_steps
-from monai_dvpt.apps.new_bundle.window import count_windows, fit_window
+from monai_dvpt.apps.new_bundle.plan.planning import has_sides
+from monai_dvpt.apps.new_bundle.plan.step import Step, measure_steps
+from monai_dvpt.apps.new_bundle.plan.window import count_windows, fit_window
 from monai_dvpt.utils import InputError, to_json
 
 BUNDLES = Path(__file__).parents[3] / "bundles"

@@ -21,8 +21,8 @@ from PIL import Image
 from utils_data import save_dicom, save_nifti, shared_data, temporary_folder
 from utils_pictures import save_radiograph
 
+from monai_dvpt.apps.new_bundle.collect.tables import collect_table
 from monai_dvpt.apps.new_bundle.model import Collection, Finding, Options
-from monai_dvpt.apps.new_bundle.tables import collect_table
 from monai_dvpt.utils import InputError
 
 SECRET = b"key of this test"

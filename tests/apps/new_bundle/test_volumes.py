@@ -16,9 +16,9 @@ import SimpleITK
 from parameterized import parameterized
 from utils_data import AFFINE_RAS, PATIENT, dice, save_dicom, save_nifti, shared_data, temporary_folder
 
-from monai_dvpt.apps.new_bundle.measure import load_image, measure_cases
+from monai_dvpt.apps.new_bundle.check import load_image, measure_cases
+from monai_dvpt.apps.new_bundle.collect.volumes import collect_volumes
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection, Options
-from monai_dvpt.apps.new_bundle.volumes import collect_volumes
 from monai_dvpt.data import DicomSeriesReader
 from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg, write_rtstruct
 from monai_dvpt.utils import InputError

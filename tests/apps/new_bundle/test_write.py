@@ -21,7 +21,7 @@ from utils_bundles import MODEL_ZOO_FILES, check_metadata, preparations, read_me
 from utils_data import save_dicom, save_nifti, temporary_folder
 from utils_dicom import validator_errors
 
-from monai_dvpt.apps.new_bundle.measure import measure_cases
+from monai_dvpt.apps.new_bundle.check import measure_cases
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection, Finding
 from monai_dvpt.apps.new_bundle.plan import make_plan
 from monai_dvpt.apps.new_bundle.write import write_bundle
@@ -236,7 +236,7 @@ class TestVolumes(WrittenBundle):
         with self.assertRaisesRegex(InputError, "scans_2: has no outline"):
             write_bundle(output, broken, measured, plan, PARTS)
         self.assertEqual(list(output.parent.iterdir()), [])
-        with patch("monai_dvpt.apps.new_bundle.write._write", side_effect=KeyboardInterrupt):
+        with patch("monai_dvpt.apps.new_bundle.write.bundle._write", side_effect=KeyboardInterrupt):
             with self.assertRaises(KeyboardInterrupt):
                 write_bundle(output, volumes(self.root / "data"), measured, plan, PARTS)
         self.assertEqual(list(output.parent.iterdir()), [])

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_dvpt.data.dicom_writers import private_code
 
-from .model import Collection
+from ..model import Collection
 
 __all__ = ["about", "metadata_of", "title_of"]
 

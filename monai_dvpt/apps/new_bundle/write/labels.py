@@ -13,8 +13,8 @@ from PIL import Image
 from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.utils import InputError, atomic_path, naming
 
-from .measure import load_image
-from .model import IGNORED, Case, Collection
+from ..check.measure import load_image
+from ..model import IGNORED, Case, Collection
 
 __all__ = ["BACKGROUND", "LabelValues", "write_label_maps"]
 

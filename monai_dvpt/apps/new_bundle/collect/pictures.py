@@ -13,10 +13,10 @@ from pathlib import Path
 
 from monai_dvpt.data.folders import walk_files
 
+from ..model import IGNORED, Case, Collection, Finding, Options
 from .columns import Columns, find_mask_column, is_pattern, part_of, read_columns
 from .images import FoundImage, ImageIndex, Patients, find_images, in_mask_folder, is_picture, some, without_masks
 from .masks import MaskFile, MaskReader, find_scheme, is_turned
-from .model import IGNORED, Case, Collection, Finding, Options
 from .pairs import Pair, is_observer, pair_by_name
 from .rows import find_lists, read_rows
 

@@ -24,7 +24,7 @@ from monai_dvpt.data.kinds import image_kind, image_problem, image_stem, looks_l
 from monai_dvpt.data.nifti import nifti_size
 from monai_dvpt.utils import InputError
 
-from .model import Finding, Options
+from ..model import Finding, Options
 
 __all__ = [
     "IMAGE_WORDS",

@@ -19,8 +19,8 @@ from monai_dvpt.data.folders import walk_files
 from monai_dvpt.data.kinds import check_regular
 from monai_dvpt.utils import InputError, check_bytes
 
+from ..model import Finding, Options
 from .images import some
-from .model import Finding, Options
 
 __all__ = ["SUFFIXES", "Row", "Table", "find_tables", "read_table", "table_paths"]
 

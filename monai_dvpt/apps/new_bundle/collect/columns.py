@@ -12,8 +12,8 @@ from pathlib import Path
 from monai_dvpt.data.gradelist import IMAGE_COLUMNS, PART_OF, as_number
 from monai_dvpt.utils import InputError
 
+from ..model import Finding, Options
 from .images import ImageIndex, has_mask_word, some, words_of
-from .model import Finding, Options
 from .table_files import Table
 
 __all__ = [

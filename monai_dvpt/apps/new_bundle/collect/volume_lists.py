@@ -13,7 +13,7 @@ from monai_dvpt.data.datalist import read_list_file
 from monai_dvpt.data.kinds import image_stem
 from monai_dvpt.utils import InputError, reason
 
-from .model import Finding
+from ..model import Finding
 
 __all__ = ["DataList", "read_lists"]
 

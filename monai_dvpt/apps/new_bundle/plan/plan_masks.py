@@ -15,7 +15,7 @@ LARGE = 1.5
 
 
 def plan_masks(plan: Plan, data: Data) -> None:
-    """Adds all choices for the segmentation of pictures, see :func:`monai_dvpt.apps.new_bundle.plan.make_plan`."""
+    """Adds all choices for the segmentation of pictures, see :func:`make_plan`."""
     choose_backbone(plan, data)
     plan.choose("network", "DVPTViTSegmenter", "a vision transformer with a light decoder.")
     side = max(median_of([each.size for each in data.measured]))

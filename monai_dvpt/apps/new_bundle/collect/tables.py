@@ -12,6 +12,7 @@ from pathlib import Path
 from monai_dvpt.data.folders import walk_files
 from monai_dvpt.data.gradelist import IMAGE_COLUMNS
 
+from ..model import Case, Collection, Finding, Options
 from .columns import Columns, is_empty, is_output, names_files, part_of, read_columns
 from .images import (
     IMAGE_WORDS,
@@ -26,7 +27,6 @@ from .images import (
     without_masks,
     words_of,
 )
-from .model import Case, Collection, Finding, Options
 from .rows import Entry, Listed, find_lists, read_rows
 from .table_files import SUFFIXES, Table, find_tables, table_paths
 from .values import Values, read_values

@@ -10,7 +10,7 @@ from pathlib import Path
 from monai_dvpt.data.folders import walk_files
 from monai_dvpt.utils import InputError, atomic_path, to_json, write_csv
 
-from .model import Case, Collection
+from ..model import Case, Collection
 
 __all__ = ["write_grade_list", "write_mask_list", "write_volume_list"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from monai_dvpt.data.gradelist import IMAGE_COLUMNS, PART_OF
 from monai_dvpt.utils import InputError
 
+from ..model import Finding, Options
 from .columns import Columns, find_image_column, part_of
 from .images import ImageIndex, some
-from .model import Finding, Options
 from .table_files import SPLIT, Row, Table, find_tables
 
 __all__ = ["Entry", "Listed", "find_lists", "read_rows"]

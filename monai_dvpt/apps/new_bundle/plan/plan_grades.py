@@ -32,7 +32,7 @@ PATCH = 8
 
 
 def plan_grades(plan: Plan, data: Data) -> None:
-    """Adds all choices for grades and classes, see :func:`monai_dvpt.apps.new_bundle.plan.make_plan`."""
+    """Adds all choices for grades and classes, see :func:`make_plan`."""
     choose_backbone(plan, data)
     volumes = data.collection.spatial_dims == 3
     plan.choose("network", "DVPTViT", "a vision transformer with a head for the grades or classes.")

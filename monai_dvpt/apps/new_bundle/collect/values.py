@@ -11,9 +11,9 @@ from difflib import get_close_matches
 
 from monai_dvpt.data.gradelist import as_number
 
+from ..model import Finding, Options
 from .columns import is_empty
 from .images import some
-from .model import Finding, Options
 
 __all__ = ["Values", "plain_value", "read_values"]
 

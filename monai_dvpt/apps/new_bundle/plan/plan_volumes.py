@@ -37,7 +37,7 @@ BATCH = 2
 
 
 def plan_volumes(plan: Plan, data: Data, measure: MeasureSteps | None) -> None:
-    """Adds all choices for the segmentation of volumes, see :func:`monai_dvpt.apps.new_bundle.plan.make_plan`."""
+    """Adds all choices for the segmentation of volumes, see :func:`make_plan`."""
     choose_backbone(plan, data)
     _choose_network(plan, data)
     plan.choose("batch_size", BATCH, "as in the bundles tuned by hand.")

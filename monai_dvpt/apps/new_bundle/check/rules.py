@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from .model import IGNORED, Collection, Finding, Measurement
+from ..model import IGNORED, Collection, Finding, Measurement
 
 __all__ = ["RULES", "apply_rules"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY, Backbone, read_backbone
 
-from .model import Case, Collection, Measurement
+from ..model import Case, Collection, Measurement
 
 __all__ = [
     "Choice",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monai_dvpt.utils import InputError
 
-from .model import Collection, Options
+from ..model import Collection, Options
 from .pictures import collect_pictures
 from .tables import collect_table
 from .volumes import collect_volumes

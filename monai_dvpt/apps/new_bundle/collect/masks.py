@@ -20,8 +20,8 @@ from monai_dvpt.data.nifti_picture import read_nifti_picture
 from monai_dvpt.transforms.load_image_2d import open_picture
 from monai_dvpt.utils import InputError, naming, reason
 
+from ..model import IGNORED, Finding, Options
 from .images import some
-from .model import IGNORED, Finding, Options
 
 __all__ = ["FOREGROUND", "MaskFile", "MaskReader", "MaskScheme", "find_scheme", "is_turned", "read_mask"]
 

@@ -16,7 +16,7 @@ from monai_dvpt.data import DicomSeriesReader
 from monai_dvpt.transforms import LoadImage2D, LoadVolume
 from monai_dvpt.utils import InputError, reason
 
-from .model import IGNORED, Case, Collection, Finding, Measurement
+from ..model import IGNORED, Case, Collection, Finding, Measurement
 
 __all__ = ["load_image", "measure_cases", "shown"]
 

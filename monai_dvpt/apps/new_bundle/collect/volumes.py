@@ -25,7 +25,7 @@ from monai_dvpt.data.dicom_segmentation import describe_dicom_seg
 from monai_dvpt.data.slicer_segmentation import slicer_segments, whole_steps
 from monai_dvpt.utils import InputError, reason
 
-from .model import IGNORED, Case, Collection, Finding, Options
+from ..model import IGNORED, Case, Collection, Finding, Options
 from .volume_files import Folder, header_grid, label_values, patient_identifier, scan, series_place
 from .volume_labels import LabelFile, label_reader, names_of
 from .volume_lists import DataList, read_lists

@@ -20,7 +20,7 @@ from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.transforms.load_volume import AFFINE_TOLERANCE_MM, check_same_grid
 from monai_dvpt.utils import InputError
 
-from .model import IGNORED, LabelReader
+from ..model import IGNORED, LabelReader
 
 __all__ = ["MAX_VALUES", "LabelFile", "label_reader", "load_label_map", "names_of"]
 

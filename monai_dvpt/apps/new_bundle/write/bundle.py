@@ -19,12 +19,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from monai_dvpt.utils import InputError, atomic_path, naming, to_json
 from monai_dvpt.utils.typed import path_for_config
 
+from ..model import Collection, Finding, Measurement
+from ..plan.make_plan import Plan
+from ..plan.planning import Data
 from .labels import LabelValues, write_label_maps
 from .lists import write_grade_list, write_mask_list, write_volume_list
 from .metadata import about, metadata_of, title_of
-from .model import Collection, Finding, Measurement
-from .plan import Plan
-from .planning import Data
 
 __all__ = ["update_lists", "write_bundle"]
 

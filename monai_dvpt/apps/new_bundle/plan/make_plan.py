@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from monai_dvpt.utils import InputError
 
-from .model import Collection, Measurement
+from ..model import Collection, Measurement
 from .plan_grades import plan_grades
 from .plan_masks import plan_masks
 from .plan_volumes import plan_volumes
