@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Collection
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ KINDS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "OPEN_PLANAR", "OPEN_NONPLANAR", "
 """Defined terms of ContourGeometricType (PS3.3 C.8.8.6.1)."""
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 MAX_NUMBER = (1 << 16) - 1
+ON_EDGE = 1e-4  # pixels
 
 
 def describe_rtstruct(path: PathLike) -> tuple[set[str], dict[int, str]]:
@@ -50,8 +53,8 @@ def read_rtstruct(
 ) -> tuple[np.ndarray, dict[int, str]]:
     """
     Reads the contours of a series onto the grid of the volume that was read from it. A voxel is of an ROI if its centre
-    lies inside an odd number of the contours of its slice, so that a contour inside another cuts a hole. Every contour
-    must lie on a plane of the grid to 0.1 mm.
+    lies inside an odd number of the contours of its slice, so that a contour inside another cuts a hole, or on a
+    contour and in no ROI. Every contour must lie on a plane of the grid to 0.1 mm.
 
     Args:
         path: the file.
@@ -65,7 +68,7 @@ def read_rtstruct(
 
     Raises:
         InputError: if it is no such file, is of another series or frame of reference, a contour is not closed and
-            planar or lies elsewhere, or two ROIs overlap.
+            planar or lies elsewhere, contours of an ROI cross or are the same, or two ROIs overlap.
     """
     with naming(path):
         dataset = _read(path, (*REFERENCES, "ROIContourSequence"))
@@ -138,6 +141,7 @@ def _rasterise(
     label = np.zeros(source.shape, np.uint8 if max(names, default=0) < 256 else np.uint16)
     to_voxel = np.linalg.inv(RAS_TO_LPS @ source.affine_ras)
     polygons: dict[int, dict[int, list[np.ndarray]]] = {}
+    exclusive = set()  # ROIs whose contours are combined by exclusive or, as the file says
     for item in dataset.get("ROIContourSequence") or []:
         number = item.get("ReferencedROINumber")
         if number not in values:
@@ -148,8 +152,12 @@ def _rasterise(
         for contour in item.get("ContourSequence") or []:
             index, polygon = _polygon(contour, to_voxel, source, int(number))
             slices.setdefault(index, []).append(polygon)
+            if str(contour.ContourGeometricType) == "CLOSEDPLANAR_XOR":
+                exclusive.add(value)
     for value, slices in polygons.items():
         for index, of_slice in slices.items():
+            if value not in exclusive:
+                _check_nested(of_slice, source.shape[:2], index, value)
             inside = _inside(of_slice, source.shape[:2])
             there = label[:, :, index][inside]
             if there.any():
@@ -158,6 +166,10 @@ def _rasterise(
                     f"{int(there.max())} and {value}; name the ROIs to take."
                 )
             label[:, :, index][inside] = value
+    for value, slices in polygons.items():
+        for index, of_slice in slices.items():
+            plane = label[:, :, index]
+            plane[_on_border(of_slice, source.shape[:2]) & (plane == 0)] = value
     return label, names
 
 
@@ -217,6 +229,44 @@ def _inside(polygons: list[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
                 at = x0 + (rows - y0) * ((x1 - x0) / (y1 - y0))
                 crossings[np.clip(np.ceil(at), 0, size[0]).astype(int), rows] += 1
     return np.cumsum(crossings[:-1], axis=0) % 2 == 1
+
+
+def _on_border(polygons: list[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
+    """
+    The pixels whose centres lie on an edge, to ``ON_EDGE``. Programs that trace a mask through the centres of its
+    outermost pixels mean these too; the half-open rule of :func:`_inside` takes those of one side alone. An edge that
+    is there twice, a channel to a hole, is no border.
+    """
+    border = np.zeros(size, bool)
+    edges: Counter[frozenset[tuple[float, ...]]] = Counter()
+    for polygon in polygons:
+        points = [tuple(point) for point in polygon.tolist()]
+        edges.update(frozenset(pair) for pair in zip(points, [*points[1:], points[0]], strict=True))
+    for edge, count in edges.items():
+        if count == 1:
+            start, end = np.array(min(edge)), np.array(max(edge))
+            low = np.maximum(np.ceil(np.minimum(start, end) - ON_EDGE), 0).astype(int)
+            high = np.minimum(np.floor(np.maximum(start, end) + ON_EDGE), np.array(size) - 1).astype(int)
+            if (high < low).any():
+                continue
+            columns, rows = np.mgrid[low[0] : high[0] + 1, low[1] : high[1] + 1]
+            length = float(np.hypot(*(end - start)))
+            along = (end - start) / length if length else np.zeros(2)
+            off = np.abs((columns - start[0]) * along[1] - (rows - start[1]) * along[0])
+            border[low[0] : high[0] + 1, low[1] : high[1] + 1] |= off <= ON_EDGE
+    return border
+
+
+def _check_nested(polygons: list[np.ndarray], size: tuple[int, ...], index: int, value: int) -> None:
+    """Contours of one ROI in a slice lie apart or inside each other; else one would erase the other."""
+    masks = [_inside([polygon], size) for polygon in polygons]
+    for (first, one), (second, other) in combinations(enumerate(masks, 1), 2):
+        shared, sizes = np.count_nonzero(one & other), (np.count_nonzero(one), np.count_nonzero(other))
+        if shared and (shared < min(sizes) or shared == max(sizes)):
+            raise InputError(
+                f"contours of an ROI must lie apart or inside each other, {first} and {second} of value {value} in "
+                f"slice {index + 1} cross or are the same."
+            )
 
 
 def _beyond(values: np.ndarray, size: int) -> float:

@@ -173,6 +173,33 @@ class TestReadRTStruct(unittest.TestCase):
         truth[8:11, 8:11, 2] = 1
         np.testing.assert_array_equal(read_rtstruct(self.path, grid)[0], truth)
 
+    def test_contours_through_the_centres_of_the_outermost_pixels(self):
+        """As tracing programs write them."""
+        grid = self.synthetic()
+        truth = np.zeros(SHAPE, np.uint8)
+        truth[3:9, 4:12, 1] = 1
+        square = [(3.0, 4.0), (8.0, 4.0), (8.0, 11.0), (3.0, 11.0)]
+        self.save({1: ("traced", [(1, square)])})
+        np.testing.assert_array_equal(read_rtstruct(self.path, grid)[0], truth)
+
+    def test_contours_that_share_an_edge_do_not_overlap(self):
+        grid = self.synthetic()
+        self.save({
+            1: ("left", [(1, [(3.0, 4.0), (8.0, 4.0), (8.0, 11.0), (3.0, 11.0)])]),
+            2: ("right", [(1, [(8.0, 4.0), (12.0, 4.0), (12.0, 11.0), (8.0, 11.0)])]),
+        })  # fmt: skip
+        found = read_rtstruct(self.path, grid)[0]
+        self.assertTrue((found[3:8, 4:12, 1] == 1).all() and (found[9:13, 4:12, 1] == 2).all())
+        self.assertTrue((found[8, 4:12, 1] > 0).all())
+
+    @parameterized.expand([("the same", 0), ("crossing", 3)])
+    def test_contours_of_an_roi_that_erase_each_other(self, _, shift):
+        grid = self.synthetic()
+        square = [(3.5, 4.5), (9.5, 4.5), (9.5, 11.5), (3.5, 11.5)]
+        self.save({7: ("twice", [(2, square), (2, [(x + shift, y) for x, y in square])])})
+        with self.assertRaisesRegex(InputError, "1 and 2 of value 7 in slice 3 cross or are the same"):
+            read_rtstruct(self.path, grid)
+
     def test_a_roi_without_contours_keeps_its_name(self):
         grid = self.synthetic()
         self.save({2: ("nothing", [])})
