@@ -11,13 +11,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 from parameterized import parameterized
 from PIL import Image
 from utils_bundles import backbone_settings, workflow
 from utils_commands import call
-from utils_data import ROOT, save_nifti, temporary_folder
+from utils_data import PATIENT, ROOT, save_dicom, save_nifti, temporary_folder
 
 from monai_dvpt.__main__ import main
+from monai_dvpt.data import DicomSeriesReader
+from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg
 
 SIZE = (18, 17, 20)
 CASES = 6
@@ -301,6 +304,48 @@ class TestVolumes(NewCase):
             for case in cases:
                 self.assertIn(case, more[part])
         self.assertTrue(adapter.is_file())
+
+
+class TestDicom(NewCase):
+    def save_study(self, index: int) -> None:
+        """A study of a patient of its own: a series, and its segmentation as DICOM SEG."""
+        folder = self.folder / "data" / f"study{index}"
+        random = np.random.default_rng(index)
+        volume = random.integers(0, 300, SIZE).astype(np.uint16)
+        label = np.zeros(SIZE, np.uint8)
+        label[4:12, 3:12, 5:15], label[4:12, 12:14, 5:15] = 1, 2
+        volume += 500 * label.astype(np.uint16)
+        save_dicom(folder / "series", volume, np.eye(3), np.zeros(3), (1.0, 1.0, 1.2))
+        reader = DicomSeriesReader()
+        _, meta = reader.get_data(reader.read(folder / "series"))
+        model = Model("Test model", "1", segment_codes(["background", "front", "back"], {}))
+        series = nib.orientations.io_orientation(meta["affine"])
+        turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(np.diag([-1, -1, 1.2, 1])), series)
+        placed = place(meta["series_grid"], model, meta["affine"], nib.orientations.apply_orientation(label, turn))
+        write_dicom_seg(folder / "seg.dcm", placed, meta["series_grid"], model)
+        for path in folder.rglob("*.dcm"):
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID = f"90807{index // 2}"
+            dataset.save_as(path)
+
+    def test_train_on_studies(self):
+        for index in range(6):  # of three patients
+            self.save_study(index)
+        status, out, err = self.new(self.folder / "data", "--output", self.bundle)
+        self.assertEqual(status, 0, out + err)
+        self.assertIn("segmentation of 6 volumes of 3 patients", out)
+        lists = json.loads((self.bundle / "configs/datalist.json").read_text())
+        part_of = {int(case["image"][5]): part for part, cases in lists.items() for case in cases}
+        self.assertTrue(all(part_of[index] == part_of[index + 1] for index in (0, 2, 4)), part_of)
+        for case in (*lists["training"], *lists["validation"]):
+            values, counts = np.unique(nib.load(self.bundle / "labels" / case["label"]).dataobj, return_counts=True)
+            self.assertEqual(dict(zip(values.tolist(), counts.tolist(), strict=True))[2], 8 * 2 * 10)
+        workflow(self.bundle, "train", "train", max_epochs=1, val_interval=1).run()
+        workflow(self.bundle, "evaluate", "train").run()
+        told = [out, err, *map(str, self.bundle.rglob("*"))]
+        told += [path.read_text(errors="replace") for path in self.bundle.rglob("*") if path.is_file()]
+        for word in (*PATIENT.split("^"), "90807"):
+            self.assertNotIn(word.lower(), "".join(told).lower())
 
 
 class TestTable(NewCase):
