@@ -60,8 +60,8 @@ class LabelSetDiceCELoss(nn.Module):
     def forward(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            y_pred: logits of shape (B, C, *spatial).
-            y: label map of shape (B, 1, *spatial), whole numbers in [0, C + number of sets).
+            y_pred: logits of shape ``(B, C, *spatial)``.
+            y: label map of shape ``(B, 1, *spatial)``, whole numbers in [0, C + number of sets).
 
         Raises:
             ValueError: if the shapes do not fit.

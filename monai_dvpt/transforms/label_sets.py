@@ -27,10 +27,10 @@ class LabelSetsd(MapTransform):
     :class:`monai_dvpt.metrics.HausdorffDistanceMm` leaves these out, since the end of what was drawn is no surface.
 
     Args:
-        keys: keys of the predictions, one mask per class, of shape (C, *spatial).
+        keys: keys of the predictions, one mask per class, of shape ``(C, *spatial)``.
         labels: names of the ``C`` classes, background first.
         label_sets: sets of names; the value ``C + i`` in a label map stands for ``label_sets[i]``.
-        label_key: key of the label map, of shape (1, *spatial).
+        label_key: key of the label map, of shape ``(1, *spatial)``.
 
     Raises:
         ValueError: as :func:`monai_dvpt.utils.labels_of_values` does, or if a prediction has another shape.
