@@ -18,6 +18,11 @@ from .command_line import columns, printable
 
 __all__ = ["add_parser"]
 
+OPTIONS = (
+    *("backbone", "task", "table", "outputs", "grades", "columns"),
+    *("labels", "label_names", "ignore", "patient_pattern"),
+)
+"""What a user says about the data."""
 MOST = 5
 """Findings of one rule that are listed."""
 
@@ -46,7 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--outputs", type=_names, default=(), metavar="A,B", help="columns with what is graded")
     parser.add_argument("--grades", type=_names, default=(), metavar="A,B", help="grades in order, or classes")
     parser.add_argument(
-        "--columns", type=_pairs, default={}, metavar="OURS=THEIRS,...", help="the table's image, patient, split"
+        "--columns", type=_pairs, default={}, metavar="OURS=THEIRS,...", help="the table's image, patient, split, mask"
     )
     parser.add_argument("--labels", type=_names, default=(), metavar="A,B", help="labels to segment, in their order")
     parser.add_argument(
@@ -81,6 +86,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.update is not None:
         if arguments.data is not None or arguments.output is not None:
             raise InputError("--update must stand without DATA and --output: the bundle knows its folder of data.")
+        if given := [name for name in OPTIONS if getattr(arguments, name)]:
+            rule = "--update must stand alone, with --check, --leave-out or --all at most: the bundle keeps its options"
+            raise InputError(f"{rule}, got --{given[0].replace('_', '-')}.")
         new = update_bundle(arguments.update)
     else:
         if arguments.data is None:

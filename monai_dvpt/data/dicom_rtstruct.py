@@ -260,7 +260,11 @@ def _on_border(polygons: list[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
 def _check_nested(polygons: list[np.ndarray], size: tuple[int, ...], index: int, value: int) -> None:
     """Contours of one ROI in a slice lie apart or inside each other; else one would erase the other."""
     masks = [_inside([polygon], size) for polygon in polygons]
+    boxes = [(polygon.min(axis=0), polygon.max(axis=0)) for polygon in polygons]
     for (first, one), (second, other) in combinations(enumerate(masks, 1), 2):
+        (low, high), (others_low, others_high) = boxes[first - 1], boxes[second - 1]
+        if (high < others_low).any() or (others_high < low).any():
+            continue
         shared, sizes = np.count_nonzero(one & other), (np.count_nonzero(one), np.count_nonzero(other))
         if shared and (shared < min(sizes) or shared == max(sizes)):
             raise InputError(

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import shutil
 import stat
 import unittest
 from pathlib import Path
@@ -176,6 +179,16 @@ BAD_TABLES = [
 ]
 
 
+@contextlib.contextmanager
+def working_in(folder: Path):
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 class NewCase(unittest.TestCase):
     def setUp(self) -> None:
         self.folder = temporary_folder(self)
@@ -242,6 +255,7 @@ class TestArguments(NewCase):
             (["DATA"], "--output must be given"),
             (["DATA", "--update", "x"], "--update must stand without DATA"),
             (["--update", "x"], "only a bundle that new wrote"),
+            (["--update", "x", "--label-names", "1=liver"], "--update must stand alone"),
             (["DATA", "--check", "--label-names", "one=liver"], "whole numbers, or to colours"),
         ]
     )
@@ -262,15 +276,33 @@ class TestVolumes(NewCase):
         self.assertIn("front in 6, back in 6", out)
         self.assertIn("few cases", out)
 
-    def test_cases_with_errors_are_left_out(self):
+    @parameterized.expand([("imagesTr",), ("labelsTr",)])
+    def test_cases_with_errors_are_left_out(self, damaged):
         root = save_volumes(self.folder / "data")
-        truncate(root / "imagesTr/case2.nii.gz")
+        truncate(root / damaged / "case2.nii.gz")
         status, out, err = self.new(root, "--output", self.bundle, "--leave-out")
         self.assertEqual(status, 0, err)
         self.assertRegex(out, "note .*case2.*left out")
+        self.assertNotIn("error", out)
         lists = json.loads((self.bundle / "configs/datalist.json").read_text())
         self.assertEqual(sum(map(len, lists.values())), 5)
         self.assertNotIn("case2", str(lists))
+
+    def test_a_copy_without_a_label_harms_no_case(self):
+        root = save_volumes(self.folder / "data")
+        (root / "dataset.json").unlink()
+        shutil.copy(root / "imagesTr/case2.nii.gz", root / "imagesTr/copy2.nii.gz")
+        status, out, err = self.new(root, "--check")
+        self.assertEqual(status, 0, out + err)
+        self.assertRegex(out, "note +no label +.*copy2")
+        self.assertIn("1 in 6, 2 in 6", out)
+
+    def test_a_path_from_the_working_folder(self):
+        save_volumes(self.folder / "data")
+        with working_in(self.folder):
+            status, _, err = self.new("data", "--output", "bundle")
+        self.assertEqual(status, 0, err)
+        self.assertIn(f"dataset_dir: {self.folder / 'data'}", (self.bundle / "configs/train.yaml").read_text())
 
     def test_train_evaluate_infer_and_update(self):
         root = save_volumes(self.folder / "data")
@@ -298,12 +330,25 @@ class TestVolumes(NewCase):
         save_volumes(root, CASES + 4)
         status, out, err = self.new("--update", self.bundle)
         self.assertEqual(status, 0, err)
+        self.assertIn("--output_dir output/train_2 --adapter_path output/train/adapter_best.safetensors", out)
         more = json.loads((self.bundle / "configs/datalist.json").read_text())
         self.assertEqual(sum(map(len, more.values())), CASES + 4)
         for part, cases in lists.items():
             for case in cases:
-                self.assertIn(case, more[part])
+                self.assertIn(case["image"], [each["image"] for each in more[part]])
+        for case in (*more["training"], *more["validation"]):
+            given = nib.load(root / "labelsTr" / Path(case["image"]).name)
+            np.testing.assert_array_equal(nib.load(self.bundle / "labels" / case["label"]).dataobj, given.dataobj)
         self.assertTrue(adapter.is_file())
+        again = {"output_dir": str(self.bundle / "output/train_2"), "adapter_path": str(adapter)}
+        workflow(self.bundle, "train", "train", max_epochs=1, val_interval=1, **again).run()
+
+        save_volumes(root, CASES + 3)
+        for folder in ("imagesTr", "labelsTr"):
+            (root / folder / f"case{CASES + 3}.nii.gz").unlink()
+        status, out, err = self.new("--update", self.bundle)
+        self.assertEqual(status, 0, err)
+        self.assertEqual(len(list((self.bundle / "labels").rglob("*.nii.gz"))), CASES + 3)
 
 
 class TestDicom(NewCase):

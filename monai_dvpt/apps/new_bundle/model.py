@@ -73,12 +73,14 @@ class Finding:
         message: one sentence with the value.
         error: whether no bundle can be written before it is mended; else the case is left out, or the sentence says
             what is done.
+        dropped: of an error, whether the cases that it is about are no longer among the others, which can be used.
     """
 
     rule: str
     where: str
     message: str
     error: bool = False
+    dropped: bool = False
 
 
 @dataclass

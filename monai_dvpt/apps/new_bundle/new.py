@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ class NewBundle:
         before: Mapping[str, str] | None = None,
         bundle: Path | None = None,
     ) -> None:
-        self.data = Path(data)
+        self.data = Path(os.path.abspath(data))  # itk changes the working folder for a moment when it loads a part
         self.options = options
         self.backbone = backbone
         self.before = before
@@ -83,16 +84,17 @@ class NewBundle:
     def _leave_out(self) -> None:
         """Leaves out the cases with errors, and applies the rules to the others."""
         names = {case.name for case in self.collection.cases}
-        bad = {finding.where for finding in self.findings if finding.error and finding.where in names}
+        bad = {each.where for each in self.findings if each.error and each.where in names}
         kept = [index for index, case in enumerate(self.collection.cases) if case.name not in bad]
         self.collection.cases = [self.collection.cases[index] for index in kept]
         self.measured = [self.measured[index] for index in kept]
         left_out = [
             Finding(finding.rule, finding.where, f"left out: {finding.message}")
             for finding in self.findings
-            if finding.where in bad and finding.error
+            if finding.error and (finding.where in bad or finding.dropped)
         ]
-        others = [finding for finding in self.collection.findings if finding.where not in bad]
+        kept_findings = (each for each in self.collection.findings if not each.dropped)
+        others = [finding for finding in kept_findings if finding.where not in bad]
         self.collection.findings = [*others, *left_out]
         self.findings = [*self.collection.findings, *apply_rules(self.collection, self.measured)]
 
@@ -133,17 +135,33 @@ class NewBundle:
         output = Path(output)
         facts = (self.parts, self.findings)
         if self.bundle is None:
+            if output.resolve().is_relative_to(self.data.resolve()):
+                raise InputError(f"{output}: must not lie in the folder of data, {self.data}.")
             plan = make_plan(self.collection, self.measured, self.parts, self.backbone)
-            write_bundle(output, self.collection, self.measured, plan, *facts)
-            write_secret(output, self.options.secret)
+            write_bundle(output, self.collection, self.measured, plan, *facts, finish=self._finish)
             yield from plan.lines()
         else:
             update_lists(output, self.collection, self.measured, *facts)
-        backbone = None if self.backbone is None else os.path.abspath(self.backbone)
-        write_state(output, state_of(self.options, self.collection, self.measured, self.parts, backbone))
-        write_report(output)
+            self._finish(output)
         yield f"written: {output}, with report.html"
-        yield f"next: cd {output} && python -m monai.bundle run --config_file configs/train.yaml"
+        yield f"next: cd {output} && python -m monai.bundle run --config_file configs/train.yaml{_going_on(output)}"
+
+    def _finish(self, bundle: Path) -> None:
+        """What a later update needs, and the report."""
+        if self.bundle is None:
+            write_secret(bundle, self.options.secret)
+        backbone = None if self.backbone is None else os.path.abspath(self.backbone)
+        write_state(bundle, state_of(self.options, self.collection, self.measured, self.parts, backbone))
+        write_report(bundle)
+
+
+def _going_on(bundle: Path) -> str:
+    """Arguments with which a training goes on from the adapter of an earlier one, in a folder of its own."""
+    adapter = Path("output", "train", "adapter_best.safetensors")
+    if not (bundle / adapter).is_file():
+        return ""
+    folder = next(name for number in itertools.count(2) if not (bundle / (name := f"output/train_{number}")).exists())
+    return f" --output_dir {folder} --adapter_path {adapter.as_posix()}"
 
 
 def update_bundle(bundle: str | os.PathLike) -> NewBundle:

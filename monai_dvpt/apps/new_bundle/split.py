@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from .model import Case, Collection, Measurement
 
@@ -47,7 +47,11 @@ def split_cases(
         known = [before.get(measured[i].content) or before.get(collection.cases[i].patient) for i in members]  # type: ignore[union-attr]
         known += [collection.cases[index].part for index in members]
         part = next(filter(None, known), "")
-        if part == "training" and not stated and not before:
+        if (
+            part == "training"
+            and not stated
+            and not any(before.get(key) for key in _keys(collection, measured, members))
+        ):
             part = ""  # a list of training cases alone
         if part:
             part_of |= dict.fromkeys(members, part)
@@ -61,6 +65,14 @@ def split_cases(
     for index in usable:
         parts.setdefault(part_of[index], []).append(index)
     return parts
+
+
+def _keys(collection: Collection, measured: Sequence[Measurement | None], members: Sequence[int]) -> Iterator[str]:
+    """What an earlier split may know cases by: their images and patients."""
+    for index in members:
+        if (each := measured[index]) is not None:
+            yield each.content
+        yield collection.cases[index].patient
 
 
 def _groups(cases: Sequence[tuple[int, Case, Measurement]]) -> list[list[int]]:

@@ -18,12 +18,13 @@ from .model import Collection, Measurement, Options
 __all__ = ["KEY", "new_secret", "read_state", "state_of", "write_secret", "write_state"]
 
 STATE = Path("configs") / "new.json"
+KEY_BYTES = 32
 KEY = "patients.key"
 """Key of the hashes of patients' identifiers; whoever has it can test whether a known patient is in the list."""
 
 
 def new_secret() -> bytes:
-    return secrets.token_bytes(32)
+    return secrets.token_bytes(KEY_BYTES)
 
 
 def write_secret(bundle: Path, secret: bytes) -> None:
@@ -68,10 +69,14 @@ def read_state(bundle: Path) -> tuple[Options, dict[str, Any]]:
             options = Options(**given)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"must be as new wrote it: {type(error).__name__} {error}.") from error
+        if not isinstance(state.get("parts"), dict) or not isinstance(state.get("data"), str):
+            raise InputError('must be as new wrote it, with "data" and "parts".')
     key = bundle / KEY
     if not key.is_file():
         raise InputError(f"{key}: must exist: without the key, patients of before cannot be recognised.")
-    return replace(options, secret=key.read_bytes()), state
+    if len(secret := key.read_bytes()) != KEY_BYTES:
+        raise InputError(f"{key}: must have {KEY_BYTES} bytes, as new wrote it, has {len(secret)}.")
+    return replace(options, secret=secret), state
 
 
 def write_state(bundle: Path, state: Mapping[str, Any]) -> None:

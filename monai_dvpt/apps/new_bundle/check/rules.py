@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,12 +11,16 @@ import numpy as np
 
 from ..model import IGNORED, Collection, Finding, Measurement
 
-__all__ = ["RULES", "apply_rules"]
+__all__ = ["RULES", "apply_rules", "name_problem"]
 
 FEW_CASES = 10
 FEW_OF_LABEL = 3
 FAR = 2.0
 """Factor from which a spacing or a size differs much from the median."""
+SPECIAL = ("$", "@", "%")
+"""First characters with which a text means something else in a config of MONAI."""
+REFERENCE = re.compile("#|[@%]::")
+RESERVED = {"image", "patient", "split"}
 SHARE_OF_IMAGE = 0.99
 """Share of an image from which a label that covers it is odd."""
 
@@ -75,9 +80,10 @@ def _labels_in_few_cases(collection: Collection, measured: Measured) -> Iterator
     counts = Counter(name for each in measured if each is not None for name, count in each.voxels.items() if count)
     for name in collection.labels:
         if not counts[name] and None not in measured:
-            message = "no case has a voxel of this label; name the labels to take with --labels."
+            have = f"; the data have {', '.join(sorted(counts))}" if counts else ""
+            message = f"no case has a voxel of this label{have}; choose with --labels, name values with --label-names."
             yield Finding("label without voxels", name, message, error=True)
-        elif counts[name] < min(FEW_OF_LABEL, len(measured)):
+        elif (counts[name] or None not in measured) and counts[name] < min(FEW_OF_LABEL, len(measured)):
             yield Finding("label in few cases", name, f"{counts[name]} of {len(measured)} cases have this label.")
     if unknown := sorted(set(counts) - set(collection.labels) - {IGNORED}):
         yield Finding("label left out", "", f"voxels of {', '.join(unknown)} become background.")
@@ -93,15 +99,37 @@ def _grades_in_few_cases(collection: Collection, measured: Measured) -> Iterator
                 yield Finding("grade in few cases", f"{output} {name}", f"{counts[name]} cases have it.")
 
 
+def name_problem(name: str) -> str:
+    """Why a name cannot stand in a config; "" if it can."""
+    if not name.strip() or name.startswith(SPECIAL) or REFERENCE.search(name) or not name.isprintable():
+        return f"must be printable, not begin with one of {' '.join(SPECIAL)}, and have no #, @:: or %::"
+    return ""
+
+
+def _names(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    for kind, names in (("label", collection.labels), ("output", collection.outputs)):
+        taken = {"background"} if collection.task == "segmentation" else RESERVED if kind == "output" else set()
+        for name in names:
+            problem = name_problem(name)
+            if name.casefold() in taken:
+                problem = "must be another than those of the other labels and columns, and than background"
+            taken = taken | {name.casefold()}
+            if problem:
+                yield Finding(f"name of a {kind}", "", f"the name of a {kind} {problem}, got {name!r}.", error=True)
+
+
 def _copies(collection: Collection, measured: Measured) -> Iterator[Finding]:
     seen: dict[str, int] = {}
-    for index, each in enumerate(measured):
-        if each is None:
+    labelled = [case.read_label is not None or bool(case.grades) for case in collection.cases]
+    for index in sorted(range(len(measured)), key=lambda index: not labelled[index]):  # those without a label last
+        if (each := measured[index]) is None:
             continue
         first = seen.setdefault(each.content, index)
         if first == index:
             continue
         case, other = collection.cases[index], collection.cases[first]
+        if not labelled[index]:
+            continue  # it is left out anyway
         if case.grades != other.grades or each.label_content != measured[first].label_content:  # type: ignore[union-attr]
             message = f"the image equals that of {other.name}, but the label differs; keep one of them."
             yield Finding("copies differ", case.name, message, error=True)
@@ -183,6 +211,7 @@ RULES: tuple[Rule, ...] = (
     _size,
     _intensity,
     _colours,
+    _names,
     _modalities,
     _patients_in_two_parts,
 )

@@ -154,7 +154,13 @@ def _text(path: Path, table: Table) -> list[tuple[str, list[str]]]:
     if "\0" in text:
         raise InputError("cannot be read: is no text.")
     read = {separator: _split(text, separator) for separator in SEPARATORS}
-    return max(read.values(), key=_likely)
+    rows = max(read.values(), key=_likely)
+    for place, cells in rows:
+        if any("\n" in cell for cell in cells):  # a quote that is not closed takes the rows after it into its cell
+            raise InputError(
+                f"every cell must be on one line; the cell that ends in {place} is not: is a quote missing?"
+            )
+    return rows
 
 
 def _split(text: str, separator: str) -> list[tuple[str, list[str]]]:

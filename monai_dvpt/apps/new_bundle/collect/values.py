@@ -57,6 +57,11 @@ class Values:
         return self.slips.get(plain_value(cell), f"must be one of {', '.join(self.labels)}")
 
 
+MAX_DIGITS = 18
+"""Of a number that may be a grade."""
+MAX_GRADES = 30
+
+
 def plain_value(cell: str) -> str:
     """A cell without spaces around it; a whole number without its fraction, so that 2.0 is 2."""
     number = as_number(cell)
@@ -76,7 +81,8 @@ def read_values(outputs: Mapping[str, Sequence[str]], options: Options, where: s
     if options.grades:
         return _named(counts, options, where)
     counts, findings = _joined(counts, where)
-    numbers = {value: int(value) for value in counts if value.removeprefix("-").isdecimal()}
+    short = (value for value in counts if len(value) <= MAX_DIGITS)
+    numbers = {value: int(value) for value in short if value.removeprefix("-").isdecimal()}
     slips = _slips(counts, numbers)
     kept = [value for value in counts if value not in slips]
     whole = all(value in numbers for value in kept)
@@ -84,8 +90,13 @@ def read_values(outputs: Mapping[str, Sequence[str]], options: Options, where: s
     in_order = whole and len(labels) > 1 and _is_run([numbers[value] for value in labels])
     task = options.task or ("grading" if in_order else "classification")
     if task == "grading" and whole and labels and not in_order:
-        first = min(numbers[labels[0]], 1)
-        labels = [str(value) for value in range(first, numbers[labels[-1]] + 1)]
+        first, last = min(numbers[labels[0]], 1), numbers[labels[-1]]
+        if last - first >= MAX_GRADES:
+            message = f"grades must be at most {MAX_GRADES} numbers, got {first} to {last}; name them with --grades."
+            findings.append(Finding("too many grades", where, message, error=True))
+        else:
+            labels = [str(value) for value in range(first, last + 1)]
+            findings.append(Finding("grades filled in", where, f"all numbers from {first} to {last} are grades."))
     elif task == "grading" and any(as_number(value) is None for value in kept):
         message = f"grades must be numbers, or be named in their order with --grades; got {some(labels)}."
         findings.append(Finding("order of grades not known", where, message, error=True))

@@ -114,7 +114,7 @@ class _Collector:
         for path in paths:
             message = message.replace(f"{path}: ", "").replace(str(path), self._shown(path))
         more = f" Files: {', '.join(map(self._shown, paths))}." if len(paths) > 1 else ""
-        self.findings.append(Finding(rule, self._shown(paths[0]), message + more, error))
+        self.findings.append(Finding(rule, self._shown(paths[0]), message + more, error, dropped=error))
 
     def _ignore(self, what: str, counts: Counter[str]) -> None:
         if counts:
@@ -353,9 +353,9 @@ class _Collector:
             place = image.place.relative_to(self.root).as_posix()
             if match := re.search(self.options.patient_pattern, place):
                 return self.options.patient(next(filter(None, match.groups()), match[0]))
-            message = "the pattern of patients finds none in the path; the case counts as a patient of its own."
-            self._find("no patient", image.place, message, error=False)
-            return ""
+            if image.series is None:
+                message = "the pattern of patients finds none in the path; the case counts as a patient of its own."
+                self._find("no patient", image.place, message, error=False)
         return "" if image.series is None else self.options.patient(patient_identifier(image.series))
 
     def _labels(self) -> list[str]:

@@ -37,6 +37,7 @@ AIR_HU = -500
 MANY_ZEROS = 1 / 3
 PICTURE = 224
 """Side of a picture, in pixels, on which most backbones were trained."""
+SWAPPED = {"l": "r", "r": "l"}
 SIDES = {"left", "right", "l", "r", "lt", "rt", "lh", "rh"}
 
 
@@ -151,12 +152,15 @@ def has_sides(names: Sequence[str]) -> bool:
 
     Examples::
 
-        >>> has_sides(["liver", "kidney_L"]), has_sides(["anterior", "posterior"])
-        (True, False)
+        >>> has_sides(["liver", "kidney_L"]), has_sides(["rkidney", "lkidney"]), has_sides(["anterior", "posterior"])
+        (True, True, False)
 
     """
-    words = {word for name in names for word in re.split(r"[\W_\d]+", name.lower())}
-    return bool(words & SIDES) or any("left" in word or "right" in word for word in words)
+    words = {word for name in names for word in re.split(r"[\W_\d]+", name.lower())} - {"bright", "upright", "cleft"}
+    mirrored = {SWAPPED[name[0]] + name[1:] for name in map(str.lower, names) if name[0] in SWAPPED}
+    paired = mirrored & set(map(str.lower, names))  # as rkidney and lkidney
+    sided = any(word.startswith(("left", "right")) or word.endswith(("left", "right")) for word in words)
+    return bool(words & SIDES or paired or sided)
 
 
 def choose_intensity(plan: Plan, data: Data) -> None:

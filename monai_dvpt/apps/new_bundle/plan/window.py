@@ -51,7 +51,7 @@ def fit_window(
     """
     finest = min(spacing_mm)
     while True:
-        spacing = [round(max(side, finest), 2) for side in spacing_mm]
+        spacing = [float(f"{max(side, finest):.3g}") for side in spacing_mm]
         size = [max(1, round(extent / side)) for extent, side in zip(extent_mm, spacing, strict=True)]
         patches = [math.ceil(side / patch) for side, patch in zip(size, patch_size, strict=True)]
         while math.prod(patches) > max_tokens:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from monai_dvpt.utils import InputError, atomic_path, naming, to_json
 from monai_dvpt.utils.typed import path_for_config
 
+from ..check.rules import name_problem
 from ..model import Collection, Finding, Measurement
 from ..plan.make_plan import Plan
 from ..plan.planning import Data
@@ -29,9 +29,6 @@ from .metadata import about, metadata_of, title_of
 __all__ = ["update_lists", "write_bundle"]
 
 CONFIGS = ("train.yaml", "evaluate.yaml", "inference.yaml")
-REFERENCE = re.compile("#|[@%]::")
-SPECIAL = ("$", "@", "%")
-"""First characters with which a text means something else in a config of MONAI."""
 
 
 def write_bundle(
@@ -41,6 +38,7 @@ def write_bundle(
     plan: Plan,
     parts: Mapping[str, Sequence[int]],
     findings: Sequence[Finding] = (),
+    finish: Callable[[Path], Any] = lambda _: None,
 ) -> None:
     """
     Writes a bundle that ``python -m monai.bundle run`` trains. The images stay where they are; the label maps are
@@ -53,6 +51,7 @@ def write_bundle(
         plan: of these cases.
         parts: indices of the cases by part.
         findings: what was odd, for the README.
+        finish: writes more into the folder before it gets its name.
 
     Raises:
         InputError: if ``output`` exists or cannot be written, a label map cannot be read, or a name cannot stand in a
@@ -69,6 +68,7 @@ def write_bundle(
         _write_texts(folder, context)
         _write(folder / "configs" / "metadata.json", to_json(metadata_of(context)) + "\n")
         _write(folder / "configs" / "plan.json", to_json(plan.as_json()) + "\n")
+        finish(folder)
 
 
 def update_lists(
@@ -91,30 +91,37 @@ def update_lists(
     if found != [str(name) for name in config.get(kind, ())]:
         raise InputError(f"{bundle}: the {kind} must stay as they are, {config.get(kind)}, the data have {found}.")
     known = len(labels.label_sets)
-    _write_lists(Path(bundle), collection, parts, labels)
+    for indices in parts.values():
+        for index in indices:
+            labels.prepare(collection.cases[index].labelled, measurements[index])
     if len(labels.label_sets) > known:
         rule = "must be whole, or drawn in part as before"
         raise InputError(f"{bundle}: label maps {rule}, some are of {labels.label_sets[known:]}; write a new bundle.")
+    folder = Path(bundle) / "labels"
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    numbers = [int(path.name) for path in before if path.name.isdecimal()]
+    _write_lists(Path(bundle), collection, parts, labels, str(max(numbers, default=1) + 1))
+    for path in before:  # the list, which is replaced as one, no longer names them
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     _write_check(Path(bundle), collection, measurements, parts, findings)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
     with naming(path):
         try:
-            return yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"cannot be read: {error}") from error
+        if not isinstance(config, dict):
+            raise InputError(f"must hold settings by name, holds {type(config).__name__}.")
+        return config
 
 
 def _check_names(collection: Collection) -> None:
     for kind, names in (("label", collection.labels), ("output", collection.outputs)):
         for name in names:
-            if not name.strip() or name.startswith(SPECIAL) or REFERENCE.search(name) or not name.isprintable():
-                rule = (
-                    f"must be printable, not begin with one of {' '.join(SPECIAL)}, and have no #, @:: or %::, which "
-                )
-                rule += "configs read otherwise"
-                raise InputError(f"{collection.root}: the name of a {kind} {rule}, got {name!r}.")
+            if problem := name_problem(name):
+                raise InputError(f"{collection.root}: the name of a {kind} {problem}, got {name!r}.")
 
 
 @contextmanager
@@ -140,14 +147,21 @@ def _whole_folder(output: Path) -> Iterator[Path]:
         raise
 
 
-def _write_lists(folder: Path, collection: Collection, parts: Mapping[str, Sequence[int]], labels: LabelValues) -> None:
-    """The list, and for segmentation the label maps."""
+def _write_lists(
+    folder: Path, collection: Collection, parts: Mapping[str, Sequence[int]], labels: LabelValues, below: str = ""
+) -> None:
+    """
+    The list, and before it for segmentation the label maps, in a folder of ``labels`` if ``below`` names one, so that
+    maps that an earlier list names stay until this list is there.
+    """
     configs = folder / "configs"
     if collection.task != "segmentation":
         write_grade_list(configs, collection, parts)
         return
     indices = sorted(index for section in parts.values() for index in section)
-    files = dict(write_label_maps(folder / "labels", collection, indices, labels))
+    (folder / "labels" / below).mkdir(parents=True, exist_ok=True)
+    written = write_label_maps(folder / "labels" / below, collection, indices, labels)
+    files = {index: f"{below}/{name}" if below else name for index, name in written}
     if collection.spatial_dims == 3:
         write_volume_list(configs, collection, parts, files)
     else:

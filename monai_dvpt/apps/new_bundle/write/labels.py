@@ -14,7 +14,7 @@ from monai_dvpt.data.nifti import save_nifti
 from monai_dvpt.utils import InputError, atomic_path, naming
 
 from ..check.measure import load_image
-from ..model import IGNORED, Case, Collection
+from ..model import IGNORED, Case, Collection, Measurement
 
 __all__ = ["BACKGROUND", "LabelValues", "write_label_maps"]
 
@@ -39,6 +39,12 @@ class LabelValues:
     def __init__(self, labels: Sequence[str], label_sets: Sequence[Sequence[str]] = ()) -> None:
         self.names = [BACKGROUND, *labels]
         self.label_sets = [list(names) for names in label_sets]
+
+    def prepare(self, labelled: Sequence[str] | None, measurement: Measurement | None) -> None:
+        """Makes the sets that the map of a case needs."""
+        self.value_outside(labelled)
+        if measurement is not None and IGNORED in measurement.voxels:
+            self.value_of(IGNORED)
 
     def value_of(self, name: str) -> int:
         """The value of a label, of the background, or of :data:`IGNORED`, the set of all labels."""
