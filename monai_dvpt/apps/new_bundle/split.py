@@ -44,15 +44,11 @@ def split_cases(
     left = []
     stated = any(collection.cases[index].part == "validation" for index in usable)
     for members in groups:
-        known = [before.get(measured[i].content) or before.get(collection.cases[i].patient) for i in members]  # type: ignore[union-attr]
-        known += [collection.cases[index].part for index in members]
-        part = next(filter(None, known), "")
-        if (
-            part == "training"
-            and not stated
-            and not any(before.get(key) for key in _keys(collection, measured, members))
-        ):
-            part = ""  # a list of training cases alone
+        was = next(filter(None, map(before.get, _keys(collection, measured, members))), "")
+        says = next(filter(None, (collection.cases[index].part for index in members)), "")
+        part = was or (
+            "" if says == "training" and not stated else says
+        )  # a list of training cases alone is drawn from
         if part:
             part_of |= dict.fromkeys(members, part)
         else:

@@ -157,9 +157,7 @@ def _text(path: Path, table: Table) -> list[tuple[str, list[str]]]:
     rows = max(read.values(), key=_likely)
     for place, cells in rows:
         if any("\n" in cell for cell in cells):  # a quote that is not closed takes the rows after it into its cell
-            raise InputError(
-                f"every cell must be on one line; the cell that ends in {place} is not: is a quote missing?"
-            )
+            raise InputError(f"every cell must be on one line; one that ends in {place} is not: is a quote missing?")
     return rows
 
 
