@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from monai_dvpt.data.dicom_rtstruct import STORAGE as RTSTRUCT
 from monai_dvpt.data.dicom_rtstruct import describe_rtstruct
 from monai_dvpt.data.dicom_segmentation import STORAGE as SEG
 from monai_dvpt.data.dicom_segmentation import describe_dicom_seg
+from monai_dvpt.data.gradelist import match_patient, patient_regex
 from monai_dvpt.data.slicer_segmentation import slicer_segments, whole_steps
 from monai_dvpt.utils import InputError, reason
 
@@ -75,17 +75,13 @@ def collect_volumes(root: Path, options: Options) -> Collection | None:
     Raises:
         InputError: if the pattern of patients is no regular expression.
     """
-    try:
-        re.compile(options.patient_pattern)
-    except re.error as error:
-        got = options.patient_pattern
-        raise InputError(f"patient_pattern must be a regular expression, got {got!r}: {error}.") from error
     return _Collector(Path(root), options).collect()
 
 
 class _Collector:
     def __init__(self, root: Path, options: Options) -> None:
         self.root, self.options = root, options
+        self.pattern = patient_regex(options.patient_pattern) if options.patient_pattern else None
         self.images: list[_Image] = []
         self.findings: list[Finding] = []
         self.segmented = False
@@ -349,10 +345,9 @@ class _Collector:
         )
 
     def _patient(self, image: _Image) -> str:
-        if self.options.patient_pattern:
-            place = image.place.relative_to(self.root).as_posix()
-            if match := re.search(self.options.patient_pattern, place):
-                return self.options.patient(next(filter(None, match.groups()), match[0]))
+        if self.pattern is not None:
+            if found := match_patient(self.pattern, image.place.relative_to(self.root).as_posix()):
+                return self.options.patient(found)
             if image.series is None:
                 message = "the pattern of patients finds none in the path; the case counts as a patient of its own."
                 self._find("no patient", image.place, message, error=False)

@@ -157,7 +157,7 @@ def has_sides(names: Sequence[str]) -> bool:
 
     """
     words = {word for name in names for word in re.split(r"[\W_\d]+", name.lower())} - {"bright", "upright", "cleft"}
-    mirrored = {SWAPPED[name[0]] + name[1:] for name in map(str.lower, names) if name[0] in SWAPPED}
+    mirrored = {SWAPPED[name[0]] + name[1:] for name in map(str.lower, names) if name[:1] in SWAPPED}
     paired = mirrored & set(map(str.lower, names))  # as rkidney and lkidney
     sided = any(word.startswith(("left", "right")) or word.endswith(("left", "right")) for word in words)
     return bool(words & SIDES or paired or sided)

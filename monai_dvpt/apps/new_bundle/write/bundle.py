@@ -84,7 +84,7 @@ def update_lists(
     Raises:
         InputError: if the labels or grades are not those of the bundle, which needs another network then.
     """
-    config = load_yaml(Path(bundle) / "configs" / "train.yaml")
+    config = _settings(Path(bundle) / "configs" / "train.yaml")
     labels = LabelValues(collection.labels, config.get("label_sets", ()))
     kind = "labels" if collection.task == "segmentation" else "grades" if collection.task == "grading" else "classes"
     found = labels.names if kind == "labels" else collection.labels
@@ -106,7 +106,8 @@ def update_lists(
     _write_check(Path(bundle), collection, measurements, parts, findings)
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def _settings(path: Path) -> dict[str, Any]:
+    """The settings in a config; an InputError if it cannot be read."""
     with naming(path):
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
