@@ -109,7 +109,7 @@ class TestTrainingEndsWithItsServer(unittest.TestCase):
             asked = requests.post(f"{server.url}/train/{MODEL}", json={"max_epochs": 1000, "val_split": 0})
             self.assertEqual(asked.status_code, 200, asked.text)
             deadline, background = time.monotonic() + 300, []
-            while not background or how == signal.SIGKILL and "Loading dataset" not in server.log:
+            while not background or how == signal.SIGKILL and "Epoch 1 of" not in server.log:
                 self.assertLess(time.monotonic(), deadline, server.log[-2000:])
                 time.sleep(0.2)
                 background = psutil.Process(server.process.pid).children(recursive=True)
