@@ -22,6 +22,7 @@ from utils_commands import call
 from utils_data import PATIENT, ROOT, save_dicom, save_nifti, temporary_folder
 
 from monai_dvpt.__main__ import main
+from monai_dvpt.apps.report import write_report
 from monai_dvpt.data import DicomSeriesReader
 from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg
 
@@ -304,6 +305,11 @@ class TestVolumes(NewCase):
         self.assertEqual(status, 0, err)
         self.assertIn(f"dataset_dir: {self.folder / 'data'}", (self.bundle / "configs/train.yaml").read_text())
 
+    def assert_results_are_of(self, words: str) -> None:
+        page = write_report(self.bundle).read_text()
+        for result in ("training", "evaluation"):
+            self.assertIn(f"This {result} is of {words}", page)
+
     def test_train_evaluate_infer_and_update(self):
         root = save_volumes(self.folder / "data")
         status, out, err = self.new(root, "--output", self.bundle)
@@ -326,11 +332,15 @@ class TestVolumes(NewCase):
         results = sorted((self.bundle / "output/inference").glob("*.nii.gz"))
         self.assertEqual(len(results), CASES)
         self.assertEqual(nib.load(results[0]).shape, SIZE)
+        self.assert_results_are_of("the present list of cases")
+        self.assertEqual(self.new("--update", self.bundle)[0], 0)
+        self.assert_results_are_of("the present list of cases")  # the data are as they were
 
         save_volumes(root, CASES + 4)
         status, out, err = self.new("--update", self.bundle)
         self.assertEqual(status, 0, err)
         self.assertIn("--output_dir output/train_2 --adapter_path output/train/adapter_best.safetensors", out)
+        self.assert_results_are_of("an earlier list of cases")
         more = json.loads((self.bundle / "configs/datalist.json").read_text())
         self.assertEqual(sum(map(len, more.values())), CASES + 4)
         for part, cases in lists.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lists of cases of a bundle, whose images stay in the folder of data."""
+"""The lists of cases of a bundle, whose images stay in the folder of data; each function returns the file."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ __all__ = ["write_grade_list", "write_mask_list", "write_volume_list"]
 Parts = Mapping[str, Sequence[int]]
 
 
-def write_volume_list(configs: Path, collection: Collection, parts: Parts, labels: Mapping[int, str]) -> None:
+def write_volume_list(configs: Path, collection: Collection, parts: Parts, labels: Mapping[int, str]) -> Path:
     """``datalist.json``, see :func:`monai_dvpt.data.load_datalist`; ``labels`` are the files of the label maps."""
     sections = {
         part: [{"image": _image(collection, collection.cases[i]), "label": labels[i]} for i in indices]
         for part, indices in parts.items()
         if indices
     }
-    with atomic_path(configs / "datalist.json") as path:
+    with atomic_path(file := configs / "datalist.json") as path:
         path.write_text(to_json(sections) + "\n", encoding="utf-8")
+    return file
 
 
-def write_mask_list(configs: Path, collection: Collection, parts: Parts, labels: Mapping[int, str]) -> None:
+def write_mask_list(configs: Path, collection: Collection, parts: Parts, labels: Mapping[int, str]) -> Path:
     """``datalist.csv``, see :func:`monai_dvpt.data.load_masklist`."""
     rows = [
         {"image": _image(collection, case), "mask": labels[index], "patient": case.patient, "split": part}
         for index, case, part in _cases(collection, parts)
     ]
-    write_csv(configs / "datalist.csv", ["image", "mask", "patient", "split"], rows)
+    write_csv(file := configs / "datalist.csv", ["image", "mask", "patient", "split"], rows)
+    return file
 
 
-def write_grade_list(configs: Path, collection: Collection, parts: Parts) -> None:
+def write_grade_list(configs: Path, collection: Collection, parts: Parts) -> Path:
     """
     ``datalist.csv``, see :func:`monai_dvpt.data.load_gradelist`.
 
@@ -52,7 +54,8 @@ def write_grade_list(configs: Path, collection: Collection, parts: Parts) -> Non
             raise InputError(f"{case.name}: {rule}, shares {os.path.dirname(image[0]) or '.'} with other files.")
         grades = {output: case.grades.get(output, "") for output in collection.outputs}
         rows.append({"image": image, **grades, "patient": case.patient, "split": part})
-    write_csv(configs / "datalist.csv", ["image", *collection.outputs, "patient", "split"], rows)
+    write_csv(file := configs / "datalist.csv", ["image", *collection.outputs, "patient", "split"], rows)
+    return file
 
 
 def _cases(collection: Collection, parts: Parts) -> Iterator[tuple[int, Case, str]]:
