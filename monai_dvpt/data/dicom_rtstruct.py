@@ -21,6 +21,7 @@ from monai_dvpt.data.dicom.grid import SeriesGrid
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.limited import LimitedFile, refusal
 from monai_dvpt.data.dicom.terms import number_text, term, uid_text
+from monai_dvpt.data.label_overlap import overlap_error
 from monai_dvpt.utils import InputError, naming
 
 __all__ = ["describe_rtstruct", "read_rtstruct"]
@@ -176,10 +177,8 @@ def _rasterise(
             inside = _inside(of_slice, source.shape[:2])
             there = label[:, :, index][inside]
             if there.any():
-                raise InputError(
-                    f"a voxel must be of one ROI, but {np.count_nonzero(there)} of slice {index + 1} are of both value "
-                    f"{int(there.max())} and {value}; name the ROIs to take."
-                )
+                numbers = number_of[int(there.max())], number_of[value]
+                raise overlap_error("ROI", there, numbers, f"slice {index + 1}")
             label[:, :, index][inside] = value
     for value, slices in polygons.items():
         for index, of_slice in slices.items():

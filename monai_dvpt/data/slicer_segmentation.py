@@ -12,6 +12,7 @@ from monai.config import PathLike
 
 from monai_dvpt.data.dicom.geometry import RAS_TO_LPS, TOLERANCE_MM, corners
 from monai_dvpt.data.kinds import file_kind
+from monai_dvpt.data.label_overlap import overlap_error
 from monai_dvpt.data.text_headers import check_nrrd, nrrd_values
 from monai_dvpt.utils import InputError, naming
 
@@ -115,10 +116,7 @@ def _draw(label: np.ndarray, number: int, voxels: np.ndarray, to_voxel: np.ndarr
         raise InputError(f"{outside.sum()} voxels of segment {number} lie outside the image.")
     there = label[tuple(at)]
     if there.any():
-        raise InputError(
-            f"a voxel must be of one segment, but {np.count_nonzero(there)} are of both segment {int(there.max())} "
-            f"and {number}; name the segments to take."
-        )
+        raise overlap_error("segment", there, (int(there.max()), number))
     label[tuple(at)] = number
 
 

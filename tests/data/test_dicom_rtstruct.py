@@ -225,7 +225,9 @@ class TestReadRTStruct(unittest.TestCase):
         dataset.save_as(self.path)
         with self.assertRaisesRegex(InputError, "one of ROI 3 is POINT"):
             read_rtstruct(self.path, grid)
-        with self.assertRaisesRegex(InputError, rf"but {inside.sum()} of slice 3 are of both value 1 and 2"):
+        with self.assertRaisesRegex(
+            InputError, rf"but {inside.sum()} of slice 3 are of both ROI 1 and 2; .* with --labels"
+        ):
             read_rtstruct(self.path, grid, ["body", "liver"])
         found, names = read_rtstruct(self.path, grid, ["liver"])
         np.testing.assert_array_equal(found[:, :, 2], 2 * inside)
