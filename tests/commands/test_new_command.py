@@ -228,6 +228,44 @@ class TestBadData(NewCase):
         spoil(root)
         self.assert_refused(words, root)
 
+    @parameterized.expand([("volumes", save_volumes), ("pictures", save_table)])
+    def test_unknown_role_of_a_column(self, _, save):
+        root = save(self.folder / "data")
+        self.assert_refused("columns must name some of image, .*, got picture", root, "--columns", "picture=image")
+
+    def save_series(self) -> Path:
+        """A series for each patient, two of them in one folder, and grades by SeriesInstanceUID."""
+        root, rows = self.folder / "data", []
+        for index in range(4):
+            folder = root / "studies" / ("shared" if index < 2 else f"study{index}")
+            other = self.folder / "one"
+            volume = np.random.default_rng(index).integers(0, 900, (9, 8, 6)).astype(np.uint16)
+            save_dicom(other, volume, np.eye(3), np.zeros(3), (1.0, 1.0, 1.2))
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, path in enumerate(sorted(other.iterdir())):
+                dataset = pydicom.dcmread(path)
+                dataset.PatientID, uid = f"patient {index}", dataset.SeriesInstanceUID
+                dataset.save_as(folder / f"{index}_{number}.dcm")
+                path.unlink()
+            other.rmdir()
+            rows.append((uid, index % 2))
+        write_table(root, rows, ("image", "grade"))
+        return root
+
+    def test_graded_series_in_one_folder(self):
+        root = self.save_series()
+        status, out, _ = self.new(root, "--check")
+        self.assertEqual(status, 1)
+        errors = [line for line in out.splitlines() if line.startswith("error")]
+        self.assertEqual(len(errors), 2, out)
+        for line in errors:
+            self.assertRegex(line, "series shares a folder .*studies_shared_.* must have a folder of its own")
+        (root / "studies" / "other").mkdir()
+        for path in (root / "studies" / "shared").glob("1_*"):
+            path.rename(root / "studies" / "other" / path.name)
+        status, out, err = self.new(root, "--output", self.bundle)
+        self.assertEqual(status, 0, out + err)
+
     def test_one_case(self):
         self.assert_refused("at least 2", save_volumes(self.folder / "data", 1))
 
