@@ -11,6 +11,7 @@ import numpy as np
 
 from ..listed_images import ListedImages
 from ..model import IGNORED, Collection, Finding, Measurement
+from .sides import sides_of_one_patient
 
 __all__ = ["OWN_FOLDER", "RULES", "apply_rules", "name_problem"]
 
@@ -208,6 +209,11 @@ def _patients_in_two_parts(collection: Collection, measured: Measured) -> Iterat
             yield Finding("patient in two parts", case.name, message, error=True)
 
 
+def _sides(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    if finding := sides_of_one_patient(collection):
+        yield finding
+
+
 def _times(sides: Sequence) -> str:
     return " × ".join(f"{float(side):.4g}" for side in sides)
 
@@ -228,4 +234,5 @@ RULES: tuple[Rule, ...] = (
     _names,
     _modalities,
     _patients_in_two_parts,
+    _sides,
 )
