@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import unittest
 from pathlib import Path
 
@@ -342,6 +344,16 @@ class TestVolumes(NewCase):
             status, _, err = self.new("data", "--output", "bundle")
         self.assertEqual(status, 0, err)
         self.assertIn(f"dataset_dir: {self.folder / 'data'}", (self.bundle / "configs/train.yaml").read_text())
+
+    def test_a_config_that_is_run_in_another_folder(self):
+        save_volumes(self.folder / "data")
+        self.assertEqual(self.new(self.folder / "data", "--output", self.bundle)[0], 0)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "bundle/configs/train.yaml"]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 1)
+        last = done.stderr.strip().splitlines()[-1]
+        self.assertRegex(last, f"^error: {self.folder}: bundle_root must be the folder of the bundle.*run the command")
 
     def assert_results_are_of(self, words: str) -> None:
         page = write_report(self.bundle).read_text()
