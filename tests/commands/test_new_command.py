@@ -26,7 +26,7 @@ from utils_data import PATIENT, ROOT, save_dicom, save_nifti, temporary_folder
 from monai_dvpt.__main__ import main
 from monai_dvpt.apps.report import write_report
 from monai_dvpt.data import DicomSeriesReader
-from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg
+from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg, write_rtstruct
 
 SIZE = (18, 17, 20)
 CASES = 6
@@ -116,6 +116,24 @@ def change_rows(root: Path, change) -> None:
     write_table(root, change(read_table(root)))
 
 
+def older_slicer(root: Path) -> None:
+    """A label of an older 3D Slicer: a layer for each segment, without their values."""
+    label = np.asarray(nib.load(root / LABEL).dataobj)
+    layers = np.stack([label == 1, label == 2]).astype(np.uint8)
+    (root / LABEL).unlink()
+    header = ["NRRD0004", "type: uchar", "dimension: 4", "space: right-anterior-superior", "encoding: raw"]
+    header += [f"sizes: {' '.join(map(str, layers.shape))}", "kinds: list domain domain domain"]
+    header += ["space directions: none (1,0,0) (0,1,0) (0,0,1.2)", "space origin: (0,0,0)"]
+    header += ["Segment0_Name:=front", "Segment1_Name:=back", "", ""]
+    (root / "labelsTr/case2.seg.nrrd").write_bytes("\n".join(header).encode() + layers.tobytes(order="F"))
+    listed = (root / "dataset.json").read_text().replace(LABEL, "labelsTr/case2.seg.nrrd")
+    (root / "dataset.json").write_text(listed)
+
+
+def without_header(root: Path) -> None:
+    write_table(root, read_table(root)[1:], read_table(root)[0])
+
+
 LABEL = "labelsTr/case2.nii.gz"
 BAD_VOLUMES = [
     ("label of another size", lambda r: change_image(r, lambda v, a: (v[1:], a), LABEL), "case2.*size"),
@@ -137,6 +155,7 @@ BAD_VOLUMES = [
     ("text instead of an image", lambda r: (r / "imagesTr/case2.nii.gz").write_text("no image"), "case2"),
     ("list names a missing file", lambda r: (r / "imagesTr/case2.nii.gz").unlink(), "case2"),
     ("list is no JSON", lambda r: (r / "dataset.json").write_text("{"), "dataset.json.*JSON"),
+    ("label of an older 3D Slicer", older_slicer, "case2.seg.nrrd.*LabelValue.*save it again"),
     ("the same image with two labels", copy_with_another_label, "case2.*equals.*label differs"),
 ]
 BAD_TABLES = [
@@ -169,6 +188,12 @@ BAD_TABLES = [
             ("image", "grade", "patient", "split"),
         ),
         "somewhere",
+    ),  # fmt: skip
+    ("no header", without_header, "first row must name the columns, but looks like data"),
+    (
+        "no header and no image",
+        lambda r: change_rows(r, lambda rows: [("gone" + row[0], *row[1:]) for row in rows]) or without_header(r),
+        "found none",
     ),  # fmt: skip
     ("picture that is none", lambda r: (r / "images/p3.png").write_text("no picture"), "p3"),
     ("truncated picture", lambda r: (r / "images/p3.png").write_bytes((r / "images/p3.png").read_bytes()[:60]), "p3"),
@@ -411,9 +436,67 @@ class TestVolumes(NewCase):
         self.assertEqual(len(list((self.bundle / "labels").rglob("*.nii.gz"))), CASES + 3)
 
 
+def every_second_slice(dataset: pydicom.Dataset) -> None:
+    contours = dataset.ROIContourSequence[0].ContourSequence
+    heights = sorted({float(contour.ContourData[2]) for contour in contours})
+    kept = [contour for contour in contours if float(contour.ContourData[2]) in heights[::2]]
+    dataset.ROIContourSequence[0].ContourSequence = kept
+
+
+def another_slice(dataset: pydicom.Dataset) -> None:
+    first, *_, last = dataset.ROIContourSequence[1].ContourSequence
+    first.ContourImageSequence, last.ContourImageSequence = last.ContourImageSequence, first.ContourImageSequence
+
+
+def one_name(dataset: pydicom.Dataset) -> None:
+    for item in dataset.StructureSetROISequence:
+        item.ROIName = "front"
+
+
+BAD_CONTOURS = [
+    ("every second slice", every_second_slice, "study1.*those of ROI 1 leave out slices in 4 of 4 steps.*2.4 mm"),
+    ("another slice", another_slice, "study1.*one of ROI 2 lies on slice .* and names another"),
+    ("two of one name", one_name, "study1.*ROIs 1 and 2 have the same"),
+]
+
+
 class TestDicom(NewCase):
-    def save_study(self, index: int) -> None:
-        """A study of a patient of its own: a series, and its segmentation as DICOM SEG."""
+    @parameterized.expand(BAD_CONTOURS)
+    def test_bad_contours(self, _, spoil, words):
+        for index in range(6):
+            self.save_study(index, write_rtstruct)
+        root = self.folder / "data"
+        path = root / "study1/seg.dcm"
+        dataset = pydicom.dcmread(path)
+        spoil(dataset)
+        dataset.save_as(path)
+        self.assert_refused(words, root)
+        status, out, err = self.new(root, "--leave-out", "--check")
+        self.assertEqual(status, 0, err)
+        self.assertIn("of 5 volumes", out)
+        self.assertRegex(out, "study1.*left out: ")
+        for word in (*PATIENT.split("^"), "90807"):
+            self.assertNotIn(word.lower(), (out + err).lower())
+
+    def test_segments_that_overlap(self):
+        for index in range(6):
+            self.save_study(index)
+        path = self.folder / "data/study1/seg.dcm"
+        dataset = pydicom.dcmread(path)
+        frames = dataset.PerFrameFunctionalGroupsSequence
+        frames[-1].PlanePositionSequence = frames[0].PlanePositionSequence  # of the other segment
+        frames[-1].FrameContentSequence = frames[0].FrameContentSequence
+        size = dataset.Rows * dataset.Columns
+        bits = np.unpackbits(np.frombuffer(dataset.PixelData, np.uint8), bitorder="little")
+        bits[(len(frames) - 1) * size : len(frames) * size] = bits[:size]
+        dataset.PixelData = np.packbits(bits, bitorder="little").tobytes()
+        dataset.save_as(path)
+        self.assert_refused("study1.*are of both segment 1 and 2; .* with --labels", self.folder / "data")
+        status, _, err = self.new(self.folder / "data", "--labels", "front", "--check")
+        self.assertEqual(status, 0, err)
+
+    def save_study(self, index: int, write=write_dicom_seg) -> None:
+        """A study of a patient of its own: a series, and its segmentation."""
         folder = self.folder / "data" / f"study{index}"
         random = np.random.default_rng(index)
         volume = random.integers(0, 300, SIZE).astype(np.uint16)
@@ -427,7 +510,7 @@ class TestDicom(NewCase):
         series = nib.orientations.io_orientation(meta["affine"])
         turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(np.diag([-1, -1, 1.2, 1])), series)
         placed = place(meta["series_grid"], model, meta["affine"], nib.orientations.apply_orientation(label, turn))
-        write_dicom_seg(folder / "seg.dcm", placed, meta["series_grid"], model)
+        write(folder / "seg.dcm", placed, meta["series_grid"], model)
         for path in folder.rglob("*.dcm"):
             dataset = pydicom.dcmread(path)
             dataset.PatientID = f"90807{index // 2}"
