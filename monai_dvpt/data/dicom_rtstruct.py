@@ -214,6 +214,8 @@ def _gap(
 ) -> int:
     """Slices from one contour to the next where an ROI is drawn with gaps that its slabs fill; else 0."""
     drawn = sorted(slices)
+    if len(drawn) < 2 or drawn[-1] - drawn[0] == len(drawn) - 1:
+        return 0  # one after another
     inside = {index: _inside(slices[index], size) for index in drawn}
     touching = [pair for pair in zip(drawn, drawn[1:], strict=False) if (inside[pair[0]] & inside[pair[1]]).any()]
     over = [(first, second) for first, second in touching if second - first > 1]
