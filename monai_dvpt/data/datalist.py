@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ from monai_dvpt.utils import InputError, fingerprint, naming
 
 from .kinds import file_ids, file_kind, image_problem, is_regular
 
-__all__ = ["describe_cases", "draw_count", "load_datalist", "read_list_file"]
+__all__ = ["CHECK", "describe_cases", "draw_count", "list_sha256", "load_datalist", "read_list_file"]
 
 PARTS = ("training", "validation", "calibration", "test")
+
+CHECK = "check.json"
+"""Beside a list that the command ``new`` wrote: what it found in the data."""
 
 Datalist = dict[str, list[dict[str, Any]]]
 
@@ -50,6 +55,35 @@ def describe_cases(
                 below = [str(text).removeprefix(folder) for text in _paths(case[key])]
                 case[key] = below if isinstance(case[key], list) else below[0]
     return {"sha256": fingerprint(lists), **counts}
+
+
+def list_sha256(datalist: str | os.PathLike) -> str | None:
+    """
+    Tells whether two runs had the same list of cases.
+
+    Args:
+        datalist: file, or folder of lists, for each part one.
+
+    Returns:
+        for a list that the command ``new`` wrote the SHA-256 of the images, labels and parts of its cases, which stays
+        when it is written again for the same data; for another one that of its bytes, both in hexadecimal; None
+        without a file, such as for "auto".
+    """
+    path = Path(datalist)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if not any(map(is_regular, files)):
+        return None
+    found = hashlib.sha256()
+    for file in filter(is_regular, files):
+        found.update(file.read_bytes())
+    facts = None
+    if is_regular(check := path.parent / CHECK):
+        with suppress(InputError):  # damaged: it says nothing
+            content = read_list_file(check)
+            facts = content.get("list") if isinstance(content, dict) else None
+    if isinstance(facts, dict) and facts.get("file_sha256") == found.hexdigest():
+        return str(facts.get("sha256"))
+    return found.hexdigest()
 
 
 def load_datalist(

@@ -21,6 +21,7 @@ from monai_dvpt.data.dicom.grid import SeriesGrid
 from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.limited import LimitedFile, refusal
 from monai_dvpt.data.dicom.terms import number_text, term, uid_text
+from monai_dvpt.data.label_overlap import overlap_error
 from monai_dvpt.utils import InputError, naming
 
 __all__ = ["describe_rtstruct", "read_rtstruct"]
@@ -54,7 +55,13 @@ def read_rtstruct(
     """
     Reads the contours of a series onto the grid of the volume that was read from it. A voxel is of an ROI if its centre
     lies inside an odd number of the contours of its slice, so that a contour inside another cuts a hole, or on a
-    contour and in no ROI. Every contour must lie on a plane of the grid to 0.1 mm.
+    contour and in no ROI. Every contour must lie on a plane of the grid to 0.1 mm, and on an image that it names, if it
+    names any.
+
+    A contour stands for its slice (PS3.3 C.8.8.6). An ROI is drawn with gaps if most of its steps from one slice with
+    contours to the next, in which it shares a pixel, go over slices without any. What lies between is never guessed:
+    all these steps must be alike, and the file must state a Contour Slab Thickness (3006,0044) of their length. The
+    slab around a contour, its border towards the first slice included, is then of the ROI.
 
     Args:
         path: the file.
@@ -68,7 +75,8 @@ def read_rtstruct(
 
     Raises:
         InputError: if it is no such file, is of another series or frame of reference, a contour is not closed and
-            planar or lies elsewhere, contours of an ROI cross or are the same, or two ROIs overlap.
+            planar, lies elsewhere, or has an offset (Contour Offset Vector), contours of an ROI cross or are the same,
+            an ROI is drawn with gaps that no stated thickness fills, or two ROIs overlap or have one name.
     """
     with naming(path):
         dataset = _read(path, (*REFERENCES, "ROIContourSequence"))
@@ -138,10 +146,14 @@ def _rasterise(
     _check_reference(dataset, source, {values[n] for n in values if wanted is None or names[values[n]] in wanted})
     if wanted is not None:
         names = {value: name for value, name in names.items() if name in wanted}
+    number_of = {value: number for number, value in values.items()}
+    _check_different(names, number_of)
     label = np.zeros(source.shape, np.uint8 if max(names, default=0) < 256 else np.uint16)
     to_voxel = np.linalg.inv(RAS_TO_LPS @ source.affine_ras)
     polygons: dict[int, dict[int, list[np.ndarray]]] = {}
+    thickness_mm: dict[int, set[float]] = {value: set() for value in names}
     exclusive = set()  # ROIs whose contours are combined by exclusive or, as the file says
+    slice_mm = float(1 / np.linalg.norm(to_voxel[2, :3]))  # between planes
     for item in dataset.get("ROIContourSequence") or []:
         number = item.get("ReferencedROINumber")
         if number not in values:
@@ -152,8 +164,12 @@ def _rasterise(
         for contour in item.get("ContourSequence") or []:
             index, polygon = _polygon(contour, to_voxel, source, int(number))
             slices.setdefault(index, []).append(polygon)
+            thickness_mm[value].add(float(contour.get("ContourSlabThickness") or 0))
             if str(contour.ContourGeometricType) == "CLOSEDPLANAR_XOR":
                 exclusive.add(value)
+    for value, slices in polygons.items():
+        if step := _gap(slices, source.shape[:2], number_of[value], thickness_mm[value], slice_mm):
+            polygons[value] = _slabs(slices, step, source.shape[2])
     for value, slices in polygons.items():
         for index, of_slice in slices.items():
             if value not in exclusive:
@@ -161,10 +177,8 @@ def _rasterise(
             inside = _inside(of_slice, source.shape[:2])
             there = label[:, :, index][inside]
             if there.any():
-                raise InputError(
-                    f"a voxel must be of one ROI, but {np.count_nonzero(there)} of slice {index + 1} are of both value "
-                    f"{int(there.max())} and {value}; name the ROIs to take."
-                )
+                numbers = number_of[int(there.max())], number_of[value]
+                raise overlap_error("ROI", there, numbers, f"slice {index + 1}")
             label[:, :, index][inside] = value
     for value, slices in polygons.items():
         for index, of_slice in slices.items():
@@ -188,6 +202,45 @@ def _check_reference(dataset: Dataset, source: SeriesGrid, values: set[int]) -> 
             )
 
 
+def _check_different(names: dict[int, str], number_of: dict[int, int]) -> None:
+    for name in names.values():
+        same = [number_text(number_of[value]) for value, other in names.items() if other == name]
+        if len(same) > 1:
+            raise InputError(f"ROIs must have different names, ROIs {' and '.join(same)} have the same.")
+
+
+def _gap(
+    slices: dict[int, list[np.ndarray]], size: tuple[int, ...], number: int, thickness_mm: set[float], slice_mm: float
+) -> int:
+    """Slices from one contour to the next where an ROI is drawn with gaps that its slabs fill; else 0."""
+    drawn = sorted(slices)
+    if len(drawn) < 2 or drawn[-1] - drawn[0] == len(drawn) - 1:
+        return 0  # one after another
+    inside = {index: _inside(slices[index], size) for index in drawn}
+    touching = [pair for pair in zip(drawn, drawn[1:], strict=False) if (inside[pair[0]] & inside[pair[1]]).any()]
+    over = [(first, second) for first, second in touching if second - first > 1]
+    if 2 * len(over) <= len(touching):
+        return 0
+    steps, (first, second) = {second - first for first, second in touching}, over[0]
+    step = second - first
+    if len(steps) > 1 or any(abs(stated - step * slice_mm) > TOLERANCE_MM for stated in thickness_mm):
+        stated = ", ".join(f"{each:g}" if each else "none" for each in sorted(thickness_mm))
+        raise InputError(
+            f"contours of an ROI must be on every slice that it fills, or state a thickness of one regular gap, those "
+            f"of ROI {number_text(number)} leave out slices in {len(over)} of {len(touching)} steps, the first from "
+            f"slice {first + 1} to {second + 1}, {step * slice_mm:g} mm; their Contour Slab Thickness is {stated}."
+        )
+    return step
+
+
+def _slabs(slices: dict[int, list[np.ndarray]], step: int, count: int) -> dict[int, list[np.ndarray]]:
+    """The contours of every slice whose plane lies in the slab of one, of ``step`` slices around it."""
+    steps = range(-(step // 2), step - step // 2)
+    return {
+        index + shift: of_slice for index, of_slice in slices.items() for shift in steps if 0 <= index + shift < count
+    }
+
+
 def _polygon(contour: Dataset, to_voxel: np.ndarray, source: SeriesGrid, number: int) -> tuple[int, np.ndarray]:
     """Slice of a contour, and its points in columns and rows, of shape (points, 2)."""
     if (kind := str(contour.get("ContourGeometricType") or "")) not in CLOSED:
@@ -196,19 +249,38 @@ def _polygon(contour: Dataset, to_voxel: np.ndarray, source: SeriesGrid, number:
     flat = np.array([] if numbers is None else numbers, dtype=float).ravel()
     if len(flat) == 0 or len(flat) % 3 or not np.isfinite(flat).all():
         raise InputError(f"contours must have finite x, y and z of each point, one of ROI {number} has not.")
+    if any(float(each) for each in contour.get("ContourOffsetVector") or ()):
+        raise InputError(f"contours must lie where their points are, one of ROI {number} has a Contour Offset Vector.")
     points = flat.reshape(-1, 3) @ to_voxel[:3, :3].T + to_voxel[:3, 3]  # (points, 3), in voxels
     index = int(np.rint(points[:, 2].mean()))
-    normal_mm = 1 / np.linalg.norm(to_voxel[2, :3])  # between planes
+    normal_mm = 1 / np.linalg.norm(to_voxel[2, :3])
     offset = float(np.abs(points[:, 2] - index).max()) * normal_mm
     if offset > TOLERANCE_MM or not 0 <= index < source.shape[2]:
         raise InputError(
             f"contours must lie on the planes of the series to {TOLERANCE_MM} mm, one of ROI {number} is "
             f"{max(offset, _beyond(points[:, 2], source.shape[2]) * normal_mm):.3f} mm off."
         )
+    _check_image(contour, source, index, number)
     for axis in (0, 1):
         if (beyond := _beyond(points[:, axis], source.shape[axis])) > 1.5:  # half a pixel is its border
             raise InputError(f"contours must lie in the image, one of ROI {number} is {beyond:.1f} pixels outside.")
     return index, points[:, :2].round(6)
+
+
+def _check_image(contour: Dataset, source: SeriesGrid, index: int, number: int) -> None:
+    """A contour that names images lies on one of them."""
+    path, frame = source.frames[index]
+    own = str(source.images[path].SOPInstanceUID)
+    named = [item for item in contour.get("ContourImageSequence") or [] if "ReferencedSOPInstanceUID" in item]
+    for item in named:
+        numbers = np.ravel(item.get("ReferencedFrameNumber") or frame.number)
+        if str(item.ReferencedSOPInstanceUID) == own and frame.number in numbers.astype(int):
+            return
+    if named:
+        raise InputError(
+            f"contours must lie on an image that they name, one of ROI {number} lies on slice {index + 1} and names "
+            "another."
+        )
 
 
 def _inside(polygons: list[np.ndarray], size: tuple[int, ...]) -> np.ndarray:

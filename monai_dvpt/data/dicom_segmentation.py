@@ -24,6 +24,7 @@ from monai_dvpt.data.dicom.headers import quiet_pydicom, read_header
 from monai_dvpt.data.dicom.limited import LimitedFile, refusal
 from monai_dvpt.data.dicom.pixels import decode
 from monai_dvpt.data.dicom.terms import number_text, term, uid_text
+from monai_dvpt.data.label_overlap import overlap_error
 from monai_dvpt.utils import InputError, naming
 
 __all__ = ["describe_dicom_seg", "read_dicom_seg"]
@@ -111,10 +112,7 @@ def read_dicom_seg(
                     raise InputError(f"{outside.sum()} pixels of frame {index + 1} lie outside the image.")
                 there = label[tuple(voxels)]
                 if there.any():
-                    raise InputError(
-                        f"a voxel must be of one segment, but {np.count_nonzero(there)} are of both segment "
-                        f"{int(there.max())} and {number} (frame {index + 1})."
-                    )
+                    raise overlap_error("segment", there, (int(there.max()), number), f"frame {index + 1}")
                 label[tuple(voxels)] = number
         return label, {number: name for number, name in names.items() if wanted is None or name in wanted}
 

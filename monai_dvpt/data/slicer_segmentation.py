@@ -12,6 +12,7 @@ from monai.config import PathLike
 
 from monai_dvpt.data.dicom.geometry import RAS_TO_LPS, TOLERANCE_MM, corners
 from monai_dvpt.data.kinds import file_kind
+from monai_dvpt.data.label_overlap import overlap_error
 from monai_dvpt.data.text_headers import check_nrrd, nrrd_values
 from monai_dvpt.utils import InputError, naming
 
@@ -29,7 +30,8 @@ def slicer_segments(path: PathLike) -> list[Segment]:
         ``Segment0_Layer``), in their order; none if it is no segmentation of 3D Slicer.
 
     Raises:
-        InputError: if a segment has no name or no value, or two have one value in one layer.
+        InputError: if a segment has no name or no value, or two have one value in one layer. A single segment without a
+            value has 1; several without values are of an older version of 3D Slicer.
     """
     if file_kind(path) != "nrrd":
         return []
@@ -39,9 +41,14 @@ def slicer_segments(path: PathLike) -> list[Segment]:
             fields.setdefault(int(match[1]), {})[match[2]] = value
     segments: list[Segment] = []
     with naming(path):
+        if len(fields) > 1 and (older := [index for index in sorted(fields) if "LabelValue" not in fields[index]]):
+            raise InputError(
+                f"Segment{older[0]} must have a LabelValue, has none, as older versions of 3D Slicer wrote it; open "
+                "the segmentation in a present version and save it again as .seg.nrrd."
+            )
         for index in sorted(fields):
             field = fields[index]
-            layer, value = field.get("Layer", "0").strip(), field.get("LabelValue", str(index + 1)).strip()
+            layer, value = field.get("Layer", "0").strip(), field.get("LabelValue", "1").strip()
             name = field.get("Name", "").strip()
             if not name or not re.fullmatch(r"\d{1,5}", layer) or not re.fullmatch(r"[1-9]\d{0,4}", value):
                 got = f"name {name[:40]!r}, value {value[:10]!r}, layer {layer[:10]!r}"
@@ -109,10 +116,7 @@ def _draw(label: np.ndarray, number: int, voxels: np.ndarray, to_voxel: np.ndarr
         raise InputError(f"{outside.sum()} voxels of segment {number} lie outside the image.")
     there = label[tuple(at)]
     if there.any():
-        raise InputError(
-            f"a voxel must be of one segment, but {np.count_nonzero(there)} are of both segment {int(there.max())} "
-            f"and {number}; name the segments to take."
-        )
+        raise overlap_error("segment", there, (int(there.max()), number))
     label[tuple(at)] = number
 
 

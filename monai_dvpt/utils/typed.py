@@ -104,14 +104,17 @@ def _unquoted(typed: str) -> Any:
         return None
 
 
-def report_input_errors() -> None:
+def report_input_errors(bundle_root: str | os.PathLike | None = None) -> None:
     """
     Makes an uncaught error caused by an :class:`InputError` end the process with only its message on standard error,
     instead of a traceback through MONAI's config parser. The same goes for errors of the file system, with the file's
     name. Bundles call it in ``initialize``, so it also checks the paths of the command line.
 
+    Args:
+        bundle_root: folder of the bundle, if it must be one: a config that was started in another folder says so.
+
     Raises:
-        InputError: see :func:`check_typed_paths`.
+        InputError: see :func:`check_typed_paths`; or if ``bundle_root`` is no bundle's.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -125,3 +128,8 @@ def report_input_errors() -> None:
 
     sys.excepthook = hook
     check_typed_paths(sys.argv[1:])
+    if bundle_root is not None and not os.path.isfile(os.path.join(bundle_root, "configs", "metadata.json")):
+        raise InputError(
+            f"{os.path.abspath(bundle_root)}: bundle_root must be the folder of the bundle, with "
+            "configs/metadata.json; run the command in that folder, or pass --bundle_root."
+        )

@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import unittest
 from pathlib import Path
 
@@ -22,8 +24,9 @@ from utils_commands import call
 from utils_data import PATIENT, ROOT, save_dicom, save_nifti, temporary_folder
 
 from monai_dvpt.__main__ import main
+from monai_dvpt.apps.report import write_report
 from monai_dvpt.data import DicomSeriesReader
-from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg
+from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg, write_rtstruct
 
 SIZE = (18, 17, 20)
 CASES = 6
@@ -113,6 +116,24 @@ def change_rows(root: Path, change) -> None:
     write_table(root, change(read_table(root)))
 
 
+def older_slicer(root: Path) -> None:
+    """A label of an older 3D Slicer: a layer for each segment, without their values."""
+    label = np.asarray(nib.load(root / LABEL).dataobj)
+    layers = np.stack([label == 1, label == 2]).astype(np.uint8)
+    (root / LABEL).unlink()
+    header = ["NRRD0004", "type: uchar", "dimension: 4", "space: right-anterior-superior", "encoding: raw"]
+    header += [f"sizes: {' '.join(map(str, layers.shape))}", "kinds: list domain domain domain"]
+    header += ["space directions: none (1,0,0) (0,1,0) (0,0,1.2)", "space origin: (0,0,0)"]
+    header += ["Segment0_Name:=front", "Segment1_Name:=back", "", ""]
+    (root / "labelsTr/case2.seg.nrrd").write_bytes("\n".join(header).encode() + layers.tobytes(order="F"))
+    listed = (root / "dataset.json").read_text().replace(LABEL, "labelsTr/case2.seg.nrrd")
+    (root / "dataset.json").write_text(listed)
+
+
+def without_header(root: Path) -> None:
+    write_table(root, read_table(root)[1:], read_table(root)[0])
+
+
 LABEL = "labelsTr/case2.nii.gz"
 BAD_VOLUMES = [
     ("label of another size", lambda r: change_image(r, lambda v, a: (v[1:], a), LABEL), "case2.*size"),
@@ -134,6 +155,7 @@ BAD_VOLUMES = [
     ("text instead of an image", lambda r: (r / "imagesTr/case2.nii.gz").write_text("no image"), "case2"),
     ("list names a missing file", lambda r: (r / "imagesTr/case2.nii.gz").unlink(), "case2"),
     ("list is no JSON", lambda r: (r / "dataset.json").write_text("{"), "dataset.json.*JSON"),
+    ("label of an older 3D Slicer", older_slicer, "case2.seg.nrrd.*LabelValue.*save it again"),
     ("the same image with two labels", copy_with_another_label, "case2.*equals.*label differs"),
 ]
 BAD_TABLES = [
@@ -166,6 +188,12 @@ BAD_TABLES = [
             ("image", "grade", "patient", "split"),
         ),
         "somewhere",
+    ),  # fmt: skip
+    ("no header", without_header, "first row must name the columns, but looks like data"),
+    (
+        "no header and no image",
+        lambda r: change_rows(r, lambda rows: [("gone" + row[0], *row[1:]) for row in rows]) or without_header(r),
+        "found none",
     ),  # fmt: skip
     ("picture that is none", lambda r: (r / "images/p3.png").write_text("no picture"), "p3"),
     ("truncated picture", lambda r: (r / "images/p3.png").write_bytes((r / "images/p3.png").read_bytes()[:60]), "p3"),
@@ -226,6 +254,44 @@ class TestBadData(NewCase):
         root = save_table(self.folder / "data")
         spoil(root)
         self.assert_refused(words, root)
+
+    @parameterized.expand([("volumes", save_volumes), ("pictures", save_table)])
+    def test_unknown_role_of_a_column(self, _, save):
+        root = save(self.folder / "data")
+        self.assert_refused("columns must name some of image, .*, got picture", root, "--columns", "picture=image")
+
+    def save_series(self) -> Path:
+        """A series for each patient, two of them in one folder, and grades by SeriesInstanceUID."""
+        root, rows = self.folder / "data", []
+        for index in range(4):
+            folder = root / "studies" / ("shared" if index < 2 else f"study{index}")
+            other = self.folder / "one"
+            volume = np.random.default_rng(index).integers(0, 900, (9, 8, 6)).astype(np.uint16)
+            save_dicom(other, volume, np.eye(3), np.zeros(3), (1.0, 1.0, 1.2))
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, path in enumerate(sorted(other.iterdir())):
+                dataset = pydicom.dcmread(path)
+                dataset.PatientID, uid = f"patient {index}", dataset.SeriesInstanceUID
+                dataset.save_as(folder / f"{index}_{number}.dcm")
+                path.unlink()
+            other.rmdir()
+            rows.append((uid, index % 2))
+        write_table(root, rows, ("image", "grade"))
+        return root
+
+    def test_graded_series_in_one_folder(self):
+        root = self.save_series()
+        status, out, _ = self.new(root, "--check")
+        self.assertEqual(status, 1)
+        errors = [line for line in out.splitlines() if line.startswith("error")]
+        self.assertEqual(len(errors), 2, out)
+        for line in errors:
+            self.assertRegex(line, "series shares a folder .*studies_shared_.* must have a folder of its own")
+        (root / "studies" / "other").mkdir()
+        for path in (root / "studies" / "shared").glob("1_*"):
+            path.rename(root / "studies" / "other" / path.name)
+        status, out, err = self.new(root, "--output", self.bundle)
+        self.assertEqual(status, 0, out + err)
 
     def test_one_case(self):
         self.assert_refused("at least 2", save_volumes(self.folder / "data", 1))
@@ -304,6 +370,21 @@ class TestVolumes(NewCase):
         self.assertEqual(status, 0, err)
         self.assertIn(f"dataset_dir: {self.folder / 'data'}", (self.bundle / "configs/train.yaml").read_text())
 
+    def test_a_config_that_is_run_in_another_folder(self):
+        save_volumes(self.folder / "data")
+        self.assertEqual(self.new(self.folder / "data", "--output", self.bundle)[0], 0)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "bundle/configs/train.yaml"]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 1)
+        last = done.stderr.strip().splitlines()[-1]
+        self.assertRegex(last, f"^error: {self.folder}: bundle_root must be the folder of the bundle.*run the command")
+
+    def assert_results_are_of(self, words: str) -> None:
+        page = write_report(self.bundle).read_text()
+        for result in ("training", "evaluation"):
+            self.assertIn(f"This {result} is of {words}", page)
+
     def test_train_evaluate_infer_and_update(self):
         root = save_volumes(self.folder / "data")
         status, out, err = self.new(root, "--output", self.bundle)
@@ -326,11 +407,15 @@ class TestVolumes(NewCase):
         results = sorted((self.bundle / "output/inference").glob("*.nii.gz"))
         self.assertEqual(len(results), CASES)
         self.assertEqual(nib.load(results[0]).shape, SIZE)
+        self.assert_results_are_of("the present list of cases")
+        self.assertEqual(self.new("--update", self.bundle)[0], 0)
+        self.assert_results_are_of("the present list of cases")  # the data are as they were
 
         save_volumes(root, CASES + 4)
         status, out, err = self.new("--update", self.bundle)
         self.assertEqual(status, 0, err)
         self.assertIn("--output_dir output/train_2 --adapter_path output/train/adapter_best.safetensors", out)
+        self.assert_results_are_of("an earlier list of cases")
         more = json.loads((self.bundle / "configs/datalist.json").read_text())
         self.assertEqual(sum(map(len, more.values())), CASES + 4)
         for part, cases in lists.items():
@@ -351,9 +436,67 @@ class TestVolumes(NewCase):
         self.assertEqual(len(list((self.bundle / "labels").rglob("*.nii.gz"))), CASES + 3)
 
 
+def every_second_slice(dataset: pydicom.Dataset) -> None:
+    contours = dataset.ROIContourSequence[0].ContourSequence
+    heights = sorted({float(contour.ContourData[2]) for contour in contours})
+    kept = [contour for contour in contours if float(contour.ContourData[2]) in heights[::2]]
+    dataset.ROIContourSequence[0].ContourSequence = kept
+
+
+def another_slice(dataset: pydicom.Dataset) -> None:
+    first, *_, last = dataset.ROIContourSequence[1].ContourSequence
+    first.ContourImageSequence, last.ContourImageSequence = last.ContourImageSequence, first.ContourImageSequence
+
+
+def one_name(dataset: pydicom.Dataset) -> None:
+    for item in dataset.StructureSetROISequence:
+        item.ROIName = "front"
+
+
+BAD_CONTOURS = [
+    ("every second slice", every_second_slice, "study1.*those of ROI 1 leave out slices in 4 of 4 steps.*2.4 mm"),
+    ("another slice", another_slice, "study1.*one of ROI 2 lies on slice .* and names another"),
+    ("two of one name", one_name, "study1.*ROIs 1 and 2 have the same"),
+]
+
+
 class TestDicom(NewCase):
-    def save_study(self, index: int) -> None:
-        """A study of a patient of its own: a series, and its segmentation as DICOM SEG."""
+    @parameterized.expand(BAD_CONTOURS)
+    def test_bad_contours(self, _, spoil, words):
+        for index in range(6):
+            self.save_study(index, write_rtstruct)
+        root = self.folder / "data"
+        path = root / "study1/seg.dcm"
+        dataset = pydicom.dcmread(path)
+        spoil(dataset)
+        dataset.save_as(path)
+        self.assert_refused(words, root)
+        status, out, err = self.new(root, "--leave-out", "--check")
+        self.assertEqual(status, 0, err)
+        self.assertIn("of 5 volumes", out)
+        self.assertRegex(out, "study1.*left out: ")
+        for word in (*PATIENT.split("^"), "90807"):
+            self.assertNotIn(word.lower(), (out + err).lower())
+
+    def test_segments_that_overlap(self):
+        for index in range(6):
+            self.save_study(index)
+        path = self.folder / "data/study1/seg.dcm"
+        dataset = pydicom.dcmread(path)
+        frames = dataset.PerFrameFunctionalGroupsSequence
+        frames[-1].PlanePositionSequence = frames[0].PlanePositionSequence  # of the other segment
+        frames[-1].FrameContentSequence = frames[0].FrameContentSequence
+        size = dataset.Rows * dataset.Columns
+        bits = np.unpackbits(np.frombuffer(dataset.PixelData, np.uint8), bitorder="little")
+        bits[(len(frames) - 1) * size : len(frames) * size] = bits[:size]
+        dataset.PixelData = np.packbits(bits, bitorder="little").tobytes()
+        dataset.save_as(path)
+        self.assert_refused("study1.*are of both segment 1 and 2; .* with --labels", self.folder / "data")
+        status, _, err = self.new(self.folder / "data", "--labels", "front", "--check")
+        self.assertEqual(status, 0, err)
+
+    def save_study(self, index: int, write=write_dicom_seg) -> None:
+        """A study of a patient of its own: a series, and its segmentation."""
         folder = self.folder / "data" / f"study{index}"
         random = np.random.default_rng(index)
         volume = random.integers(0, 300, SIZE).astype(np.uint16)
@@ -367,7 +510,7 @@ class TestDicom(NewCase):
         series = nib.orientations.io_orientation(meta["affine"])
         turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(np.diag([-1, -1, 1.2, 1])), series)
         placed = place(meta["series_grid"], model, meta["affine"], nib.orientations.apply_orientation(label, turn))
-        write_dicom_seg(folder / "seg.dcm", placed, meta["series_grid"], model)
+        write(folder / "seg.dcm", placed, meta["series_grid"], model)
         for path in folder.rglob("*.dcm"):
             dataset = pydicom.dcmread(path)
             dataset.PatientID = f"90807{index // 2}"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import unittest
@@ -11,7 +12,7 @@ import numpy as np
 from parameterized import parameterized
 from utils_data import save_nifti, shared_data, temporary_folder
 
-from monai_dvpt.data import describe_cases, load_datalist
+from monai_dvpt.data import describe_cases, list_sha256, load_datalist
 from monai_dvpt.utils import InputError
 
 
@@ -324,6 +325,31 @@ class TestDescribeCases(unittest.TestCase):
         self.assertNotEqual(here, describe_cases(self.TRAINING, [])["sha256"])
         self.assertNotEqual(here, describe_cases(self.TRAINING * 2, self.VALIDATION)["sha256"])
         self.assertEqual(here, describe_cases(*moved)["sha256"])
+
+
+class TestListSha256(unittest.TestCase):
+    def setUp(self):
+        self.folder = temporary_folder(self)
+        self.file = self.folder / "datalist.json"
+        self.file.write_text("{}")
+
+    def test_a_list_of_its_own(self):
+        self.assertEqual(list_sha256(self.file), hashlib.sha256(b"{}").hexdigest())
+        self.assertIsNone(list_sha256("auto"))
+
+    def test_a_folder_of_lists(self):
+        lists = self.folder / "lists"
+        lists.mkdir()
+        for name in ("val", "train"):
+            (lists / f"{name}.txt").write_text(name)
+        self.assertEqual(list_sha256(lists), hashlib.sha256(b"trainval").hexdigest())
+
+    def test_a_list_that_new_wrote_has_the_hash_of_its_data(self):
+        facts = {"sha256": "of the data", "file_sha256": hashlib.sha256(b"{}").hexdigest()}
+        (self.folder / "check.json").write_text(json.dumps({"list": facts}))
+        self.assertEqual(list_sha256(self.file), "of the data")
+        self.file.write_text("{ }")  # changed by hand
+        self.assertEqual(list_sha256(self.file), hashlib.sha256(b"{ }").hexdigest())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pydicom
@@ -147,7 +148,7 @@ class TestReadRTStruct(unittest.TestCase):
     def test_polygons_of_another_writer(self):
         grid = self.synthetic()
         contours = {
-            4: [(0, star(0, (9, 9), 8)), (3, star(1, (10.5, 8.2), 7)), (3, star(2, (22.3, 18), 6))],
+            4: [(2, star(0, (9, 9), 8)), (3, star(1, (10.5, 8.2), 7)), (3, star(2, (22.3, 18), 6))],
             9: [(1, star(3, (15, 13), 11))],
         }
         truth = np.zeros(SHAPE, np.uint8)
@@ -224,11 +225,110 @@ class TestReadRTStruct(unittest.TestCase):
         dataset.save_as(self.path)
         with self.assertRaisesRegex(InputError, "one of ROI 3 is POINT"):
             read_rtstruct(self.path, grid)
-        with self.assertRaisesRegex(InputError, rf"but {inside.sum()} of slice 3 are of both value 1 and 2"):
+        with self.assertRaisesRegex(
+            InputError, rf"but {inside.sum()} of slice 3 are of both ROI 1 and 2; .* with --labels"
+        ):
             read_rtstruct(self.path, grid, ["body", "liver"])
         found, names = read_rtstruct(self.path, grid, ["liver"])
         np.testing.assert_array_equal(found[:, :, 2], 2 * inside)
         self.assertEqual(names, {2: "liver"})
+
+    def striped(self, slices, points=((3.5, 4.5), (9.5, 4.5), (9.5, 11.5), (3.5, 11.5)), **attributes) -> Dataset:
+        """Saves an ROI with the same square on some slices, and attributes of its contours."""
+        dataset = self.save({5: ("drawn by steps", [(index, list(points)) for index in slices])})
+        for contour in dataset.ROIContourSequence[0].ContourSequence:
+            for keyword, value in attributes.items():
+                setattr(contour, keyword, value)
+        dataset.save_as(self.path)
+        return dataset
+
+    @parameterized.expand(
+        [
+            ("every second", (0, 2, 4), "ROI 5 leave out slices in 2 of 2 steps, .* from slice 1 to 3, 8 mm", None),
+            ("every second, of one slice", (0, 2, 4), "Contour Slab Thickness is 4", 4),
+            ("irregular", (0, 2, 5), "in 2 of 2 steps", 8),
+            ("mostly", (0, 1, 3, 5), "in 2 of 3 steps", 8),
+        ]
+    )
+    def test_gaps_are_refused(self, _, slices, words, thickness):
+        with mock.patch(f"{__name__}.SHAPE", (31, 27, 6)):
+            grid = self.synthetic()
+        self.striped(slices, **({} if thickness is None else {"ContourSlabThickness": thickness}))
+        with self.assertRaisesRegex(InputError, f"contours.dcm: .*{words}"):
+            read_rtstruct(self.path, grid)
+        self.assertEqual(read_rtstruct(self.path, grid, [])[1], {})  # it is not wanted
+
+    @parameterized.expand(
+        [(2, (1, 3), {0, 1, 2, 3}), (3, (1, 4), {0, 1, 2, 3, 4, 5}), (2, (2, 4, 6), {1, 2, 3, 4, 5, 6})]
+    )
+    def test_gaps_are_filled_by_a_stated_thickness(self, step, slices, filled):
+        """Slabs of this thickness around the contours, with the border towards the first slice (4 mm a slice)."""
+        with mock.patch(f"{__name__}.SHAPE", (31, 27, 7)):
+            grid = self.synthetic()
+        self.striped(slices, ContourSlabThickness=4 * step)
+        truth = np.zeros((31, 27, 7), np.uint8)
+        for index in range(7):
+            if any(-step / 2 <= index - at < step / 2 for at in slices):
+                truth[4:10, 5:12, index] = 5
+        self.assertEqual(set(np.unique(truth.nonzero()[2])), filled)
+        np.testing.assert_array_equal(read_rtstruct(self.path, grid)[0], truth)
+
+    def test_pieces_apart_are_no_gap(self):
+        grid = self.synthetic()
+        near, far = [(2.5, 2.5), (5.5, 2.5), (5.5, 5.5), (2.5, 5.5)], [(12.5, 12.5), (15.5, 12.5), (15.5, 15.5)]
+        self.save({1: ("two seeds", [(0, near), (3, far)]), 2: ("a hole", [(0, far), (1, far), (3, far), (4, far)])})
+        with self.assertRaisesRegex(InputError, "a voxel must be of one ROI"):
+            read_rtstruct(self.path, grid)
+        for name, slices in (("two seeds", [0, 3]), ("a hole", [0, 1, 3, 4])):  # one step of three
+            found = read_rtstruct(self.path, grid, [name])[0]
+            self.assertEqual(sorted(np.unique(found.nonzero()[2])), slices)
+
+    def test_an_offset_is_refused(self):
+        grid = self.synthetic()
+        self.striped([1, 2], ContourOffsetVector=[0, 0, 0])
+        self.assertTrue(read_rtstruct(self.path, grid)[0].any())
+        self.striped([1, 2], ContourOffsetVector=[0, 0, 2])
+        with self.assertRaisesRegex(InputError, "one of ROI 5 has a Contour Offset Vector"):
+            read_rtstruct(self.path, grid)
+
+    def test_a_contour_lies_on_the_slice_that_it_names(self):
+        grid = self.synthetic()
+        files = {}
+        for path in (self.folder / "series").iterdir():
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            along = (np.array(header.ImagePositionPatient, float) - ORIGIN) @ AXES[:, 2]
+            files[round(along / SPACING[2])] = header.SOPInstanceUID
+        for named, right in ((files[1], True), (files[2], False), (generate_uid(), False)):
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = self.header.SOPClassUID, named
+            self.striped([1], ContourImageSequence=[item])
+            if right:
+                self.assertTrue(read_rtstruct(self.path, grid)[0][:, :, 1].any())
+                continue
+            with self.assertRaisesRegex(InputError, "one of ROI 5 lies on slice 2 and names another"):
+                read_rtstruct(self.path, grid)
+
+    def test_a_contour_lies_on_the_frame_that_it_names(self):
+        shape, affine, grid = read_series(shared_data("dicom/ct_liver_seg/23x38x3/multiframe"))
+        labels = np.zeros(shape, np.uint8)
+        labels[3:7, 4:9, 1] = 1
+        write_rtstruct(self.path, place(grid, MODEL, affine, labels), grid, MODEL)
+        dataset = pydicom.dcmread(self.path)
+        drawn = next(item for item in dataset.ROIContourSequence if "ContourSequence" in item)
+        image = drawn.ContourSequence[0].ContourImageSequence[0]
+        np.testing.assert_array_equal(read_rtstruct(self.path, grid)[0], labels)
+        image.ReferencedFrameNumber = int(image.ReferencedFrameNumber) % 3 + 1
+        dataset.save_as(self.path)
+        with self.assertRaisesRegex(InputError, "names another"):
+            read_rtstruct(self.path, grid)
+
+    def test_two_rois_of_one_name(self):
+        grid = self.synthetic()
+        square = [(3.5, 4.5), (9.5, 4.5), (9.5, 11.5), (3.5, 11.5)]
+        self.save({3: ("liver", [(1, square)]), 4: ("spine", [(3, square)]), 8: ("liver", [(2, square)])})
+        with self.assertRaisesRegex(InputError, "ROIs must have different names, ROIs 3 and 8 have the same"):
+            read_rtstruct(self.path, grid)
+        self.assertEqual(read_rtstruct(self.path, grid, ["spine"])[1], {4: "spine"})
 
     def test_refusals(self):
         grid = self.synthetic()

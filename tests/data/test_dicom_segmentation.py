@@ -226,7 +226,7 @@ class TestReadDicomSeg(unittest.TestCase):
         groups = list(pydicom.dcmread(self.path).PerFrameFunctionalGroupsSequence)
         groups[0].PlanePositionSequence = groups[1].PlanePositionSequence
         self.change(PerFrameFunctionalGroupsSequence=groups)
-        with self.assertRaisesRegex(InputError, "but 1 are of both segment 1 and 2"):
+        with self.assertRaisesRegex(InputError, "but 1 of frame . are of both segment 1 and 2"):
             read_dicom_seg(self.path, grid)
 
     def test_beside_the_image_is_refused(self):

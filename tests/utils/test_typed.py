@@ -76,6 +76,18 @@ class TestTypedPaths(unittest.TestCase):
         with mock.patch.object(sys, "argv", ["run", "--output_dir", "a#b"]), self.assertRaises(InputError):
             report_input_errors()
 
+    def test_bundles_check_their_folder(self):
+        self.addCleanup(setattr, sys, "excepthook", sys.excepthook)
+        folder = temporary_folder(self)
+        with mock.patch.object(sys, "argv", ["run"]):
+            with self.assertRaisesRegex(
+                InputError, f"{folder}: bundle_root must be .*; run the command in that folder"
+            ):
+                report_input_errors(folder)
+            (folder / "configs").mkdir()
+            (folder / "configs/metadata.json").write_text("{}")
+            report_input_errors(folder)
+
     @parameterized.expand([(path,) for path in [*AS_TYPED, *OTHERWISE, "$a", "@a", "%a", '/"q"#\'', "a\\#"]])
     def test_path_for_config(self, path):
         parser = ConfigParser({"path": "", "user": "$@path"})

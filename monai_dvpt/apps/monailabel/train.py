@@ -185,6 +185,8 @@ class AdapterTrainTask(TrainTask):
         for key, cases in (("train", training * crops), ("validate", validation)):
             pairs = [{"image": os.path.abspath(c["image"]), "label": os.path.abspath(c["label"])} for c in cases]
             parser[f"{key}#dataset#data"] = tuple(pairs)  # the parser does not read a tuple as a config
+        if "settings#list_sha256" in parser:
+            parser["settings#list_sha256"] = None  # the cases are not those of the bundle's list
         parser["train#dataset#hash_as_key"] = True  # caches an image once, however often it is used
         return workflow
 

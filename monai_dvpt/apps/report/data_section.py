@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from monai_dvpt.data.datalist import CHECK
 from monai_dvpt.utils import is_number
 
+from .case_list import present_list
 from .files import Reader
 from .model import Section, Table, Text, entries, in_words, number
 
@@ -24,8 +26,10 @@ MAX_FINDINGS = 200
 def data_section(configs: Path, reader: Reader) -> Section:
     """From ``check.json`` and ``plan.json`` of a bundle's configs; without blocks where there are none."""
     section = Section("Data")
-    check = reader.json(configs / "check.json")
+    check = reader.json(configs / CHECK)
     if check:
+        if current := present_list(check):
+            section.blocks.append(Text(f"The list of cases is {current}; results below say of which list they are."))
         section.blocks += list(_findings(_objects(check.get("findings"))))
         cases = check.get("cases")
         section.blocks += _fingerprint(check, _objects(list(cases.values()) if isinstance(cases, Mapping) else []))

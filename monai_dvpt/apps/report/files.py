@@ -124,7 +124,9 @@ class Reader:
         return data.decode("utf-8", errors="replace")
 
     def _note(self, path: Path, why: str) -> None:
-        self.problems.append(Text(f"{path.parent.name}/{path.name} {why}.", warning=True))
+        note = Text(f"{path.parent.name}/{path.name} {why}.", warning=True)
+        if note not in self.problems:  # a file may be read for several sections
+            self.problems.append(note)
 
 
 def without_paths(text: str) -> str:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from monai_dvpt import __version__
 from monai_dvpt.utils import InputError, atomic_path, reason
 
+from .case_list import keep_list, mark_evaluation, mark_training
 from .data_section import data_section
 from .evaluation_section import evaluation_section
 from .files import Reader, without_paths
@@ -65,16 +66,20 @@ def write_report(
         root / "output" / name if given is None else Path(given) for name, given in folders.items()
     )
     reader = Reader()
+    configs = root / "configs"
+    trained, evaluated = training_section(train, reader), evaluation_section(evaluate, reader)
+    mark_training(trained, train, configs, reader)
+    mark_evaluation(evaluated, evaluate, configs, reader)
     sections = [
-        data_section(root / "configs", reader),
-        training_section(train, reader),
-        evaluation_section(evaluate, reader),
+        data_section(configs, reader),
+        trained,
+        evaluated,
         inference_section(inference, reader),
         cost_section(train, inference, reader),
     ]
     if not any(section.blocks for section in sections):
         raise InputError(f"{root}: must hold results to report, such as output/train or output/evaluate, got none.")
-    about = reader.json(root / "configs" / "metadata.json")
+    about = reader.json(configs / "metadata.json")
     path = root / PAGE if output is None else Path(output)
     with atomic_path(path) as part:
         part.write_bytes(_render(about, sections, reader).encode("utf-8", errors="replace"))
@@ -82,7 +87,10 @@ def write_report(
 
 
 def report_evaluation(
-    bundle: str | os.PathLike, evaluate_dir: str | os.PathLike, adapter: str | os.PathLike
+    bundle: str | os.PathLike,
+    evaluate_dir: str | os.PathLike,
+    adapter: str | os.PathLike,
+    datalist: str | os.PathLike | None = None,
 ) -> Path | None:
     """
     Writes ``report.html`` to the folder of an evaluation: on the data, the training that wrote the adapter, and the
@@ -92,12 +100,15 @@ def report_evaluation(
         bundle: folder of the bundle.
         evaluate_dir: folder of the evaluation.
         adapter: the file that was evaluated.
+        datalist: list of the cases, by which a later page tells whether it is still the bundle's.
 
     Returns:
         the file, None where it cannot be written.
     """
     folder = Path(evaluate_dir)
     try:
+        if datalist is not None:
+            keep_list(folder, datalist)
         path = write_report(bundle, folder / PAGE, Path(adapter).parent, folder)
     except Exception as error:
         logger.warning(f"{PAGE} was not written: {reason(error)}")

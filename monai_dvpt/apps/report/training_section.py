@@ -49,7 +49,7 @@ def training_section(folder: Path, reader: Reader) -> Section:
         section.blocks.append(Gallery("Curves", pictures))
     settings = report.get("settings")
     if isinstance(settings, Mapping):
-        left_out = ("cases", "adapter_sha256")  # numbers that say nothing to people
+        left_out = ("cases", "adapter_sha256", "list_sha256")  # numbers that say nothing to people
         rows = [[key, in_words(value)] for key, value in settings.items() if key not in left_out]
         cases = settings.get("cases")
         if isinstance(cases, Mapping):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import unittest
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from utils_data import save_nifti, temporary_folder
 
 from monai_dvpt.apps.new_bundle.check import apply_rules, measure_cases
+from monai_dvpt.apps.new_bundle.check.sides import sides_of_one_patient
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection
 from monai_dvpt.apps.new_bundle.split import split_cases
 from monai_dvpt.utils import InputError
@@ -178,6 +180,38 @@ class TestRules(Look):
         for case, part in zip(cases, ["training", "validation"], strict=False):
             case.patient, case.part = "p", part
         self.assertEqual(self.found(cases), [("patient in two parts", "case1", True)])
+
+    @parameterized.expand(
+        [
+            ("CHASE", ["Image_01L.jpg Image_01R.jpg", "Image_02R.jpg Image_02L.jpg", "Image_03L.jpg"]),
+            ("words", ["a/p1_left.png a/p1_right.png", "b/p1_left.png b/p1_right.png", "b/other.png"]),
+            ("eyes", ["7-OD.png 7-OS.png", "8-OD.png 8-OS.png", "8-OS-2.png"]),
+            ("first", ["eyes/R_7.png eyes/L_7.png", "eyes/R_8.png eyes/L_8.png"]),
+            ("folders", ["p1/l.png p1/r.png", "p2/l.png p2/r.png"]),
+            ("inside", ["p1_L_a.png p1_R_a.png", "p2_L_b.png p2_R_b.png"]),
+            ("volumes", ["p1_L.nii.gz p1_R.nii.gz"]),
+        ]
+    )
+    def test_sides_that_may_be_of_one_patient(self, _, patients):
+        pairs = {frozenset(patient.split()) for patient in patients if " " in patient}
+        names = [name for patient in patients for name in patient.split()]
+        cases = [Case(name, str(self.root / name), grades={"grade": "1"}) for name in names]
+        finding = sides_of_one_patient(self.collection(cases, task="grading"))
+        self.assertTrue(finding.message.startswith(f"{len(pairs)} pairs of names differ by a side"), finding.message)
+        self.assertFalse(finding.error)
+        pattern = re.search("--patient-pattern '(.*)'", finding.message)[1]
+        groups = {}
+        for name in names:
+            if match := re.search(pattern, name):
+                groups.setdefault(match[1], set()).add(name)
+        self.assertEqual({frozenset(group) for group in groups.values() if len(group) > 1}, pairs)
+
+    def test_names_that_are_no_sides(self):
+        names = ["Image_01L.jpg", "Image_02R.jpg", "model.png", "moder.png", "xl.png", "xr.png", "01left.png"]
+        cases = [Case(name, str(self.root / name)) for name in names]
+        self.assertIsNone(sides_of_one_patient(self.collection(cases)))
+        known = [Case(name, str(self.root / name), patient="p") for name in ("1L.png", "1R.png")]
+        self.assertIsNone(sides_of_one_patient(self.collection(known)))
 
     def test_grades(self):
         cases = [self.case(f"case{i}", volume(i), None, grades={"g": str(min(i // 4, 2))}) for i in range(11)]

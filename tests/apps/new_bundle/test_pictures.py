@@ -14,6 +14,7 @@ from PIL import Image
 from utils_data import save_nifti, shared_data, temporary_folder
 from utils_pictures import save_picture, save_radiograph
 
+from monai_dvpt.apps.new_bundle.check import apply_rules
 from monai_dvpt.apps.new_bundle.collect.pictures import collect_pictures
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection, Options
 from monai_dvpt.transforms import LoadImage2D
@@ -589,6 +590,13 @@ class TestRealData(Pictures):
         self.assertEqual((rules(asked, errors=True), asked.cases), (["several masks"], []))
         collection = collect_pictures(root, Options(columns={"mask": "*_2ndHO.png"}))
         self.assertEqual((len(collection.cases), collection.labels, collection.findings), (20, ["foreground"], []))
+        (finding,) = (each for each in apply_rules(collection, [None] * 20) if each.rule == "sides of one patient")
+        self.assertIn(r"10 pairs of names differ by a side alone, such as Image_01L and Image_01R;", finding.message)
+        self.assertIn(r"--patient-pattern '(.*)[LR]\.'", finding.message)
+        options = Options(columns={"mask": "*_2ndHO.png"}, patient_pattern=r"(.*)[LR]\.", secret=b"of this bundle")
+        joined = collect_pictures(root, options)
+        self.assertEqual(sorted(Counter(case.patient for case in joined.cases).values()), [2] * 10)
+        self.assertEqual(rules(joined), [])
         for case in collection.cases[::5]:
             mask = Image.open(Path(case.image).with_name(f"{Path(case.image).stem}_2ndHO.png")).convert("L")
             np.testing.assert_array_equal(self.read(case)[0], np.asarray(mask) > 0)

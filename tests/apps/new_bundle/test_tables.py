@@ -545,9 +545,12 @@ class TestOdd(Tables):
             ("zeros", bytes(100), "is no text"),
             ("a cell too many", b"image,grade\np00,0,1\np01,1\n", "line 2 must have 2 cells"),
             ("a cell too few", b"image,grade\np00,0\np01\n", "line 3 must have 2 cells"),
-            ("a column twice", b"image,grade,grade\np00,0,1\n", "must name every column once, got grade"),
+            ("a column twice", b"image,grade,grade\np00,0,1\n", "must name every column once, the columns 2, 3 share"),
             ("a column without a name", b"image,,grade\np00,a,1\n", "must name every column"),
-            ("no header", b"p00,0\np01,1\np02,0\np03,1\n", "must have a header"),
+            ("no header", b"p00,0\np01,1\np02,0\np03,1\n", "looks like data: column 1 is named by an image"),
+            ("no header, a file", b"x.png,b,Meier\np00,a,Schulz\np01,b,Lang\n", "column 1 is named by the file of an"),
+            ("no header, a number", b"x,b,90807\np00,a,90808\np01,c,90809\n", "column 3 is named by a number"),
+            ("no header, a value", b"x,b,Meier\np00,a,Schulz\np01,b,Lang\n", "column 2 has its name as a value below"),
         ]
     )
     def test_tables_that_cannot_be_read(self, name, content, message):
@@ -556,6 +559,20 @@ class TestOdd(Tables):
         finding = self.one("table cannot be read", self.collect(), error=True)
         self.assertEqual(finding.where, "labels.csv")
         self.assertIn(message, finding.message)
+        for word in ("Meier", "Schulz", "90807"):
+            self.assertNotIn(word, repr(finding))
+
+    @parameterized.expand([("one-hot classes", "image,0,1"), ("a name that the user gives", "photo,0,1")])
+    def test_numbers_may_name_columns_beside_images(self, _, header):
+        self.numbered(4)
+        (self.root / "labels.csv").write_text(f"{header}\np00,0,1\np01,1,0\np02,0,1\np03,1,0\n")
+        collection = self.collect(outputs=["1"], columns={"image": header.split(",")[0]})
+        self.assertEqual([case.grades for case in collection.cases], [{"1": each} for each in "1010"])
+
+    def test_a_table_of_something_else_needs_no_header(self):
+        self.graded("0 1 0 1 0 1".split())
+        (self.root / "boxes.csv").write_text("3,4,5\n3,7,8\n")
+        self.assertEqual([each for each in self.collect().findings if each.where == "boxes.csv"], [])
 
     def test_a_damaged_excel_file(self):
         self.numbered(4)
@@ -597,7 +614,6 @@ class TestOdd(Tables):
         for options, message in (
             ({"table": "none.csv"}, "table must be an existing file"),
             ({"columns": {"patient": "pid"}}, "column patient must be one of"),
-            ({"columns": {"picture": "image"}}, "columns must name some of"),
         ):
             with self.subTest(message), self.assertRaisesRegex(InputError, message):
                 self.collect(**options)

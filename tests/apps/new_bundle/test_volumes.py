@@ -175,7 +175,9 @@ class TestLayouts(Volumes):
         self.save("case1_liver.nii.gz", label_map(1))
         self.save("case1_spleen.nii.gz", label_map(1, 1))
         (case,) = self.collect().cases
-        with self.assertRaisesRegex(InputError, r"case1_spleen.nii.gz: .* of one label, but 6 are of case1_liver"):
+        with self.assertRaisesRegex(
+            InputError, r"case1_spleen.nii.gz: .* of one label, but 6 are of both label liver and spleen; .*--labels"
+        ):
             self.read(case)
 
     def test_a_pattern_that_is_none(self):
@@ -438,6 +440,41 @@ class TestSlicer(Volumes):
         np.testing.assert_array_equal(label, label_map(1, 2, 3))
         self.assertEqual(names, {1: "a", 2: "b", 3: "c"})
 
+    def without(self, *fields: str) -> None:
+        """Takes fields of the segments out of the header, as older versions wrote it."""
+        path = self.root / "case1.seg.nrrd"
+        header, values = path.read_bytes().split(b"\n\n", 1)
+        lines = [line for line in header.split(b"\n") if not any(f"_{field}:=".encode() in line for field in fields)]
+        path.write_bytes(b"\n\n".join([b"\n".join(lines), values]))
+
+    def test_layers_of_an_older_version(self):
+        layers = np.stack([label_map(1), label_map(0, 1)])
+        self.save_case(layers, AFFINE_RAS, [("a", 1, 0), ("b", 1, 1)])
+        self.assertEqual(SimpleITK.ReadImage(str(self.root / "case1.seg.nrrd")).GetNumberOfComponentsPerPixel(), 2)
+        self.without("LabelValue", "Layer")
+        self.save("case2.nii.gz", image(2))
+        self.save("case2_label.nii.gz", label_map(1))
+        collection = self.collect()
+        self.assertEqual(self.rules(collection), [("no label map", "case1.seg.nrrd", True)])
+        message = collection.findings[0].message
+        self.assertIn("Segment0 must have a LabelValue", message)
+        self.assertIn("save it again as .seg.nrrd", message)
+        self.assertEqual([case.name for case in collection.cases], ["case2"])  # with --leave-out
+
+    def test_one_segment_of_an_older_version(self):
+        self.save_case(label_map(1), AFFINE_RAS, [("a", 1, 0)])
+        self.without("LabelValue", "Layer")
+        label, names = self.read(self.collect().cases[0])
+        np.testing.assert_array_equal(label, label_map(1))
+        self.assertEqual(names, {1: "a"})
+
+    def test_segments_of_one_value_in_several_layers(self):
+        layers = np.stack([label_map(1), label_map(0, 1), label_map(0, 0, 1)])
+        self.save_case(layers, AFFINE_RAS, [("c", 1, 2), ("a", 1, 0), ("empty", 2, 0), ("b", 1, 1)])
+        label, names = self.read(self.collect().cases[0])
+        np.testing.assert_array_equal(label, label_map(2, 4, 1))
+        self.assertEqual(names, {1: "c", 2: "a", 3: "empty", 4: "b"})
+
     def test_overlap_is_refused_unless_one_is_wanted(self):
         layers = np.stack([label_map(1), label_map(1, 2)])
         self.save_case(layers, AFFINE_RAS, [("a", 1, 0), ("b", 1, 1), ("c", 2, 1)])
@@ -584,7 +621,7 @@ class TestDicom(Volumes):
     def test_real_segments_that_overlap(self):
         self.liver("partial_overlaps.dcm")
         (case,) = self.collect().cases
-        with self.assertRaisesRegex(InputError, "a voxel must be of one segment, but 3017 are of both segment 1 and 2"):
+        with self.assertRaisesRegex(InputError, "but 3017 of frame 2 are of both segment 1 and 2; .* with --labels"):
             self.read(case)
         names = list(case.labelled)
         self.assertEqual(len(names), 5)

@@ -267,6 +267,40 @@ class TestTolerance(ReportTestCase):
         save_json(self.bundle / "output/evaluate/pictures/index.json", {"cases": [1, {"file": None}], "labels": 3})
         self.assertIn("Evaluation", self.page().text)
 
+    def save_lists(self, now: str, trained: str | None) -> None:
+        """What the bundle has of its list, and its training of that which it read."""
+        check = json.loads((self.bundle / "configs/check.json").read_text())
+        save_json(self.bundle / "configs/check.json", {**check, "list": {"sha256": now, "file_sha256": "other"}})
+        report = json.loads((self.bundle / "output/train/report.json").read_text())
+        report["settings"] |= {"cases": {"training": 5, "validation": 2}, "list_sha256": trained}
+        save_json(self.bundle / "output/train/report.json", report)
+
+    def test_results_of_an_earlier_list_are_marked(self):
+        make_bundle(self.bundle)
+        self.assertNotIn("list of cases", self.page().text)  # of a bundle that new did not write
+        first, second = "a" * 64, "b" * 64
+        self.save_lists(first, first)
+        text = self.page().text
+        self.assertIn(f"This training is of the present list of cases, {'a' * 12} with 5 training", text)
+        self.assertIn("It is not recorded of which list of cases this evaluation is", text)
+        save_json(self.bundle / "output/evaluate/list.json", {"list_sha256": first})
+        self.assertIn("This evaluation is of the present list of cases, aaaaaaaaaaaa.", self.page().text)
+        self.assertNotIn("earlier list", self.page().text)
+        self.save_lists(second, first)
+        text = self.page().text
+        for what in ("training", "evaluation"):
+            self.assertRegex(text, f"This {what} is of an earlier list of cases, a{{12}}.*the list is now b{{12}}")
+        self.assertIn("of an earlier list of cases", text[: text.index("This training")])  # at a glance
+
+    def test_an_evaluation_keeps_its_list(self):
+        make_bundle(self.bundle)
+        datalist = self.root / "datalist.csv"
+        datalist.write_text("image,grade\na.png,1\n")
+        folder = self.bundle / "output/evaluate"
+        report_evaluation(self.bundle, folder, self.bundle / "output/train/adapter_best.safetensors", datalist)
+        digest = hashlib.sha256(b"image,grade\na.png,1\n").hexdigest()
+        self.assertEqual(json.loads((folder / "list.json").read_text()), {"list_sha256": digest})
+
     def test_an_evaluation_never_fails_by_its_page(self):
         make_bundle(self.bundle)
         folder = self.bundle / "output/evaluate"

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ..listed_images import ListedImages
 from ..model import IGNORED, Collection, Finding, Measurement
+from .sides import sides_of_one_patient
 
-__all__ = ["RULES", "apply_rules", "name_problem"]
+__all__ = ["OWN_FOLDER", "RULES", "apply_rules", "name_problem"]
 
 FEW_CASES = 10
 FEW_OF_LABEL = 3
@@ -23,6 +25,8 @@ REFERENCE = re.compile("#|[@%]::")
 RESERVED = {"image", "patient", "split"}
 SHARE_OF_IMAGE = 0.99
 """Share of an image from which a label that covers it is odd."""
+
+OWN_FOLDER = "a DICOM series that is graded must have a folder of its own, shares one with other files."
 
 Measured = Sequence[Measurement | None]
 Rule = Callable[[Collection, Measured], Iterator[Finding]]
@@ -104,6 +108,16 @@ def name_problem(name: str) -> str:
     if not name.strip() or name.startswith(SPECIAL) or REFERENCE.search(name) or not name.isprintable():
         return f"must be printable, not begin with one of {' '.join(SPECIAL)}, and have no #, @:: or %::"
     return ""
+
+
+def _shared_folders(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    """The list of graded images has a cell for each, which names a file or a folder."""
+    if collection.task == "segmentation":
+        return
+    images = ListedImages(collection.root)
+    for case in collection.cases:
+        if case.grades and isinstance(images.path_of(case), list):
+            yield Finding("series shares a folder", case.name, OWN_FOLDER, error=True)
 
 
 def _names(collection: Collection, measured: Measured) -> Iterator[Finding]:
@@ -195,6 +209,11 @@ def _patients_in_two_parts(collection: Collection, measured: Measured) -> Iterat
             yield Finding("patient in two parts", case.name, message, error=True)
 
 
+def _sides(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    if finding := sides_of_one_patient(collection):
+        yield finding
+
+
 def _times(sides: Sequence) -> str:
     return " × ".join(f"{float(side):.4g}" for side in sides)
 
@@ -207,6 +226,7 @@ RULES: tuple[Rule, ...] = (
     _labels_in_few_cases,
     _grades_in_few_cases,
     _copies,
+    _shared_folders,
     _spacing,
     _size,
     _intensity,
@@ -214,4 +234,5 @@ RULES: tuple[Rule, ...] = (
     _names,
     _modalities,
     _patients_in_two_parts,
+    _sides,
 )

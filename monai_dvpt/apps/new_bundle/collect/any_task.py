@@ -9,6 +9,7 @@ from pathlib import Path
 from monai_dvpt.utils import InputError
 
 from ..model import Collection, Options
+from .columns import ROLES
 from .pictures import collect_pictures
 from .tables import collect_table
 from .volumes import collect_volumes
@@ -28,12 +29,15 @@ def collect(root: Path, options: Options) -> Collection:
     The cases of a folder of data, for the only task that its labels fit, or for ``options.task``.
 
     Raises:
-        InputError: if the folder does not exist, holds no labels, or labels of several tasks and none is chosen.
+        InputError: if the folder does not exist, holds no labels, or labels of several tasks and none is chosen; or an
+            option has a value that there is not.
     """
     if not root.is_dir():
         raise InputError(f"{root}: must be an existing folder of images and labels.")
     if options.task and options.task not in TASKS:
         raise InputError(f"task must be one of {TASKS}, got {options.task!r}.")
+    if unknown := sorted(set(options.columns) - set(ROLES)):
+        raise InputError(f"columns must name some of {', '.join(ROLES)}, got {', '.join(unknown)}.")
     segments = options.task == "segmentation" if options.task else None
     found = []
     for collector in COLLECTORS:

@@ -25,9 +25,9 @@ from monai_dvpt.data.nifti import nifti_size
 from monai_dvpt.utils import InputError
 
 from ..model import Finding, Options
+from .words import IMAGE_WORDS, MASK_WORDS
 
 __all__ = [
-    "IMAGE_WORDS",
     "FoundImage",
     "ImageIndex",
     "Patients",
@@ -44,14 +44,7 @@ __all__ = [
 
 NUMBERS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID")
 """How a table may call a DICOM image; never to be shown."""
-MASK_WORDS = frozenset(
-    "mask masks label labels seg segs segmentation segmentations annotation annotations annot gt groundtruth truth "
-    "manual manuals contour contours lesionmask".split()
-)
-"""Words in the names of files and folders with masks."""
-IMAGE_WORDS = frozenset("image images img imgs picture pictures data input inputs photo photos scan scans".split())
-"""Words in the names of folders and files with images of any kind."""
-KIND_WORDS = MASK_WORDS | IMAGE_WORDS | {"ground", "truth"}
+KIND_WORDS = MASK_WORDS[2] | IMAGE_WORDS | {"ground", "truth"}
 MOST_LISTED = 5
 
 
@@ -65,7 +58,7 @@ def has_mask_word(name: str) -> bool:
     """Whether a name says that it is of masks, such as "masks", "labelsTr" or "ground_truth"."""
     words = words_of(name)
     pairs = (first + second for first, second in zip(words, words[1:], strict=False))  # such as ground and truth
-    return not MASK_WORDS.isdisjoint({*words, *pairs})
+    return not MASK_WORDS[2].isdisjoint({*words, *pairs})
 
 
 def without_kind(name: str) -> str:

@@ -148,7 +148,8 @@ def _by_name(root: Path, images: Sequence[FoundImage], files: Sequence[Path], op
     paths = {pair.path for pair in pairs} | set(alone)
     shown = [image for image in images if image.path not in paths]
     index = ImageIndex(root, shown)
-    tables, _ = find_lists(root, index, options)
+    tables, unread = find_lists(root, index, options)
+    paired.findings += [replace(finding, error=False) for finding in unread]
     if len(tables) == 1:
         table, column = tables[0]
         columns = read_columns(table, root, column, replace(options, outputs=()))

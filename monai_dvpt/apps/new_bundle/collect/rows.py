@@ -60,18 +60,32 @@ def find_lists(root: Path, index: ImageIndex, options: Options) -> tuple[list[tu
     tables, unread = find_tables(root, options)
     found, errors = [], []
     for table in tables:
+        if why := _no_header(table, index, options):
+            message = f"the first row must name the columns, but looks like data: {why}."
+            unread.append(Finding("table cannot be read", table.path.name, message, error=True))
+            continue
         try:
-            column = find_image_column(table, index, options)
-            if column and column.lower() not in IMAGE_COLUMNS and index.find(column, table.path.parent):
-                message = "must have a header, its first row names an image."
-                unread.append(Finding("table cannot be read", table.path.name, message, error=True))
-            elif column:
+            if column := find_image_column(table, index, options):
                 found.append((table, column))
         except InputError as error:
             errors.append(error)
     if errors and not found:
         raise errors[0]
     return _with_parts(found), unread
+
+
+def _no_header(table: Table, index: ImageIndex, options: Options) -> str:
+    """Why the first row of a table that the user names, or whose cells name images, looks like data; "" if not."""
+    if options.columns.get("image") in table.columns:
+        return ""
+
+    def names_image(cell: str) -> bool:
+        return bool(index.find(cell, table.path.parent))
+
+    of_images = [name for name in table.columns if any(map(names_image, table.values(name)))]
+    if first := [name for name in of_images if name.lower() not in IMAGE_COLUMNS and names_image(name)]:
+        return f"column {table.columns.index(first[0]) + 1} is named by an image"
+    return table.data_in_header() if of_images or options.table else ""
 
 
 def _with_parts(found: Sequence[tuple[Table, str]]) -> list[tuple[Table, str]]:

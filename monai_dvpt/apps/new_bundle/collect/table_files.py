@@ -16,7 +16,8 @@ from monai.utils import optional_import
 
 from monai_dvpt.data.datalist import read_list_file
 from monai_dvpt.data.folders import walk_files
-from monai_dvpt.data.kinds import check_regular
+from monai_dvpt.data.gradelist import IMAGE_COLUMNS, as_number
+from monai_dvpt.data.kinds import check_regular, image_stem
 from monai_dvpt.utils import InputError, check_bytes
 
 from ..model import Finding, Options
@@ -67,6 +68,23 @@ class Table:
     def values(self, column: str) -> list[str]:
         """The cells of a column that are not empty."""
         return [row.cells[column] for row in self.rows if row.cells[column]]
+
+    def data_in_header(self) -> str:
+        """
+        Why the first row looks like data and not like names, without its cells: one of them is a number, ends like the
+        file of an image, or stands in its own column again, and none is a usual name of the column of images. "" if it
+        does not; JSON has no such row.
+        """
+        if self.path.suffix.lower() == ".json" or not {name.lower() for name in self.columns}.isdisjoint(IMAGE_COLUMNS):
+            return ""
+        for number, name in enumerate(self.columns, 1):
+            if as_number(name) is not None:
+                return f"column {number} is named by a number"
+            if image_stem(name) != name:
+                return f"column {number} is named by the file of an image"
+            if name in self.values(name):
+                return f"column {number} has its name as a value below"
+        return ""
 
 
 def table_paths(root: Path, options: Options) -> list[Path]:
@@ -139,8 +157,8 @@ def read_table(path: Path) -> Table:
 
 def _with_rows(table: Table, names: list[str], rows: Iterable[tuple[str, list[str]]]) -> Table:
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"must name every column once, got {some(twice)} more than once.")
+        twice = [index + 1 for index, name in enumerate(names) if names.count(name) > 1]  # without names: may be data
+        raise InputError(f"must name every column once, the columns {some(twice)} share a name.")
     for place, cells in rows:
         if any(cells[len(names) :]) or len(cells) < len(names):
             raise InputError(f"{place} must have {len(names)} cells, as the header, got {len(cells)}.")

@@ -15,7 +15,6 @@ from monai_dvpt.data.gradelist import IMAGE_COLUMNS
 from ..model import Case, Collection, Finding, Options
 from .columns import Columns, is_empty, is_output, names_files, part_of, read_columns
 from .images import (
-    IMAGE_WORDS,
     FoundImage,
     ImageIndex,
     Patients,
@@ -30,6 +29,7 @@ from .images import (
 from .rows import Entry, Listed, find_lists, read_rows
 from .table_files import SUFFIXES, Table, find_tables, table_paths
 from .values import Values, read_values
+from .words import IMAGE_WORDS
 
 __all__ = ["collect_table"]
 

@@ -15,10 +15,11 @@ from monai.data import MetaTensor
 from monai_dvpt.data import SeriesGrid
 from monai_dvpt.data.dicom_rtstruct import read_rtstruct
 from monai_dvpt.data.dicom_segmentation import read_dicom_seg
+from monai_dvpt.data.label_overlap import overlap_error
 from monai_dvpt.data.slicer_segmentation import read_slicer_segmentation
 from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.transforms.load_volume import AFFINE_TOLERANCE_MM, check_same_grid
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, naming
 
 from ..model import IGNORED, LabelReader
 
@@ -99,18 +100,15 @@ def _read(files: Sequence[LabelFile], image: MetaTensor, wanted: Sequence[str]) 
         return _read_file(files[0], image, wanted)
     merged, names = np.zeros(image.shape[1:], np.uint16), {}
     numbers: dict[str, int] = {}
-    owner: dict[int, Path] = {}
     for file in files:
         label, found = _read_file(file, image, wanted)
         for value, name in found.items():
             number = numbers.setdefault(name, len(numbers) + 1)
-            names[number], owner[number] = name, file.path
+            names[number] = name
             inside = label == value
             if (there := merged[inside]).any():
-                other = owner[int(there.max())]
-                raise InputError(
-                    f"{file.path}: a voxel must be of one label, but {np.count_nonzero(there)} are of {other.name} too."
-                )
+                with naming(file.path):
+                    raise overlap_error("label", there, (names[int(there.max())], name))
             merged[inside] = number
     return merged, names
 

@@ -12,24 +12,12 @@ from typing import NamedTuple
 
 from monai_dvpt.data.kinds import image_stem
 
-__all__ = ["PARTS", "ImageIndex", "Match", "PathWords"]
+from .words import MASK_WORDS, PARTS, VOLUME_WORDS
 
-LABEL_WORDS = frozenset(
-    "label labels labelmap labelmaps lbl seg segs segmentation segmentations mask masks roi rois gt ground truth "
-    "groundtruth annotation annotations manual".split()
-)
-IMAGE_WORDS = frozenset(
-    "image images img imgs scan scans volume volumes vol dicom dcm series study nifti nii nrrd mha raw orig original "
-    "data".split()
-)
+__all__ = ["ImageIndex", "Match", "PathWords"]
+
+LABEL_WORDS = MASK_WORDS[3]
 MODALITY_WORDS = frozenset("ct cta cbct mr mri flair dwi adc pet pt us".split())
-PARTS = {
-    **dict.fromkeys(("train", "training", "tr"), "training"),
-    **dict.fromkeys(("val", "valid", "validation", "va"), "validation"),
-    **dict.fromkeys(("calib", "calibration"), "calibration"),
-    **dict.fromkeys(("test", "testing", "ts"), "test"),
-}
-"""Part of the cases in a folder of this name."""
 WORD = re.compile(r"\d+|[^\W\d_]+")
 CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 CHANNEL = re.compile(r"\d{4}")
@@ -75,16 +63,16 @@ class PathWords:
         part, kept = "", []
         for words in found[:-1]:
             texts = {word.text for word in words}
-            says = bool(texts) and texts <= LABEL_WORDS | IMAGE_WORDS | PARTS.keys()
+            says = bool(texts) and texts <= LABEL_WORDS | VOLUME_WORDS | PARTS.keys()
             kept += [word for word in words if not says or word.text in PARTS]
             part = next((PARTS[text] for text in texts & PARTS.keys() if says), part)
         for words in reversed(found[:-1]):
             texts = {word.text for word in words}
-            if not role and texts & (LABEL_WORDS | IMAGE_WORDS) and texts <= LABEL_WORDS | IMAGE_WORDS | PARTS.keys():
+            if not role and texts & (LABEL_WORDS | VOLUME_WORDS) and texts <= LABEL_WORDS | VOLUME_WORDS | PARTS.keys():
                 role = "label" if texts & LABEL_WORDS else "image"
-        if not role and any(word.text in IMAGE_WORDS for word in found[-1]):
+        if not role and any(word.text in VOLUME_WORDS for word in found[-1]):
             role = "image"
-        kept += [word for word in found[-1] if word.text not in LABEL_WORDS | IMAGE_WORDS]
+        kept += [word for word in found[-1] if word.text not in LABEL_WORDS | VOLUME_WORDS]
         named = tuple(word._replace(text=PARTS.get(word.text, word.text)) for word in kept)
         channel = named[-1].text if len(named) > 1 and CHANNEL.fullmatch(named[-1].text) else ""
         return cls(pieces, named, role, part, channel)

@@ -154,7 +154,7 @@ class _Collector:
         return done
 
     def _add_maps(self, labels: Sequence[tuple[_Image, Path]]) -> None:
-        pairs = [(image, _Label(path, self._words(path), _segments(path))) for image, path in labels]
+        pairs = [(image, _label(path, self._words(path))) for image, path in labels]
         self._read_values([label for _, label in pairs])
         for image, label in pairs:
             self._attach([label], image)
@@ -227,11 +227,11 @@ class _Collector:
         """Pairs label maps and images by their paths, and by their content where a path says nothing."""
         labels, others = [], []
         for path in paths:
-            words, segments = self._words(path), _segments(path)
-            if segments or words.role == "label":
-                labels.append(_Label(path, words, segments))
+            label = _label(path, self._words(path))
+            if label.segments or label.problem or label.words.role == "label":
+                labels.append(label)
             else:
-                others.append(_Image(path, words))
+                others.append(_Image(path, label.words))
         self._read_values(labels)
         named = [*self.images, *others]
         index = ImageIndex([image.words for image in named])
@@ -269,7 +269,7 @@ class _Collector:
 
     def _read_values(self, labels: Sequence[_Label]) -> None:
         """The values of label maps, or why a file is none."""
-        maps = [label for label in labels if not label.segments]
+        maps = [label for label in labels if not label.segments and not label.problem]
         for label, values in zip(maps, label_values([label.path for label in maps]), strict=True):
             if isinstance(values, InputError):
                 label.problem = reason(values)
@@ -374,8 +374,12 @@ def _leave_out(images: Iterable[_Image]) -> None:
         image.left_out = True
 
 
-def _segments(path: Path) -> dict[int, str]:
-    return {number: name for number, (_, _, name) in enumerate(slicer_segments(path), 1)}
+def _label(path: Path, words: PathWords) -> _Label:
+    """A file that may have labels, with the segments of 3D Slicer or why they cannot be read."""
+    try:
+        return _Label(path, words, {number: name for number, (*_, name) in enumerate(slicer_segments(path), 1)})
+    except InputError as error:
+        return _Label(path, words, problem=reason(error))
 
 
 def _fitting(label: _Label, images: Sequence[_Image], index: ImageIndex) -> list[_Image]:

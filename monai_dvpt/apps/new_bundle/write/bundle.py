@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -15,7 +16,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from monai_dvpt.utils import InputError, atomic_path, naming, to_json
+from monai_dvpt.data.datalist import CHECK
+from monai_dvpt.utils import InputError, atomic_path, fingerprint, naming, to_json
 from monai_dvpt.utils.typed import path_for_config
 
 from ..check.rules import name_problem
@@ -61,8 +63,8 @@ def write_bundle(
     _check_names(collection)
     with _whole_folder(output) as folder:
         labels = LabelValues(collection.labels)
-        _write_lists(folder, collection, parts, labels)
-        _write_check(folder, collection, measurements, parts, findings)
+        lists = _write_lists(folder, collection, parts, labels)
+        _write_check(lists, collection, measurements, parts, findings)
         training = [(collection.cases[index], each) for index in parts["training"] if (each := measurements[index])]
         context = _context(output, Data(collection, training, plan.backbone), plan, parts, labels, findings)
         _write_texts(folder, context)
@@ -100,10 +102,10 @@ def update_lists(
     folder = Path(bundle) / "labels"
     before = set(folder.iterdir()) if folder.is_dir() else set()
     numbers = [int(path.name) for path in before if path.name.isdecimal()]
-    _write_lists(Path(bundle), collection, parts, labels, str(max(numbers, default=1) + 1))
+    lists = _write_lists(Path(bundle), collection, parts, labels, str(max(numbers, default=1) + 1))
     for path in before:  # the list, which is replaced as one, no longer names them
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    _write_check(Path(bundle), collection, measurements, parts, findings)
+    _write_check(lists, collection, measurements, parts, findings)
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -150,40 +152,40 @@ def _whole_folder(output: Path) -> Iterator[Path]:
 
 def _write_lists(
     folder: Path, collection: Collection, parts: Mapping[str, Sequence[int]], labels: LabelValues, below: str = ""
-) -> None:
+) -> Path:
     """
-    The list, and before it for segmentation the label maps, in a folder of ``labels`` if ``below`` names one, so that
-    maps that an earlier list names stay until this list is there.
+    Writes the list, and before it for segmentation the label maps, in a folder of ``labels`` if ``below`` names one, so
+    that maps that an earlier list names stay until this list is there. Returns the list.
     """
     configs = folder / "configs"
     if collection.task != "segmentation":
-        write_grade_list(configs, collection, parts)
-        return
+        return write_grade_list(configs, collection, parts)
     indices = sorted(index for section in parts.values() for index in section)
     (folder / "labels" / below).mkdir(parents=True, exist_ok=True)
     written = write_label_maps(folder / "labels" / below, collection, indices, labels)
     files = {index: f"{below}/{name}" if below else name for index, name in written}
     if collection.spatial_dims == 3:
-        write_volume_list(configs, collection, parts, files)
-    else:
-        write_mask_list(configs, collection, parts, files)
+        return write_volume_list(configs, collection, parts, files)
+    return write_mask_list(configs, collection, parts, files)
 
 
 def _write_check(
-    folder: Path,
+    datalist: Path,
     collection: Collection,
     measurements: Sequence[Measurement | None],
     parts: Mapping[str, Sequence[int]],
     findings: Sequence[Finding],
 ) -> None:
-    """``check.json``: what was measured of each case, and what was odd; for the report."""
-    cases = {}
+    """``check.json``: what was measured of each case, what was odd, and which list this is of; for the report."""
+    cases, contents = {}, []
     for part, indices in parts.items():
         for index in indices:
             if (each := measurements[index]) is not None:
                 facts = {"part": part, "size": each.size, "spacing_mm": each.spacing_mm, "range": each.range}
                 case = collection.cases[index]
                 cases[case.name] = {**facts, "voxels": dict(each.voxels), "grades": dict(case.grades)}
+                label = [each.label_content, case.labelled, dict(case.grades)]
+                contents.append([part, case.name, case.patient, each.content, *label])
     check = {
         "task": collection.task,
         "spatial_dims": collection.spatial_dims,
@@ -191,8 +193,12 @@ def _write_check(
         "outputs": collection.outputs,
         "findings": [asdict(finding) for finding in findings],
         "cases": cases,
+        "list": {
+            "sha256": fingerprint(sorted(contents, key=str)),
+            "file_sha256": hashlib.sha256(datalist.read_bytes()).hexdigest(),
+        },
     }
-    _write(folder / "configs" / "check.json", to_json(check) + "\n")
+    _write(datalist.parent / CHECK, to_json(check) + "\n")
 
 
 def _context(

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which list of cases results are of, and whether the bundle has another by now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai_dvpt.data.datalist import CHECK, list_sha256
+from monai_dvpt.utils import atomic_path, to_json
+
+from .files import Reader
+from .model import Section, Text
+
+__all__ = ["keep_list", "mark_evaluation", "mark_training", "present_list"]
+
+RECORD = "list.json"
+"""In the folder of an evaluation."""
+KEY = "list_sha256"
+DIGITS = 12
+EARLIER = "of an earlier list of cases"
+
+
+def keep_list(evaluate_dir: Path, datalist: str | os.PathLike) -> None:
+    """Writes which list an evaluation read."""
+    with atomic_path(evaluate_dir / RECORD) as path:
+        path.write_text(to_json({KEY: list_sha256(datalist)}) + "\n", encoding="utf-8")
+
+
+def present_list(check: Mapping[str, Any]) -> str:
+    """The first digits of what tells the bundle's list from others; "" where ``new`` did not write the bundle."""
+    facts = check.get("list")
+    return str(facts.get("sha256"))[:DIGITS] if isinstance(facts, Mapping) else ""
+
+
+def mark_training(section: Section, folder: Path, configs: Path, reader: Reader) -> None:
+    """Puts the list of a training before what the section says of it."""
+    settings = reader.json(folder / "report.json").get("settings")
+    kept = settings if isinstance(settings, Mapping) else {}
+    cases = kept.get("cases")
+    counts = cases if isinstance(cases, Mapping) else {}
+    parts = [f"{counts[part]} {part}" for part in ("training", "validation") if part in counts]
+    _mark(section, kept, f" with {' and '.join(parts)} cases" if parts else "", configs, reader)
+
+
+def mark_evaluation(section: Section, folder: Path, configs: Path, reader: Reader) -> None:
+    """Puts the list of an evaluation before its scores, and marks those at the top of the page."""
+    if _mark(section, reader.json(folder / RECORD), "", configs, reader):
+        section.key_facts = [
+            (name, value, ", ".join(filter(None, (remark, EARLIER)))) for name, value, remark in section.key_facts
+        ]
+
+
+def _mark(section: Section, kept: Mapping[str, Any], counts: str, configs: Path, reader: Reader) -> bool:
+    """Whether the results are of an earlier list; nothing is said of bundles that ``new`` did not write."""
+    current, found = present_list(reader.json(configs / CHECK)), str(kept.get(KEY) or "")[:DIGITS]
+    if not section.blocks or not current:
+        return False
+    what = section.title.lower()
+    if found == current:
+        text = f"This {what} is of the present list of cases, {current}{counts}."
+    elif found:
+        text = f"This {what} is {EARLIER}, {found}{counts}; the list is now {current}, see Data. Run it again."
+    else:
+        text = f"It is not recorded of which list of cases this {what} is; the list is now {current}, see Data."
+    section.blocks.insert(0, Text(text, warning=found != current))
+    return bool(found) and found != current
