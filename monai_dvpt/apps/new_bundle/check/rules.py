@@ -107,8 +107,10 @@ def name_problem(name: str) -> str:
 
 
 def _names(collection: Collection, measured: Measured) -> Iterator[Finding]:
-    for kind, names in (("label", collection.labels), ("output", collection.outputs)):
-        taken = {"background"} if collection.task == "segmentation" else RESERVED if kind == "output" else set()
+    kinds = (("label", collection.labels), ("output", collection.outputs), ("channel", collection.channels))
+    for kind, names in kinds:
+        taken = {"background"} if kind == "label" and collection.task == "segmentation" else set()
+        taken = RESERVED if kind == "output" else taken
         for name in names:
             problem = name_problem(name)
             if name.casefold() in taken:
@@ -187,6 +189,20 @@ def _modalities(collection: Collection, measured: Measured) -> Iterator[Finding]
         yield Finding("several modalities", "", message, error=True)
 
 
+def _channels_on_other_grids(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    known = [each for each in measured if each is not None and each.resampled_channels]
+    for number, name in enumerate(collection.channels):
+        if cover := [each.covered_channels[number] for each in known if each.resampled_channels[number]]:
+            first = collection.channels[0]
+            message = f"in {len(cover)} of {len(measured)} cases it is resampled by its header to the grid of {first}"
+            if (less := min(cover)) < 1:
+                short = sum(share < 1 for share in cover)
+                message += (
+                    f"; in {short} it does not cover all of it, at least {less:.0%}, and the rest gets its minimum"
+                )
+            yield Finding("channel on another grid", name, f"{message}.")
+
+
 def _patients_in_two_parts(collection: Collection, measured: Measured) -> Iterator[Finding]:
     parts: dict[str, str] = {}
     for case in collection.cases:
@@ -213,5 +229,6 @@ RULES: tuple[Rule, ...] = (
     _colours,
     _names,
     _modalities,
+    _channels_on_other_grids,
     _patients_in_two_parts,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from monai_dvpt.data import DicomSeries
-from monai_dvpt.data.cases import unique_names
+from monai_dvpt.data.cases import NO_SERIES, unique_names
 from monai_dvpt.data.dicom.geometry import RAS_TO_LPS
 from monai_dvpt.data.dicom.privacy import names_patient
 from monai_dvpt.data.dicom.series import VOLUMES
@@ -25,7 +25,9 @@ from monai_dvpt.data.gradelist import match_patient, patient_regex
 from monai_dvpt.data.slicer_segmentation import slicer_segments, whole_steps
 from monai_dvpt.utils import InputError, reason
 
+from ..modalities import modality_of
 from ..model import IGNORED, Case, Collection, Finding, Options
+from .volume_channels import HINT, choose_channels
 from .volume_files import Folder, header_grid, label_values, patient_identifier, scan, series_place
 from .volume_labels import LabelFile, label_reader, names_of
 from .volume_lists import DataList, read_lists
@@ -45,6 +47,9 @@ class _Image:
     part: str = ""
     modality: str = ""
     left_out: bool = False  # a finding says why
+    channels: list[Path] = field(default_factory=list)  # a file for each, of which the place is the first
+    named_after: Path | None = None  # by default its place
+    problem: str = ""  # why its channels cannot be used
 
 
 @dataclass(eq=False)
@@ -89,7 +94,11 @@ class _Collector:
     def collect(self) -> Collection | None:
         folder = scan(self.root)
         self.identifiers = frozenset().union(*(series.identifiers for series in folder.series))
-        self.lists, problems = read_lists(self.root, folder.files)
+        self.lists, problems = read_lists(self.root, folder.files, bool(self.options.channels))
+        self.channels = choose_channels(self.options.channels, self.lists)
+        self.channels.find_files(
+            path for path in folder.volumes if self._words(path).role != "label" and not _segments(path)
+        )
         self.findings += problems
         for path, problem in folder.problems:
             self._find("cannot be read", path, problem)
@@ -102,7 +111,9 @@ class _Collector:
             return None
         self._leave_out_series()
         cases = self._cases()
-        return Collection("segmentation", 3, self.root, cases, self._labels(), findings=self.findings)
+        collection = Collection("segmentation", 3, self.root, cases, self._labels(), findings=self.findings)
+        collection.channels, collection.file_channels = self.channels.names, self.channels.of_files
+        return collection
 
     def _find(self, rule: str, paths: Path | Sequence[Path], message: str, error: bool = True) -> None:
         """Adds a finding about files; the first says where, and all are named."""
@@ -135,14 +146,15 @@ class _Collector:
             labels: list[tuple[_Image, Path]] = []
             self.segmented |= any(lists.pairs.values())
             for place, label in lists.pairs.items():
-                named |= {place, label or place}
+                image = self._image(place)
+                named |= {place, label or place, *image.channels}
                 odd = [path for path in (place, label or place) if path.exists() and path not in volumes]
                 if odd and {finding.where for finding in self.findings} >= set(map(self._shown, odd)):
                     continue  # for the reason that is found already
                 if odd:
                     self._find("listed file", place, "a list names it or its label, but one of them is no volume.")
                 elif place in volumes:
-                    image = _Image(place, self._words(place), part=lists.parts[place])
+                    image.part = lists.parts[place]
                     self.images.append(image)
                     if label is not None and label in volumes:
                         labels.append((image, label))
@@ -161,6 +173,15 @@ class _Collector:
 
     def _words(self, path: Path) -> PathWords:
         return PathWords.of(path, self.root)
+
+    def _image(self, path: Path) -> _Image:
+        """The image that a file is, or is a channel of."""
+        files, problem = self.channels.files_of(path)
+        if not files:
+            return _Image(path, self._words(path))
+        place = self.channels.groups[path].place
+        words = self._words(place / "image.nii.gz" if place.is_dir() else place)  # that it is an image is known
+        return _Image(files[0], words, channels=files, named_after=place, problem=problem)
 
     def _list_of(self, path: Path) -> DataList:
         return next((lists for lists in self.lists if path.is_relative_to(lists.folder)), DataList(self.root))
@@ -205,6 +226,10 @@ class _Collector:
     def _leave_out_series(self) -> None:
         """Series beside those with labels, series that cannot be read, and studies without a label."""
         studies: dict[str, list[_Image]] = {}
+        labelled = [image for image in self.images if image.series is not None and image.labels]
+        if labelled and len(self.channels.names) > 1:
+            self._find("series are no channels", labelled[0].place, f"{NO_SERIES}; got {len(labelled)} series.")
+            _leave_out(image for image in self.images if image.series is not None)
         for image in self.images:
             if image.series is not None and not image.left_out:
                 studies.setdefault(image.series.study_uid or str(image.place), []).append(image)
@@ -226,17 +251,19 @@ class _Collector:
     def _pair_files(self, paths: Sequence[Path]) -> None:
         """Pairs label maps and images by their paths, and by their content where a path says nothing."""
         labels, others = [], []
+        of_cases: set[Path] = set()
         for path in paths:
             words, segments = self._words(path), _segments(path)
             if segments or words.role == "label":
                 labels.append(_Label(path, words, segments))
-            else:
-                others.append(_Image(path, words))
+            elif path not in of_cases:
+                others.append(self._image(path))
+                of_cases.update(others[-1].channels)
         self._read_values(labels)
         named = [*self.images, *others]
         index = ImageIndex([image.words for image in named])
         taken = {image for label in labels for image in _fitting(label, named, index)}
-        unclear = [image for image in others if image.words.role == "" and image not in taken]
+        unclear = [image for image in others if not image.channels and not image.words.role and image not in taken]
         for image, values in zip(unclear, label_values([image.place for image in unclear]), strict=True):
             if isinstance(values, list):
                 labels.append(_Label(image.place, image.words, values=values))
@@ -257,11 +284,11 @@ class _Collector:
             else:
                 channels = {image.words.channel for image in images}
                 if "" not in channels and len(channels) == len(images):
-                    message = f"an image must have one channel, its has {len(images)}."
+                    message = f"an image must have one channel, its has {len(images)}; {HINT}."
                     self._find("several channels", [label.path, *(image.place for image in images)], message)
                 else:
                     rule = "several series" if all(image.series for image in images) else "several images"
-                    message = f"a label must be of one image, could be of {len(images)}."
+                    message = f"a label must be of one image, could be of {len(images)}; {HINT}."
                     self._find(rule, [label.path, *(image.place for image in images)], message)
                 _leave_out(images)
         for image, found in of_image.items():
@@ -301,13 +328,26 @@ class _Collector:
             if image.left_out:
                 continue
             self._check_labels(image)
-            if not image.labels and image.series is None and not self._is_volume(image):
+            self._check_channels(image)
+            if not image.labels and not image.channels and image.series is None and not self._is_volume(image):
                 image.left_out = True
         kept = [image for image in self.images if not image.left_out]
-        names = unique_names(self.root, [image.place for image in kept])
+        names = unique_names(self.root, [image.named_after or image.place for image in kept])
         return [self._case(image, name) for image, name in zip(kept, names, strict=True)]
 
+    def _check_channels(self, image: _Image) -> None:
+        if image.series is None and not image.channels:
+            image.problem = self.channels.problem_of(image.place)
+        if not image.problem or image.left_out or not (image.labels or self.channels.names):
+            return
+        message = image.problem if image.labels else f"{image.problem} It has no label and is left out."
+        rule = "several channels" if not self.channels.names else "missing channel"
+        self._find(rule, image.place, message, error=bool(image.labels))
+        image.left_out = True
+
     def _is_volume(self, image: _Image) -> bool:
+        if self.channels.names:
+            return True
         grid = header_grid(image.place)
         if grid is None or len(grid[0]) == 3:
             return True
@@ -336,13 +376,20 @@ class _Collector:
         declared = image.labels and all(file.declared for file in image.labels)
         return Case(
             name,
-            str(image.place) if series is None else sorted(map(str, series.files)),
+            self._paths(image),
             label_reader(image.labels, wanted, hidden) if image.labels else None,
             [label for label in dict.fromkeys(drawn) if not wanted or label in wanted] if declared else None,
             patient=self._patient(image),
             part=image.part or image.words.part,
-            modality=image.modality or self._list_of(image.place).modality,
+            modality=image.modality
+            or modality_of("".join(self.channels.names[:1]))
+            or self._list_of(image.place).modality,
         )
+
+    def _paths(self, image: _Image) -> str | list[str]:
+        if image.channels:
+            return [str(path) for path in image.channels]
+        return str(image.place) if image.series is None else sorted(map(str, image.series.files))
 
     def _patient(self, image: _Image) -> str:
         if self.pattern is not None:
@@ -383,6 +430,7 @@ def _fitting(label: _Label, images: Sequence[_Image], index: ImageIndex) -> list
     match = index.match(label.words)
     label.name, label.of_folder = match.name, match.of_folder
     found = [images[number] for number in match.images]
+    found = [image for image in found if image.channels] or found
     if len(found) > 1 and len(fitting := [image for image in found if _fits(label, image)]) == 1:
         return fitting
     return found

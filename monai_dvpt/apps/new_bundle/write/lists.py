@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from monai_dvpt.data.channels import is_volume_list
 from monai_dvpt.data.folders import walk_files
 from monai_dvpt.utils import InputError, atomic_path, to_json, write_csv
 
@@ -64,11 +65,13 @@ def _cases(collection: Collection, parts: Parts) -> Iterator[tuple[int, Case, st
 def _image(collection: Collection, case: Case) -> str | list[str]:
     """
     The path below the folder of data: of a file, of the folder that holds a DICOM series and nothing else, or the list
-    of the files of a series.
+    of the files of a series, or of the channels in their order.
     """
     root = os.path.abspath(collection.root)
     if isinstance(case.image, str):
         return os.path.relpath(os.path.abspath(case.image), root)
+    if is_volume_list(case.image):
+        return [os.path.relpath(os.path.abspath(path), root) for path in case.image]
     files = sorted(map(os.path.abspath, case.image))
     folder = os.path.commonpath(list(map(os.path.dirname, files)))
     if sorted(os.path.abspath(path) for path in walk_files(Path(folder))) == files and folder != root:
