@@ -14,7 +14,7 @@ from typing import Any
 
 from monai_dvpt.utils import InputError, reason
 
-from .channels import group_channels, stacked_channels
+from .channels import files_beside, group_channels, stacked_channels
 from .dicom import DicomSeries, DicomSeriesReader, find_series
 from .dicom.privacy import names_patient
 from .dicom.series import VOLUMES
@@ -146,9 +146,10 @@ def _with_channels(entries: Sequence[_Entry], channels: Sequence[str], file_chan
         except InputError as error:
             case["refused"] = f"{group.place}: {reason(error)}"
         found.append(_Entry(group.place, case))
-    taken = {path for group in groups for path in (*group.files.values(), *group.unclear)}
+    done = {path for group in groups for path in (*group.files.values(), *group.unclear)}
+    done |= files_beside(groups, readable)
     for entry in entries:
-        if entry.path in taken or any(group.is_beside(entry.path) for group in groups):
+        if entry.path in done:
             continue
         if "refused" not in entry.case and (count := stacked_channels(entry.path)) != len(file_channels):
             rule = f"must have the channels {', '.join(file_channels)}, or the name of one in its own"

@@ -14,7 +14,7 @@ from monai_dvpt.utils import InputError
 from .kinds import VOLUMES, file_kind, image_kind, image_stem
 from .nifti import nifti_size
 
-__all__ = ["ChannelFiles", "channel_numbers", "group_channels", "is_volume_list", "stacked_channels"]
+__all__ = ["ChannelFiles", "channel_numbers", "files_beside", "group_channels", "is_volume_list", "stacked_channels"]
 
 NUMBER = re.compile(r"\d{4}")
 """What nnU-Net writes at the end of a file's name, the number of the channel from 0."""
@@ -31,20 +31,13 @@ class ChannelFiles:
             the path of a file without the channel; it need not exist.
         files: path of each channel by name, in the order of the names that were asked for.
         unclear: files of a channel that another file has already, or whose names say two.
+        key: the folder of the files, and the words of their names without the channel.
     """
 
     place: Path
     files: Mapping[str, Path]
-    unclear: tuple[Path, ...] = ()
-
-    def is_beside(self, path: Path) -> bool:
-        """Whether a file is of this case too, by its folder and the words of its name, though of no known channel."""
-        folder = next(iter((*self.files.values(), *self.unclear))).parent
-        if path.parent != folder:
-            return False
-        rest = [] if self.place == folder else _words(image_stem(self.place.name))
-        words = _words(image_stem(path.name))
-        return len(words) > len(rest) and rest in (words[: len(rest)], words[len(words) - len(rest) :])
+    unclear: tuple[Path, ...]
+    key: tuple[Path, tuple[str, ...]]
 
     def paths_of(self, channels: Sequence[str]) -> list[Path]:
         """
@@ -113,9 +106,24 @@ def group_channels(paths: Iterable[Path], file_channels: Sequence[str]) -> list[
             group.place,
             {name: group.files[name] for name in file_channels if name in group.files},
             tuple(group.unclear),
+            key,
         )
-        for group in groups.values()
+        for key, group in groups.items()
     ]
+
+
+def files_beside(groups: Iterable[ChannelFiles], paths: Iterable[Path]) -> set[Path]:
+    """The files that are of one of these cases by their folder and the words of their names, but none of its channels."""
+    groups = list(groups)
+    keys = {group.key for group in groups}
+    taken = {path for group in groups for path in (*group.files.values(), *group.unclear)}
+    found = set()
+    for path in paths:
+        words = tuple(_words(image_stem(path.name)))
+        parts = (part for size in range(len(words)) for part in (words[:size], words[len(words) - size :]))
+        if path not in taken and any((path.parent, part) in keys for part in parts):
+            found.add(path)
+    return found
 
 
 @dataclass

@@ -121,7 +121,7 @@ class LoadVolume(Transform):
             resampled.append(other)
             covered.append(share)
         meta = {**first.meta, "resampled_channels": resampled, "covered_channels": covered}
-        return MetaTensor(torch.cat(tensors), affine=first.affine, meta=meta)
+        return MetaTensor(torch.cat(tensors), meta=meta)  # which has the affine of the first
 
     def _read(self, path: Any) -> MetaTensor:
         try:
@@ -225,8 +225,8 @@ def _onto(volume: MetaTensor, first: MetaTensor, path: str, first_path: str) -> 
     if share < MIN_COVERED:
         rule = f"its field of view must hold at least {MIN_COVERED:.0%} of the voxels of {first_path}"
         raise InputError(f"{path}: {rule}, holds {share:.0%}.")
-    resample = ResampleToMatch(mode="bilinear", padding_mode="border", dtype=torch.float64)
-    values = resample(volume, first).as_tensor().float()
+    resample = ResampleToMatch(mode="bilinear", padding_mode="border", dtype=np.float64)
+    values = torch.as_tensor(np.asarray(resample(volume, first)), dtype=torch.float32)
     values[:, ~torch.from_numpy(inside)] = float(volume.min())
     return values, share
 

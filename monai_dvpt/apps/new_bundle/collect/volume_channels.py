@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from monai_dvpt.data.channels import ChannelFiles, group_channels, stacked_channels
+from monai_dvpt.data.channels import ChannelFiles, files_beside, group_channels, stacked_channels
 from monai_dvpt.utils import InputError, reason
 
 from .volume_lists import DataList
@@ -26,16 +26,20 @@ class VolumeChannels:
         names: of those that are taken, in their order; empty where images have one channel, and no name is asked for.
         of_files: of all, in the order of a file that has several, and of nnU-Net's numbers.
         groups: the case of each file that is one channel.
+        others: files beside those of a case that are none of its channels.
     """
 
     names: list[str] = field(default_factory=list)
     of_files: list[str] = field(default_factory=list)
     groups: dict[Path, ChannelFiles] = field(default_factory=dict)
+    others: set[Path] = field(default_factory=set)
 
-    def find_files(self, paths: Iterable[Path]) -> None:
+    def find_files(self, paths: Sequence[Path]) -> None:
         """Groups files, which must be no label maps."""
         if self.names:
-            for group in group_channels(paths, self.of_files):
+            found = group_channels(paths, self.of_files)
+            self.others = files_beside(found, paths)
+            for group in found:
                 self.groups |= dict.fromkeys((*group.files.values(), *group.unclear), group)
 
     def files_of(self, path: Path) -> tuple[list[Path], str]:

@@ -96,9 +96,8 @@ class _Collector:
         self.identifiers = frozenset().union(*(series.identifiers for series in folder.series))
         self.lists, problems = read_lists(self.root, folder.files, bool(self.options.channels))
         self.channels = choose_channels(self.options.channels, self.lists)
-        self.channels.find_files(
-            path for path in folder.volumes if self._words(path).role != "label" and not _segments(path)
-        )
+        images = [path for path in folder.volumes if self._words(path).role != "label" and not _segments(path)]
+        self.channels.find_files(images)
         self.findings += problems
         for path, problem in folder.problems:
             self._find("cannot be read", path, problem)
@@ -324,6 +323,10 @@ class _Collector:
 
     def _cases(self) -> list[Case]:
         self.images.sort(key=lambda image: image.place)
+        if others := [image for image in self.images if image.place in self.channels.others and not image.labels]:
+            message = f"{len(others)} volumes beside the channels that are taken are left out."
+            self._find("other channels", others[0].place, message, error=False)
+            _leave_out(others)
         for image in self.images:
             if image.left_out:
                 continue
