@@ -113,7 +113,7 @@ def group_channels(paths: Iterable[Path], file_channels: Sequence[str]) -> list[
 
 
 def files_beside(groups: Iterable[ChannelFiles], paths: Iterable[Path]) -> set[Path]:
-    """The files that are of one of these cases by their folder and the words of their names, but none of its channels."""
+    """The files that are of a case by their folder and the words of their names, but none of its channels."""
     groups = list(groups)
     keys = {group.key for group in groups}
     taken = {path for group in groups for path in (*group.files.values(), *group.unclear)}

@@ -36,11 +36,10 @@ class VolumeChannels:
 
     def find_files(self, paths: Sequence[Path]) -> None:
         """Groups files, which must be no label maps."""
-        if self.names:
-            found = group_channels(paths, self.of_files)
-            self.others = files_beside(found, paths)
-            for group in found:
-                self.groups |= dict.fromkeys((*group.files.values(), *group.unclear), group)
+        found = group_channels(paths, self.of_files)
+        self.others = files_beside(found, paths)
+        for group in found:
+            self.groups |= dict.fromkeys((*group.files.values(), *group.unclear), group)
 
     def files_of(self, path: Path) -> tuple[list[Path], str]:
         """The files of the case that a file is of, and why they cannot be used; no files where it is no channel."""
