@@ -151,9 +151,10 @@ def _with_channels(entries: Sequence[_Entry], channels: Sequence[str], file_chan
     for entry in entries:
         if entry.path in done:
             continue
-        if "refused" not in entry.case and (count := stacked_channels(entry.path)) != len(file_channels):
+        count = stacked_channels(entry.path)
+        if "refused" not in entry.case and not 1 < count == len(file_channels):
             rule = f"must have the channels {', '.join(file_channels)}, or the name of one in its own"
-            entry.case["refused"] = f"{entry.path}: {rule}, has {count}."
+            entry.case["refused"] = f"{entry.path}: {rule}, has {count} without a name."
         found.append(entry)
     return found
 

@@ -187,7 +187,16 @@ class TestFindings(ChannelFolders):
         self.write_list(LISTED)
         ((rule, where, message),) = self.errors(self.collect())
         self.assertEqual((rule, where), ("missing channel", "imagesTr/p3.nii.gz"))
-        self.assertIn("has 1 channel", message)
+        self.assertIn("has 1 without a name", message)
+
+    def test_another_sequence_is_not_taken_for_the_missing_one(self):
+        self.save_cases("{}/{}.nii.gz", "{}/seg.nii.gz", {"flair": "FLAIR", "t1": "t1"})
+        (self.root / "p2" / "t1.nii.gz").unlink()
+        collection = self.collect("t1")
+        self.assertEqual([case.name for case in collection.cases], ["p1", "p3"])
+        ((rule, where, message),) = self.errors(collection)
+        self.assertEqual((rule, where), ("missing channel", "p2/flair.nii.gz"))
+        self.assertIn("must have the channels t1", message)
 
     def test_names_that_say_two_channels(self):
         self.save_cases("imagesTr/{}_{}.nii.gz", "labelsTr/{}.nii.gz", {"0000": "FLAIR", "0001": "t1gd"})

@@ -59,14 +59,14 @@ class VolumeChannels:
         return f"Leave such cases out with --leave-out{others}."
 
     def problem_of(self, path: Path) -> str:
-        """Why a file that is no channel of a case cannot be used: it must have all channels."""
+        """Why a file whose name says no channel cannot be used: it must have all channels, and several."""
         count = stacked_channels(path)
         if not self.names:
             return f"must be one 3D volume, has {count} channels; {HINT}." if count > 1 else ""
-        if count == len(self.of_files):
+        if 1 < count == len(self.of_files):
             return ""
         listed = ", ".join(self.of_files)
-        return f"must have the channels {listed}, or the name of one in its own name, has {count} channels."
+        return f"must have the channels {listed}, or the name of one in its own, has {count} without a name."
 
 
 def choose_channels(given: Sequence[str], lists: Sequence[DataList]) -> VolumeChannels:
