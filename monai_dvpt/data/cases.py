@@ -88,7 +88,7 @@ def find_cases(
         series = find_series(root if root.is_file() and not pictures else dicom, progress=True)
         reader = dicom_reader or DicomSeriesReader()
         found = _pictures(series) if pictures else _studies(series, reader, root if root.is_file() else None)
-        if len(channels) > 1:
+        if channels:
             for entry in found:
                 entry.case["refused"] = f"{NO_SERIES}: {', '.join(channels)}."
         entries += found

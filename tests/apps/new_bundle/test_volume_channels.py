@@ -258,7 +258,12 @@ class TestMeasurements(ChannelFolders):
             np.testing.assert_allclose(each.by_channel[0].foreground, np.percentile(inside, [0.5, 50, 99.5]), rtol=1e-4)
             self.assertEqual(each.foreground, each.by_channel[0].foreground)
             self.assertLess(abs(each.by_channel[1].mean - 50), 1)
-        (finding,) = [each for each in apply_rules(collection, measured) if each.rule == "channel on another grid"]
+        findings = apply_rules(collection, measured)
+        self.assertNotIn("no Hounsfield units", [each.rule for each in findings])
+        collection.channels.reverse()  # as if the other were the CT
+        self.assertIn("no Hounsfield units", [each.rule for each in apply_rules(collection, measured)])
+        collection.channels.reverse()
+        (finding,) = [each for each in findings if each.rule == "channel on another grid"]
         self.assertEqual((finding.where, finding.error), ("pet", False))
         self.assertIn("in 3 of 3 cases it is resampled by its header to the grid of ct", finding.message)
         plan = make_plan(collection, measured, {"training": [0, 1], "validation": [2]}, None, None)

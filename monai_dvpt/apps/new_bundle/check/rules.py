@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ..modalities import modality_of
 from ..model import IGNORED, Collection, Finding, Measurement
 
 __all__ = ["RULES", "apply_rules", "name_problem"]
@@ -168,11 +169,13 @@ def _far(
 def _intensity(collection: Collection, measured: Measured) -> Iterator[Finding]:
     """CT must be in Hounsfield units, where air is about -1000 and nothing is far below."""
     for case, each in zip(collection.cases, measured, strict=True):
-        if each is not None and case.modality == "CT" and each.range[0] >= 0:
-            message = (
-                f"CT must be in Hounsfield units, with air at about -1000; the smallest value is {each.range[0]:g}."
-            )
-            yield Finding("no Hounsfield units", case.name, message)
+        if each is None:
+            continue
+        modalities = [modality_of(name) for name in collection.channels] if each.by_channel else [case.modality]
+        for modality, values in zip(modalities, each.by_channel or [each], strict=True):
+            if modality == "CT" and (low := values.range[0]) >= 0:
+                message = f"CT must be in Hounsfield units, with air at about -1000; the smallest value is {low:g}."
+                yield Finding("no Hounsfield units", case.name, message)
 
 
 def _colours(collection: Collection, measured: Measured) -> Iterator[Finding]:

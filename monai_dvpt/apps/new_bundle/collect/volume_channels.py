@@ -10,6 +10,7 @@ from pathlib import Path
 from monai_dvpt.data.channels import ChannelFiles, files_beside, group_channels, stacked_channels
 from monai_dvpt.utils import InputError, reason
 
+from ..modalities import modality_of
 from .volume_lists import DataList
 
 __all__ = ["HINT", "VolumeChannels", "choose_channels"]
@@ -33,6 +34,11 @@ class VolumeChannels:
     of_files: list[str] = field(default_factory=list)
     groups: dict[Path, ChannelFiles] = field(default_factory=dict)
     others: set[Path] = field(default_factory=set)
+
+    @property
+    def modality(self) -> str:
+        """Of the first, as in DICOM; "" if its name does not say."""
+        return modality_of(self.names[0]) if self.names else ""
 
     def find_files(self, paths: Sequence[Path]) -> None:
         """Groups files, which must be no label maps."""

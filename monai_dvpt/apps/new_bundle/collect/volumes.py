@@ -20,7 +20,6 @@ from monai_dvpt.data.dicom_segmentation import describe_dicom_seg
 from monai_dvpt.data.gradelist import match_patient, patient_regex
 from monai_dvpt.utils import InputError, reason
 
-from ..modalities import modality_of
 from ..model import IGNORED, Case, Collection, Finding, Options
 from .volume_channels import HINT, choose_channels
 from .volume_files import Folder, header_grid, label_values, patient_identifier, scan, series_place
@@ -194,7 +193,7 @@ class _Collector:
         """Series beside those with labels, series that cannot be read, and studies without a label."""
         studies: dict[str, list[VolumeImage]] = {}
         labelled = [image for image in self.images if image.series is not None and image.labels]
-        if labelled and len(self.channels.names) > 1:
+        if labelled and self.channels.names:
             self._find("series are no channels", labelled[0].place, f"{NO_SERIES}; got {len(labelled)} series.")
             leave_out(image for image in self.images if image.series is not None)
         for image in self.images:
@@ -352,9 +351,7 @@ class _Collector:
             [label for label in dict.fromkeys(drawn) if not wanted or label in wanted] if declared else None,
             patient=self._patient(image),
             part=image.part or image.words.part,
-            modality=image.modality
-            or modality_of("".join(self.channels.names[:1]))
-            or self._list_of(image.place).modality,
+            modality=image.modality or self.channels.modality or self._list_of(image.place).modality,
         )
 
     def _paths(self, image: VolumeImage) -> str | list[str]:
