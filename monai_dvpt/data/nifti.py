@@ -19,8 +19,11 @@ from monai_dvpt.utils.limits import check_bytes
 __all__ = ["Nifti", "as_float32", "nifti_frame", "nifti_size", "read_nifti", "save_nifti"]
 
 BLOCK_BYTES = 16 << 20
-FRAMES = {1: "scanner", 2: "another image", 3: "Talairach", 4: "MNI152", 5: "another template"}
-"""What the codes of sform and qform say that the coordinates are of."""
+FRAMES = {1: "the patient", 2: "the patient", 3: "Talairach", 4: "MNI152", 5: "another template"}
+"""
+What the codes of sform and qform say that the coordinates are of. Programs write 1, the scanner, and 2, another image
+that this is aligned to, for the same coordinates.
+"""
 UNITS = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
 HEADERS = {
     (True, True): nib.nifti2.Nifti2Header,

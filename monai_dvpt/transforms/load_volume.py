@@ -43,8 +43,8 @@ class LoadVolume(Transform):
     With ``channels`` it loads an image of these, from one NIfTI file with all of ``file_channels``, or from a list of
     files with one channel each. The grid is that of the first file. A channel on another grid is resampled to it by the
     two headers (linear; edge voxels reach to their outer side). It must have at least 90 % of the voxels of the first
-    inside its field of view; the others get its smallest value. It is refused if both headers say what their
-    coordinates are of, and do not agree.
+    inside its field of view; the others get its smallest value. It is refused if the headers of two NIfTI files say
+    that their coordinates are not of the same, such as the patient and MNI152.
 
     Args:
         num_classes: None for an image; for a label map, the number of classes with background.
@@ -218,8 +218,8 @@ def _onto(volume: MetaTensor, first: MetaTensor, path: str, first_path: str) -> 
     """A channel on the grid of the first, and the share of that grid's voxels inside the channel's field of view."""
     frames = [nifti_frame(file) if image_kind(file).startswith("nifti") else "" for file in (path, first_path)]
     if all(frames) and frames[0] != frames[1]:
-        rule = f"must have coordinates of the same kind as {first_path}, or its grid"
-        raise InputError(f"{path}: {rule}: {frames[1]}, by the code in its header, got {frames[0]}.")
+        rule = f"must have coordinates of what {first_path} has by the code in its header, or its grid"
+        raise InputError(f"{path}: {rule}: those of {frames[1]}, got those of {frames[0]}.")
     inside = _inside(volume, first)
     share = float(inside.mean())
     if share < MIN_COVERED:

@@ -139,8 +139,10 @@ class TestOtherGrid(Channels):
         first = self.save("t1.nii.gz", noise(0))
         shifted = moved(AFFINE_RAS, (0.1, 0, 0))
         second = self.save("t2.nii.gz", noise(1), shifted, code=4)
-        with self.assertRaisesRegex(InputError, "t2.nii.gz: must have coordinates .*: scanner, .* got MNI152"):
+        with self.assertRaisesRegex(InputError, "t2.nii.gz: .*: those of the patient, got those of MNI152"):
             LoadVolume(channels=["t1", "t2"])([first, second])
+        aligned = self.save("aligned.nii.gz", noise(1), shifted, code=2)
+        self.assertEqual(LoadVolume(channels=["t1", "t2"])([first, aligned]).meta["resampled_channels"], [False, True])
         same = self.save("same.nii.gz", noise(1), code=4)
         self.assertEqual(LoadVolume(channels=["t1", "t2"])([first, same]).meta["resampled_channels"], [False, False])
 
