@@ -201,8 +201,10 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
 
 def _other_kind(paths: list[str]) -> str:
     """The kind of files that are neither those of a series nor channels; else ""."""
-    kinds = {image_kind(path) for path in paths} - {""}
-    return "" if kinds <= {"dicom"} or kinds <= set(VOLUMES) else " and ".join(sorted(kinds))
+    if image_kind(paths[0]) in ("", "dicom"):  # the others, often hundreds, are looked at when they are read
+        return ""
+    kinds = {image_kind(path) or "unknown" for path in paths}
+    return "" if kinds <= set(VOLUMES) else " and ".join(sorted(kinds))
 
 
 def _some(names: list[str], most: int = 5) -> str:
