@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import unittest
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK
 from parameterized import parameterized
+from utils_bundles import workflow
 from utils_data import AFFINE_RAS, save_dicom, save_nifti, temporary_folder
 
 from monai_dvpt.apps.new_bundle.check import apply_rules, load_image, measure_cases
@@ -19,6 +21,7 @@ from monai_dvpt.apps.new_bundle.collect.volumes import collect_volumes
 from monai_dvpt.apps.new_bundle.modalities import modality_of
 from monai_dvpt.apps.new_bundle.model import Collection, Options
 from monai_dvpt.apps.new_bundle.plan import make_plan
+from monai_dvpt.apps.new_bundle.write import write_bundle
 from monai_dvpt.utils import InputError
 
 SIZE = (18, 17, 20)
@@ -272,6 +275,26 @@ class TestMeasurements(ChannelFolders):
         both = [np.asarray(nib.load(self.root / name / "ct.nii.gz").dataobj)[label_map(name) > 0] for name in CASES[:2]]
         low = np.median([np.percentile(values, 0.5) for values in both])
         self.assertLessEqual(abs(rules["ct"]["low"] - low), 1)
+        bundle = self.root.parent / f"{self.root.name}_bundle"
+        self.addCleanup(shutil.rmtree, bundle, ignore_errors=True)
+        write_bundle(bundle, collection, measured, plan, {"training": [0, 1], "validation": [2]})
+        self.check_values(bundle, rules["ct"])
+
+    def check_values(self, bundle: Path, window: dict) -> None:
+        """What the written transforms make of a case, up to the rule for intensities."""
+        train = workflow(bundle, "train", "train").parser
+        steps = train.get_parsed_content("train#deterministic_transforms")
+        case = train.get_parsed_content("cases")["validation"][0]
+        for step in steps[:4]:
+            case = step(case)
+        ct, pet = case["image"].numpy()
+        given = np.asarray(nib.load(self.root / "p3" / "ct.nii.gz").dataobj)
+        expected = np.clip((given - window["low"]) / (window["high"] - window["low"]), 0, 1)
+        np.testing.assert_allclose(np.sort(ct.ravel()), np.sort(expected.ravel()), atol=1e-4)
+        np.testing.assert_allclose([pet.mean(), pet.std()], [0, 1], atol=1e-3)
+        settings = json.loads((bundle / "configs/metadata.json").read_text())["network_data_format"]["inputs"]["image"]
+        self.assertEqual(settings["channel_def"], {"0": "ct", "1": "pet"})
+        self.assertEqual((settings["format"], settings["value_range"]), ("hounsfield", []))
 
     def test_a_channel_elsewhere(self):
         self.save_cases("{}/{}.nii.gz", "{}/seg.nii.gz", {"a": "a", "b": "b"})
