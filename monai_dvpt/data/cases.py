@@ -12,17 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, reason
 
+from .channels import files_beside, group_channels, stacked_channels
 from .dicom import DicomSeries, DicomSeriesReader, find_series
 from .dicom.privacy import names_patient
 from .dicom.series import VOLUMES
 from .folders import walk_files
 from .kinds import image_problem, image_stem, is_regular, looks_like_dicom, pair_header
 
-__all__ = ["find_cases", "names_of_files", "unique_names"]
+__all__ = ["NO_SERIES", "find_cases", "names_of_files", "unique_names"]
 
 MAX_NAME_BYTES = 180  # file systems take 255, and results add a suffix
+NO_SERIES = (
+    "channels must be NIfTI, NRRD or MetaImage files, as case/t1.nii.gz or in the layout of nnU-Net; no DICOM series "
+    "says for certain which channel it is"
+)
 SUMMARY = "summary.csv"
 """In a folder of results, see :func:`monai_dvpt.engines.run_cases`."""
 
@@ -32,6 +37,8 @@ def find_cases(
     exclude: str | os.PathLike | None = None,
     pictures: bool = False,
     dicom_reader: DicomSeriesReader | None = None,
+    channels: Sequence[str] = (),
+    file_channels: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """
     Lists the images at a path, at any depth: every NIfTI (a pair by its header), NRRD or MetaImage file, recognised by
@@ -44,13 +51,17 @@ def find_cases(
         pictures: whether the images are 2D: PNG and JPEG files are then listed too, and every DICOM image by itself,
             also a file that is DICOM by its name alone (".dcm").
         dicom_reader: chooses what is read of a study; by default its only volume.
+        channels: names of the channels of a volume, in their order, where it has several or a name says which file to
+            take: the files of a case are then found by :func:`monai_dvpt.data.channels.group_channels`.
+        file_channels: names of all channels that the files may have, see there; by default ``channels``.
 
     Returns:
-        for each input its path, or the paths of the files of a series, as "image", and a unique "name", in order of the
-        paths. The name is made of the path below ``dataset_dir``, and a part of the hash of the Study Instance UID if
-        several studies lie in one folder; if it would name the patient, it is "study" and that part of the hash (for a
-        picture: of its path). A case with any path that would name the patient is "private". A study without a readable
-        series, an image in another format, and a file that only has the name of an image, have the reason as "refused".
+        for each input its path, or the paths of the files of a series or of its channels, as "image", and a unique
+        "name", in order of the paths. The name is made of the path below ``dataset_dir``, and a part of the hash of the
+        Study Instance UID if several studies lie in one folder; if it would name the patient, it is "study" and that
+        part of the hash (for a picture: of its path). A case with any path that would name the patient is "private". A
+        study without a readable series, a case without all channels, an image in another format, and a file that only
+        has the name of an image, have the reason as "refused".
 
     Raises:
         InputError: if the path does not exist, contains no input, or is that of the results.
@@ -71,10 +82,16 @@ def find_cases(
             entries.append(_Entry(path, {"image": str(path), **({"refused": problem} if problem else {})}))
     if root.is_file() and not entries:
         dicom = [root]
+    if channels:
+        entries = _with_channels(entries, channels, file_channels or channels)
     if dicom:
         series = find_series(root if root.is_file() and not pictures else dicom, progress=True)
         reader = dicom_reader or DicomSeriesReader()
-        entries += _pictures(series) if pictures else _studies(series, reader, root if root.is_file() else None)
+        found = _pictures(series) if pictures else _studies(series, reader, root if root.is_file() else None)
+        if channels:
+            for entry in found:
+                entry.case["refused"] = f"{NO_SERIES}: {', '.join(channels)}."
+        entries += found
     if not entries:
         kinds = f"NIfTI, NRRD, MetaImage{', PNG, JPEG' if pictures else ''} or DICOM files"
         raise InputError(f"{root}: dataset_dir must hold {kinds}, found none.")
@@ -114,6 +131,32 @@ def names_of_files(paths: Sequence[str]) -> list[str]:
     folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
     root = Path(os.path.commonpath(folders)) if folders else Path()
     return unique_names(root, [Path(os.path.abspath(path)) for path in paths])
+
+
+def _with_channels(entries: Sequence[_Entry], channels: Sequence[str], file_channels: Sequence[str]) -> list[_Entry]:
+    """Cases of the files of each, and of files with all channels; a file beside them that is no channel is left out."""
+    readable = [entry.path for entry in entries if "refused" not in entry.case]
+    groups = group_channels(readable, file_channels)
+    found = []
+    for group in groups:
+        files = list(group.files.values())
+        case: dict[str, Any] = {"image": [str(path) for path in files]}
+        try:
+            case["image"] = [str(path) for path in group.paths_of(channels)]
+        except InputError as error:
+            case["refused"] = f"{group.place}: {reason(error)}"
+        found.append(_Entry(group.place, case))
+    done = {path for group in groups for path in (*group.files.values(), *group.unclear)}
+    done |= files_beside(groups, readable)
+    for entry in entries:
+        if entry.path in done:
+            continue
+        count = stacked_channels(entry.path)
+        if "refused" not in entry.case and not 1 < count == len(file_channels):
+            rule = f"must have the channels {', '.join(file_channels)}, or the name of one in its own"
+            entry.case["refused"] = f"{entry.path}: {rule}, has {count} without a name."
+        found.append(entry)
+    return found
 
 
 @dataclass

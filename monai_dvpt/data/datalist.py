@@ -17,7 +17,7 @@ from monai.apps import DecathlonDataset
 
 from monai_dvpt.utils import InputError, fingerprint, naming
 
-from .kinds import file_ids, file_kind, image_problem, is_regular
+from .kinds import VOLUMES, file_ids, image_kind, image_problem, is_regular
 
 __all__ = ["CHECK", "describe_cases", "draw_count", "list_sha256", "load_datalist", "read_list_file"]
 
@@ -99,8 +99,9 @@ def load_datalist(
     Args:
         dataset_dir: folder that the paths of the list are relative to.
         datalist: JSON file with the lists "training" and, optionally, "validation", "calibration" and "test" of
-            ``{"image": …, "label": …}``. An image is a file, a folder with one DICOM series, or the list of the files
-            of a series. A list "test" of images alone, as the Decathlon has it, is ignored.
+            ``{"image": …, "label": …}``. An image is a file, a folder with one DICOM series, the list of the files
+            of a series, or the list of the files of its channels. A list "test" of images alone, as the Decathlon has
+            it, is ignored.
             "auto" takes ``datalist.json`` or ``dataset.json`` of ``dataset_dir``, whichever is found first; without
             either, the images of ``imagesTr`` and ``labelsTr`` are paired by file name.
         validation_fraction: share of the training cases, drawn with a fixed seed, for validation if the list has no
@@ -219,8 +220,9 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
         if not files or not all(isinstance(path, str) for path in (*files, label)):
             raise InputError(f'every case must name an "image" and a "label"; case {index} is {entry!r}.')
         paths = [os.path.abspath(root / str(path)) for path in files]
-        if isinstance(image, list) and (kind := file_kind(paths[0])) not in ("", "dicom"):
-            raise InputError(f"a list of files must be those of one DICOM series; case {index} lists {kind} files.")
+        if isinstance(image, list) and (kind := _other_kind(paths)):
+            rule = "a list of files must be those of one DICOM series, or volumes, one for each channel"
+            raise InputError(f"{rule}; case {index} lists {kind} files.")
         drawn = os.path.abspath(labels / str(label))
         case: dict[str, Any] = {"image": paths if isinstance(image, list) else paths[0], "label": drawn}
         missing += [path for path in (*paths, drawn) if not is_regular(path) and not os.path.isdir(path)]
@@ -229,6 +231,14 @@ def _checked(entries: list, root: Path, labels: Path, source: Path) -> list[dict
         hint = "" if source.parent == root else "; for the lists of dataset_dir itself pass --datalist auto"
         raise InputError(f"names files that do not exist or are no files: {_some(missing)}{hint}.")
     return cases
+
+
+def _other_kind(paths: list[str]) -> str:
+    """The kind of files that are neither those of a series nor channels; else ""."""
+    if image_kind(paths[0]) in ("", "dicom"):  # the others, often hundreds, are looked at when they are read
+        return ""
+    kinds = {image_kind(path) or "unknown" for path in paths}
+    return "" if kinds <= set(VOLUMES) else " and ".join(sorted(kinds))
 
 
 def _some(names: list[str], most: int = 5) -> str:

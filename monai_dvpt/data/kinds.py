@@ -13,6 +13,7 @@ from monai_dvpt.utils import InputError, naming
 from .folders import walk_files
 
 __all__ = [
+    "VOLUMES",
     "check_regular",
     "file_ids",
     "file_kind",

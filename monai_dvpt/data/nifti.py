@@ -16,9 +16,14 @@ from monai_dvpt.data.kinds import NIFTI_2, check_regular, file_kind, image_kind,
 from monai_dvpt.utils import InputError, atomic_path
 from monai_dvpt.utils.limits import check_bytes
 
-__all__ = ["Nifti", "as_float32", "nifti_size", "read_nifti", "save_nifti"]
+__all__ = ["Nifti", "as_float32", "nifti_frame", "nifti_size", "read_nifti", "save_nifti"]
 
 BLOCK_BYTES = 16 << 20
+FRAMES = {1: "the patient", 2: "the patient", 3: "Talairach", 4: "MNI152", 5: "another template"}
+"""
+What the codes of sform and qform say that the coordinates are of. Programs write 1, the scanner, and 2, another image
+that this is aligned to, for the same coordinates.
+"""
 UNITS = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
 HEADERS = {
     (True, True): nib.nifti2.Nifti2Header,
@@ -99,6 +104,12 @@ def read_nifti(path: str | os.PathLike, exact: bool = False) -> Nifti:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"cannot be read: is truncated or damaged: {error}") from error
     return Nifti(values, affine, UNITS.get(int(header["xyzt_units"]) & 7, "unknown to the standard"))
+
+
+def nifti_frame(path: str | os.PathLike) -> str:
+    """What the coordinates are of, by the code of the sform, else of the qform; "" if the standard has no such code."""
+    header = _header(pair_header(path) or Path(path), image_kind(path) == "nifti")
+    return FRAMES.get(int(header["sform_code"]) or int(header["qform_code"]), "")
 
 
 def nifti_size(path: str | os.PathLike) -> tuple[int, ...]:

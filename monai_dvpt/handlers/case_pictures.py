@@ -72,8 +72,8 @@ class SegmentationPictures:
         """
         Args:
             engine: evaluator whose output per case has one-hot maps "pred" and "label" of shape (classes, \\*spatial),
-                on the grid of the file, and the "image": of a volume on the same grid, with its affine; of a picture
-                only the path in its metadata is used.
+                on the grid of the file, and the "image": of a volume on the same grid, with its affine, of which the
+                first channel is shown; of a picture only the path in its metadata is used.
         """
         if idist.get_rank() == 0:
             engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
@@ -289,7 +289,7 @@ def _slice_of(image: MetaTensor, truth: MetaTensor, answer: MetaTensor) -> _Show
     areas = ((y[0] > 0) | (y_pred[0] > 0)).sum(axis=(across, up))
     centre = np.array(volume.shape[1:]) // 2
     centre[cut] = areas.argmax() if areas.any() else centre[cut]
-    arrays = [as_on_screen(each[0], plane, centre) for each in (_bytes(volume, (1, 99)), y, y_pred)]
+    arrays = [as_on_screen(each[0], plane, centre) for each in (_bytes(volume[:1], (1, 99)), y, y_pred)]
     where = {"plane": plane, "slice": int(centre[cut]) + 1, "slices": len(areas)}
     return _shown(arrays, spacing[up] / spacing[across], where)
 

@@ -114,7 +114,7 @@ def plot_overlay(
     right is on the left, as in radiology.
 
     Args:
-        image: (1, x, y, z) with its affine.
+        image: (channels, x, y, z) with its affine; the first channel is shown.
         label_map: label values on the same grid.
         labels: name of each label value.
         volumes_ml: millilitres by name, for the legend.

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from .each_channel import EachChannel, EachChanneld
 from .fit_size import FitSize, FitSized
 from .fundus import BenGraham, BenGrahamd, CropToDisc, CropToDiscd
 from .grades import GradeLogits, GradeLogitsd
@@ -16,6 +17,8 @@ __all__ = [
     "BenGrahamd",
     "CropToDisc",
     "CropToDiscd",
+    "EachChannel",
+    "EachChanneld",
     "FitSize",
     "FitSized",
     "GradeLogits",

@@ -93,12 +93,17 @@ class TestLoadDatalist(unittest.TestCase):
         with self.assertRaisesRegex(InputError, r"listed twice: .*2\.dcm"):
             load_datalist(self.root)
 
-    def test_a_list_of_channels_is_no_series(self):
+    def test_channels_in_several_files(self):
         self.touch("a", "b")
-        for name in "xy":
-            save_nifti(self.root / "imagesTr" / f"{name}.nii.gz", np.zeros((2, 3, 4), np.uint8))
-        self.write({"training": [{**entry("a"), "image": [f"imagesTr/{name}.nii.gz" for name in "xy"]}, entry("b")]})
-        with self.assertRaisesRegex(InputError, "must be those of one DICOM series; case 0 lists nifti files"):
+        files = [f"imagesTr/{name}.nii.gz" for name in "yx"]
+        for file in files:
+            save_nifti(self.root / file, np.zeros((2, 3, 4), np.uint8))
+        self.write({"training": [{**entry("a"), "image": files}], "validation": [entry("b")]})
+        (case,) = load_datalist(self.root)["training"]
+        self.assertEqual(case["image"], [str(self.root / file) for file in files])
+        (self.root / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        self.write({"training": [{**entry("a"), "image": [*files, "x.png"]}], "validation": [entry("b")]})
+        with self.assertRaisesRegex(InputError, "one for each channel; case 0 lists nifti and png files"):
             load_datalist(self.root)
 
     def test_the_digest_of_several_files_survives_a_move(self):

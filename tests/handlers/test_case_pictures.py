@@ -102,6 +102,18 @@ class TestSegmentationPictures(PicturesTestCase):
         self.assertEqual(self.index()["scored"], 10)
         self.assertNotIn("/data", (self.root / "pictures" / "index.json").read_text())
 
+    def test_the_first_of_several_channels_is_shown(self):
+        output = segmented("/data/a.nii.gz", truth(), shifted(1))
+        self.write([output])
+        (entry,) = self.index()["cases"]
+        alone = self.pixels(entry["file"])
+        image = output["image"]
+        more = torch.cat([image.as_tensor(), 1e4 * torch.rand(2, *SHAPE)])
+        self.write([{**output, "image": MetaTensor(more, meta=image.meta)}])
+        (entry,) = self.index()["cases"]
+        np.testing.assert_array_equal(self.pixels(entry["file"]), alone)
+        self.assertGreater(np.ptp(alone), 50)
+
     @parameterized.expand([(1,), (2,), (3,), (4,), (5,), (8,), (9,), (20,)])
     def test_few_cases(self, count):
         self.write([segmented(f"/d/{by}.nii.gz", truth(), shifted(by % 7)) for by in range(count)])

@@ -7,6 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from monai_dvpt.data.channels import is_volume_list
 from monai_dvpt.data.folders import walk_files
 
 from .model import Case
@@ -29,10 +30,12 @@ class ListedImages:
     def path_of(self, case: Case) -> str | list[str]:
         """
         The path of a file, of the folder that holds a DICOM series and nothing else, or the list of the files of a
-        series.
+        series, or of the channels in their order.
         """
         if isinstance(case.image, str):
             return os.path.relpath(os.path.abspath(case.image), self.root)
+        if is_volume_list(case.image):
+            return [os.path.relpath(os.path.abspath(path), self.root) for path in case.image]
         files = sorted(map(os.path.abspath, case.image))
         folder = os.path.commonpath(list(map(os.path.dirname, files)))
         if folder != self.root and self._files(folder) == files:

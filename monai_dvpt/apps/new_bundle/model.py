@@ -39,6 +39,7 @@ class Options:
         labels: for segmentation, the names of the labels to take, in their order; by default all.
         label_names: for segmentation, name of each label value, where the format has no names.
         ignored: for segmentation, names (or values, as text) of labels whose voxels train nothing.
+        channels: for volumes, the names of the channels to take, in their order; by default those that the data name.
         patient_pattern: regular expression that finds the patient in the path of an image below the folder of data: its
             first group that is not empty, else the whole match.
         secret: key of the hashes of patients' identifiers, of this bundle alone.
@@ -52,6 +53,7 @@ class Options:
     labels: Sequence[str] = ()
     label_names: Mapping[int, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
+    channels: Sequence[str] = ()
     patient_pattern: str = ""
     secret: bytes = b""
 
@@ -90,7 +92,7 @@ class Case:
 
     Attributes:
         name: unique, fit for a file name, without a patient's name.
-        image: path of a file, or the paths of the files of a DICOM series.
+        image: path of a file, or the paths of the files of a DICOM series, or of each channel.
         read_label: for segmentation, reads the label map; None for an image without one.
         labelled: for segmentation, names of the labels that were drawn in this case, where the data say so; None for
             all. A voxel outside them may still be of another label.
@@ -125,6 +127,8 @@ class Collection:
             else the names of the grades or classes, in their order.
         outputs: for grades and classes, what is graded.
         findings: what was odd.
+        channels: names of the channels of a volume, in their order; empty where it has one, without a name.
+        file_channels: names of all channels that a file with several has, in its order.
     """
 
     task: str
@@ -134,17 +138,19 @@ class Collection:
     labels: list[str]
     outputs: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    channels: list[str] = field(default_factory=list)
+    file_channels: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Measurement:
     """
-    What was measured of a case.
+    What was measured of a case. Of an image with named channels, values are those of the first.
 
     Attributes:
         size: voxels or pixels along each axis; of a volume in RAS orientation, of a picture rows and columns.
         spacing_mm: of a volume, along the same axes; else None.
-        channels: of the image, 1 or 3.
+        channels: of the image; of a picture 1 or 3.
         range: smallest and largest value.
         percentiles: 0.5, 50 and 99.5 % of the values.
         foreground: 0.5, 50 and 99.5 % of the values inside labels, None without any; with ``mean`` and ``std``.
@@ -154,6 +160,9 @@ class Measurement:
         voxels: number of voxels of each label by name.
         content: hash of the image's values, the same for copies in other formats.
         label_content: hash of the label map and its names, "" without one.
+        by_channel: of an image with several channels, what was measured of each.
+        resampled_channels: for each channel, whether it lies on another grid than the first.
+        covered_channels: for each channel, share of the voxels that lie inside its field of view.
     """
 
     size: tuple[int, ...]
@@ -168,3 +177,6 @@ class Measurement:
     voxels: Mapping[str, int]
     content: str
     label_content: str = ""
+    by_channel: tuple[Measurement, ...] = ()
+    resampled_channels: tuple[bool, ...] = ()
+    covered_channels: tuple[float, ...] = ()

@@ -112,6 +112,8 @@ class NewBundle:
         for output in collection.outputs:
             counts = Counter(case.grades[output] for case in collection.cases if output in case.grades)
             yield f"{output:<11} " + ", ".join(f"{name}: {counts[name]}" for name in collection.labels)
+        if collection.channels:
+            yield f"channels    {', '.join(collection.channels)}"
         if collection.task == "segmentation":
             counts = Counter(name for each in measured for name, count in each.voxels.items() if count)
             yield "labels      " + ", ".join(f"{name} in {counts[name]}" for name in collection.labels)

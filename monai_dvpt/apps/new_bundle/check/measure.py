@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,14 @@ MAX_SAMPLED = 1 << 20
 PERCENTILES = (0.5, 50, 99.5)
 
 
-def load_image(case: Case, spatial_dims: int) -> MetaTensor:
-    """The image of a case, of shape (1, x, y, z), or (3, rows, columns), as a bundle loads it."""
+def load_image(
+    case: Case, spatial_dims: int, channels: Sequence[str] = (), file_channels: Sequence[str] = ()
+) -> MetaTensor:
+    """The image of a case, of shape (channels, x, y, z), or (3, rows, columns), as a bundle loads it."""
     if spatial_dims == 2:
         return LoadImage2D(channels=3)(str(case.image))
-    return LoadVolume(dicom_reader=DicomSeriesReader())(case.image)
+    load = LoadVolume(dicom_reader=DicomSeriesReader(), channels=channels, file_channels=file_channels)
+    return load(case.image)
 
 
 def measure_cases(collection: Collection, progress: Any = iter) -> tuple[list[Measurement | None], list[Finding]]:
@@ -69,7 +74,7 @@ def shown(error: InputError, collection: Collection) -> str:
 
 
 def _measure(case: Case, collection: Collection) -> Measurement:
-    image = load_image(case, collection.spatial_dims)
+    image = load_image(case, collection.spatial_dims, collection.channels, collection.file_channels)
     label, names = case.read_label(image) if case.read_label is not None else (None, {})
     spacing = None
     if collection.spatial_dims == 3:
@@ -78,8 +83,25 @@ def _measure(case: Case, collection: Collection) -> Measurement:
         image = _oriented(image)
         spacing = tuple(float(side) for side in image.pixdim)
     values = np.ascontiguousarray(image.numpy(), dtype=np.float32)
-    coloured = len(values) == 3 and not (np.array_equal(values[0], values[1]) and np.array_equal(values[1], values[2]))
-    values = values if coloured else values[:1]
+    if collection.spatial_dims == 2 and np.array_equal(values[0], values[1]) and np.array_equal(values[1], values[2]):
+        values = values[:1]  # grey
+    if collection.spatial_dims == 2 or len(values) == 1:
+        return _measure_values(values, spacing, label, names)
+    by_channel = tuple(_measure_values(values[[number]], spacing, label, names) for number in range(len(values)))
+    return replace(
+        by_channel[0],
+        channels=len(values),
+        content=_hash(values, values.shape),
+        by_channel=by_channel,
+        resampled_channels=tuple(image.meta.get("resampled_channels", ())),
+        covered_channels=tuple(image.meta.get("covered_channels", ())),
+    )
+
+
+def _measure_values(
+    values: np.ndarray, spacing: tuple[float, ...] | None, label: np.ndarray | None, names: dict[int, str]
+) -> Measurement:
+    """What was measured of an image; its statistics are of the values of all channels."""
     sampled = _sample(values.ravel())
     foreground = None
     voxels: dict[str, int] = {}

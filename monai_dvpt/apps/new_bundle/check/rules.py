@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from ..listed_images import ListedImages
+from ..modalities import modality_of
 from ..model import IGNORED, Collection, Finding, Measurement
 from .sides import sides_of_one_patient
 
@@ -121,8 +122,10 @@ def _shared_folders(collection: Collection, measured: Measured) -> Iterator[Find
 
 
 def _names(collection: Collection, measured: Measured) -> Iterator[Finding]:
-    for kind, names in (("label", collection.labels), ("output", collection.outputs)):
-        taken = {"background"} if collection.task == "segmentation" else RESERVED if kind == "output" else set()
+    kinds = (("label", collection.labels), ("output", collection.outputs), ("channel", collection.channels))
+    for kind, names in kinds:
+        taken = {"background"} if kind == "label" and collection.task == "segmentation" else set()
+        taken = RESERVED if kind == "output" else taken
         for name in names:
             problem = name_problem(name)
             if name.casefold() in taken:
@@ -180,11 +183,13 @@ def _far(
 def _intensity(collection: Collection, measured: Measured) -> Iterator[Finding]:
     """CT must be in Hounsfield units, where air is about -1000 and nothing is far below."""
     for case, each in zip(collection.cases, measured, strict=True):
-        if each is not None and case.modality == "CT" and each.range[0] >= 0:
-            message = (
-                f"CT must be in Hounsfield units, with air at about -1000; the smallest value is {each.range[0]:g}."
-            )
-            yield Finding("no Hounsfield units", case.name, message)
+        if each is None:
+            continue
+        modalities = [modality_of(name) for name in collection.channels] if each.by_channel else [case.modality]
+        for modality, values in zip(modalities, each.by_channel or [each], strict=True):
+            if modality == "CT" and (low := values.range[0]) >= 0:
+                message = f"CT must be in Hounsfield units, with air at about -1000; the smallest value is {low:g}."
+                yield Finding("no Hounsfield units", case.name, message)
 
 
 def _colours(collection: Collection, measured: Measured) -> Iterator[Finding]:
@@ -199,6 +204,20 @@ def _modalities(collection: Collection, measured: Measured) -> Iterator[Finding]
         found = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         message = f"images must be of one modality, got {found}; keep one kind in the folder."
         yield Finding("several modalities", "", message, error=True)
+
+
+def _channels_on_other_grids(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    known = [each for each in measured if each is not None and each.resampled_channels]
+    for number, name in enumerate(collection.channels):
+        if cover := [each.covered_channels[number] for each in known if each.resampled_channels[number]]:
+            first = collection.channels[0]
+            message = f"in {len(cover)} of {len(measured)} cases it is resampled by its header to the grid of {first}"
+            if (less := min(cover)) < 1:
+                short = sum(share < 1 for share in cover)
+                message += (
+                    f"; in {short} it does not cover all of it, at least {less:.0%}, and the rest gets its minimum"
+                )
+            yield Finding("channel on another grid", name, f"{message}.")
 
 
 def _patients_in_two_parts(collection: Collection, measured: Measured) -> Iterator[Finding]:
@@ -233,6 +252,7 @@ RULES: tuple[Rule, ...] = (
     _colours,
     _names,
     _modalities,
+    _channels_on_other_grids,
     _patients_in_two_parts,
     _sides,
 )

@@ -54,6 +54,10 @@ def collect(root: Path, options: Options) -> Collection:
         kinds = " or ".join(f"{each.task} of {len(each.cases)} {_images(each)}" for each in found)
         hint = "pass --task" if len({each.task for each in found}) > 1 else "keep one of them in the folder"
         raise InputError(f"{root}: the task must be clear, could be {kinds}; {hint}.")
+    if options.channels and not found[0].channels:
+        raise InputError(
+            f"--channels must be of volumes that are segmented, got {found[0].task} of {_images(found[0])}."
+        )
     return found[0]
 
 

@@ -6,15 +6,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from monai_dvpt.data import DicomSeries
-from monai_dvpt.data.cases import unique_names
-from monai_dvpt.data.dicom.geometry import RAS_TO_LPS
+from monai_dvpt.data.cases import NO_SERIES, unique_names
 from monai_dvpt.data.dicom.privacy import names_patient
 from monai_dvpt.data.dicom.series import VOLUMES
 from monai_dvpt.data.dicom_rtstruct import STORAGE as RTSTRUCT
@@ -22,42 +18,17 @@ from monai_dvpt.data.dicom_rtstruct import describe_rtstruct
 from monai_dvpt.data.dicom_segmentation import STORAGE as SEG
 from monai_dvpt.data.dicom_segmentation import describe_dicom_seg
 from monai_dvpt.data.gradelist import match_patient, patient_regex
-from monai_dvpt.data.slicer_segmentation import slicer_segments, whole_steps
 from monai_dvpt.utils import InputError, reason
 
 from ..model import IGNORED, Case, Collection, Finding, Options
+from .volume_channels import HINT, choose_channels
 from .volume_files import Folder, header_grid, label_values, patient_identifier, scan, series_place
+from .volume_images import VolumeImage, VolumeLabel, fitting_images, leave_out, volume_label
 from .volume_labels import LabelFile, label_reader, names_of
 from .volume_lists import DataList, read_lists
 from .volume_names import ImageIndex, PathWords
 
 __all__ = ["collect_volumes"]
-
-
-@dataclass(eq=False)
-class _Image:
-    """A volume, with the labels that were found for it."""
-
-    place: Path
-    words: PathWords
-    series: DicomSeries | None = None
-    labels: list[LabelFile] = field(default_factory=list)
-    part: str = ""
-    modality: str = ""
-    left_out: bool = False  # a finding says why
-
-
-@dataclass(eq=False)
-class _Label:
-    """A file with labels, before its image is known."""
-
-    path: Path
-    words: PathWords
-    segments: dict[int, str] = field(default_factory=dict)  # of 3D Slicer
-    values: list[int] | None = None  # of a map
-    problem: str = ""  # why it is no label map
-    name: str = ""  # where its path names a label
-    of_folder: bool = False  # whether a folder around all cases has that name
 
 
 def collect_volumes(root: Path, options: Options) -> Collection | None:
@@ -82,14 +53,18 @@ class _Collector:
     def __init__(self, root: Path, options: Options) -> None:
         self.root, self.options = root, options
         self.pattern = patient_regex(options.patient_pattern) if options.patient_pattern else None
-        self.images: list[_Image] = []
+        self.images: list[VolumeImage] = []
         self.findings: list[Finding] = []
         self.segmented = False
 
     def collect(self) -> Collection | None:
         folder = scan(self.root)
         self.identifiers = frozenset().union(*(series.identifiers for series in folder.series))
-        self.lists, problems = read_lists(self.root, folder.files)
+        self.lists, problems = read_lists(self.root, folder.files, bool(self.options.channels))
+        self.channels = choose_channels(self.options.channels, self.lists)
+        if self.channels.names:
+            files = [volume_label(path, self._words(path)) for path in folder.volumes]
+            self.channels.find_files([file.path for file in files if not file.is_label()])
         self.findings += problems
         for path, problem in folder.problems:
             self._find("cannot be read", path, problem)
@@ -102,7 +77,9 @@ class _Collector:
             return None
         self._leave_out_series()
         cases = self._cases()
-        return Collection("segmentation", 3, self.root, cases, self._labels(), findings=self.findings)
+        collection = Collection("segmentation", 3, self.root, cases, self._labels(), findings=self.findings)
+        collection.channels, collection.file_channels = self.channels.names, self.channels.of_files
+        return collection
 
     def _find(self, rule: str, paths: Path | Sequence[Path], message: str, error: bool = True) -> None:
         """Adds a finding about files; the first says where, and all are named."""
@@ -132,17 +109,18 @@ class _Collector:
                 continue
             below = {path for path in volumes if path.is_relative_to(lists.folder)} - done
             named = set()
-            labels: list[tuple[_Image, Path]] = []
+            labels: list[tuple[VolumeImage, Path]] = []
             self.segmented |= any(lists.pairs.values())
             for place, label in lists.pairs.items():
-                named |= {place, label or place}
+                image = self._image(place)
+                named |= {place, label or place, *image.channels}
                 odd = [path for path in (place, label or place) if path.exists() and path not in volumes]
                 if odd and {finding.where for finding in self.findings} >= set(map(self._shown, odd)):
                     continue  # for the reason that is found already
                 if odd:
                     self._find("listed file", place, "a list names it or its label, but one of them is no volume.")
                 elif place in volumes:
-                    image = _Image(place, self._words(place), part=lists.parts[place])
+                    image.part = lists.parts[place]
                     self.images.append(image)
                     if label is not None and label in volumes:
                         labels.append((image, label))
@@ -153,14 +131,23 @@ class _Collector:
             done |= below
         return done
 
-    def _add_maps(self, labels: Sequence[tuple[_Image, Path]]) -> None:
-        pairs = [(image, _label(path, self._words(path))) for image, path in labels]
+    def _add_maps(self, labels: Sequence[tuple[VolumeImage, Path]]) -> None:
+        pairs = [(image, volume_label(path, self._words(path))) for image, path in labels]
         self._read_values([label for _, label in pairs])
         for image, label in pairs:
             self._attach([label], image)
 
     def _words(self, path: Path) -> PathWords:
         return PathWords.of(path, self.root)
+
+    def _image(self, path: Path) -> VolumeImage:
+        """The image that a file is, or is a channel of."""
+        files, problem = self.channels.files_of(path)
+        if not files:
+            return VolumeImage(path, self._words(path))
+        place = self.channels.groups[path].place
+        words = self._words(place / "image.nii.gz" if place.is_dir() else place)  # that it is an image is known
+        return VolumeImage(files[0], words, channels=files, named_after=place, problem=problem)
 
     def _list_of(self, path: Path) -> DataList:
         return next((lists for lists in self.lists if path.is_relative_to(lists.folder)), DataList(self.root))
@@ -172,7 +159,7 @@ class _Collector:
         for series in found:
             if series.is_image and series.verdict in VOLUMES:
                 place = series_place(series)
-                self.images.append(_Image(place, self._words(place), series, modality=series.modality))
+                self.images.append(VolumeImage(place, self._words(place), series, modality=series.modality))
             elif not series.headers:
                 self._find("cannot be read", series.files[0], series.reason)
             elif series.headers[0].sop_class not in (*SEG, RTSTRUCT):
@@ -198,13 +185,17 @@ class _Collector:
                 self._find("label without image", path, message, error=False)
             elif len(images) > 1:
                 self._find("several series", [path, *(image.place for image in images)], "it refers to several series.")
-                _leave_out(images)
+                leave_out(images)
             else:
                 images[0].labels.append(LabelFile(path, kind, names, ignored=tuple(self.options.ignored)))
 
     def _leave_out_series(self) -> None:
         """Series beside those with labels, series that cannot be read, and studies without a label."""
-        studies: dict[str, list[_Image]] = {}
+        studies: dict[str, list[VolumeImage]] = {}
+        labelled = [image for image in self.images if image.series is not None and image.labels]
+        if labelled and self.channels.names:
+            self._find("series are no channels", labelled[0].place, f"{NO_SERIES}; got {len(labelled)} series.")
+            leave_out(image for image in self.images if image.series is not None)
         for image in self.images:
             if image.series is not None and not image.left_out:
                 studies.setdefault(image.series.study_uid or str(image.place), []).append(image)
@@ -215,7 +206,7 @@ class _Collector:
                 what = "no label is of them" if labelled else "no label says which is meant"
                 message = f"{len(others)} series of a study are left out: {what}."
                 self._find("series without label", others[0].place, message, error=False)
-                _leave_out(others)
+                leave_out(others)
             for image in images:
                 if not image.left_out and image.series is not None and image.series.verdict != "ok":
                     self._find("cannot be read", image.place, f"{image.series}.", error=bool(image.labels))
@@ -226,26 +217,28 @@ class _Collector:
     def _pair_files(self, paths: Sequence[Path]) -> None:
         """Pairs label maps and images by their paths, and by their content where a path says nothing."""
         labels, others = [], []
+        of_cases: set[Path] = set()
         for path in paths:
-            label = _label(path, self._words(path))
-            if label.segments or label.problem or label.words.role == "label":
+            label = volume_label(path, self._words(path))
+            if label.is_label():
                 labels.append(label)
-            else:
-                others.append(_Image(path, label.words))
+            elif path not in of_cases:
+                others.append(self._image(path))
+                of_cases.update(others[-1].channels)
         self._read_values(labels)
         named = [*self.images, *others]
         index = ImageIndex([image.words for image in named])
-        taken = {image for label in labels for image in _fitting(label, named, index)}
-        unclear = [image for image in others if image.words.role == "" and image not in taken]
+        taken = {image for label in labels for image in fitting_images(label, named, index)}
+        unclear = [image for image in others if not image.channels and not image.words.role and image not in taken]
         for image, values in zip(unclear, label_values([image.place for image in unclear]), strict=True):
             if isinstance(values, list):
-                labels.append(_Label(image.place, image.words, values=values))
+                labels.append(VolumeLabel(image.place, image.words, values=values))
         maps = {label.path for label in labels}
         self.images += [image for image in others if image.place not in maps]
         index = ImageIndex([image.words for image in self.images])
-        of_image: dict[_Image, list[_Label]] = {}
+        of_image: dict[VolumeImage, list[VolumeLabel]] = {}
         for label in labels:
-            images = _fitting(label, self.images, index)
+            images = fitting_images(label, self.images, index)
             self.segmented |= bool(images)
             if len(images) == 1:
                 of_image.setdefault(images[0], []).append(label)
@@ -257,17 +250,17 @@ class _Collector:
             else:
                 channels = {image.words.channel for image in images}
                 if "" not in channels and len(channels) == len(images):
-                    message = f"an image must have one channel, its has {len(images)}."
+                    message = f"an image must have one channel, its has {len(images)}; {HINT}."
                     self._find("several channels", [label.path, *(image.place for image in images)], message)
                 else:
                     rule = "several series" if all(image.series for image in images) else "several images"
-                    message = f"a label must be of one image, could be of {len(images)}."
+                    message = f"a label must be of one image, could be of {len(images)}; {HINT}."
                     self._find(rule, [label.path, *(image.place for image in images)], message)
-                _leave_out(images)
+                leave_out(images)
         for image, found in of_image.items():
             self._attach(found, image)
 
-    def _read_values(self, labels: Sequence[_Label]) -> None:
+    def _read_values(self, labels: Sequence[VolumeLabel]) -> None:
         """The values of label maps, or why a file is none."""
         maps = [label for label in labels if not label.segments and not label.problem]
         for label, values in zip(maps, label_values([label.path for label in maps]), strict=True):
@@ -276,7 +269,7 @@ class _Collector:
             else:
                 label.values = values
 
-    def _attach(self, labels: Sequence[_Label], image: _Image) -> None:
+    def _attach(self, labels: Sequence[VolumeLabel], image: VolumeImage) -> None:
         ignored = tuple(self.options.ignored)
         for label in labels:
             image.part = image.part or label.words.part
@@ -297,17 +290,34 @@ class _Collector:
 
     def _cases(self) -> list[Case]:
         self.images.sort(key=lambda image: image.place)
+        if others := [image for image in self.images if image.place in self.channels.others and not image.labels]:
+            message = f"{len(others)} volumes beside the channels that are taken are left out."
+            self._find("other channels", others[0].place, message, error=False)
+            leave_out(others)
         for image in self.images:
             if image.left_out:
                 continue
             self._check_labels(image)
-            if not image.labels and image.series is None and not self._is_volume(image):
+            self._check_channels(image)
+            if not image.labels and not image.channels and image.series is None and not self._is_volume(image):
                 image.left_out = True
         kept = [image for image in self.images if not image.left_out]
-        names = unique_names(self.root, [image.place for image in kept])
+        names = unique_names(self.root, [image.named_after or image.place for image in kept])
         return [self._case(image, name) for image, name in zip(kept, names, strict=True)]
 
-    def _is_volume(self, image: _Image) -> bool:
+    def _check_channels(self, image: VolumeImage) -> None:
+        if image.series is None and not image.channels:
+            image.problem = self.channels.problem_of(image.place)
+        if not image.problem or image.left_out or not (image.labels or self.channels.names):
+            return
+        message = image.problem if image.labels else f"{image.problem} It has no label and is left out."
+        rule = "several channels" if not self.channels.names else "missing channel"
+        self._find(rule, image.place, message, error=bool(image.labels))
+        image.left_out = True
+
+    def _is_volume(self, image: VolumeImage) -> bool:
+        if self.channels.names:
+            return True
         grid = header_grid(image.place)
         if grid is None or len(grid[0]) == 3:
             return True
@@ -315,7 +325,7 @@ class _Collector:
         self._find("no volume", image.place, message, error=False)
         return False
 
-    def _check_labels(self, image: _Image) -> None:
+    def _check_labels(self, image: VolumeImage) -> None:
         counts = Counter(name for file in image.labels for name in set(file.labels.values()) - {IGNORED})
         twice = sorted(name for name, count in counts.items() if count > 1)
         if len(image.labels) > 1 and (twice or not all(file.declared for file in image.labels)):
@@ -324,7 +334,7 @@ class _Collector:
             self._find("two labels", [image.place, *(file.path for file in image.labels)], message)
             image.left_out = True
 
-    def _case(self, image: _Image, name: str) -> Case:
+    def _case(self, image: VolumeImage, name: str) -> Case:
         series, hidden = image.series, ""
         paths = [image.place, *(file.path for file in image.labels)]
         if series is not None:
@@ -336,15 +346,20 @@ class _Collector:
         declared = image.labels and all(file.declared for file in image.labels)
         return Case(
             name,
-            str(image.place) if series is None else sorted(map(str, series.files)),
+            self._paths(image),
             label_reader(image.labels, wanted, hidden) if image.labels else None,
             [label for label in dict.fromkeys(drawn) if not wanted or label in wanted] if declared else None,
             patient=self._patient(image),
             part=image.part or image.words.part,
-            modality=image.modality or self._list_of(image.place).modality,
+            modality=image.modality or self.channels.modality or self._list_of(image.place).modality,
         )
 
-    def _patient(self, image: _Image) -> str:
+    def _paths(self, image: VolumeImage) -> str | list[str]:
+        if image.channels:
+            return [str(path) for path in image.channels]
+        return str(image.place) if image.series is None else sorted(map(str, image.series.files))
+
+    def _patient(self, image: VolumeImage) -> str:
         if self.pattern is not None:
             if found := match_patient(self.pattern, image.place.relative_to(self.root).as_posix()):
                 return self.options.patient(found)
@@ -367,47 +382,6 @@ class _Collector:
                     values[name] = min(value, values.get(name, value))
         names = dict.fromkeys([*sorted(values, key=lambda name: values[name]), *others])
         return [name for name in names if name != IGNORED]
-
-
-def _leave_out(images: Iterable[_Image]) -> None:
-    for image in images:
-        image.left_out = True
-
-
-def _label(path: Path, words: PathWords) -> _Label:
-    """A file that may have labels, with the segments of 3D Slicer or why they cannot be read."""
-    try:
-        return _Label(path, words, {number: name for number, (*_, name) in enumerate(slicer_segments(path), 1)})
-    except InputError as error:
-        return _Label(path, words, problem=reason(error))
-
-
-def _fitting(label: _Label, images: Sequence[_Image], index: ImageIndex) -> list[_Image]:
-    """The images that a label could be of by their paths and, where there are several, by their grids."""
-    match = index.match(label.words)
-    label.name, label.of_folder = match.name, match.of_folder
-    found = [images[number] for number in match.images]
-    if len(found) > 1 and len(fitting := [image for image in found if _fits(label, image)]) == 1:
-        return fitting
-    return found
-
-
-def _fits(label: _Label, image: _Image) -> bool:
-    """Whether the voxels of a label are those of the image, or with 3D Slicer's names some of them."""
-    grid = header_grid(label.path)
-    if image.series is None:
-        of_image = header_grid(image.place)
-    else:
-        volume = next(iter(image.series.volumes.values()), None)
-        of_image = None if volume is None else (volume.size, RAS_TO_LPS @ volume.grid.affine_lps)
-    if grid is None or of_image is None or len(of_image[0]) != 3 or len(grid[0]) != 3:
-        return False
-    try:
-        steps = whole_steps(grid[1], grid[0], of_image[1])
-    except InputError:
-        return False
-    ends = np.abs(steps[:3, :3] @ np.array(grid[0]))
-    return bool(label.segments) or ends.tolist() == list(of_image[0])
 
 
 def _hash(text: str) -> str:

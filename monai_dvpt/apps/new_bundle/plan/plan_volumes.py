@@ -42,7 +42,7 @@ def plan_volumes(plan: Plan, data: Data, measure: MeasureSteps | None) -> None:
     _choose_network(plan, data)
     plan.choose("batch_size", BATCH, "as in the bundles tuned by hand.")
     _choose_window(plan, data, measure)
-    choose_intensity(plan, data)
+    _choose_intensity(plan, data)
     _choose_crops(plan, data)
     _choose_augmentation(plan, data)
     plan.choose("method", _method(data), "DVPT as tuned by hand for weights of this kind.")
@@ -50,6 +50,22 @@ def plan_volumes(plan: Plan, data: Data, measure: MeasureSteps | None) -> None:
     plan.choose("learning_rates", rates, "of the trained parts, as tuned by hand for the hippocampus.")
     crops = plan["crops"].get("per_case", 1)
     choose_epochs(plan, len(data.training) * crops, BATCH, least=5, most=250)
+
+
+def _choose_intensity(plan: Plan, data: Data) -> None:
+    """Of an image with several channels, a rule for each; its modality is what its name says."""
+    names = data.collection.channels
+    if len(names) < 2:
+        choose_intensity(plan, data)
+        return
+    choices = {}
+    for number, name in enumerate(names):
+        alone = Plan()
+        choose_intensity(alone, data.of_channel(number))
+        choices[name] = alone.choices["intensity"]
+    reasons = " ".join(f"{name}: {choice.reason}" for name, choice in choices.items())
+    value = {"rule": "by channel", "channels": {name: choice.value for name, choice in choices.items()}}
+    plan.choose("intensity", value, reasons)
 
 
 def _method(data: Data) -> dict[str, Any]:
@@ -109,7 +125,7 @@ def _arguments(plan: Plan, data: Data, window: Window) -> dict[str, Any]:
     """Of the network, as the template writes them."""
     vit = data.vit
     arguments = {
-        "in_channels": 1,
+        "in_channels": max(1, len(data.collection.channels)),
         "out_channels": len(data.collection.labels) + 1,
         "img_size": list(window.roi_size),
         "patch_size": PATCH,

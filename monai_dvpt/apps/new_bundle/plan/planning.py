@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY, Backbone, read_backbone
 
+from ..modalities import modality_of
 from ..model import Case, Collection, Measurement
 
 __all__ = [
@@ -135,6 +136,12 @@ class Data:
             return stated.most_common(1)[0][0]
         air = [each.range[0] <= AIR_HU for each in self.measured]
         return "CT" if self.collection.spatial_dims == 3 and 2 * sum(air) > len(air) else ""
+
+    def of_channel(self, number: int) -> Data:
+        """The same cases, as if the image were one of its channels alone."""
+        modality = modality_of(self.collection.channels[number])
+        training = [(replace(case, modality=modality), each.by_channel[number]) for case, each in self.training]
+        return Data(self.collection, training, self.backbone)
 
     @property
     def says_modality(self) -> bool:

@@ -53,7 +53,7 @@ def measure_steps(network: str, arguments: Sequence[Mapping[str, Any]], batch_si
 
     Args:
         network: name of a class of :mod:`monai_dvpt.networks.nets`.
-        arguments: of each network, smallest first, with "img_size" and "out_channels".
+        arguments: of each network, smallest first, with "img_size", "in_channels" and "out_channels".
         batch_size: images of a step.
 
     Returns:
@@ -82,7 +82,7 @@ def _measure(task: Mapping[str, Any]) -> None:
         network = freeze_backbone(network, ["method", "decoder", "head"]).to(device)
         optimizer = torch.optim.AdamW([tensor for tensor in network.parameters() if tensor.requires_grad])
         size, classes = arguments["img_size"], arguments["out_channels"]
-        image = torch.randn(task["batch_size"], 1, *size, device=device)
+        image = torch.randn(task["batch_size"], arguments["in_channels"], *size, device=device)
         label = torch.randint(classes, (task["batch_size"], 1, *size), device=device)
         loss = DiceCELoss(to_onehot_y=True, softmax=True)
         seconds = 0.0

@@ -89,6 +89,9 @@ def update_lists(
     config = _settings(Path(bundle) / "configs" / "train.yaml")
     labels = LabelValues(collection.labels, config.get("label_sets", ()))
     kind = "labels" if collection.task == "segmentation" else "grades" if collection.task == "grading" else "classes"
+    if collection.channels != [str(name) for name in config.get("channels", ())]:
+        stay = f"must stay as they are, {config.get('channels', [])}"
+        raise InputError(f"{bundle}: the channels {stay}, the data have {collection.channels}.")
     found = labels.names if kind == "labels" else collection.labels
     if found != [str(name) for name in config.get(kind, ())]:
         raise InputError(f"{bundle}: the {kind} must stay as they are, {config.get(kind)}, the data have {found}.")
@@ -121,7 +124,8 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _check_names(collection: Collection) -> None:
-    for kind, names in (("label", collection.labels), ("output", collection.outputs)):
+    kinds = (("label", collection.labels), ("output", collection.outputs), ("channel", collection.channels))
+    for kind, names in kinds:
         for name in names:
             if problem := name_problem(name):
                 raise InputError(f"{collection.root}: the name of a {kind} {problem}, got {name!r}.")
@@ -224,6 +228,8 @@ def _context(
         "plan": plan.values,
         "reasons": plan.choices,
         "modality": data.modality,
+        "channels": collection.channels,
+        "file_channels": collection.file_channels,
         "names": labels.names if segmentation else [],
         "label_sets": labels.label_sets,
         "outputs": collection.outputs,

@@ -82,7 +82,7 @@ def write_label_maps(
     for index in indices:
         case = collection.cases[index]
         with naming(case.name):
-            image = load_image(case, collection.spatial_dims)
+            image = load_image(case, collection.spatial_dims, collection.channels, collection.file_channels)
             label = _label_map(case, image, values)
         if collection.spatial_dims == 3:
             path = save_nifti(folder / f"{case.name}.nii.gz", label, image.affine.numpy())

@@ -104,16 +104,18 @@ def _network(context: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any
     plan, dims, segmentation = context["plan"], context["spatial_dims"], context["task"] == "segmentation"
     shape = plan["roi_size"] if dims == 3 else [plan["img_size"]] * 2
     windows = segmentation and dims == 3
+    channels = (context["channels"] or ["image"]) if dims == 3 else ["red", "green", "blue"]
+    rules = plan["intensity"].get("channels", {"": plan["intensity"]}).values()
     image = {
         "type": "image",
         "format": "hounsfield" if context["modality"] == "CT" else "magnitude",
         "modality": context["modality"] or "n/a",
-        "num_channels": 1 if dims == 3 else 3,
+        "num_channels": len(channels),
         "spatial_shape": shape,
         "dtype": "float32",
-        "value_range": [0, 1] if dims == 3 and plan["intensity"]["rule"] == "range" else [],
+        "value_range": [0, 1] if dims == 3 and all(rule["rule"] == "range" for rule in rules) else [],
         "is_patch_data": windows,
-        "channel_def": {"0": "image"} if dims == 3 else {"0": "red", "1": "green", "2": "blue"},
+        "channel_def": {str(number): name for number, name in enumerate(channels)},
     }
     pred = {
         "type": "image" if segmentation else "logits",
