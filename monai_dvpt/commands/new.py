@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -78,10 +79,10 @@ def add_parser(commands: Any) -> None:
 
 
 def _minutes(text: str) -> float:
-    minutes = float(text)
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of minutes above 0, got {text}")
-    return minutes
+    with contextlib.suppress(ValueError):
+        if 0 < (minutes := float(text)) < math.inf:
+            return minutes
+    raise argparse.ArgumentTypeError(f"must be a number of minutes above 0, got {text}")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -226,9 +226,18 @@ def _grade(candidate: Candidate, labels: Labels, patients: Sequence[Hashable]) -
     """The predicted and the true grades or classes, each of shape (N, O)."""
     features, truth = image_features(candidate.network, candidate.dataset, candidate.name)
     targets = (truth[..., None] == torch.arange(len(labels.names))).double()  # (N, O, K), without a label 0
-    logits = cross_predict(features, targets, deal_folds(patients, list(map(tuple, truth.tolist()))))
     decide = GradeLogits(len(labels.names), "mean" if labels.task == "grading" else "mode")
-    return [torch.stack([decide(each.flatten())[0] for each in logits]), truth.long()]
+    metric = labels.metric
+
+    def answers(logits: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.stack([decide(each.flatten())[0] for each in logits]), truth[rows].long()]
+
+    def score(logits: torch.Tensor, rows: torch.Tensor) -> float:
+        metric.reset()
+        return _score(metric, answers(logits, rows))
+
+    folds = deal_folds(patients, list(map(tuple, truth.tolist())))
+    return answers(cross_predict(features, targets, folds, score), torch.arange(len(truth)))
 
 
 def _segment(candidate: Candidate, labels: Labels, patients: Sequence[Hashable]) -> list[torch.Tensor]:

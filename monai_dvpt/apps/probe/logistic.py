@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,16 +76,21 @@ def fit_logistic(features: torch.Tensor, targets: torch.Tensor, penalty: float) 
 
 
 def cross_predict(
-    features: torch.Tensor, targets: torch.Tensor, folds: torch.Tensor, penalties: Sequence[float] = PENALTIES
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    folds: torch.Tensor,
+    score: Callable[[torch.Tensor, torch.Tensor], float],
+    penalties: Sequence[float] = PENALTIES,
 ) -> torch.Tensor:
     """
-    Logits for every row of a model that was fitted without its fold. The penalty of a model is the one with the
-    smallest cross-entropy on the other folds, each left out once.
+    Logits for every row of a model that was fitted without its fold. The penalty of a model is the one with the best
+    score in the other folds, each predicted from the rest of them; of equally good ones the largest.
 
     Args:
         features: of shape (N, C).
         targets: of shape (N, O, K), see :func:`fit_logistic`.
         folds: index of the fold of each row, of shape (N,); at least two folds.
+        score: of logits for some rows and the indices of these rows; the higher, the better.
         penalties: to choose from.
 
     Returns:
@@ -92,26 +98,25 @@ def cross_predict(
     """
     logits = torch.zeros(targets.shape, dtype=features.dtype)
     for fold in folds.unique():
-        inside = folds != fold
-        penalty = _choose_penalty(features[inside], targets[inside], folds[inside], penalties)
-        logits[~inside] = fit_logistic(features[inside], targets[inside], penalty)(features[~inside])
+        inside = (folds != fold).nonzero()[:, 0]
+        scores = {
+            penalty: score(_predict(features[inside], targets[inside], folds[inside], penalty), inside)
+            for penalty in sorted(penalties, reverse=True)
+        }
+        best = max(scores, key=lambda penalty: -math.inf if math.isnan(scores[penalty]) else scores[penalty])
+        model = fit_logistic(features[inside], targets[inside], best)
+        logits[folds == fold] = model(features[folds == fold])
     return logits
 
 
-def _choose_penalty(
-    features: torch.Tensor, targets: torch.Tensor, folds: torch.Tensor, penalties: Sequence[float]
-) -> float:
+def _predict(features: torch.Tensor, targets: torch.Tensor, folds: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Logits for every row without its fold; of a single fold those of the model that was fitted to it."""
+    logits = torch.zeros(targets.shape, dtype=features.dtype)
     parts = folds.unique()
-    if len(penalties) == 1 or len(parts) < 2:
-        return sorted(penalties)[len(penalties) // 2]
-    losses = dict.fromkeys(penalties, 0.0)
     for fold in parts:
-        inside = folds != fold
-        for penalty in penalties:
-            model = fit_logistic(features[inside], targets[inside], penalty)
-            loss = _cross_entropy(model(features[~inside]), targets[~inside].to(features.dtype))
-            losses[penalty] += float(loss) * int((~inside).sum())
-    return min(penalties, key=lambda penalty: losses[penalty])
+        inside = (folds != fold) | (len(parts) == 1)
+        logits[folds == fold] = fit_logistic(features[inside], targets[inside], penalty)(features[folds == fold])
+    return logits
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -94,11 +94,10 @@ def _candidate(
 ) -> Iterator[Candidate]:
     """The network and the images as a bundle for this backbone has them."""
     with trial_bundle(collection, measured, parts, plan) as bundle:
-        parser = Task(str(bundle)).workflow().parser
         with quiet():
-            network = parser.get_parsed_content("network")
-        transform = Compose(parser.get_parsed_content("train#deterministic_transforms"))
-        lists = parser.get_parsed_content("cases")
+            parser = Task(str(bundle)).workflow().parser
+            network, lists = (parser.get_parsed_content(name) for name in ("network", "cases"))
+            transform = Compose(parser.get_parsed_content("train#deterministic_transforms"))
         yield Candidate(name, network, Dataset([case for part in parts for case in lists[part]], transform))
 
 

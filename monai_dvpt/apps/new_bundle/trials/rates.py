@@ -63,7 +63,8 @@ def search_rates(
         cached = plan.values.get("prefix_cache") is not None
         settings = {"prefix_cache": path_for_config(str(bundle / "prefixes"))} if cached else {}
         task = Task(str(bundle), settings, torch.get_num_threads())
-        lists = read_cases(task)
+        with quiet():
+            lists = read_cases(task)
         trials = Trials(task, Split(lists["training"], lists["validation"], ()), _planned(plan), plan["max_epochs"])
         trials.run(deadline)
     if len(trials.rows) < 2:

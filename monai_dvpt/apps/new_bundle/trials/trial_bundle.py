@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -34,9 +35,13 @@ def trial_bundle(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Context in which what a bundle prints of its network is not shown, as it is for the user's own training."""
-    with redirect_stdout(io.StringIO()):
-        yield
+    """Context without what a bundle prints and logs; the user's own training shows it."""
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def inner_parts(
