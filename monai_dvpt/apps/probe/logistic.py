@@ -54,7 +54,11 @@ def fit_logistic(features: torch.Tensor, targets: torch.Tensor, penalty: float) 
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     scaled, targets = (features - mean) / scale, targets.to(features.dtype)
     outputs, classes = targets.shape[1:]
-    weight = features.new_zeros(features.shape[1], outputs, classes, requires_grad=True)
+    axes = None
+    if len(scaled) < scaled.shape[1]:  # the best weights lie in the space of the rows, whose own axes are fewer
+        axes = torch.linalg.svd(scaled, full_matrices=False)[2]  # (N, C)
+        scaled = scaled @ axes.T
+    weight = features.new_zeros(scaled.shape[1], outputs, classes, requires_grad=True)
     bias = features.new_zeros(outputs, classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
@@ -72,7 +76,10 @@ def fit_logistic(features: torch.Tensor, targets: torch.Tensor, penalty: float) 
         return value
 
     optimizer.step(loss)
-    return LogisticModel(mean, scale, weight.detach(), bias.detach())
+    found = weight.detach()
+    if axes is not None:
+        found = (axes.T @ found.flatten(1)).unflatten(1, (outputs, classes))
+    return LogisticModel(mean, scale, found, bias.detach())
 
 
 def cross_predict(

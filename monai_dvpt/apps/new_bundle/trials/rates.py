@@ -113,7 +113,11 @@ class Trials:
 
     def _measure(self, deadline: float) -> int:
         """Trains an epoch, and chooses how many trials there are in the first round and how long each is; 0: none."""
+        if "prefix_cache" in self.task.settings:
+            self._time(self.planned, 1)  # computes the outputs of the frozen layers, which later trials find
         started = self.clock()
+        if started >= deadline:
+            return 0
         row = self._time(self.planned, 1)
         training = max(float(row["seconds"]), 1e-3)
         beside = max(self.clock() - started - training, 0.0)
