@@ -40,7 +40,7 @@ __all__ = [
 FOLDS = 5
 MOST_TOKENS = 16384
 """Tokens that a linear decoder is fitted to."""
-TOKEN_PENALTY = 1e-2
+TOKEN_PENALTY = 1e-3
 CELLS = {2: 4, 3: 2}
 """Cells along each axis of a token, of pictures and of volumes, whose labels a linear decoder says."""
 OFFSETS = tuple(step / 4 for step in range(17))
