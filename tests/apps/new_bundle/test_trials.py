@@ -36,7 +36,7 @@ TINY = "weights/vit_tiny_patch16_224_timm.safetensors"
 PLANNED = Job("trial", "linear", 0, 0, 1.0, 0.0, 1e-3, 0.05, 1.0)
 
 
-def save_knees(root: Path, patients: int = 8) -> Path:
+def save_knees(root: Path, patients: int = 6) -> Path:
     """Knees without and with severe arthrosis, as pictures of 224 pixels, and their table."""
     source = shared_data("knee_kl")
     with open(source / "labels.csv", newline="") as file:
@@ -275,7 +275,7 @@ class TestCommand(unittest.TestCase):
 
     def test_backbones_and_search(self):
         root, files = save_knees(self.folder / "knees"), [shared_data(TINY), random_vit(self.folder / "vit.pt", 2)]
-        options = ("--outputs", "kl_grade", "--task", "grading", "--output", self.bundle, "--search", 0.5)
+        options = ("--outputs", "kl_grade", "--task", "grading", "--output", self.bundle, "--search", 0.3)
         status, out, err = self.new(root, *options, "--backbone", *files)
         self.assertEqual(status, 0, err)
         plan = json.loads((self.bundle / "configs/plan.json").read_text())

@@ -60,7 +60,7 @@ class TestLogistic(unittest.TestCase):
         logits = fit_logistic(torch.tensor(features), targets_of(first, second), 0.02)(torch.tensor(features))
         for output, truth in enumerate((first, second)):
             expected = sklearn_probabilities(features, truth, rows, rows, 0.02)
-            np.testing.assert_allclose(logits[:, output].softmax(dim=1).numpy(), expected, atol=1e-5)
+            np.testing.assert_allclose(logits[:, output].softmax(dim=1).numpy(), expected, atol=1e-4)
 
     def test_more_features_than_rows(self):
         features, truth = made_up(rows=30, width=80)
@@ -68,7 +68,7 @@ class TestLogistic(unittest.TestCase):
         truth[:3] = 0, 1, 2
         model = fit_logistic(torch.tensor(features[inside]), targets_of(truth[inside]), 0.05)
         said = model(torch.tensor(features[outside]))[:, 0].softmax(dim=1).numpy()
-        np.testing.assert_allclose(said, sklearn_probabilities(features, truth, inside, outside, 0.05), atol=1e-5)
+        np.testing.assert_allclose(said, sklearn_probabilities(features, truth, inside, outside, 0.05), atol=1e-4)
 
     def test_shares_are_weights_and_a_row_without_a_label_trains_nothing(self):
         features, truth = made_up()
@@ -80,7 +80,7 @@ class TestLogistic(unittest.TestCase):
         rows, classes = np.nonzero(shares[:, 0].numpy())
         model = LogisticRegression(C=1 / (0.02 * len(truth)), tol=1e-10, max_iter=10000)
         model.fit(scaled[rows], classes, sample_weight=shares[rows, 0, classes].numpy())
-        np.testing.assert_allclose(logits[:, 0].softmax(dim=1).numpy(), model.predict_proba(scaled), atol=1e-5)
+        np.testing.assert_allclose(logits[:, 0].softmax(dim=1).numpy(), model.predict_proba(scaled), atol=1e-4)
 
     def test_predictions_and_penalties_are_of_the_other_folds(self):
         features, truth = made_up()
@@ -106,7 +106,7 @@ class TestLogistic(unittest.TestCase):
             inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
             expected[outside] = sklearn_probabilities(features, truth, inside, outside, chosen[-1])
         logits = cross_predict(torch.tensor(features), targets_of(truth), torch.tensor(folds), accuracy, penalties)
-        np.testing.assert_allclose(logits[:, 0].softmax(dim=1).numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(logits[:, 0].softmax(dim=1).numpy(), expected, atol=1e-4)
 
 
 class TestFeatures(unittest.TestCase):
@@ -126,7 +126,7 @@ class TestFeatures(unittest.TestCase):
                 x = block(x)
             x = plain.norm(x)
         expected = torch.cat((x[:, 1:].mean(dim=1), x[:, 0]), dim=1)
-        torch.testing.assert_close(features.float(), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(features.float(), expected, atol=1e-4, rtol=1e-4)
         self.assertEqual(labels.tolist(), [[index % 5, -1] for index in range(11)])
         self.assertTrue(net.training)
 

@@ -56,7 +56,9 @@ def choose_file(
     indices = [index for part in drawn.values() for index in part]
     patients = patients_of(collection, measured, indices)
     if not all(drawn.values()):
-        raise InputError(f"backbones must be compared on at least 2 patients to train, got {len(set(patients))}.")
+        raise InputError(
+            f"backbones must be compared on at least 2 patients to train, got {len(set(patients.values()))}."
+        )
     names = _names(backbones)
     plans = [make_plan(collection, measured, drawn, file, measure=None) for file in backbones]
 
