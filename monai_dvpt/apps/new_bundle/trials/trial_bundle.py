@@ -36,12 +36,13 @@ def trial_bundle(
 @contextmanager
 def quiet() -> Iterator[None]:
     """Context without what a bundle prints and logs; the user's own training shows it."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def inner_parts(
