@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_dvpt.apps.new_bundle import NewBundle, Options, new_secret, update_bundle
+from monai_dvpt.apps.new_bundle import SHIPPED, NewBundle, Options, new_secret, update_bundle
 from monai_dvpt.apps.new_bundle.collect import TASKS
 from monai_dvpt.apps.new_bundle.model import Finding
 from monai_dvpt.utils import InputError
@@ -19,7 +21,7 @@ from .command_line import columns, printable
 __all__ = ["add_parser"]
 
 OPTIONS = (
-    *("backbone", "task", "table", "outputs", "grades", "columns"),
+    *("backbone", "search", "task", "table", "outputs", "grades", "columns"),
     *("labels", "label_names", "ignore", "channels", "patient_pattern"),
 )
 """What a user says about the data."""
@@ -45,7 +47,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--check", action="store_true", help="only look, and write nothing")
     parser.add_argument("--leave-out", action="store_true", help="leave out cases with errors")
     parser.add_argument("--all", action="store_true", help="list every finding, not the first of a kind alone")
-    parser.add_argument("--backbone", type=Path, metavar="FILE", help="pretrained weights; pictures need them")
+    parser.add_argument(
+        "--backbone",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="pretrained weights; pictures need them; of several, of which shipped stands for those of the package, a "
+        "linear probe on the training cases chooses one",
+    )
+    parser.add_argument(
+        "--search", type=_minutes, metavar="MINUTES", help="search the rates by short trainings on the training cases"
+    )
     parser.add_argument("--task", choices=TASKS, default="", help="where the labels fit several")
     parser.add_argument("--table", default="", metavar="FILE", help="table of grades, classes or masks; else searched")
     parser.add_argument("--outputs", type=_names, default=(), metavar="A,B", help="columns with what is graded")
@@ -67,6 +79,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in an image's path")
     parser.set_defaults(run=_run)
+
+
+def _minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (minutes := float(text)) < math.inf:
+            return minutes
+    raise argparse.ArgumentTypeError(f"must be a number of minutes above 0, got {text}")
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -95,10 +114,14 @@ def _run(arguments: argparse.Namespace) -> None:
         new = update_bundle(arguments.update)
     else:
         if arguments.data is None:
-            raise InputError("DATA must be given, the folder of images and labels.")
+            hint = ", before --backbone, which takes all names that follow it" if arguments.backbone else ""
+            raise InputError(f"DATA must be given, the folder of images and labels{hint}.")
         if arguments.output is None and not arguments.check:
             raise InputError("--output must be given, the folder of the new bundle; or --check, to look only.")
-        new = NewBundle(arguments.data, _options(arguments), arguments.backbone)
+        if arguments.check and arguments.search is not None:
+            raise InputError("--search must stand without --check, which only looks.")
+        backbone = _backbone(arguments.backbone or [])
+        new = NewBundle(arguments.data, _options(arguments), backbone, search_minutes=arguments.search)
     new.look(leave_out=arguments.leave_out)
     for line in (*new.summary(), *_findings(new.findings, MOST if not arguments.all else len(new.findings))):
         print(printable(line))
@@ -110,6 +133,14 @@ def _run(arguments: argparse.Namespace) -> None:
     output = arguments.update or arguments.output
     for line in new.write(output):
         print(printable(line))
+
+
+def _backbone(files: Sequence[Path]) -> Path | None | list[Path | None]:
+    """One file of weights or several, None for those of the package."""
+    found = [None if str(file) == SHIPPED else file for file in files] or [None]
+    if len(set(found)) < len(found):
+        raise InputError(f"--backbone must name each file once, got {' '.join(map(str, files))}.")
+    return found[0] if len(found) == 1 else found
 
 
 def _options(arguments: argparse.Namespace) -> Options:

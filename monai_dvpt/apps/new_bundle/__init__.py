@@ -2,5 +2,6 @@
 from .model import Options
 from .new import NewBundle, update_bundle
 from .state import new_secret
+from .trials import SHIPPED
 
-__all__ = ["NewBundle", "Options", "new_secret", "update_bundle"]
+__all__ = ["SHIPPED", "NewBundle", "Options", "new_secret", "update_bundle"]

@@ -17,9 +17,10 @@ from monai_dvpt.utils import InputError, progress
 from .check import apply_rules, measure_cases
 from .collect import collect
 from .model import Collection, Finding, Measurement, Options
-from .plan import make_plan
+from .plan import Plan, make_plan
 from .split import split_cases
 from .state import read_state, state_of, write_secret, write_state
+from .trials import choose_file, search_rates
 from .write import update_lists, write_bundle
 
 __all__ = ["NewBundle", "update_bundle"]
@@ -32,9 +33,11 @@ class NewBundle:
     Args:
         data: the folder.
         options: what the user says about it.
-        backbone: file of pretrained weights; None for those of the package, which are for volumes.
+        backbone: file of pretrained weights; None for those of the package, which are for volumes; or several of these,
+            of which linear probes choose one.
         before: parts of an earlier split, see :func:`split_cases`.
         bundle: an earlier bundle of the data, to be brought up to date.
+        search_minutes: how long to search the rates on the training cases; None for those of the plan.
     """
 
     collection: Collection
@@ -46,13 +49,16 @@ class NewBundle:
         self,
         data: str | os.PathLike,
         options: Options,
-        backbone: str | os.PathLike | None = None,
+        backbone: str | os.PathLike | Sequence[str | os.PathLike | None] | None = None,
         before: Mapping[str, str] | None = None,
         bundle: Path | None = None,
+        search_minutes: float | None = None,
     ) -> None:
         self.data = Path(os.path.abspath(data))  # itk changes the working folder for a moment when it loads a part
         self.options = options
-        self.backbone = backbone
+        several = isinstance(backbone, Sequence) and not isinstance(backbone, str)
+        self.backbones: list[str | os.PathLike | None] = list(backbone) if several else [backbone]  # type: ignore
+        self.search_minutes = search_minutes
         self.before = before
         self.bundle = bundle
 
@@ -139,7 +145,7 @@ class NewBundle:
         if self.bundle is None:
             if output.resolve().is_relative_to(self.data.resolve()):
                 raise InputError(f"{output}: must not lie in the folder of data, {self.data}.")
-            plan = make_plan(self.collection, self.measured, self.parts, self.backbone)
+            plan = self._plan()
             write_bundle(output, self.collection, self.measured, plan, *facts, finish=self._finish)
             yield from plan.lines()
         else:
@@ -148,11 +154,26 @@ class NewBundle:
         yield f"written: {output}, with report.html"
         yield f"next: cd {output} && python -m monai.bundle run --config_file configs/train.yaml{_going_on(output)}"
 
+    def _plan(self) -> Plan:
+        """The plan, with what trials on the training cases chose of it."""
+        cases = (self.collection, self.measured, self.parts)
+        if len(self.backbones) == 1:
+            plan = make_plan(*cases, self.backbones[0])
+        else:
+            file, comparison = choose_file(*cases, self.backbones)
+            plan = make_plan(*cases, file)
+            self.backbones = [file]
+            plan.choose("backbone", plan["backbone"], comparison.reason())
+            plan.choose("backbone_scores", comparison.as_json(), f"{comparison.metric} of the linear probes.")
+        if self.search_minutes is not None:
+            search_rates(plan, *cases, self.search_minutes)
+        return plan
+
     def _finish(self, bundle: Path) -> None:
         """What a later update needs, and the report."""
         if self.bundle is None:
             write_secret(bundle, self.options.secret)
-        backbone = None if self.backbone is None else os.path.abspath(self.backbone)
+        backbone = None if self.backbones[0] is None else os.path.abspath(self.backbones[0])
         write_state(bundle, state_of(self.options, self.collection, self.measured, self.parts, backbone))
         write_report(bundle)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .model import Case, Collection, Measurement
 
-__all__ = ["split_cases"]
+__all__ = ["groups_of", "split_cases"]
 
 VALIDATION = 0.2
 CALIBRATION = 0.15
@@ -39,7 +39,7 @@ def split_cases(
         for index, (case, each) in enumerate(zip(collection.cases, measured, strict=True))
         if each is not None and (case.read_label is not None or case.grades)
     ]
-    groups = _groups([(index, collection.cases[index], measured[index]) for index in usable])  # type: ignore[misc]
+    groups = groups_of([(index, collection.cases[index], measured[index]) for index in usable])  # type: ignore[misc]
     part_of: dict[int, str] = {}
     left = []
     stated = any(collection.cases[index].part == "validation" for index in usable)
@@ -71,7 +71,7 @@ def _keys(collection: Collection, measured: Sequence[Measurement | None], member
         yield collection.cases[index].patient
 
 
-def _groups(cases: Sequence[tuple[int, Case, Measurement]]) -> list[list[int]]:
+def groups_of(cases: Sequence[tuple[int, Case, Measurement]]) -> list[list[int]]:
     """Indices that must stay together, by patient or by content, in the order of their first."""
     root: dict[str, str] = {}
 

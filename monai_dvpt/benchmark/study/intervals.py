@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, progress
 
 __all__ = ["Difference", "Interval", "Run", "Scores", "compare_runs", "correct_by_holm"]
 
@@ -99,7 +98,7 @@ def compare_runs(
     generator = np.random.default_rng(0)
     drawn_cases = {fold: _draw_cases(cases, resamples, generator) for fold, cases in patients.items()}
     drawn_seeds = generator.integers(len(seeds), size=(resamples, len(seeds)))
-    for run in tqdm(runs, desc="intervals", unit="run"):
+    for run in progress(runs, "intervals", unit="run"):
         place = groups.index(run.group), seeds.index(run.seed), folds.index(run.fold)
         scores[(slice(None), *place)] = [_score(metric, run.buffers, cases) for cases in drawn_cases[run.fold]]
     by_seed = np.take_along_axis(scores.mean(axis=3), drawn_seeds[:, None], axis=2)

@@ -95,6 +95,7 @@ def _choose_head(plan: Plan, data: Data, volumes: bool) -> None:
         plan.choose("prefix_cache", "memory", "keeps the outputs of the frozen layers, so that an epoch takes seconds.")
         rates = {"method": 3e-3, "head": 5e-3}
     plan.choose("learning_rates", rates, "of the trained parts, as tuned by hand.")
+    plan.choose("weight_decay", 0.05, "as tuned by hand.")
 
 
 def _choose_sampling(plan: Plan, data: Data) -> None:

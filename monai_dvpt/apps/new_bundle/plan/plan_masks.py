@@ -29,6 +29,7 @@ def plan_masks(plan: Plan, data: Data) -> None:
     plan.choose("method", method, "DVPT, as tuned by hand for photographs.")
     rates = {"method": 1e-3, "decoder": 2e-3, "head": 2e-3}
     plan.choose("learning_rates", rates, "of the trained parts, as tried for this decoder by hand.")
+    plan.choose("weight_decay", 0.01, "as tried by hand.")
     cases = len(data.training)
     batch = min(MOST, max(2, 2 ** int(math.log2(max(1, cases / 8)))))
     plan.choose("batch_size", batch, f"up to {MOST} as tuned by hand, at least 8 steps an epoch where there are cases.")

@@ -48,6 +48,7 @@ def plan_volumes(plan: Plan, data: Data, measure: MeasureSteps | None) -> None:
     plan.choose("method", _method(data), "DVPT as tuned by hand for weights of this kind.")
     rates = {"method": 1e-3, "decoder": 4e-3, "head": 4e-3}
     plan.choose("learning_rates", rates, "of the trained parts, as tuned by hand for the hippocampus.")
+    plan.choose("weight_decay", 0.01, "as tuned by hand.")
     crops = plan["crops"].get("per_case", 1)
     choose_epochs(plan, len(data.training) * crops, BATCH, least=5, most=250)
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses one of several backbones by linear probes on the training cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from monai.data import Dataset
+from monai.transforms import Compose
+
+from monai_dvpt.apps.probe import Candidate, Comparison, Labels, compare_backbones
+from monai_dvpt.benchmark.study.job import Task
+from monai_dvpt.networks.pretrained import MRI_VIT_TINY
+from monai_dvpt.utils import InputError
+
+from ..model import Collection, Measurement
+from ..plan import Plan, make_plan
+from ..write.labels import LabelValues
+from .trial_bundle import inner_parts, patients_of, quiet, trial_bundle
+
+__all__ = ["SHIPPED", "choose_file", "draw_cases"]
+
+SHIPPED = "shipped"
+"""What a user calls the weights of the package."""
+GRADED_PICTURES = 300
+OTHERS = 100
+"""Cases that are probed at most: pictures that are graded, and volumes or pictures that are segmented."""
+
+File = str | os.PathLike | None
+
+
+def choose_file(
+    collection: Collection,
+    measured: Sequence[Measurement | None],
+    parts: Mapping[str, Sequence[int]],
+    backbones: Sequence[File],
+) -> tuple[File, Comparison]:
+    """
+    The file of weights that fits the training cases best, see :func:`monai_dvpt.apps.probe.compare_backbones`.
+
+    Args:
+        collection: the cases.
+        measured: one for each case; None for a case that is in no part.
+        parts: indices of the cases by part; of "training" alone anything is read.
+        backbones: files; None for the weights of the package, which are tried for volumes in any case.
+
+    Raises:
+        InputError: if a file cannot be used, or there are fewer than two patients to train.
+    """
+    if collection.spatial_dims == 3 and None not in backbones:
+        backbones = [*backbones, None]
+    most = GRADED_PICTURES if collection.spatial_dims == 2 and collection.task != "segmentation" else OTHERS
+    drawn = inner_parts(collection, measured, draw_cases(collection, measured, parts["training"], most))
+    indices = [index for part in drawn.values() for index in part]
+    patients = patients_of(collection, measured, indices)
+    if not all(drawn.values()):
+        raise InputError(
+            f"backbones must be compared on at least 2 patients to train, got {len(set(patients.values()))}."
+        )
+    names = _names(backbones)
+    plans = [make_plan(collection, measured, drawn, file, measure=None) for file in backbones]
+
+    def candidates() -> Iterator[Candidate]:
+        for name, plan in zip(names, plans, strict=True):
+            yield from _candidate(name, collection, measured, drawn, plan)
+
+    labels = _labels(collection, measured, sorted(indices))
+    found = compare_backbones(candidates(), labels, [patients[index] for index in indices])
+    return backbones[names.index(found.chosen.name)], found
+
+
+def draw_cases(
+    collection: Collection, measured: Sequence[Measurement | None], indices: Sequence[int], most: int
+) -> list[int]:
+    """At most ``most`` of some cases, so that each label or grade keeps its share."""
+    if len(indices) <= most:
+        return sorted(indices)
+
+    def marks(index: int) -> tuple[str, ...]:
+        grades, each = collection.cases[index].grades, measured[index]
+        labels = [name for name, count in each.voxels.items() if count] if each is not None else []
+        return (*(f"{output} {grades[output]}" for output in sorted(grades)), *sorted(labels))
+
+    order = sorted(indices, key=lambda index: (marks(index), index))
+    return sorted(order[(2 * place + 1) * len(order) // (2 * most)] for place in range(most))
+
+
+def _candidate(
+    name: str,
+    collection: Collection,
+    measured: Sequence[Measurement | None],
+    parts: Mapping[str, Sequence[int]],
+    plan: Plan,
+) -> Iterator[Candidate]:
+    """The network and the images as a bundle for this backbone has them."""
+    with trial_bundle(collection, measured, parts, plan) as bundle:
+        with quiet():
+            parser = Task(str(bundle)).workflow().parser
+            network, lists = (parser.get_parsed_content(name) for name in ("network", "cases"))
+            transform = Compose(parser.get_parsed_content("train#deterministic_transforms"))
+        yield Candidate(name, network, Dataset([case for part in parts for case in lists[part]], transform))
+
+
+def _labels(collection: Collection, measured: Sequence[Measurement | None], indices: Sequence[int]) -> Labels:
+    """What the values of the labels are in a bundle of these cases."""
+    if collection.task != "segmentation":
+        return Labels(collection.task, collection.labels)
+    values = LabelValues(collection.labels)
+    for index in indices:
+        values.prepare(collection.cases[index].labelled, measured[index])
+    return Labels(collection.task, values.names, values.label_sets)
+
+
+def _names(backbones: Sequence[File]) -> list[str]:
+    """The names of the files, with as much of their paths as tells them apart."""
+    paths = [Path(os.path.abspath(MRI_VIT_TINY if file is None else file)) for file in backbones]
+    if len(set(paths)) < len(paths):
+        raise InputError(f"--backbone must name each file once, got {' '.join(path.name for path in paths)}.")
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [os.path.join(*path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
