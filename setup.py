@@ -44,7 +44,7 @@ extras = {
     ],
     "hub": ["huggingface_hub"],
     "lint": ["mypy==2.4.1", "ruff==0.17.6", "types-PyYAML", "types-tqdm"],
-    "docs": ["furo", "highdicom>=0.22", "ipykernel", "myst-nb>=1.3", "pandas", "sphinx>=8"],
+    "docs": ["furo", "highdicom>=0.22", "ipykernel", "myst-nb>=1.3", "nbclient>=0.10", "pandas", "sphinx>=8"],
 }
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
 # A browser for the tests of the report; its licence, GPL-3.0, is that of PyQt.

@@ -28,9 +28,9 @@ def run(path: Path) -> None:
     """Runs a notebook, and writes it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        resources = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=TIMEOUT, record_timing=False, resources=resources).execute()
-        private = [folder, os.environ["MONAI_DVPT_TEST_DATA"], str(TUTORIALS.parents[1]), str(Path.home())]
+        options = {"timeout": TIMEOUT, "record_timing": False, "coalesce_streams": True}
+        NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options).execute()
+        private = [folder, os.environ["MONAI_DVPT_TEST_DATA"], str(TUTORIALS.parents[1]), f"{Path.home()}{os.sep}"]
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {}

@@ -63,7 +63,7 @@ class TestKeptOutputs(unittest.TestCase):
         index = (TUTORIALS / "index.md").read_text(encoding="utf-8")
         for name in PICTURES:
             self.assertIn(f"({name}.ipynb)", index)
-            self.assertIn(f"{{nb-download}}`{name}.ipynb`", index)
+            self.assertIn(f"{{download}}`{name}.ipynb`", index)
             self.assertRegex(index, rf"(?m)^{name}$")
 
     @parameterized.expand(EACH)
