@@ -30,13 +30,18 @@ def run(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = {"timeout": TIMEOUT, "record_timing": False, "coalesce_streams": True}
         NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options).execute()
-        private = [folder, os.environ["MONAI_DVPT_TEST_DATA"], str(TUTORIALS.parents[1]), f"{Path.home()}{os.sep}"]
+    keep(notebook, path, folder)
+
+
+def keep(notebook: nbformat.NotebookNode, path: Path, folder: str) -> None:
+    """Writes a notebook that ran in a folder, without what depends on the machine."""
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     text = nbformat.writes(notebook)
+    private = (folder, os.environ["MONAI_DVPT_TEST_DATA"], str(TUTORIALS.parents[1]), f"{Path.home()}{os.sep}")
     if named := [each for each in private if each in text]:
         raise SystemExit(f"{path}: outputs must not name a folder of this machine, got {named[0]}.")
     nbformat.validate(notebook)
