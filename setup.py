@@ -26,6 +26,7 @@ extras = {
         "dcmqi",
         "highdicom>=0.22",
         "jsonschema",
+        "nbclient>=0.10",
         "nbformat>=5.9",
         "nilearn>=0.10",
         "onnx",

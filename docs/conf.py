@@ -4,7 +4,10 @@
 import os
 import re
 import sys
+from functools import partialmethod
 from pathlib import Path
+
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,7 +35,8 @@ nb_execution_mode = "force" if os.environ.get("MONAI_DVPT_TEST_DATA") else "off"
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 900  # seconds for a cell
-nb_merge_streams = True
+# What a shell prints comes in pieces of 100 bytes; myst_nb would end a line after each, nbclient joins them.
+NotebookClient.__init__ = partialmethod(NotebookClient.__init__, coalesce_streams=True)
 nb_output_stderr = "remove"  # libraries warn there; what fails raises
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True}
