@@ -24,7 +24,7 @@ from monai_dvpt.__main__ import COMMANDS
 
 TUTORIALS = ROOT / "docs" / "tutorials"
 TEMPLATES = ROOT / "monai_dvpt" / "apps" / "new_bundle" / "write" / "templates"
-PICTURES = {"knee_grades": 2, "organs_from_dicom": 1, "correct_and_train_again": 0}  # at least
+PICTURES = {"knee_grades": 1, "organs_from_dicom": 1, "correct_and_train_again": 0}  # at least
 KINDS = {name: "classification" if name == "knee_grades" else "volume_segmentation" for name in PICTURES}
 EACH = [(name,) for name in PICTURES]
 LARGEST = 300_000  # bytes
