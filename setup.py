@@ -26,6 +26,8 @@ extras = {
         "dcmqi",
         "highdicom>=0.22",
         "jsonschema",
+        "nbclient>=0.10",
+        "nbformat>=5.9",
         "nilearn>=0.10",
         "onnx",
         "onnxruntime",
@@ -43,7 +45,7 @@ extras = {
     ],
     "hub": ["huggingface_hub"],
     "lint": ["mypy==2.4.1", "ruff==0.17.6", "types-PyYAML", "types-tqdm"],
-    "docs": ["furo", "myst-parser>=4", "sphinx>=8"],
+    "docs": ["furo", "highdicom>=0.22", "ipykernel", "myst-nb>=1.3", "nbclient>=0.10", "pandas", "sphinx>=8"],
 }
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
 # A browser for the tests of the report; its licence, GPL-3.0, is that of PyQt.
