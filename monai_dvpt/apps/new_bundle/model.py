@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from monai_dvpt.data import DicomSeries
+
 __all__ = ["IGNORED", "Case", "Collection", "Finding", "LabelReader", "Measurement", "Options"]
 
 IGNORED = "ignore"
@@ -99,6 +101,7 @@ class Case:
             then the case is a patient of its own.
         part: "training", "validation", "calibration" or "test" where the data say so, else "".
         modality: as in DICOM, such as "CT", where the data say so, else "".
+        series: of a DICOM series, its headers, so that they need not be read again.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Case:
     patient: str = ""
     part: str = ""
     modality: str = ""
+    series: DicomSeries | None = field(default=None, repr=False)
 
 
 @dataclass

@@ -29,7 +29,7 @@ def load_image(case: Case, spatial_dims: int) -> MetaTensor:
     """The image of a case, of shape (1, x, y, z), or (3, rows, columns), as a bundle loads it."""
     if spatial_dims == 2:
         return LoadImage2D(channels=3)(str(case.image))
-    return LoadVolume(dicom_reader=DicomSeriesReader())(case.image)
+    return LoadVolume(dicom_reader=DicomSeriesReader(known=case.series))(case.image)
 
 
 def measure_cases(collection: Collection, progress: Any = iter) -> tuple[list[Measurement | None], list[Finding]]:
@@ -125,7 +125,12 @@ def _percentiles(values: np.ndarray) -> tuple[float, float, float]:
 
 def _voxels(label: np.ndarray, names: dict[int, str]) -> dict[str, int]:
     """Voxels of each named label; several values may share a name."""
-    found, counts = np.unique(label, return_counts=True)
+    if label.dtype == np.uint8:  # without sorting
+        counts = np.bincount(label.ravel())
+        found = np.flatnonzero(counts)
+        counts = counts[found]
+    else:
+        found, counts = np.unique(label, return_counts=True)
     voxels = dict.fromkeys(names.values(), 0)
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):
         if value in names:

@@ -342,6 +342,7 @@ class _Collector:
             patient=self._patient(image),
             part=image.part or image.words.part,
             modality=image.modality or self._list_of(image.place).modality,
+            series=series,
         )
 
     def _patient(self, image: _Image) -> str:
