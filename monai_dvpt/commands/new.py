@@ -20,7 +20,7 @@ __all__ = ["add_parser"]
 
 OPTIONS = (
     *("backbone", "task", "table", "outputs", "grades", "columns"),
-    *("labels", "label_names", "ignore", "patient_pattern"),
+    *("labels", "label_names", "ignore", "drawn", "patient_pattern"),
 )
 """What a user says about the data."""
 MOST = 5
@@ -62,6 +62,14 @@ def add_parser(commands: Any) -> None:
         help="names of label values, or of colours as ff0000",
     )
     parser.add_argument("--ignore", type=_names, default=(), metavar="A,B", help="labels whose voxels train nothing")
+    parser.add_argument(
+        "--drawn",
+        type=_names,
+        default=(),
+        metavar="A,B",
+        help="what of the label maps was drawn: all; labels, those that a case has; sagittal, coronal or axial, planes "
+        "with a label; voxels, those with a label, as in scribbles",
+    )
     parser.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in an image's path")
     parser.set_defaults(run=_run)
 
@@ -124,6 +132,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         labels=arguments.labels,
         label_names=names,
         ignored=arguments.ignore,
+        drawn=arguments.drawn,
         patient_pattern=arguments.patient_pattern,
         secret=new_secret(),
     )

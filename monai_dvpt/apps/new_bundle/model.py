@@ -41,6 +41,7 @@ class Options:
         labels: for segmentation, the names of the labels to take, in their order; by default all.
         label_names: for segmentation, name of each label value, where the format has no names.
         ignored: for segmentation, names (or values, as text) of labels whose voxels train nothing.
+        drawn: for segmentation, what was drawn of the label maps, see ``drawn.as_drawn``.
         patient_pattern: regular expression that finds the patient in the path of an image below the folder of data: its
             first group that is not empty, else the whole match.
         secret: key of the hashes of patients' identifiers, of this bundle alone.
@@ -54,6 +55,7 @@ class Options:
     labels: Sequence[str] = ()
     label_names: Mapping[int, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
+    drawn: Sequence[str] = ()
     patient_pattern: str = ""
     secret: bytes = b""
 
@@ -158,6 +160,8 @@ class Measurement:
         voxels: number of voxels of each label by name.
         content: hash of the image's values, the same for copies in other formats.
         label_content: hash of the label map and its names, "" without one.
+        alone: of a label map of three planes with labels or more along an axis, for each axis the share of these planes
+            that have no other beside them; else 0.
     """
 
     size: tuple[int, ...]
@@ -172,3 +176,4 @@ class Measurement:
     voxels: Mapping[str, int]
     content: str
     label_content: str = ""
+    alone: tuple[float, ...] = ()

@@ -83,10 +83,12 @@ def _measure(case: Case, collection: Collection) -> Measurement:
     sampled = _sample(values.ravel())
     foreground = None
     voxels: dict[str, int] = {}
+    alone: tuple[float, ...] = ()
     if label is not None:
         voxels = _voxels(label, names)
         inside = np.isin(label, [value for value, name in names.items() if name != IGNORED])
         foreground = _sample(values[:, inside].ravel()) if inside.any() else None
+        alone = tuple(_alone(inside, axis) for axis in range(inside.ndim))
     described = sampled if foreground is None else foreground
     low, high = float(values.min()), float(values.max())
     return Measurement(
@@ -102,7 +104,16 @@ def _measure(case: Case, collection: Collection) -> Measurement:
         voxels=voxels,
         content=_hash(values, values.shape),
         label_content="" if label is None else _hash(label.astype(np.uint16), sorted(names.items())),
+        alone=alone,
     )
+
+
+def _alone(inside: np.ndarray, axis: int) -> float:
+    """Share of the planes with labels along an axis that have none beside them; 0 of fewer than three."""
+    planes = inside.any(axis=tuple(other for other in range(inside.ndim) if other != axis))
+    beside = np.pad(planes, 1)
+    beside = beside[2:] | beside[:-2]
+    return float((planes & ~beside).sum() / count) if (count := planes.sum()) >= 3 else 0.0
 
 
 def _hash(values: np.ndarray, facts: Any) -> str:
