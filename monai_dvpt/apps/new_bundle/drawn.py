@@ -130,7 +130,7 @@ def ask_what_is_drawn(
             yield Finding("nothing drawn", case.name, "no voxel has a label, so the case trains nothing.", error=True)
     for name in collection.labels:
         undrawn = [case.name for case, _ in pairs if case.labelled is not None and name not in case.labelled]
-        if undrawn and collection.spatial_dims == 3:
+        if undrawn and (collection.spatial_dims == 3 or "labels" in rules):  # else the search for pictures says so
             more = f" and {len(undrawn) - SHOWN} more" if len(undrawn) > SHOWN else ""
             message = f"counts as not drawn, and not as absent, in {len(undrawn)} cases: {', '.join(undrawn[:SHOWN])}"
             yield Finding("label not drawn", name, f"{message}{more}.")
