@@ -14,9 +14,11 @@ import yaml
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from parameterized import parameterized
 from utils_bundles import workflow
+from utils_commands import call
 from utils_data import shared_data, temporary_folder
 
-from monai_dvpt.apps.new_bundle import NewBundle, Options
+from monai_dvpt.__main__ import main
+from monai_dvpt.apps.new_bundle import NewBundle, Options, update_bundle
 from monai_dvpt.apps.new_bundle.model import Finding
 from monai_dvpt.losses import LabelSetDiceCELoss
 from monai_dvpt.utils import InputError
@@ -58,7 +60,7 @@ class Drawn(unittest.TestCase):
 
     def look(self, *drawn: str, **options) -> NewBundle:
         given = {"label_names": NAMES, **options}
-        new = NewBundle(self.root / "data", Options(secret=b"of this bundle", drawn=drawn, **given))
+        new = NewBundle(self.root / "data", Options(secret=bytes(range(32)), drawn=drawn, **given))
         new.look()
         return new
 
@@ -98,6 +100,20 @@ class TestPlanes(Drawn):
             expected = np.where(drawn[None, :, None], truth, UNKNOWN)
             np.testing.assert_array_equal(self.written(bundle)[name], expected)
         self.check_losses(bundle)
+        again = update_bundle(bundle)
+        again.look()
+        self.assertEqual(([*again.options.drawn], self.found(again).keys()), (["coronal"], {"few cases"}))
+
+    def test_the_command_asks(self):
+        self.save(every_third_coronal_plane)
+        command = ("new", self.root / "data", "--check", "--label-names", "1=anterior,2=posterior")
+        code, out, error = call(main, *command)
+        self.assertEqual(code, 1)
+        self.assertIn("pass --drawn coronal if the planes between were not drawn", out)
+        self.assertIn("1 error in the data, nothing is written", error)
+        self.assertEqual(call(main, *command, "--drawn", "coronal")[0], 0)
+        code, _, error = call(main, *command, "--drawn", "rows")
+        self.assertEqual((code, error.strip().splitlines()[-1][:30]), (1, "error: --drawn must be of all,"))
 
     def test_whole_label_maps_are_not_asked_about(self):
         self.save(lambda number, label: None)
