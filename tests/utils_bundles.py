@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 from monai.networks.nets import ViT
 
+from monai_dvpt.networks.adapter import save_adapter
 from monai_dvpt.utils import InputError, root_cause
 
 REPOSITORY = Path(__file__).parents[1]
@@ -82,6 +84,42 @@ def check_metadata(test: unittest.TestCase, bundle: Path) -> None:
         schema = shutil.copy(SCHEMA, folder)  # MONAI downloads it where it is not there
         metadata = str(bundle / "configs" / "metadata.json")
         verify_metadata(meta_file=metadata, filepath=schema, hash_val=SCHEMA_MD5, hash_type="md5")
+
+
+def check_files(test: unittest.TestCase, bundle: Path) -> None:
+    """A bundle has the files that the zoo asks for, no Python, and its version in its changelog."""
+    test.assertEqual([name for name in MODEL_ZOO_FILES if not (bundle / name).is_file()], [])
+    test.assertEqual(list(bundle.rglob("*.py")), [])
+    metadata = read_metadata(bundle)
+    test.assertIn(metadata["version"], metadata["changelog"])
+
+
+def check_labels(test: unittest.TestCase, bundle: Path) -> None:
+    """The labels of a bundle are those of its metadata."""
+    pred = read_metadata(bundle)["network_data_format"]["outputs"]["pred"]
+    labels = workflow(bundle, "train", "train").parser.get_parsed_content("labels")
+    test.assertEqual(pred["channel_def"], {str(value): label for value, label in enumerate(labels)})
+    test.assertEqual(pred["num_channels"], len(labels))
+
+
+def check_network(bundle: Path, folder: Path) -> Path:
+    """
+    Checks that the network is that of the metadata, as the zoo does, by an adapter that need not be trained.
+
+    Returns:
+        the adapter, which is written to ``folder``.
+    """
+    adapter = folder / "untrained.safetensors"
+    parser = workflow(bundle, "train", "train", **backbone_settings(bundle, folder)).parser
+    network, labels = (parser.get_parsed_content(key) for key in ("network_def", "labels"))
+    save_adapter(network, adapter, labels=labels)
+    config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
+    verify_net_in_out("network_def", meta_file=metadata, config_file=config, adapter_path=str(adapter))
+    return adapter
+
+
+def read_metadata(bundle: Path) -> dict:
+    return json.loads((bundle / "configs" / "metadata.json").read_text())
 
 
 def unused_keys(config: Path) -> list[str]:

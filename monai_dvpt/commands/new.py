@@ -22,7 +22,7 @@ __all__ = ["add_parser"]
 
 OPTIONS = (
     *("backbone", "search", "task", "table", "outputs", "grades", "columns"),
-    *("labels", "label_names", "ignore", "channels", "patient_pattern"),
+    *("labels", "label_names", "ignore", "drawn", "channels", "patient_pattern"),
 )
 """What a user says about the data."""
 MOST = 5
@@ -74,6 +74,14 @@ def add_parser(commands: Any) -> None:
         help="names of label values, or of colours as ff0000",
     )
     parser.add_argument("--ignore", type=_names, default=(), metavar="A,B", help="labels whose voxels train nothing")
+    parser.add_argument(
+        "--drawn",
+        type=_names,
+        default=(),
+        metavar="A,B",
+        help="what of the label maps was drawn: all; labels, those that a case has; sagittal, coronal or axial, planes "
+        "with a label; voxels, those with a label, as in scribbles",
+    )
     parser.add_argument(
         "--channels", type=_names, default=(), metavar="A,B", help="channels of volumes to take, in their order"
     )
@@ -159,6 +167,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         label_names=names,
         ignored=arguments.ignore,
         channels=arguments.channels,
+        drawn=arguments.drawn,
         patient_pattern=arguments.patient_pattern,
         secret=new_secret(),
     )

@@ -22,16 +22,18 @@ import numpy as np
 import pydicom
 import torch
 import yaml
-from monai.bundle import ckpt_export, verify_net_in_out
+from monai.bundle import ckpt_export
 from monai.networks.nets import SwinUNETR
 from parameterized import parameterized
 from PIL import Image
 from safetensors.torch import load_file
 from utils_bundles import (
     BUNDLES,
-    MODEL_ZOO_FILES,
     backbone_settings,
+    check_files,
+    check_labels,
     check_metadata,
+    check_network,
     preparations,
     unused_keys,
     workflow,
@@ -110,11 +112,7 @@ def training_data(bundle: Path, data: Path) -> dict:
 class TestBundleFiles(unittest.TestCase):
     @parameterized.expand(EACH_BUNDLE)
     def test_has_what_the_model_zoo_asks_for(self, _, bundle):
-        missing = [name for name in MODEL_ZOO_FILES if not (bundle / name).is_file()]
-        self.assertEqual(missing, [])
-        self.assertEqual(list(bundle.rglob("*.py")), [])
-        metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-        self.assertIn(metadata["version"], metadata["changelog"])
+        check_files(self, bundle)
 
     @parameterized.expand(EACH_BUNDLE)
     def test_metadata_follows_the_schema(self, _, bundle):
@@ -145,11 +143,7 @@ class TestBundleFiles(unittest.TestCase):
 
     @parameterized.expand(EACH_BUNDLE)
     def test_labels_are_those_of_the_metadata(self, _, bundle):
-        metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-        pred = metadata["network_data_format"]["outputs"]["pred"]
-        labels = workflow(bundle, "train", "train").parser.get_parsed_content("labels")
-        self.assertEqual(pred["channel_def"], {str(value): label for value, label in enumerate(labels)})
-        self.assertEqual(pred["num_channels"], len(labels))
+        check_labels(self, bundle)
 
     @parameterized.expand(EACH_BUNDLE)
     def test_inference_prepares_images_as_training_does(self, _, bundle):
@@ -183,14 +177,7 @@ class TestBundleFiles(unittest.TestCase):
 
     @parameterized.expand(EACH_BUNDLE)
     def test_the_network_is_that_of_the_metadata(self, _, bundle):
-        """As the zoo checks it, on the network of an adapter; it need not be trained."""
-        folder = temporary_folder(self)
-        adapter = folder / "adapter.safetensors"
-        parser = workflow(bundle, "train", "train", **backbone_settings(bundle, folder)).parser
-        network, labels = (parser.get_parsed_content(key) for key in ("network_def", "labels"))
-        save_adapter(network, adapter, labels=labels)
-        config, metadata = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
-        verify_net_in_out("network_def", meta_file=metadata, config_file=config, adapter_path=str(adapter))
+        check_network(bundle, temporary_folder(self))
 
 
 class TestBundleRuns(unittest.TestCase):

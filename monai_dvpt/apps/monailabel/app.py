@@ -66,8 +66,8 @@ class DVPTApp(MONAILabelApp):
     """
     Settings (``--conf NAME VALUE``):
 
-    - ``bundles``: folder of the bundles; by default the app's folder ``model``, as in MONAI Label's own app, if it
-      contains any, else the bundles of this repository.
+    - ``bundles``: folder of the bundles, or one bundle; by default the app's folder ``model``, as in MONAI Label's own
+      app, if it contains any, else the bundles of this repository.
     - ``models``: names of the bundles to serve, separated by commas; by default all that have their weights.
     - ``adapters``: folder for the versions of the adapters; by default ``adapters`` in the folder of the studies, or,
       for a PACS, of the app.

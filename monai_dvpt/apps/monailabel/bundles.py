@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["LoadedNetwork", "ServedBundle", "find_bundles"]
 
+CONFIG = "configs/inference.yaml"
 MOST_LOADED = 16
 """Versions that a network keeps in memory, beside the shipped adapter."""
 
@@ -37,19 +39,21 @@ def find_bundles(folder: Path, names: Sequence[str], conf: Mapping[str, str]) ->
     names the others.
 
     Args:
-        folder: folder of the bundles.
+        folder: folder of the bundles, or a bundle, such as one that ``python -m monai_dvpt new`` wrote.
         names: the bundles to serve.
         conf: settings of the app; ``NAME#KEY`` is a value for a key of the bundle's inference config.
 
     Raises:
         InputError: if there are none, or one of ``names`` or its weights is missing, or it segments pictures.
     """
-    there = sorted(path.parents[1].name for path in folder.glob("*/configs/inference.yaml"))
+    folder = Path(os.path.abspath(folder))
+    found = folder.glob(CONFIG) if (folder / CONFIG).is_file() else folder.glob(f"*/{CONFIG}")
+    there = {path.parents[1].name: path.parents[1] for path in sorted(found)}
     if not there:
-        raise InputError(f"{folder}: must have bundles with configs/inference.yaml, found none.")
+        raise InputError(f"{folder}: must be a bundle, or have bundles, with {CONFIG}; found none.")
     if missing := [name for name in names if name not in there]:
-        raise InputError(f"{folder}: models must be of {there}, got {missing}.")
-    bundles = {name: ServedBundle(folder / name, _settings(name, conf)) for name in names or there}
+        raise InputError(f"{folder}: models must be of {list(there)}, got {missing}.")
+    bundles = {name: ServedBundle(there[name], _settings(name, conf)) for name in names or there}
     lacking = {name: why for name, bundle in bundles.items() if (why := bundle.lacks)}
     if lacking and (names or len(lacking) == len(bundles)):
         raise InputError("; ".join(lacking.values()))

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from monai_dvpt.data import DicomSeries
+
 __all__ = ["IGNORED", "Case", "Collection", "Finding", "LabelReader", "Measurement", "Options"]
 
 IGNORED = "ignore"
@@ -40,6 +42,7 @@ class Options:
         label_names: for segmentation, name of each label value, where the format has no names.
         ignored: for segmentation, names (or values, as text) of labels whose voxels train nothing.
         channels: for volumes, the names of the channels to take, in their order; by default those that the data name.
+        drawn: for segmentation, what was drawn of the label maps, see ``drawn.as_drawn``.
         patient_pattern: regular expression that finds the patient in the path of an image below the folder of data: its
             first group that is not empty, else the whole match.
         secret: key of the hashes of patients' identifiers, of this bundle alone.
@@ -54,6 +57,7 @@ class Options:
     label_names: Mapping[int, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
     channels: Sequence[str] = ()
+    drawn: Sequence[str] = ()
     patient_pattern: str = ""
     secret: bytes = b""
 
@@ -101,6 +105,7 @@ class Case:
             then the case is a patient of its own.
         part: "training", "validation", "calibration" or "test" where the data say so, else "".
         modality: as in DICOM, such as "CT", where the data say so, else "".
+        series: of a DICOM series, its headers, so that they need not be read again.
     """
 
     name: str
@@ -111,6 +116,7 @@ class Case:
     patient: str = ""
     part: str = ""
     modality: str = ""
+    series: DicomSeries | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -163,6 +169,8 @@ class Measurement:
         by_channel: of an image with several channels, what was measured of each.
         resampled_channels: for each channel, whether it lies on another grid than the first.
         covered_channels: for each channel, share of the voxels that lie inside its field of view.
+        alone: of a label map of three planes with labels or more along an axis, for each axis the share of these planes
+            that have no other beside them; else 0.
     """
 
     size: tuple[int, ...]
@@ -180,3 +188,4 @@ class Measurement:
     by_channel: tuple[Measurement, ...] = ()
     resampled_channels: tuple[bool, ...] = ()
     covered_channels: tuple[float, ...] = ()
+    alone: tuple[float, ...] = ()

@@ -16,6 +16,7 @@ from monai_dvpt.utils import InputError, progress
 
 from .check import apply_rules, measure_cases
 from .collect import collect
+from .drawn import as_drawn, ask_what_is_drawn, mark_labels
 from .model import Collection, Finding, Measurement, Options
 from .plan import Plan, make_plan
 from .split import split_cases
@@ -72,12 +73,13 @@ class NewBundle:
         Raises:
             InputError: if the folder or the task is not clear; what is wrong with a case is a finding.
         """
-        self.collection = collect(self.data, self.options)
+        self.collection = as_drawn(collect(self.data, self.options), self.options.drawn)
         total = len(self.collection.cases)
         self.measured, found = measure_cases(
             self.collection, lambda cases: progress(cases, "look at the cases", total=total, unit="case")
         )
-        self.findings = [*self.collection.findings, *found, *apply_rules(self.collection, self.measured)]
+        mark_labels(self.collection, self.measured, self.options.drawn)
+        self.findings = [*self.collection.findings, *found, *self._rules()]
         if leave_out:
             self._leave_out()
         self.parts = split_cases(self.collection, self.measured, self.before)
@@ -102,7 +104,11 @@ class NewBundle:
         kept_findings = (each for each in self.collection.findings if not each.dropped)
         others = [finding for finding in kept_findings if finding.where not in bad]
         self.collection.findings = [*others, *left_out]
-        self.findings = [*self.collection.findings, *apply_rules(self.collection, self.measured)]
+        self.findings = [*self.collection.findings, *self._rules()]
+
+    def _rules(self) -> list[Finding]:
+        said = (self.options.drawn, self.options.ignored)
+        return [*apply_rules(self.collection, self.measured), *ask_what_is_drawn(self.collection, self.measured, *said)]
 
     def summary(self) -> Iterator[str]:
         """The fingerprint of the data in a few lines."""

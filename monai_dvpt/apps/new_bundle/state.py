@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def read_state(bundle: Path) -> tuple[Options, dict[str, Any]]:
             raise InputError("must exist: only a bundle that new wrote can be brought up to date.")
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
-            given = {each.name: state["options"][each.name] for each in fields(Options) if each.name != "secret"}
+            given = dict(state["options"])  # an option that an earlier version did not have keeps its default
             given["label_names"] = {int(value): name for value, name in given["label_names"].items()}
             options = Options(**given)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,16 +9,18 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom import config
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from monai_dvpt.data.kinds import is_regular
@@ -133,18 +135,45 @@ class DicomFile:
         return "one of its files" if names_patient(text, self.identifiers) else text
 
 
+class _Quiet:
+    """State of :func:`quiet_pydicom`: what it changes is of the whole process, so the last thread restores it."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.restore = Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside > 1:
+                return
+            logger = logging.getLogger("pydicom")
+            self.restore.callback(logger.setLevel, logger.level)
+            self.restore.enter_context(warnings.catch_warnings())
+            self.restore.enter_context(config.disable_value_validation())
+            warnings.simplefilter("ignore")
+            logger.setLevel(logging.CRITICAL + 1)  # its decoders log, too
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.restore.close()
+
+
+_quiet = _Quiet()
+
+
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Context in which pydicom does not check, log or warn of values, since they could name a patient."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    with warnings.catch_warnings(), config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL + 1)  # its decoders log, too
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+    """
+    Context in which pydicom does not check, log or warn of values, since they could name a patient. Contexts may be
+    nested, and be of several threads: pydicom is quiet until the last of them ends.
+    """
+    _quiet.enter()
+    try:
+        yield
+    finally:
+        _quiet.leave()
 
 
 def read_header(path: str | os.PathLike) -> DicomFile:
@@ -243,12 +272,23 @@ def _find(levels: Sequence[Dataset], *names: str) -> Any:
     """The value of the first data set that has one of the names, each perhaps inside a sequence."""
     for dataset in levels:
         for name in names:
-            sequence, _, inner = name.rpartition(".")
-            holder = dataset if not sequence else next(iter(dataset.get(sequence) or []), None)
-            value = None if holder is None else holder.get(inner or name)
+            sequence, tag = _tags(name)
+            holder = dataset if sequence is None else next(iter(_value(dataset, sequence) or []), None)
+            value = None if holder is None else _value(holder, tag)
             if value is not None and value != "":
                 return value
     return None
+
+
+@cache
+def _tags(name: str) -> tuple[BaseTag | None, BaseTag]:
+    """Of a keyword, and of the sequence before it; pydicom finds them much faster than keywords."""
+    sequence, _, keyword = name.rpartition(".")
+    return Tag(sequence) if sequence else None, Tag(keyword)
+
+
+def _value(dataset: Dataset, tag: BaseTag) -> Any:
+    return dataset[tag].value if tag in dataset else None
 
 
 def _comparable(value: Any) -> Any:

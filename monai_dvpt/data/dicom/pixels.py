@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pydicom
 from monai.utils import optional_import
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 from scipy.ndimage import shift
 
 from monai_dvpt.utils import InputError, naming
@@ -66,13 +67,14 @@ def read_values(volume: DicomVolume) -> tuple[np.ndarray, int, float, dict[Path,
     references = {}
     try:
         values, padded = np.empty((count, rows, columns), np.float32), np.zeros((count, rows, columns), bool)
-        for path, frames in wanted.items():
-            dataset, stored, padding = decode(files[path], GRID_TAGS)
-            references[path] = reference_of(dataset)
-            for index, frame in frames:
-                with naming(files[path].label):
-                    values[index] = _rescale(stored[frame.number - 1], dataset, frame)
-                padded[index] = padding[frame.number - 1]
+        with quiet_pydicom():  # once, and not for each file
+            for path, frames in wanted.items():
+                dataset, stored, padding = decode(files[path], GRID_TAGS)
+                references[path] = reference_of(dataset)
+                for index, frame in frames:
+                    with naming(files[path].label):
+                        values[index] = _rescale(stored[frame.number - 1], dataset, frame)
+                    padded[index] = padding[frame.number - 1]
     except MemoryError:
         raise InputError("a volume cannot be read in the memory there is.") from None
     nothing = 0.0
@@ -101,6 +103,11 @@ def fill_padding(what: str, values: np.ndarray, padded: np.ndarray, nothing: flo
         values[padded] = values[~padded].min() if nothing is None else nothing
 
 
+@lru_cache(maxsize=16)
+def _tags(keywords: tuple[str, ...]) -> list[BaseTag]:
+    return [Tag(keyword) for keyword in keywords]
+
+
 def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.ndarray, np.ndarray]:
     """
     Decodes the pixels of a file within the limits. Bits above BitsStored, such as an overlay or a sign that was not
@@ -123,7 +130,7 @@ def decode(file: DicomFile, keywords: Sequence[str] = ()) -> tuple[Dataset, np.n
             kind = file.photometric or "none"
             raise InputError(f"PhotometricInterpretation must be one of the standard, is {kind}.")
         columns, rows = file.size or (0, 0)
-        tags: Any = [Tag(keyword) for keyword in (*PIXEL_TAGS, *keywords)]
+        tags: Any = _tags((*PIXEL_TAGS, *keywords))
         try:
             with quiet_pydicom():
                 with LimitedFile(file.path) as opened:

@@ -48,6 +48,7 @@ class DicomSeriesReader(ImageReader):
         stack: one of several volumes at different places or of different kinds, from 1.
         tilt: "refuse" a straight gantry tilt, or "resample" the slices, moved within their planes, on a straight grid.
         merge_acquisitions: join slices of several acquisitions (AcquisitionNumber) into one volume; or "true", "false".
+        known: the series that the files are, if :func:`find_series` was asked before; their headers are not read again.
 
     Raises:
         ValueError: if ``tilt`` or ``merge_acquisitions`` has another value, or a number is below 1.
@@ -63,6 +64,7 @@ class DicomSeriesReader(ImageReader):
         stack: int | None = None,
         tilt: str = "refuse",
         merge_acquisitions: bool | str = False,
+        known: DicomSeries | None = None,
     ) -> None:
         super().__init__()
         if tilt not in ("refuse", "resample"):
@@ -73,6 +75,7 @@ class DicomSeriesReader(ImageReader):
         self.uid, self.description, self.modality, self.num_slices = uid, description, modality, num_slices
         self.time_point, self.stack, self.tilt = time_point, stack, tilt
         self.merge_acquisitions = as_bool("merge_acquisitions", merge_acquisitions)
+        self.known = known
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether a path is a folder, or a file that is not NIfTI: DICOM files need no extension."""
@@ -105,7 +108,8 @@ class DicomSeriesReader(ImageReader):
         """
         source = img[0] if len(img) == 1 else img
         with naming(f"{len(img)} DICOM files" if len(img) > 1 else img[0], outer=True):
-            series = self.choose(find_series(source, self.merge_acquisitions))
+            found = [self.known] if self.known is not None else find_series(source, self.merge_acquisitions)
+            series = self.choose(found)
             volume = self.volume_of(series)
             values, padding, nothing, references = read_values(volume)
             affine = volume.grid.affine_lps

@@ -21,7 +21,7 @@ from monai_dvpt.utils import InputError
 from monai_dvpt.utils import progress as with_progress
 
 from .geometry import GridError
-from .headers import DicomFile, Frame, read_header
+from .headers import DicomFile, Frame, quiet_pydicom, read_header
 from .privacy import names_patient
 from .volumes import DicomVolume, Slice, find_stacks, orientation_of, places_of, volumes_of
 
@@ -135,11 +135,12 @@ def find_series(
     files: list[DicomFile] = []
     broken: dict[Path, str] = {}
     paths = _paths(source)
-    for path in with_progress(paths, "DICOM headers", unit="file") if progress else paths:
-        try:
-            files.append(read_header(path))
-        except InputError as error:
-            broken[path] = str(error)
+    with quiet_pydicom():  # once, and not for each file
+        for path in with_progress(paths, "DICOM headers", unit="file") if progress else paths:
+            try:
+                files.append(read_header(path))
+            except InputError as error:
+                broken[path] = str(error)
     broken |= _homeless(files)
     patients: dict[Path, set[tuple[str, bool]]] = {path.parent: set() for path in broken}
     for file in files:

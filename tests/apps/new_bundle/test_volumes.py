@@ -8,6 +8,7 @@ import json
 import shutil
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ from monai_dvpt.apps.new_bundle.check import load_image, measure_cases
 from monai_dvpt.apps.new_bundle.collect.volumes import collect_volumes
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection, Options
 from monai_dvpt.data import DicomSeriesReader
+from monai_dvpt.data.dicom import series
 from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg, write_rtstruct
 from monai_dvpt.utils import InputError
 
@@ -642,6 +644,15 @@ class TestDicom(Volumes):
         dataset.save_as(path)
         collection = self.collect()
         self.assertEqual((self.rules(collection), collection.cases), ([("cannot be read", "case0/series", True)], []))
+
+    def test_each_header_of_a_series_is_read_once(self):
+        self.write("SEG", HIPPOCAMPUS[0], "case0")
+        with mock.patch.object(series, "read_header", wraps=series.read_header) as reading:
+            collection = self.collect()
+            measured, found = measure_cases(collection)
+        self.assertEqual((found, len(measured)), ([], 1))
+        read = [call.args[0] for call in reading.call_args_list]
+        self.assertEqual(sorted(read), sorted([*(self.root / "case0").rglob("*.dcm")]))
 
     def test_no_patient_is_named(self):
         name = PATIENT.replace("^", " ")

@@ -14,21 +14,34 @@ import numpy as np
 import pydicom
 import torch
 import yaml
-from monai.bundle import ckpt_export, verify_net_in_out
+from monai.bundle import ckpt_export, onnx_export
 from monai.networks.nets import ViT
+from monai.utils import optional_import
 from PIL import Image
-from utils_bundles import MODEL_ZOO_FILES, check_metadata, preparations, read_metrics, unused_keys, workflow
+from utils_bundles import (
+    check_files,
+    check_labels,
+    check_metadata,
+    check_network,
+    preparations,
+    read_metrics,
+    unused_keys,
+    workflow,
+)
 from utils_data import save_dicom, save_nifti, temporary_folder
 from utils_dicom import validator_errors
+from utils_networks import randomise
 
 from monai_dvpt.apps.new_bundle.check import measure_cases
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection, Finding
 from monai_dvpt.apps.new_bundle.plan import make_plan
 from monai_dvpt.apps.new_bundle.write import write_bundle
 from monai_dvpt.data import load_datalist, load_gradelist, load_masklist
-from monai_dvpt.networks.adapter import save_adapter
 from monai_dvpt.transforms import LoadVolume
 from monai_dvpt.utils import InputError
+
+onnxruntime, has_onnxruntime = optional_import("onnxruntime")
+_, has_onnxscript = optional_import("onnxscript")
 
 PARTS = {"training": [0, 1, 2], "validation": [3]}
 # an oblique, left-handed grid: 0.9 x 1.1 x 1.2 mm, turned by 0.2 rad
@@ -111,25 +124,43 @@ class WrittenBundle(unittest.TestCase):
 
     def check_written(self) -> None:
         bundle = self.bundle
-        self.assertEqual([name for name in MODEL_ZOO_FILES if not (bundle / name).is_file()], [])
-        self.assertEqual([path for path in bundle.rglob("*.py")], [])
+        check_files(self, bundle)
+        check_labels(self, bundle)
         self.assertEqual(*preparations(bundle))
         for config in sorted((bundle / "configs").glob("*.yaml")):
             self.assertEqual(unused_keys(config), [], config)
             text = config.read_text()
             self.assertNotRegex(text, r"\{%|\{\{|\n\n\n| \n|^\n", config)
             self.assertTrue(text.endswith("\n") and not text.endswith("\n\n"), config)
-        metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-        pred = metadata["network_data_format"]["outputs"]["pred"]
-        train = self.flow("train", "train")
-        labels = train.parser.get_parsed_content("labels")
-        self.assertEqual(pred["channel_def"], {str(value): label for value, label in enumerate(labels)})
-        self.assertEqual(train.check_properties(), [])
-        adapter = self.root / "untrained.safetensors"
-        save_adapter(train.parser.get_parsed_content("network_def"), adapter, labels=labels)
-        config, meta = (str(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
-        verify_net_in_out("network_def", meta_file=meta, config_file=config, adapter_path=str(adapter))
+        self.assertEqual(self.flow("train", "train").check_properties(), [])
+        self.check_export(check_network(bundle, self.root))
         check_metadata(self, bundle)  # or skips where there is no schema
+
+    def check_export(self, adapter: Path) -> None:
+        """TorchScript and ONNX give what the network gives; that of the bundle has random weights of its own."""
+        config, meta = (str(self.bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
+        weights, scripted, onnx = (str(self.root / name) for name in ("model.pt", "model.ts", "model.onnx"))
+        infer = self.flow("inference", "infer", adapter_path=str(adapter))
+        network = randomise(infer.parser.get_parsed_content("network_def"), seed=3).eval()
+        torch.save(network.state_dict(), weights)
+        described = json.loads(Path(meta).read_text())["network_data_format"]["inputs"]["image"]
+        shape = (1, described["num_channels"], *described["spatial_shape"])
+        image = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+        with torch.no_grad():
+            expected = network(image)
+        self.assertGreater(float(expected.std()), 1e-3)
+        options = {"ckpt_file": weights, "meta_file": meta, "config_file": config}
+        options |= {"bundle_root": str(self.bundle), "adapter_path": str(adapter)}
+        ckpt_export("network_def", scripted, **options)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.jit.load(scripted)(image), expected, rtol=1e-5, atol=1e-5)
+        if not (has_onnxruntime and has_onnxscript):
+            return
+        converter = {"dynamo": True, "external_data": False, "input_names": ["image"], "output_names": ["pred"]}
+        onnx_export("network_def", onnx, use_trace=True, converter_kwargs=converter, **options)
+        session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+        (pred,) = session.run(["pred"], {"image": image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(pred), expected, rtol=1e-4, atol=1e-4)
 
     def flow(self, config: str, kind: str, **settings):
         return workflow(self.bundle, config, kind, **settings)

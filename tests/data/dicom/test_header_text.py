@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import unittest
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pydicom
@@ -15,6 +17,7 @@ from utils_dicom import grid_of
 from utils_words import change
 
 from monai_dvpt.data import DicomSeriesReader, find_series
+from monai_dvpt.data.dicom.headers import quiet_pydicom
 from monai_dvpt.data.dicom_rtstruct import describe_rtstruct, read_rtstruct
 from monai_dvpt.data.dicom_segmentation import describe_dicom_seg, read_dicom_seg
 from monai_dvpt.transforms import LoadImage2D, LoadVolume
@@ -159,6 +162,22 @@ class TestHeaderText(unittest.TestCase):
         for path in self.paths:
             change(path, SeriesDescription="T1 of the head", SeriesInstanceUID=generate_uid(entropy_srcs=["a"]))
         self.assertEqual(find_series(self.folder)[0].description, "T1 of the head")
+
+    def test_pydicom_is_quiet_until_the_last_thread_is_done(self):
+        """What keeps it quiet is of the whole process; the first of two threads that ends must not end it."""
+        logger = logging.getLogger("pydicom")
+        before, filters = logger.level, list(warnings.filters)
+        mode = pydicom.config.settings.reading_validation_mode
+        with ThreadPoolExecutor(2) as pool:
+            first, second = quiet_pydicom(), quiet_pydicom()
+            pool.submit(first.__enter__).result()
+            pool.submit(second.__enter__).result()
+            pool.submit(first.__exit__, None, None, None).result()
+            self.assertFalse(logger.isEnabledFor(logging.CRITICAL))
+            self.assertEqual(pydicom.config.settings.reading_validation_mode, pydicom.config.IGNORE)
+            pool.submit(second.__exit__, None, None, None).result()
+        self.assertEqual((logger.level, list(warnings.filters)), (before, filters))
+        self.assertEqual(pydicom.config.settings.reading_validation_mode, mode)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def load_image(
     """The image of a case, of shape (channels, x, y, z), or (3, rows, columns), as a bundle loads it."""
     if spatial_dims == 2:
         return LoadImage2D(channels=3)(str(case.image))
-    load = LoadVolume(dicom_reader=DicomSeriesReader(), channels=channels, file_channels=file_channels)
-    return load(case.image)
+    reader = DicomSeriesReader(known=case.series)
+    return LoadVolume(dicom_reader=reader, channels=channels, file_channels=file_channels)(case.image)
 
 
 def measure_cases(collection: Collection, progress: Any = iter) -> tuple[list[Measurement | None], list[Finding]]:
@@ -105,10 +105,12 @@ def _measure_values(
     sampled = _sample(values.ravel())
     foreground = None
     voxels: dict[str, int] = {}
+    alone: tuple[float, ...] = ()
     if label is not None:
         voxels = _voxels(label, names)
         inside = np.isin(label, [value for value, name in names.items() if name != IGNORED])
         foreground = _sample(values[:, inside].ravel()) if inside.any() else None
+        alone = tuple(_alone(inside, axis) for axis in range(inside.ndim))
     described = sampled if foreground is None else foreground
     low, high = float(values.min()), float(values.max())
     return Measurement(
@@ -124,7 +126,16 @@ def _measure_values(
         voxels=voxels,
         content=_hash(values, values.shape),
         label_content="" if label is None else _hash(label.astype(np.uint16), sorted(names.items())),
+        alone=alone,
     )
+
+
+def _alone(inside: np.ndarray, axis: int) -> float:
+    """Share of the planes with labels along an axis that have none beside them; 0 of fewer than three."""
+    planes = inside.any(axis=tuple(other for other in range(inside.ndim) if other != axis))
+    beside = np.pad(planes, 1)
+    beside = beside[2:] | beside[:-2]
+    return float((planes & ~beside).sum() / count) if (count := planes.sum()) >= 3 else 0.0
 
 
 def _hash(values: np.ndarray, facts: Any) -> str:
@@ -147,7 +158,12 @@ def _percentiles(values: np.ndarray) -> tuple[float, float, float]:
 
 def _voxels(label: np.ndarray, names: dict[int, str]) -> dict[str, int]:
     """Voxels of each named label; several values may share a name."""
-    found, counts = np.unique(label, return_counts=True)
+    if label.dtype == np.uint8:  # without sorting
+        counts = np.bincount(label.ravel())
+        found = np.flatnonzero(counts)
+        counts = counts[found]
+    else:
+        found, counts = np.unique(label, return_counts=True)
     voxels = dict.fromkeys(names.values(), 0)
     for value, count in zip(found.tolist(), counts.tolist(), strict=True):
         if value in names:

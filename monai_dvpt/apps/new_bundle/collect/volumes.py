@@ -352,6 +352,7 @@ class _Collector:
             patient=self._patient(image),
             part=image.part or image.words.part,
             modality=image.modality or self.channels.modality or self._list_of(image.place).modality,
+            series=series,
         )
 
     def _paths(self, image: VolumeImage) -> str | list[str]:
