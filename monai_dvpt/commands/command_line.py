@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def run_commands(
     Parses a command line, by default that of the process, and runs the command.
 
     Returns:
-        the exit status: 0, or 1 after bad input, which one line on standard error names.
+        the exit status: 0, or 1 after bad input, which one line on standard error names, or where nobody reads the
+        output any more.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--version", action=_Version, nargs=0, help="print this version and those it runs with")
@@ -46,8 +48,12 @@ def run_commands(
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {printable(reason(error))}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough; Python would say so at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
 

@@ -134,7 +134,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for line in (*new.summary(), *_findings(new.findings, MOST if not arguments.all else len(new.findings))):
         print(printable(line))
     if errors := sum(finding.error for finding in new.findings):
-        hint = "mend the data" + ("" if arguments.leave_out else ", or leave cases with errors out with --leave-out")
+        hint = "mend the data" + ", or leave cases with errors out with --leave-out" * new.can_leave_out()
         raise InputError(f"{errors} error{'s' * (errors > 1)} in the data, nothing is written; {hint}.")
     if arguments.check:
         return

@@ -19,7 +19,7 @@ from .collect import collect
 from .drawn import as_drawn, ask_what_is_drawn, mark_labels
 from .model import Collection, Finding, Measurement, Options
 from .plan import Plan, make_plan
-from .split import split_cases
+from .split import ENOUGH_TO_CALIBRATE, split_cases
 from .state import read_state, state_of, write_secret, write_state
 from .trials import choose_file, search_rates
 from .write import update_lists, write_bundle
@@ -88,6 +88,15 @@ class NewBundle:
                 counts = {part: len(indices) for part, indices in self.parts.items()}
                 message = f"there must be cases to train and cases to validate, got {counts}."
                 self.findings.append(Finding("too few cases", "", message, error=True))
+        if self.collection.task == "grading" and "calibration" not in self.parts and all(self.parts.values()):
+            rule = f"below {ENOUGH_TO_CALIBRATE} graded cases none is set apart to calibrate prediction sets"
+            message = f"{rule}; a column of the table with the parts, calibration among them, sets some apart."
+            self.findings.append(Finding("no prediction sets", "", message))
+
+    def can_leave_out(self) -> bool:
+        """Whether an error is of a case, so that the others can be used without it."""
+        names = {case.name for case in self.collection.cases}
+        return any(each.error and (each.where in names or each.dropped) for each in self.findings)
 
     def _leave_out(self) -> None:
         """Leaves out the cases with errors, and applies the rules to the others."""
@@ -116,6 +125,9 @@ class NewBundle:
         kind = "volumes" if collection.spatial_dims == 3 else "pictures"
         patients = len({case.patient for case in collection.cases if case.patient})
         known = f" of {patients} patients" if patients else ", patients unknown: each case counts as one"
+        if not collection.cases:
+            yield f"{collection.task}: no case can be used"
+            return
         yield f"{collection.task} of {len(collection.cases)} {kind}{known}"
         if measured:
             yield f"size        {_range([each.size for each in measured])}"

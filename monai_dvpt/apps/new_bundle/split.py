@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .model import Case, Collection, Measurement
 
-__all__ = ["groups_of", "split_cases"]
+__all__ = ["ENOUGH_TO_CALIBRATE", "groups_of", "split_cases"]
 
 VALIDATION = 0.2
 CALIBRATION = 0.15

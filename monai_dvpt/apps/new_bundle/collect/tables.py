@@ -122,7 +122,8 @@ def _without_outputs(read: Sequence[tuple[Table, Columns]], root: Path, options:
             return None
     findings = []
     for table, columns in read:
-        message = f"a column must hold grades or classes; none of {some(table.columns)} looks like it; pass --outputs."
+        rule = "a column must hold grades or classes, two of them or more"
+        message = f"{rule}; none of {some(table.columns)} looks like it; pass --outputs."
         findings += [*columns.findings, Finding("nothing is graded", table.path.name, message, error=True)]
     return _unclear(root, findings)
 
