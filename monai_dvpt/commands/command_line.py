@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from monai_dvpt import __version__
 from monai_dvpt.utils import InputError, reason
 
-__all__ = ["CommandModule", "columns", "printable", "run_commands"]
+__all__ = ["CommandModule", "columns", "printable", "run_commands", "say"]
 
 LIBRARIES = ("torch", "monai", "numpy", "pydicom", "monailabel")  # MONAI Label where it is installed
 
@@ -52,8 +52,8 @@ def run_commands(
     except InputError as error:
         print(f"error: {printable(reason(error))}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read the output, such as head, has seen enough; Python would say so at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _drop_output()
         return 1
     return 0
 
@@ -68,6 +68,19 @@ class _Version(argparse.Action):
                 found.append(f"{name} {metadata.version(name)}")
         print("\n".join(found))
         parser.exit()
+
+
+def say(line: Any) -> None:
+    """Prints a line at once. Where nobody reads the output any more, as behind ``head``, the command still goes on."""
+    try:
+        print(printable(line), flush=True)
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Sends what is left of the output nowhere; else Python would name the closed pipe at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_dvpt.apps.new_bundle import SHIPPED, NewBundle, Options, new_secret, update_bundle
+from monai_dvpt.apps.new_bundle import SHIPPED, NewBundle, Options, check_new, new_secret, update_bundle
 from monai_dvpt.apps.new_bundle.collect import TASKS
 from monai_dvpt.apps.new_bundle.model import Finding
 from monai_dvpt.utils import InputError
 
-from .command_line import columns, printable
+from .command_line import columns, say
 
 __all__ = ["add_parser"]
 
@@ -126,13 +126,15 @@ def _run(arguments: argparse.Namespace) -> None:
             raise InputError(f"DATA must be given, the folder of images and labels{hint}.")
         if arguments.output is None and not arguments.check:
             raise InputError("--output must be given, the folder of the new bundle; or --check, to look only.")
+        if arguments.output is not None and not arguments.check:
+            check_new(arguments.output)
         if arguments.check and arguments.search is not None:
             raise InputError("--search must stand without --check, which only looks.")
         backbone = _backbone(arguments.backbone or [])
         new = NewBundle(arguments.data, _options(arguments), backbone, search_minutes=arguments.search)
     new.look(leave_out=arguments.leave_out)
     for line in (*new.summary(), *_findings(new.findings, MOST if not arguments.all else len(new.findings))):
-        print(printable(line))
+        say(line)
     if errors := sum(finding.error for finding in new.findings):
         hint = "mend the data" + ", or leave cases with errors out with --leave-out" * new.can_leave_out()
         raise InputError(f"{errors} error{'s' * (errors > 1)} in the data, nothing is written; {hint}.")
@@ -140,7 +142,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     output = arguments.update or arguments.output
     for line in new.write(output):
-        print(printable(line))
+        say(line)
 
 
 def _backbone(files: Sequence[Path]) -> Path | None | list[Path | None]:

@@ -311,7 +311,20 @@ class TestBadData(NewCase):
 
     def test_existing_output(self):
         self.bundle.mkdir()
-        self.assert_refused("must not exist", save_volumes(self.folder / "data"))
+        root = save_volumes(self.folder / "data")
+        self.assert_refused("must not exist", root)
+        self.assertEqual(self.new(root, "--output", self.bundle)[1], "")  # known before anything is read
+
+    def test_nobody_reads_the_output(self):
+        command = [sys.executable, "-m", "monai_dvpt", "new", save_volumes(self.folder / "data")]
+        with subprocess.Popen(
+            [*command, "--output", self.bundle], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            process.stdout.close()
+            errors = process.stderr.read()
+        self.assertEqual(process.returncode, 0, errors)
+        self.assertNotIn("BrokenPipe", errors)
+        self.assertTrue((self.bundle / "configs" / "train.yaml").is_file())
 
 
 class TestArguments(NewCase):

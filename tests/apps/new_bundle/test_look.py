@@ -129,6 +129,16 @@ class TestRules(Look):
     def test_one_case(self):
         self.assertIn(("too few cases", "", True), self.found(self.cases(1)))
 
+    def test_one_class(self):
+        cases = self.cases()
+        for case in cases:
+            case.grades, case.read_label = {"grade": "0"}, None
+        collection = Collection("classification", 3, self.root, cases, ["0"], ["grade"])
+        found = apply_rules(collection, [None] * len(cases))
+        self.assertIn(("one grade", True), [(finding.rule, finding.error) for finding in found])
+        collection.labels = ["0", "1"]
+        self.assertNotIn("one grade", [finding.rule for finding in apply_rules(collection, [None] * len(cases))])
+
     def test_cases_of_one_patient(self):
         cases = self.cases()
         for case in cases:

@@ -246,6 +246,18 @@ class TestMeaning(Tables):
         self.assertEqual([case.patient for case in collection.cases], [alias(lesion) for lesion in "aabbcc"])
         self.assertEqual(collection.findings, [])
 
+    def test_a_column_that_seems_to_be_of_patients_is_asked_about(self):
+        names = self.numbered(6)
+        frame = pd.DataFrame({"Film": names, "Study subject": list("aabbcc"), "grade": [0, 1] * 3})
+        frame.to_csv(self.root / "labels.csv", index=False)
+        asked = self.one("patients not known", self.collect(outputs=["grade"]), error=True)
+        for option in ("'patient=Study subject'", "patient=Film"):
+            self.assertIn(f"--columns {option}", asked.message)
+        for column, patients in (("Study subject", "aabbcc"), ("Film", names)):
+            collection = self.collect(outputs=["grade"], columns={"patient": column})
+            self.assertEqual([case.patient for case in collection.cases], [*map(alias, patients)])
+            self.assertEqual([finding for finding in collection.findings if finding.error], [])
+
     def test_patients_by_a_pattern_of_the_path(self):
         self.pictures(*(f"images/q{at // 2}/{at}.png" for at in range(6)))
         rows = [f"images/q{at // 2}/{at}.png,{at % 2}" for at in range(6)]

@@ -111,6 +111,12 @@ def name_problem(name: str) -> str:
     return ""
 
 
+def _one_grade(collection: Collection, measured: Measured) -> Iterator[Finding]:
+    if collection.task != "segmentation" and collection.cases and len(collection.labels) < 2:
+        message = f"there must be two grades or classes or more, got {', '.join(collection.labels) or 'none'}."
+        yield Finding("one grade", "", message, error=True)
+
+
 def _shared_folders(collection: Collection, measured: Measured) -> Iterator[Finding]:
     """The list of graded images has a cell for each, which names a file or a folder."""
     if collection.task == "segmentation":
@@ -245,6 +251,7 @@ RULES: tuple[Rule, ...] = (
     _labels_in_few_cases,
     _grades_in_few_cases,
     _copies,
+    _one_grade,
     _shared_folders,
     _spacing,
     _size,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -40,6 +41,8 @@ OTHER_WORDS = frozenset(
     "filename folder url source study series accession uid id pid mrn index width rows columns spacing".split()
 )
 """Words in the names of columns that say something about an image, but are not graded."""
+NUMBER_WORDS = frozenset("study series accession uid id pid mrn index".split())
+"""Those of them that do not say what else than the patient it is, beside a word for patients."""
 EMPTY = frozenset({"", "-1", "na", "n/a", "#n/a", "nan", "null", "-", "?"})
 """Cells, in lower case, of what was not graded."""
 LONGEST_PATH = 1024
@@ -177,12 +180,12 @@ def read_columns(table: Table, root: Path, image: str, options: Options) -> Colu
     used = {found.patient, found.split}
     free = [name for name in free if name not in used and not names_files(table, root, name)]
     if not found.patient:
-        found.findings += _proposed_patients(table, free)
+        found.findings += _proposed_patients(table, free, found.image)
     found.outputs = list(options.outputs) or [name for name in free if is_output(table, name)]
     if len(found.outputs) > 1 and not options.outputs:
         message = f"what is graded must be clear, could be {_offer(table, found.outputs)}; pass --outputs, such as "
         example = min(_groups(table, found.outputs), key=lambda names: -len(names))
-        message += f"--outputs {','.join(example)}."
+        message += f"--outputs {shlex.quote(','.join(example))}."
         found.findings.append(Finding("outputs not clear", where, message, error=True))
         found.outputs = []
     return found
@@ -198,17 +201,28 @@ def _is_like(name: str, words: Sequence[str]) -> bool:
     return bool(get_close_matches(word, words, cutoff=0.85))
 
 
-def _proposed_patients(table: Table, free: Sequence[str]) -> list[Finding]:
-    """Identifiers of something else than images, such as lesions, that may keep images together."""
+def _proposed_patients(table: Table, free: Sequence[str], image: str) -> list[Finding]:
+    """
+    Columns that may keep images together: with a word such as "subject" among others in their names, which is an error
+    where values come twice, or identifiers of something else than images, such as lesions.
+    """
     findings = []
     for name in free:
-        if words_of(name)[-1:] != ["id"]:
+        words, cells = words_of(name), table.values(name)
+        asks = not {*PATIENT_WORDS}.isdisjoint(words) and (OTHER_WORDS - NUMBER_WORDS).isdisjoint(words)
+        if not asks and words[-1:] != ["id"]:
             continue
-        cells = table.values(name)
-        message = f"column {name}, with {len(set(cells))} different values in {len(cells)} rows, may tell patients "
-        message += f"apart; pass --columns patient={name} to keep images with the same value in one part."
-        findings.append(Finding("patients not known", table.path.name, message))
+        different = len(set(cells))
+        message = f"column {name}, with {different} different values in {len(cells)} rows, may tell patients apart; "
+        message += f"pass {_option(name)} to keep images with the same value in one part"
+        if asks := asks and different < len(cells):
+            message += f", or {_option(image)} if each image is of another patient"
+        findings.append(Finding("patients not known", table.path.name, f"{message}.", error=asks))
     return findings
+
+
+def _option(name: str) -> str:
+    return f"--columns {shlex.quote(f'patient={name}')}"
 
 
 def is_output(table: Table, name: str) -> bool:

@@ -28,7 +28,7 @@ from .labels import LabelValues, write_label_maps
 from .lists import write_grade_list, write_mask_list, write_volume_list
 from .metadata import about, metadata_of, title_of
 
-__all__ = ["update_lists", "write_bundle"]
+__all__ = ["check_new", "update_lists", "write_bundle"]
 
 CONFIGS = ("train.yaml", "evaluate.yaml", "inference.yaml")
 
@@ -131,11 +131,20 @@ def _check_names(collection: Collection) -> None:
                 raise InputError(f"{collection.root}: the name of a {kind} {problem}, got {name!r}.")
 
 
+def check_new(output: Path) -> None:
+    """
+    Raises:
+        InputError: if there is something of this name already.
+    """
+    if os.path.lexists(output):
+        hint = "a bundle is written to a new folder; --update brings one up to date with its data"
+        raise InputError(f"{output}: must not exist: {hint}.")
+
+
 @contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
     """A temporary folder beside ``output`` that is renamed to it in the end, or removed after an error."""
-    if os.path.lexists(output):
-        raise InputError(f"{output}: must not exist: a bundle is written to a new folder.")
+    check_new(output)
     with naming(output):
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
