@@ -169,7 +169,7 @@ def _rasterise(
                 exclusive.add(value)
     for value, slices in polygons.items():
         if step := _gap(slices, source.shape[:2], number_of[value], thickness_mm[value], slice_mm):
-            polygons[value] = _slabs(slices, step, source.shape[2])
+            polygons[value] = _slabs(slices, step, source.shape[2], number_of[value])
     for value, slices in polygons.items():
         for index, of_slice in slices.items():
             if value not in exclusive:
@@ -233,8 +233,16 @@ def _gap(
     return step
 
 
-def _slabs(slices: dict[int, list[np.ndarray]], step: int, count: int) -> dict[int, list[np.ndarray]]:
+def _slabs(slices: dict[int, list[np.ndarray]], step: int, count: int, number: int) -> dict[int, list[np.ndarray]]:
     """The contours of every slice whose plane lies in the slab of one, of ``step`` slices around it."""
+    drawn = sorted(slices)
+    close = [pair for pair in zip(drawn, drawn[1:], strict=False) if pair[1] - pair[0] < step]
+    if close:
+        first, second = close[0]
+        raise InputError(
+            f"contours of an ROI with a gap of {step} slices must all be as far apart, those of ROI "
+            f"{number_text(number)} on slices {first + 1} and {second + 1} are not."
+        )
     steps = range(-(step // 2), step - step // 2)
     return {
         index + shift: of_slice for index, of_slice in slices.items() for shift in steps if 0 <= index + shift < count
