@@ -132,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> None:
         new = NewBundle(arguments.data, _options(arguments), backbone, search_minutes=arguments.search)
     new.look(leave_out=arguments.leave_out)
     for line in (*new.summary(), *_findings(new.findings, MOST if not arguments.all else len(new.findings))):
-        print(printable(line))
+        print(printable(line), flush=True)
     if errors := sum(finding.error for finding in new.findings):
         hint = "mend the data" + ", or leave cases with errors out with --leave-out" * new.can_leave_out()
         raise InputError(f"{errors} error{'s' * (errors > 1)} in the data, nothing is written; {hint}.")
@@ -140,7 +140,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     output = arguments.update or arguments.output
     for line in new.write(output):
-        print(printable(line))
+        print(printable(line), flush=True)
 
 
 def _backbone(files: Sequence[Path]) -> Path | None | list[Path | None]:
