@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from .model import Collection, Finding, Measurement, Options
 from .plan import Plan, make_plan
 from .split import ENOUGH_TO_CALIBRATE, split_cases
 from .state import read_state, state_of, write_secret, write_state
-from .trials import choose_file, search_rates
+from .trials import choose_file, count_drawn, search_rates
 from .write import update_lists, write_bundle
 
 __all__ = ["NewBundle", "update_bundle"]
@@ -151,7 +151,7 @@ class NewBundle:
             output: folder that does not exist, or that of the earlier bundle.
 
         Yields:
-            the plan and what to do next, line by line.
+            what takes minutes, before it begins; the plan and what to do next, line by line.
 
         Raises:
             InputError: if there is an error in the data, or ``output`` exists.
@@ -163,7 +163,7 @@ class NewBundle:
         if self.bundle is None:
             if output.resolve().is_relative_to(self.data.resolve()):
                 raise InputError(f"{output}: must not lie in the folder of data, {self.data}.")
-            plan = self._plan()
+            plan = yield from self._plan()
             write_bundle(output, self.collection, self.measured, plan, *facts, finish=self._finish)
             yield from plan.lines()
         else:
@@ -172,18 +172,22 @@ class NewBundle:
         yield f"written: {output}, with report.html"
         yield f"next: cd {output} && python -m monai.bundle run --config_file configs/train.yaml{_going_on(output)}"
 
-    def _plan(self) -> Plan:
-        """The plan, with what trials on the training cases chose of it."""
+    def _plan(self) -> Generator[str, None, Plan]:
+        """The plan, with what trials on the training cases chose of it; yields a line before the trials."""
         cases = (self.collection, self.measured, self.parts)
         if len(self.backbones) == 1:
             plan = make_plan(*cases, self.backbones[0])
         else:
+            count = count_drawn(self.collection, self.parts["training"])
+            yield f"compare backbones: by linear probes on {count} training cases"
             file, comparison = choose_file(*cases, self.backbones)
             plan = make_plan(*cases, file)
             self.backbones = [file]
             plan.choose("backbone", plan["backbone"], comparison.reason())
             plan.choose("backbone_scores", comparison.as_json(), f"{comparison.metric} of the linear probes.")
         if self.search_minutes is not None:
+            count = len(self.parts["training"])
+            yield f"search of rates: {self.search_minutes:g} minutes at most, on {count} training cases"
             search_rates(plan, *cases, self.search_minutes)
         return plan
 

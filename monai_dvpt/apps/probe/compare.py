@@ -111,7 +111,8 @@ class ProbeScore:
 
     @property
     def clearly_below(self) -> bool:
-        return self.below_best.high < 0
+        """Whether the score is not defined, or the interval of the difference to the best lies below 0."""
+        return math.isnan(self.score.mean) or self.below_best.high < 0
 
     def __str__(self) -> str:
         return f"{self.name} {self.score}, {self.parameters / 1e6:.1f} M parameters"
@@ -139,7 +140,7 @@ class Comparison:
     @property
     def chosen(self) -> ProbeScore:
         """Of the backbones that are not clearly below the best, the smallest; of equally large ones the best."""
-        close = [each for each in self.scores if not each.clearly_below or each is self.best]
+        close = [each for each in self.scores if not each.clearly_below]
         return min(close, key=lambda each: (each.parameters, -each.score.mean))
 
     def reason(self) -> str:
@@ -182,7 +183,7 @@ def compare_backbones(candidates: Iterable[Candidate], labels: Labels, patients:
         patients: of each image; all images of a patient are in one fold.
 
     Raises:
-        InputError: if there are fewer than two patients.
+        InputError: if there are fewer than two patients, or the metric of no backbone is defined.
     """
     runs: list[Run] = []
     sizes: dict[str, int] = {}
@@ -191,6 +192,8 @@ def compare_backbones(candidates: Iterable[Candidate], labels: Labels, patients:
         score = _score(labels.metric, buffers)
         runs.append(Run((candidate.name, 1.0), 0, 0, score, buffers, patients))
         sizes[candidate.name] = sum(tensor.numel() for _, tensor in candidate.network.tensors(["backbone"]))
+    if all(math.isnan(run.score) for run in runs):
+        raise InputError(f"the metric is not defined on these training cases: {METRICS[labels.task]} must be a number.")
     best = max(runs, key=lambda run: -math.inf if math.isnan(run.score) else run.score).group
     found = compare_runs(runs, labels.metric, best)
     scores = [

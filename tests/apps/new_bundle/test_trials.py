@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import itertools
 import json
+import math
 import shutil
 import unittest
 from dataclasses import asdict
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,7 +31,7 @@ from monai_dvpt.apps.new_bundle.trials import choose_file, search_rates
 from monai_dvpt.apps.new_bundle.trials.backbones import draw_cases
 from monai_dvpt.apps.new_bundle.trials.rates import Trials
 from monai_dvpt.apps.new_bundle.trials.trial_bundle import inner_parts
-from monai_dvpt.benchmark.study.job import Task
+from monai_dvpt.benchmark.study.job import Task, train_and_score
 from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.utils import InputError
 
@@ -117,8 +120,24 @@ class TestBackbones(unittest.TestCase):
         self.assertEqual(found.metric, "quadratic kappa")
         self.assertEqual(str(file), str(self.tiny if found.chosen.name == self.tiny.name else self.folder / "vit.pt"))
         Path(new.collection.cases[new.parts["training"][0]].image).write_bytes(b"to be read")
-        with self.assertRaisesRegex(Exception, "cannot identify image|cannot be read|transform"):
+        with self.assertRaisesRegex(InputError, "cannot identify image|cannot be read|transform"):
             choose_file(*facts(new), [self.folder / "vit.pt", self.tiny])
+
+    def test_a_probe_that_fails_names_its_backbone(self):
+        new = looked_at(save_knees(self.folder / "knees", 3), outputs=["kl_grade"], task="grading")
+        files = [random_vit(self.folder / name, layers=1) for name in ("a.pt", "b.pt")]
+        calls = []
+
+        def fail(net, dataset, name):
+            calls.append(name)
+            if name == "b.pt":
+                raise torch.cuda.OutOfMemoryError("too large")
+            return torch.rand(len(dataset), 4).double(), torch.stack([torch.as_tensor(d["label"]) for d in dataset])
+
+        with patch("monai_dvpt.apps.probe.compare.image_features", fail):
+            with self.assertRaisesRegex(InputError, r"^b\.pt: OutOfMemoryError: too large"):
+                choose_file(*facts(new), files)
+        self.assertEqual(calls, ["a.pt", "b.pt"])
 
     def test_lesions(self):
         new = looked_at(save_lesions(self.folder / "lesions"), self.tiny)
@@ -161,11 +180,20 @@ class TestBackbones(unittest.TestCase):
         self.assertAlmostEqual(found, share, delta=1 / 8)
 
 
-class FakeTraining:
-    """Trains in no time on a clock of its own, of which an epoch and what is beside it take as long as said."""
+def near_a_hundredth(job: Job) -> float:
+    """A score, the best of which has the rate 0.01."""
+    return -abs(np.log10(job.head_rate) + 2)
 
-    def __init__(self, epoch: float, beside: float, slower: float = 1.0) -> None:
+
+class FakeTraining:
+    """
+    Trains on a clock of its own, of which an epoch and what is beside it take as long as said; in no time, with a score
+    by the job, or really.
+    """
+
+    def __init__(self, epoch: float, beside: float, slower: float = 1.0, score=near_a_hundredth, real=False) -> None:
         self.now, self.epoch, self.beside, self.slower = 1000.0, epoch, beside, slower
+        self.score, self.real = score, real
         self.trials: list[tuple[Job, int, float, float]] = []
 
     def clock(self) -> float:
@@ -176,8 +204,9 @@ class FakeTraining:
         seconds = epochs * self.epoch * (self.slower if self.trials else 1)
         self.now += seconds + self.beside
         self.trials.append((job, epochs, begun, self.now))
-        score = -abs(np.log10(job.head_rate) + 2)  # the best rate is 0.01
-        return {**asdict(job), "metric": "val_kappa", "score": score, "seconds": seconds}
+        if self.real:
+            return {**train_and_score(task, job, split), "seconds": seconds}
+        return {**asdict(job), "metric": "val_kappa", "score": self.score(job), "seconds": seconds}
 
     def run(self, minutes: float, max_epochs: int = 40) -> Trials:
         trials = Trials(Task("none"), Split([], [], []), PLANNED, max_epochs, self, self.clock)
@@ -236,7 +265,8 @@ class TestRates(unittest.TestCase):
         plan = make_plan(*facts(new), tiny, None)
         plan.choose("learning_rates", {"method": 3e-3, "head": 1e-9}, "absurd.")
         plan.choose("max_epochs", 8, "few.")
-        search_rates(plan, *facts(new), minutes=1)
+        fake = FakeTraining(1, 1, real=True)
+        search_rates(plan, *facts(new), 1, fake, fake.clock)
         self.assertGreater(plan["learning_rates"]["head"], 5e-5)
         self.assertEqual(plan["learning_rates"]["method"], 3e-3)  # nothing in the encoder is trained
         reason = plan.choices["learning_rates"].reason
@@ -247,6 +277,66 @@ class TestRates(unittest.TestCase):
             part.split(":")[0].split(",")[0].split()[-1] for part in reason.split("first: ")[1].split(";")
         )
         self.assertIn(f"{plan['learning_rates']['head']:.3g}", tried)
+
+    def searched(self, score) -> tuple[dict, dict, str, int]:
+        """Planned and found rates, the reason, and the number of trainings of a long search with such scores."""
+        vit = random_vit(self.folder / "vit.pt", layers=1)
+        new = looked_at(save_knees(self.folder / "knees", 3), vit, outputs=["kl_grade"], task="grading")
+        plan = make_plan(*facts(new), vit, None)
+        before, fake = dict(plan.values), FakeTraining(0.1, 0.1, score=score)
+        search_rates(plan, *facts(new), 60, fake, fake.clock)
+        planned, found = ({key: each[key] for key in ("learning_rates", "weight_decay")} for each in (before, plan))
+        return planned, found, plan.choices["learning_rates"].reason, len(fake.trials)
+
+    def test_trials_that_score_alike_keep_the_plan_and_end_the_search(self):
+        for value in (0.0, 1.0, math.nan):
+            with self.subTest(value):
+                self.setUp()
+                planned, found, reason, count = self.searched(lambda job, value=value: value)
+                self.assertEqual(found, planned)
+                self.assertRegex(reason, r"not searched: all 9 trials scored alike, (0\.000|1\.000|nan)\.$")
+                self.assertLessEqual(count, 2 + 9)
+
+    def test_a_trial_must_be_better_than_the_planned_one(self):
+        first = []
+
+        def worse_or_equal(job: Job) -> float:
+            first.append(job)
+            return 0.5 if job == first[0] or len(first) % 2 else 0.25
+
+        planned, found, reason, _ = self.searched(worse_or_equal)
+        self.assertEqual(found, planned)
+        self.assertIn("no trial was better than the planned one", reason)
+        self.assertNotIn("the best is taken", reason)
+
+    def test_a_trial_that_fails_costs_no_other(self):
+        def fails_with_large_rates(job: Job) -> float:
+            if job.head_rate > 0.02:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return near_a_hundredth(job)
+
+        planned, found, reason, _ = self.searched(fails_with_large_rates)
+        self.assertIn("failed with OutOfMemoryError", reason)
+        self.assertIn("the best is taken", reason)
+        self.assertLess(abs(math.log10(found["learning_rates"]["head"]) + 2), 0.5)
+
+    def test_a_first_trial_that_fails_keeps_the_plan(self):
+        def fail(job: Job) -> float:
+            raise RuntimeError("no kernel image")
+
+        planned, found, reason, count = self.searched(fail)
+        self.assertEqual((found, count), (planned, 1))
+        self.assertIn("not searched: the first trial failed (RuntimeError: no kernel image).", reason)
+
+    def test_bad_input_ends_the_search(self):
+        def fail(job: Job) -> float:
+            try:
+                raise InputError("a.png: must be an image.")
+            except InputError as error:
+                raise RuntimeError("applying transform") from error
+
+        with self.assertRaisesRegex(InputError, r"^a\.png: must be an image\.$"):
+            self.searched(fail)
 
     def test_inner_parts_share_no_patient_and_no_other_part(self):
         new = looked_at(save_knees(self.folder / "knees"), outputs=["kl_grade"], task="grading")
@@ -275,9 +365,14 @@ class TestCommand(unittest.TestCase):
 
     def test_backbones_and_search(self):
         root, files = save_knees(self.folder / "knees"), [shared_data(TINY), random_vit(self.folder / "vit.pt", 2)]
-        options = ("--outputs", "kl_grade", "--task", "grading", "--output", self.bundle, "--search", 0.3)
-        status, out, err = self.new(root, *options, "--backbone", *files)
+        options = ("--outputs", "kl_grade", "--task", "grading", "--output", self.bundle, "--search", 3)
+        fake = FakeTraining(0.5, 0.5)
+        search = functools.partial(search_rates, run_job=fake, clock=fake.clock)
+        with patch("monai_dvpt.apps.new_bundle.new.search_rates", search):
+            status, out, err = self.new(root, *options, "--backbone", *files)
         self.assertEqual(status, 0, err)
+        self.assertRegex(out, r"(?m)^compare backbones: by linear probes on \d+ training cases$")
+        self.assertRegex(out, r"(?m)^search of rates: 3 minutes at most, on \d+ training cases$")
         plan = json.loads((self.bundle / "configs/plan.json").read_text())
         config = yaml.safe_load((self.bundle / "configs/train.yaml").read_text())
         chosen = next(file for file in files if file.name == plan["backbone"]["value"])
@@ -288,8 +383,27 @@ class TestCommand(unittest.TestCase):
         self.assertEqual(config["weight_decay"], plan["weight_decay"]["value"])
         for text in (out, (self.bundle / "docs/README.md").read_text(), (self.bundle / "report.html").read_text()):
             self.assertRegex(text, r"quadratic kappa of linear probes on the frozen features of \d+ training cases")
-            self.assertIn("searched: ", text)
+            self.assertRegex(text, r"\bsearched: \d+ trials of")
         self.assertNotIn("initialised", out)  # what trials print
+
+    def test_what_takes_minutes_is_said_before_it_begins(self):
+        root, files = save_knees(self.folder / "knees", 3), [random_vit(self.folder / name, 1) for name in "ab"]
+        out = open(self.folder / "out.txt", "w")  # as a shell does, with a buffer
+        self.addCleanup(out.close)
+        said = []
+
+        def stop(*_: object) -> None:
+            said.append((self.folder / "out.txt").read_text())
+            raise InputError("seen enough.")
+
+        options = ["--outputs", "kl_grade", "--task", "grading", "--output", str(self.bundle)]
+        for name, words in (("choose_file", ["--backbone", *map(str, files)]), ("search_rates", ["--search", "2"])):
+            words = words if "--backbone" in words else [*words, "--backbone", str(files[0])]
+            with patch(f"monai_dvpt.apps.new_bundle.new.{name}", stop), contextlib.redirect_stdout(out):
+                with contextlib.redirect_stderr(io.StringIO()):
+                    self.assertEqual(main(["new", str(root), *options, *words]), 1)
+        self.assertRegex(said[0], r"(?m)^grading of \d+ pictures[^$]*^compare backbones: .* training cases\n\Z")
+        self.assertRegex(said[1], r"(?m)^search of rates: 2 minutes at most, .* training cases\n\Z")
 
     def test_bad_arguments_are_one_line(self):
         root = save_knees(self.folder / "knees", 3)

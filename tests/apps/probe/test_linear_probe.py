@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import unittest
 from collections import Counter
 from pathlib import Path
@@ -212,6 +213,25 @@ class TestRealPictures(unittest.TestCase):
         rows = [row for pair in zip(*by_grade, strict=True) for row in pair]
         data = [{"image": str(root / r["image"]), "label": torch.tensor([int(r["kl_grade"] == "3")])} for r in rows]
         return data, [row["patient"] for row in rows]
+
+    def test_a_backbone_without_a_score_is_not_close_to_the_best(self):
+        nothing = Interval(math.nan, math.nan, math.nan)
+        found = Comparison(
+            "mean Dice",
+            [
+                ProbeScore("small", 1, nothing, nothing),
+                ProbeScore("large", 2, Interval(0.5, 0.4, 0.6), Interval(0, 0, 0)),
+            ],
+            *(8, 4, 4),
+        )
+        self.assertEqual((found.best.name, found.chosen.name), ("large", "large"))
+        self.assertIn("large is the best, clearly", found.reason())
+
+    def test_a_metric_that_is_not_defined_is_bad_input(self):
+        net = DVPTViT(3, 112, 16, **TINY, spatial_dims=2, num_classes=2, method="linear")
+        data = [{"image": torch.rand(3, 112, 112), "label": torch.tensor([-1])} for _ in range(4)]
+        with self.assertRaisesRegex(InputError, "the metric is not defined on these training cases"):
+            compare_backbones([Candidate("tiny", net, data)], Labels("grading", ["0", "3"]), range(4))
 
     def test_scores_of_knees_are_those_of_scikit_learn(self):
         weights = shared_data("weights/vit_tiny_patch16_224_timm.safetensors")

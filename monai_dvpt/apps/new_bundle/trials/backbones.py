@@ -13,14 +13,14 @@ from monai.transforms import Compose
 from monai_dvpt.apps.probe import Candidate, Comparison, Labels, compare_backbones
 from monai_dvpt.benchmark.study.job import Task
 from monai_dvpt.networks.pretrained import MRI_VIT_TINY
-from monai_dvpt.utils import InputError
+from monai_dvpt.utils import InputError, reason
 
 from ..model import Collection, Measurement
 from ..plan import Plan, make_plan
 from ..write.labels import LabelValues
 from .trial_bundle import inner_parts, patients_of, quiet, trial_bundle
 
-__all__ = ["SHIPPED", "choose_file", "draw_cases"]
+__all__ = ["SHIPPED", "choose_file", "count_drawn", "draw_cases"]
 
 SHIPPED = "shipped"
 """What a user calls the weights of the package."""
@@ -47,12 +47,12 @@ def choose_file(
         backbones: files; None for the weights of the package, which are tried for volumes in any case.
 
     Raises:
-        InputError: if a file cannot be used, or there are fewer than two patients to train.
+        InputError: if a file cannot be used, there are fewer than two patients to train, or a probe fails.
     """
     if collection.spatial_dims == 3 and None not in backbones:
         backbones = [*backbones, None]
-    most = GRADED_PICTURES if collection.spatial_dims == 2 and collection.task != "segmentation" else OTHERS
-    drawn = inner_parts(collection, measured, draw_cases(collection, measured, parts["training"], most))
+    count = count_drawn(collection, parts["training"])
+    drawn = inner_parts(collection, measured, draw_cases(collection, measured, parts["training"], count))
     indices = [index for part in drawn.values() for index in part]
     patients = patients_of(collection, measured, indices)
     if not all(drawn.values()):
@@ -62,13 +62,28 @@ def choose_file(
     names = _names(backbones)
     plans = [make_plan(collection, measured, drawn, file, measure=None) for file in backbones]
 
+    current = names[0]
+
     def candidates() -> Iterator[Candidate]:
+        nonlocal current
         for name, plan in zip(names, plans, strict=True):
+            current = name
             yield from _candidate(name, collection, measured, drawn, plan)
 
     labels = _labels(collection, measured, sorted(indices))
-    found = compare_backbones(candidates(), labels, [patients[index] for index in indices])
+    try:
+        found = compare_backbones(candidates(), labels, [patients[index] for index in indices])
+    except InputError:
+        raise
+    except Exception as error:  # such as too little memory; MONAI wraps every error
+        raise InputError(f"{current}: {reason(error)}") from error
     return backbones[names.index(found.chosen.name)], found
+
+
+def count_drawn(collection: Collection, indices: Sequence[int]) -> int:
+    """How many of some cases are probed."""
+    graded = collection.spatial_dims == 2 and collection.task != "segmentation"
+    return min(len(indices), GRADED_PICTURES if graded else OTHERS)
 
 
 def draw_cases(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from monai_dvpt.benchmark.study.job import Task, read_cases, train_and_score
 from monai_dvpt.benchmark.study.plan import Job, Split
 from monai_dvpt.benchmark.study.search import Search, best_trials, edges_of, ranges_of
 from monai_dvpt.networks.methods import as_method
-from monai_dvpt.utils import path_for_config, progress
+from monai_dvpt.utils import InputError, path_for_config, progress, reason, root_cause
 
 from ..model import Collection, Measurement
 from ..plan import Plan
@@ -40,11 +40,14 @@ def search_rates(
     measured: Sequence[Measurement | None],
     parts: Mapping[str, Sequence[int]],
     minutes: float,
+    run_job: RunJob = train_and_score,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """
     Chooses ``learning_rates`` and ``weight_decay`` anew: the best of short trainings of the bundle that the plan gives,
     on its training cases alone, of which a part, by patient, scores. The trials are those of
-    :class:`monai_dvpt.benchmark.study.search.Search`, after one with the planned values.
+    :class:`monai_dvpt.benchmark.study.search.Search`, after one with the planned values, which are kept unless another
+    trial scores better.
 
     Args:
         plan: to train by and to change.
@@ -52,8 +55,12 @@ def search_rates(
         measured: one for each case; None for a case that is in no part.
         parts: indices of the cases by part; of "training" alone anything is read.
         minutes: for the whole search; a trial that would take longer is not begun.
+        run_job, clock: see :class:`Trials`.
+
+    Raises:
+        InputError: if a trial cannot read its input; after any other failure the search goes on.
     """
-    deadline = time.monotonic() + 60 * minutes
+    deadline = clock() + 60 * minutes
     inner = inner_parts(collection, measured, parts["training"])
     if not all(inner.values()):
         counts = {part: len(indices) for part, indices in inner.items()}
@@ -65,12 +72,19 @@ def search_rates(
         task = Task(str(bundle), settings, torch.get_num_threads())
         with quiet():
             lists = read_cases(task)
-        trials = Trials(task, Split(lists["training"], lists["validation"], ()), _planned(plan), plan["max_epochs"])
+        split = Split(lists["training"], lists["validation"], ())
+        trials = Trials(task, split, _planned(plan), plan["max_epochs"], run_job, clock)
         trials.run(deadline)
+    if trials.failure:
+        _keep(plan, f"the first trial failed ({trials.failure.removesuffix('.')})")
+        return
     if len(trials.rows) < 2:
         _keep(plan, f"{minutes:g} minutes were too short for two trials")
         return
-    spent = minutes - (deadline - time.monotonic()) / 60
+    if trials.are_alike():
+        _keep(plan, f"all {len(trials.rows)} trials scored alike, {trials.rows[0]['score']:.3f}")
+        return
+    spent = minutes - (deadline - clock()) / 60
     how = f"{spent:.1f} of {minutes:g} minutes, {len(inner['training'])} training cases, {len(inner['validation'])}"
     _take_best(plan, trials, f"{how} others of the training part to score")
 
@@ -87,7 +101,8 @@ class Trials:
         run_job: trains and scores a job.
         clock: in seconds.
         epochs: of a trial, once it is known.
-        rows: results so far, of equally long trials.
+        rows: results so far, of equally long trials; one that failed scores NaN, and "failed" says with which error.
+        failure: why the training that is to tell how long trials take failed, after which there are none.
     """
 
     task: Task
@@ -99,6 +114,8 @@ class Trials:
     epochs: int = 0
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     longest: float = 0.0
+    metric: str = ""
+    failure: str = ""
 
     def run(self, deadline: float) -> None:
         """Runs trials until none would end before ``deadline``, on the clock, or the search is over."""
@@ -109,16 +126,25 @@ class Trials:
         for job in progress(self._jobs(first), "search of rates", unit="trial", total=min(fitting, self._most(first))):
             if self.clock() + self.longest > deadline:
                 return
-            self.rows.append(self._time(job, self.epochs))
+            self.rows.append(self._score(job))
+
+    def are_alike(self) -> bool:
+        """Whether all scores so far are equal, or none is finite."""
+        return len(set(map(_finite, self.rows))) < 2
 
     def _measure(self, deadline: float) -> int:
         """Trains an epoch, and chooses how many trials there are in the first round and how long each is; 0: none."""
-        if "prefix_cache" in self.task.settings:
-            self._time(self.planned, 1)  # computes the outputs of the frozen layers, which later trials find
-        started = self.clock()
-        if started >= deadline:
+        try:
+            if "prefix_cache" in self.task.settings:
+                self._time(self.planned, 1)  # computes the outputs of the frozen layers, which later trials find
+            started = self.clock()
+            if started >= deadline:
+                return 0
+            row = self._time(self.planned, 1)
+        except Exception as error:  # such as too little memory
+            self.failure = _failure(error)
             return 0
-        row = self._time(self.planned, 1)
+        self.metric = row["metric"]
         training = max(float(row["seconds"]), 1e-3)
         beside = max(self.clock() - started - training, 0.0)
         left = deadline - self.clock()
@@ -137,10 +163,20 @@ class Trials:
         yield self.planned
         yield from search.first(first)
         for _ in range(AROUND):
+            if self.are_alike():
+                return
             yield from search.further(self.rows)
 
     def _most(self, first: int) -> int:
         return 1 + first + 2 * AROUND
+
+    def _score(self, job: Job) -> Mapping[str, Any]:
+        try:
+            return self._time(job, self.epochs)
+        except Exception as error:  # such as too little memory; the other trials count
+            _failure(error)
+            failed = type(root_cause(error)).__name__
+            return {**asdict(job), "metric": self.metric, "score": math.nan, "failed": failed}
 
     def _time(self, job: Job, epochs: int) -> Mapping[str, Any]:
         started = self.clock()
@@ -152,6 +188,18 @@ class Trials:
         return row
 
 
+def _failure(error: Exception) -> str:
+    """Why a trial failed; bad input ends the search."""
+    if isinstance(root_cause(error), InputError):
+        raise InputError(reason(error)) from error
+    return reason(error)
+
+
+def _finite(row: Mapping[str, Any]) -> float:
+    """The score of a trial; one that is not finite is the worst."""
+    return row["score"] if math.isfinite(row["score"]) else -math.inf
+
+
 def _planned(plan: Plan) -> Job:
     rates, method = plan["learning_rates"], as_method(plan["method"]).name
     encoder = rates["method"] if "encoder_rate" in ranges_of(method) else 0.0
@@ -161,15 +209,19 @@ def _planned(plan: Plan) -> Job:
 def _take_best(plan: Plan, trials: Trials, how: str) -> None:
     rows, planned = trials.rows, trials.planned
     searched = ranges_of(planned.method)
-    best = best_trials(rows)[planned.method, planned.fold]
-    edges = [WORDS[setting] for setting in edges_of(best, rows) if setting in WORDS]
+    better = [row for row in rows if _finite(row) > _finite(rows[0])]  # the first is the planned one
+    best = best_trials(better)[planned.method, planned.fold] if better else planned
+    edges = [WORDS[setting] for setting in edges_of(best, rows) if setting in WORDS] if better else []
 
     def words(job: Any) -> str:
         return ", ".join(f"{WORDS[setting]} {job[setting]:.3g}" for setting in searched)
 
-    tried = "; ".join(f"{words(row)}: {row['score']:.3f}" for row in rows)
+    def score(row: Mapping[str, Any]) -> str:
+        return f"failed with {row['failed']}" if "failed" in row else f"{row['score']:.3f}"
+
+    tried = "; ".join(f"{words(row)}: {score(row)}" for row in rows)
     edge = f"; {' and '.join(edges)} at the edge of what was tried, so a better value may lie beyond" if edges else ""
-    result = "the best is the planned one" if best == planned else "the best is taken"
+    result = "the best is taken" if better else "no trial was better than the planned one, which is kept"
     reason = (
         f"searched: {len(rows)} trials of {trials.epochs} of {trials.max_epochs} epochs ({how}), scored by "
         f"{rows[0]['metric']}, the planned one first: {tried}; {result}{edge}."
