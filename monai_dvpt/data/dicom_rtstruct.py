@@ -169,7 +169,7 @@ def _rasterise(
                 exclusive.add(value)
     for value, slices in polygons.items():
         if step := _gap(slices, source.shape[:2], number_of[value], thickness_mm[value], slice_mm):
-            polygons[value] = _slabs(slices, step, source.shape[2])
+            polygons[value] = _slabs(slices, step, source.shape[2], number_of[value])
     for value, slices in polygons.items():
         for index, of_slice in slices.items():
             if value not in exclusive:
@@ -233,12 +233,18 @@ def _gap(
     return step
 
 
-def _slabs(slices: dict[int, list[np.ndarray]], step: int, count: int) -> dict[int, list[np.ndarray]]:
+def _slabs(slices: dict[int, list[np.ndarray]], step: int, count: int, number: int) -> dict[int, list[np.ndarray]]:
     """The contours of every slice whose plane lies in the slab of one, of ``step`` slices around it."""
-    steps = range(-(step // 2), step - step // 2)
-    return {
-        index + shift: of_slice for index, of_slice in slices.items() for shift in steps if 0 <= index + shift < count
-    }
+    filled: dict[int, list[np.ndarray]] = {}
+    for index, of_slice in slices.items():
+        for target in range(max(0, index - step // 2), min(count, index + step - step // 2)):
+            if target in filled or (target in slices and target != index):
+                raise InputError(
+                    f"contours of an ROI must be on every slice that it fills, or have slabs that do not meet, those "
+                    f"of ROI {number_text(number)} have two on slice {target + 1}."
+                )
+            filled[target] = of_slice
+    return filled
 
 
 def _polygon(contour: Dataset, to_voxel: np.ndarray, source: SeriesGrid, number: int) -> tuple[int, np.ndarray]:
