@@ -92,6 +92,12 @@ def update_lists(
     if collection.channels != [str(name) for name in config.get("channels", ())]:
         stay = f"must stay as they are, {config.get('channels', [])}"
         raise InputError(f"{bundle}: the channels {stay}, the data have {collection.channels}.")
+    of_files = [str(name) for name in config.get("file_channels", config.get("channels", ()))]
+    if collection.channels and collection.file_channels != of_files:
+        raise InputError(
+            f"{bundle}: the channels of files must stay as they are, {of_files}, the data have "
+            f"{collection.file_channels}."
+        )
     found = labels.names if kind == "labels" else collection.labels
     if found != [str(name) for name in config.get(kind, ())]:
         raise InputError(f"{bundle}: the {kind} must stay as they are, {config.get(kind)}, the data have {found}.")
