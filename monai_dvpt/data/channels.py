@@ -14,11 +14,22 @@ from monai_dvpt.utils import InputError
 from .kinds import VOLUMES, file_kind, image_kind, image_stem
 from .nifti import nifti_size
 
-__all__ = ["ChannelFiles", "channel_numbers", "files_beside", "group_channels", "is_volume_list", "stacked_channels"]
+__all__ = [
+    "ChannelFiles",
+    "channel_numbers",
+    "files_beside",
+    "group_channels",
+    "is_volume_list",
+    "names_problem",
+    "numbers_of_files",
+    "stacked_channels",
+]
 
 NUMBER = re.compile(r"\d{4}")
 """What nnU-Net writes at the end of a file's name, the number of the channel from 0."""
 WORD = re.compile(r"[^\W_]+")
+NAME = re.compile(r"[\w .-]+")
+"""Of a channel: a sign would not be seen in the name of a file."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,25 @@ class ChannelFiles:
         return [self.files[name] for name in channels]
 
 
+def names_problem(names: Sequence[str]) -> str:
+    """Why names of channels cannot be told apart in the names of files; "" if they can."""
+    if odd := [name for name in names if not NAME.fullmatch(name) or not _words(name)]:
+        return f"names of channels must be of letters, digits, spaces, _, - and ., rename them, got {odd}."
+    if len({tuple(_words(name)) for name in names}) < len(names):
+        return f"names of channels must differ in letters or digits, rename them, got {list(names)}."
+    return ""
+
+
+def numbers_of_files(paths: Iterable[Path], file_channels: Sequence[str]) -> list[str]:
+    """nnU-Net's numbers in names of files, if they alone would say the channel of one; else none."""
+    ends = {path: image_stem(path.name).rpartition("_") for path in paths}
+    ends = {path: end for path, end in ends.items() if end[0] and NUMBER.fullmatch(end[2])}
+    for path, (rest, _, number) in ends.items():
+        if int(number) < len(file_channels) and not _by_name(rest, file_channels) and stacked_channels(path) == 1:
+            return sorted({number for _, _, number in ends.values()})
+    return []
+
+
 def channel_numbers(channels: Sequence[str], file_channels: Sequence[str]) -> list[int]:
     """
     The place of each channel among those of a file.
@@ -68,6 +98,8 @@ def channel_numbers(channels: Sequence[str], file_channels: Sequence[str]) -> li
     for names in (channels, file_channels):
         if not names or len({name.casefold() for name in names}) < len(names):
             raise ValueError(f"channels must be different names, at least one, got {list(names)}.")
+        if problem := names_problem(names):
+            raise ValueError(problem)
     if unknown := [name for name in channels if name not in file_channels]:
         raise ValueError(f"channels must be of {list(file_channels)}, got {unknown}.")
     return [list(file_channels).index(name) for name in channels]
@@ -90,7 +122,7 @@ def group_channels(paths: Iterable[Path], file_channels: Sequence[str]) -> list[
     groups: dict[tuple[Path, tuple[str, ...]], _Group] = {}
     for path in paths:
         stem = image_stem(path.name)
-        said = [each for each in (_by_number(stem, file_channels), _by_name(stem, file_channels)) if each is not None]
+        said = [*_by_number(stem, file_channels), *_by_name(stem, file_channels)]
         if not said or stacked_channels(path) > 1:
             continue
         channel, rest = said[0]
@@ -135,27 +167,28 @@ class _Group:
     unclear: list[Path] = field(default_factory=list)
 
 
-def _by_number(stem: str, file_channels: Sequence[str]) -> tuple[str, str] | None:
-    """The channel that nnU-Net's number says, and the rest of a name."""
+def _by_number(stem: str, file_channels: Sequence[str]) -> list[tuple[str, str]]:
+    """The channel that nnU-Net's number says, and the rest of a name; none or one."""
     rest, _, number = stem.rpartition("_")
     known = rest and NUMBER.fullmatch(number) and int(number) < len(file_channels)
-    return (file_channels[int(number)], rest) if known else None
+    return [(file_channels[int(number)], rest)] if known else []
 
 
-def _by_name(stem: str, file_channels: Sequence[str]) -> tuple[str, str] | None:
-    """The channel that the last or first words say, and the rest of a name."""
-    found = list(WORD.finditer(stem))
-    words = _words(stem)
+def _by_name(stem: str, file_channels: Sequence[str]) -> list[tuple[str, str]]:
+    """The channels that the last and first words say, and the rest of a name; two if they say different ones."""
+    found, words = list(WORD.finditer(stem)), _words(stem)
+    said: dict[str, str] = {}
     wanted = {name: _words(name) for name in file_channels}
-    for name in sorted(wanted, key=lambda name: -len(wanted[name])):
-        count = len(wanted[name])
-        if not 0 < count <= len(words):
-            continue
-        if words[-count:] == wanted[name]:
-            return name, stem[: found[-count - 1].end()] if count < len(words) else ""
-        if words[:count] == wanted[name]:
-            return name, stem[found[count].start() :]
-    return None
+    for at_end in (True, False):
+        for name in sorted(wanted, key=lambda name: -len(wanted[name])):
+            count = len(wanted[name])
+            if not 0 < count <= len(words) or wanted[name] != (words[-count:] if at_end else words[:count]):
+                continue
+            if count == len(words):
+                return [(name, "")]
+            said.setdefault(name, stem[: found[-count - 1].end()] if at_end else stem[found[count].start() :])
+            break
+    return list(said.items())
 
 
 def _words(text: str) -> list[str]:

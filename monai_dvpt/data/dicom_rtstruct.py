@@ -235,18 +235,16 @@ def _gap(
 
 def _slabs(slices: dict[int, list[np.ndarray]], step: int, count: int, number: int) -> dict[int, list[np.ndarray]]:
     """The contours of every slice whose plane lies in the slab of one, of ``step`` slices around it."""
-    drawn = sorted(slices)
-    close = [pair for pair in zip(drawn, drawn[1:], strict=False) if pair[1] - pair[0] < step]
-    if close:
-        first, second = close[0]
-        raise InputError(
-            f"contours of an ROI with a gap of {step} slices must all be as far apart, those of ROI "
-            f"{number_text(number)} on slices {first + 1} and {second + 1} are not."
-        )
-    steps = range(-(step // 2), step - step // 2)
-    return {
-        index + shift: of_slice for index, of_slice in slices.items() for shift in steps if 0 <= index + shift < count
-    }
+    filled: dict[int, list[np.ndarray]] = {}
+    for index, of_slice in slices.items():
+        for target in range(max(0, index - step // 2), min(count, index + step - step // 2)):
+            if target in filled or (target in slices and target != index):
+                raise InputError(
+                    f"contours of an ROI must be on every slice that it fills, or have slabs that do not meet, those "
+                    f"of ROI {number_text(number)} have two on slice {target + 1}."
+                )
+            filled[target] = of_slice
+    return filled
 
 
 def _polygon(contour: Dataset, to_voxel: np.ndarray, source: SeriesGrid, number: int) -> tuple[int, np.ndarray]:

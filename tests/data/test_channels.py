@@ -12,7 +12,7 @@ from parameterized import parameterized
 from utils_data import save_dicom, save_nifti, temporary_folder
 
 from monai_dvpt.data import find_cases
-from monai_dvpt.data.channels import files_beside, group_channels, stacked_channels
+from monai_dvpt.data.channels import channel_numbers, files_beside, group_channels, stacked_channels
 
 SIZE = (4, 5, 6)
 NAMES = ("t1", "t1_gd", "FLAIR")
@@ -52,12 +52,17 @@ class TestGroups(Files):
         paths = [*self.touch("x_t1", channels=3), *self.touch("y_0001")]
         self.assertEqual([self.short(group.place) for group in group_channels(paths, NAMES)], ["y"])
 
-    @parameterized.expand([(["t1_0001", "t1_0000"],), (["x_t1", "x-T1"],)])
+    @parameterized.expand([(["t1_0001", "t1_0000"],), (["x_t1", "x-T1"],), (["t1_001_flair"],)])
     def test_unclear_names(self, files):
         (group,) = group_channels(self.touch(*files), NAMES)
         self.assertTrue(group.unclear)
         with self.assertRaisesRegex(ValueError, "must say one channel"):
             group.paths_of(["t1"])
+
+    @parameterized.expand([(["T2*", "T1"],), (["T1+"],), (["t1_gd", "T1 gd"],), (["-"],)])
+    def test_names_that_files_cannot_say(self, names):
+        with self.assertRaisesRegex(ValueError, "names of channels must"):
+            channel_numbers(names, names)
 
     def test_files_beside(self):
         files = self.touch("a/t1", "a/t2", "a/mask", "b/x_t1", "b/x_t2", "b/y_t2", "c/t2")

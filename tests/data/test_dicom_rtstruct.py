@@ -273,6 +273,18 @@ class TestReadRTStruct(unittest.TestCase):
         self.assertEqual(set(np.unique(truth.nonzero()[2])), filled)
         np.testing.assert_array_equal(read_rtstruct(self.path, grid)[0], truth)
 
+    def test_slabs_that_meet_are_refused(self):
+        with mock.patch(f"{__name__}.SHAPE", (31, 27, 7)):
+            grid = self.synthetic()
+        square = [(3.5, 4.5), (9.5, 4.5), (9.5, 11.5), (3.5, 11.5)]
+        apart = [(12.5, 12.5), (15.5, 12.5), (15.5, 15.5)]
+        dataset = self.save({5: ("square and piece", [*((index, square) for index in (0, 2, 4)), (5, apart)])})
+        for contour in dataset.ROIContourSequence[0].ContourSequence:
+            contour.ContourSlabThickness = 8
+        dataset.save_as(self.path)
+        with self.assertRaisesRegex(InputError, "slabs that do not meet, those of ROI 5 have two on slice 5"):
+            read_rtstruct(self.path, grid)
+
     def test_pieces_apart_are_no_gap(self):
         grid = self.synthetic()
         near, far = [(2.5, 2.5), (5.5, 2.5), (5.5, 5.5), (2.5, 5.5)], [(12.5, 12.5), (15.5, 12.5), (15.5, 15.5)]

@@ -21,7 +21,7 @@ from monai_dvpt.apps.new_bundle.collect.volumes import collect_volumes
 from monai_dvpt.apps.new_bundle.modalities import modality_of
 from monai_dvpt.apps.new_bundle.model import Collection, Options
 from monai_dvpt.apps.new_bundle.plan import make_plan
-from monai_dvpt.apps.new_bundle.write import write_bundle
+from monai_dvpt.apps.new_bundle.write import update_lists, write_bundle
 from monai_dvpt.utils import InputError
 
 SIZE = (18, 17, 20)
@@ -219,7 +219,37 @@ class TestFindings(ChannelFolders):
         with self.assertRaisesRegex(InputError, "--channels must name each channel once"):
             self.collect("flair", "FLAIR")
         self.write_list({**LISTED, "channel_names": {"0": "a", "1": "A"}})
-        self.assertIn(("list cannot be used", "dataset.json"), [each[:2] for each in self.errors(self.collect("a"))])
+        with self.assertRaisesRegex(InputError, "dataset.json must name the channel of every number"):
+            self.collect("a")
+
+    def test_numbers_that_no_list_names(self):
+        self.save_cases("imagesTr/{}_{}.nii.gz", "labelsTr/{}.nii.gz", {"0000": "FLAIR", "0001": "t1gd"})
+        for channels in (("flair",), ("t1gd", "flair"), ("0000", "0001")):
+            with self.assertRaisesRegex(InputError, '"channel_names": .*"0": "t1".* the numbers 0000, 0001'):
+                self.collect(*channels)
+
+    def test_names_with_signs(self):
+        self.save_cases("{}/{}.nii.gz", "{}/seg.nii.gz", {"T2": "t2", "T1": "t1"})
+        with self.assertRaisesRegex(InputError, r"--channels: names of channels must .*'T2\*'"):
+            self.collect("T2*", "T1")
+        self.write_list({"channel_names": {"0": "T1", "1": "T1+"}})
+        with self.assertRaisesRegex(InputError, r"dataset.json: names of channels must .*'T1\+'"):
+            self.collect()
+
+    def test_a_channel_that_no_case_has(self):
+        self.save_cases("{}/{}.nii.gz", "{}/seg.nii.gz", {"flair": "FLAIR", "t1": "t1"})
+        for _, _, message in (errors := self.errors(self.collect("flair", "t2"))):
+            self.assertNotIn("--leave-out", message)
+            self.assertIn("--channels flair", message)
+        self.assertEqual(len(errors), len(CASES))
+
+    def test_an_update_keeps_the_order_in_files(self):
+        bundle = self.root / "bundle"
+        (bundle / "configs").mkdir(parents=True)
+        (bundle / "configs/train.yaml").write_text("channels: [b]\nfile_channels: [a, b]\nlabels: [x]\n")
+        changed = Collection("segmentation", 3, self.root, [], ["x"], channels=["b"], file_channels=["b", "a"])
+        with self.assertRaisesRegex(InputError, r"channels of files must stay .*'a', 'b'.* have \['b', 'a'\]"):
+            update_lists(bundle, changed, [], {})
 
     def test_pictures_and_grades_have_no_channels(self):
         for name in "ab":

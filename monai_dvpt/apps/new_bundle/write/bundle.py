@@ -92,9 +92,12 @@ def update_lists(
     if collection.channels != [str(name) for name in config.get("channels", ())]:
         stay = f"must stay as they are, {config.get('channels', [])}"
         raise InputError(f"{bundle}: the channels {stay}, the data have {collection.channels}.")
-    if collection.file_channels != [str(name) for name in config.get("file_channels", ())]:
-        stay = f"of the data must stay in their order, {config.get('file_channels', [])}"
-        raise InputError(f"{bundle}: the channels {stay}, got {collection.file_channels}.")
+    inside = [str(name) for name in config.get("file_channels", config.get("channels", ()))]
+    if collection.file_channels != inside:
+        raise InputError(
+            f"{bundle}: the order of channels inside files must stay as it is, {inside}, the data have "
+            f"{collection.file_channels}."
+        )
     found = labels.names if kind == "labels" else collection.labels
     if found != [str(name) for name in config.get(kind, ())]:
         raise InputError(f"{bundle}: the {kind} must stay as they are, {config.get(kind)}, the data have {found}.")
