@@ -37,8 +37,7 @@ def run_commands(
     Parses a command line, by default that of the process, and runs the command.
 
     Returns:
-        the exit status: 0, or 1 after bad input, which one line on standard error names, or where nobody reads the
-        output any more.
+        the exit status: 0, or 1 after bad input, which one line on standard error names.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--version", action=_Version, nargs=0, help="print this version and those it runs with")
@@ -48,12 +47,8 @@ def run_commands(
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
-        sys.stdout.flush()
     except InputError as error:
         print(f"error: {printable(reason(error))}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        _drop_output()
         return 1
     return 0
 
@@ -74,13 +69,8 @@ def say(line: Any) -> None:
     """Prints a line at once. Where nobody reads the output any more, as behind ``head``, the command still goes on."""
     try:
         print(printable(line), flush=True)
-    except BrokenPipeError:
-        _drop_output()
-
-
-def _drop_output() -> None:
-    """Sends what is left of the output nowhere; else Python would name the closed pipe at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the rest goes nowhere; else Python would name the closed pipe at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -148,8 +148,6 @@ def _run(arguments: argparse.Namespace) -> None:
 def _backbone(files: Sequence[Path]) -> Path | None | list[Path | None]:
     """One file of weights or several, None for those of the package."""
     found = [None if str(file) == SHIPPED else file for file in files] or [None]
-    if len(set(found)) < len(found):
-        raise InputError(f"--backbone must name each file once, got {' '.join(map(str, files))}.")
     return found[0] if len(found) == 1 else found
 
 

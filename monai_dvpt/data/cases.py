@@ -14,7 +14,7 @@ from typing import Any
 
 from monai_dvpt.utils import InputError, reason
 
-from .channels import files_beside, group_channels, stacked_channels
+from .channels import files_beside, group_channels, unnamed_problem
 from .dicom import DicomSeries, DicomSeriesReader, find_series
 from .dicom.privacy import names_patient
 from .dicom.series import VOLUMES
@@ -151,10 +151,8 @@ def _with_channels(entries: Sequence[_Entry], channels: Sequence[str], file_chan
     for entry in entries:
         if entry.path in done:
             continue
-        count = stacked_channels(entry.path)
-        if "refused" not in entry.case and not 1 < count == len(file_channels):
-            rule = f"must have the channels {', '.join(file_channels)}, or the name of one in its own"
-            entry.case["refused"] = f"{entry.path}: {rule}, has {count} without a name."
+        if "refused" not in entry.case and (problem := unnamed_problem(entry.path, file_channels)):
+            entry.case["refused"] = f"{entry.path}: {problem}"
         found.append(entry)
     return found
 

@@ -23,6 +23,7 @@ __all__ = [
     "names_problem",
     "numbers_of_files",
     "stacked_channels",
+    "unnamed_problem",
 ]
 
 NUMBER = re.compile(r"\d{4}")
@@ -84,6 +85,14 @@ def numbers_of_files(paths: Iterable[Path], file_channels: Sequence[str]) -> lis
     return []
 
 
+def unnamed_problem(path: str | os.PathLike, file_channels: Sequence[str]) -> str:
+    """Why a file whose name says no channel cannot be used: it must have all channels, and several; "" if it has."""
+    if 1 < (count := stacked_channels(path)) == len(file_channels):
+        return ""
+    listed = ", ".join(file_channels)
+    return f"must have the channels {listed}, or the name of one in its own, has {count} without a name."
+
+
 def channel_numbers(channels: Sequence[str], file_channels: Sequence[str]) -> list[int]:
     """
     The place of each channel among those of a file.
@@ -96,8 +105,8 @@ def channel_numbers(channels: Sequence[str], file_channels: Sequence[str]) -> li
         ValueError: if there is none, or a name is there twice or unknown.
     """
     for names in (channels, file_channels):
-        if not names or len({name.casefold() for name in names}) < len(names):
-            raise ValueError(f"channels must be different names, at least one, got {list(names)}.")
+        if not names:
+            raise ValueError("channels must be at least one name, got none.")
         if problem := names_problem(names):
             raise ValueError(problem)
     if unknown := [name for name in channels if name not in file_channels]:

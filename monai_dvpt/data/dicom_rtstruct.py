@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Collection
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -217,7 +217,7 @@ def _gap(
     if len(drawn) < 2 or drawn[-1] - drawn[0] == len(drawn) - 1:
         return 0  # one after another
     inside = {index: _inside(slices[index], size) for index in drawn}
-    touching = [pair for pair in zip(drawn, drawn[1:], strict=False) if (inside[pair[0]] & inside[pair[1]]).any()]
+    touching = [pair for pair in pairwise(drawn) if (inside[pair[0]] & inside[pair[1]]).any()]
     over = [(first, second) for first, second in touching if second - first > 1]
     if 2 * len(over) <= len(touching):
         return 0

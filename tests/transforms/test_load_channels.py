@@ -185,7 +185,7 @@ class TestRefusals(Channels):
 
     def test_names(self):
         for arguments, words in (
-            ({"channels": ["a", "A"]}, "different names"),
+            ({"channels": ["a", "A"]}, "must differ in letters or digits"),
             ({"channels": ["c"], "file_channels": ["a", "b"]}, r"must be of \['a', 'b'\], got \['c'\]"),
             ({"channels": ["a"], "num_classes": 2}, "a label map has one"),
         ):

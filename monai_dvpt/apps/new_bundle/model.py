@@ -147,6 +147,10 @@ class Collection:
     channels: list[str] = field(default_factory=list)
     file_channels: list[str] = field(default_factory=list)
 
+    def kinds_of_names(self) -> Sequence[tuple[str, Sequence[str]]]:
+        """The names that a bundle has, by what they are of."""
+        return (("label", self.labels), ("output", self.outputs), ("channel", self.channels))
+
 
 @dataclass(frozen=True)
 class Measurement:

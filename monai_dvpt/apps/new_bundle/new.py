@@ -21,7 +21,7 @@ from .model import Collection, Finding, Measurement, Options
 from .plan import Plan, make_plan
 from .split import ENOUGH_TO_CALIBRATE, split_cases
 from .state import read_state, state_of, write_secret, write_state
-from .trials import choose_file, count_drawn, search_rates
+from .trials import backbone_names, choose_file, count_drawn, search_rates
 from .write import update_lists, write_bundle
 
 __all__ = ["NewBundle", "update_bundle"]
@@ -59,6 +59,7 @@ class NewBundle:
         self.options = options
         several = isinstance(backbone, Sequence) and not isinstance(backbone, str)
         self.backbones: list[str | os.PathLike | None] = list(backbone) if several else [backbone]  # type: ignore
+        backbone_names(self.backbones)  # refuses a file that is there twice
         self.search_minutes = search_minutes
         self.before = before
         self.bundle = bundle

@@ -128,8 +128,7 @@ def _shared_folders(collection: Collection, measured: Measured) -> Iterator[Find
 
 
 def _names(collection: Collection, measured: Measured) -> Iterator[Finding]:
-    kinds = (("label", collection.labels), ("output", collection.outputs), ("channel", collection.channels))
-    for kind, names in kinds:
+    for kind, names in collection.kinds_of_names():
         taken = {"background"} if kind == "label" and collection.task == "segmentation" else set()
         taken = RESERVED if kind == "output" else taken
         for name in names:

@@ -14,6 +14,7 @@ from monai_dvpt.data.channels import (
     names_problem,
     numbers_of_files,
     stacked_channels,
+    unnamed_problem,
 )
 from monai_dvpt.utils import InputError, reason
 
@@ -92,13 +93,10 @@ class VolumeChannels:
 
     def problem_of(self, path: Path) -> str:
         """Why a file whose name says no channel cannot be used: it must have all channels, and several."""
+        if self.names:
+            return unnamed_problem(path, self.of_files)
         count = stacked_channels(path)
-        if not self.names:
-            return f"must be one 3D volume, has {count} channels; {HINT}." if count > 1 else ""
-        if 1 < count == len(self.of_files):
-            return ""
-        listed = ", ".join(self.of_files)
-        return f"must have the channels {listed}, or the name of one in its own, has {count} without a name."
+        return f"must be one 3D volume, has {count} channels; {HINT}." if count > 1 else ""
 
 
 def choose_channels(given: Sequence[str], lists: Sequence[DataList]) -> VolumeChannels:

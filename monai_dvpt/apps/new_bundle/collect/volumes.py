@@ -62,7 +62,7 @@ class _Collector:
         self.identifiers = frozenset().union(*(series.identifiers for series in folder.series))
         self.lists, problems = read_lists(self.root, folder.files, bool(self.options.channels))
         self.channels = choose_channels(self.options.channels, self.lists)
-        if self.channels.names:
+        if self.channels.names and not any(finding.error for finding in problems):
             files = [volume_label(path, self._words(path)) for path in folder.volumes]
             self.channels.find_files([file.path for file in files if not file.is_label()])
         self.findings += problems

@@ -20,7 +20,7 @@ from ..plan import Plan, make_plan
 from ..write.labels import LabelValues
 from .trial_bundle import inner_parts, patients_of, quiet, trial_bundle
 
-__all__ = ["SHIPPED", "choose_file", "count_drawn", "draw_cases"]
+__all__ = ["SHIPPED", "choose_file", "count_drawn", "draw_cases", "backbone_names"]
 
 SHIPPED = "shipped"
 """What a user calls the weights of the package."""
@@ -59,7 +59,7 @@ def choose_file(
         raise InputError(
             f"backbones must be compared on at least 2 patients to train, got {len(set(patients.values()))}."
         )
-    names = _names(backbones)
+    names = backbone_names(backbones)
     plans = [make_plan(collection, measured, drawn, file, measure=None) for file in backbones]
 
     current = names[0]
@@ -128,8 +128,13 @@ def _labels(collection: Collection, measured: Sequence[Measurement | None], indi
     return Labels(collection.task, values.names, values.label_sets)
 
 
-def _names(backbones: Sequence[File]) -> list[str]:
-    """The names of the files, with as much of their paths as tells them apart."""
+def backbone_names(backbones: Sequence[File]) -> list[str]:
+    """
+    The names of the files, with as much of their paths as tells them apart.
+
+    Raises:
+        InputError: if a file is there twice.
+    """
     paths = [Path(os.path.abspath(MRI_VIT_TINY if file is None else file)) for file in backbones]
     if len(set(paths)) < len(paths):
         raise InputError(f"--backbone must name each file once, got {' '.join(path.name for path in paths)}.")

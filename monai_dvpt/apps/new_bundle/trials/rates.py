@@ -102,6 +102,8 @@ class Trials:
         clock: in seconds.
         epochs: of a trial, once it is known.
         rows: results so far, of equally long trials; one that failed scores NaN, and "failed" says with which error.
+        longest: seconds of a trial, as far as is known.
+        metric: by which trials are scored.
         failure: why the training that is to tell how long trials take failed, after which there are none.
     """
 

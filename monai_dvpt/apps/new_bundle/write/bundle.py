@@ -130,8 +130,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _check_names(collection: Collection) -> None:
-    kinds = (("label", collection.labels), ("output", collection.outputs), ("channel", collection.channels))
-    for kind, names in kinds:
+    for kind, names in collection.kinds_of_names():
         for name in names:
             if problem := name_problem(name):
                 raise InputError(f"{collection.root}: the name of a {kind} {problem}, got {name!r}.")
