@@ -2,15 +2,19 @@
 from .attention import FusedSABlock, FusedWindowAttention, WindowGroups, fuse_attention, group_windows
 from .dvpt_block import DVPTBlock, DVPTList
 from .prompt_reader import PromptHead, PromptReader
+from .vit_layers import GatedActivation, ViTAttention, rotary_tables
 
 __all__ = [
     "DVPTBlock",
     "DVPTList",
     "FusedSABlock",
     "FusedWindowAttention",
+    "GatedActivation",
     "PromptHead",
     "PromptReader",
+    "ViTAttention",
     "WindowGroups",
     "fuse_attention",
     "group_windows",
+    "rotary_tables",
 ]

@@ -5,12 +5,14 @@ from .encoder import Encoder
 from .slot import Attached, get_tensor, set_tensor
 from .swin import SwinEncoder, check_swin_sizes
 from .vit import ViTEncoder, check_vit_image, check_vit_sizes
+from .vit_layout import ViTLayout
 
 __all__ = [
     "Attached",
     "Encoder",
     "SwinEncoder",
     "ViTEncoder",
+    "ViTLayout",
     "check_swin_sizes",
     "check_vit_image",
     "check_vit_sizes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from monai.utils import ensure_tuple_rep
 from monai_dvpt.utils import check_counts
 
 from .encoder import Encoder
+from .vit_layout import ViTLayout
 
 __all__ = ["ACTIVATIONS", "ViTEncoder", "check_vit_image", "check_vit_sizes"]
 
@@ -35,6 +36,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_pytorch_tanh": lambda: nn.GELU(approximate="tanh"),
     "quick_gelu": QuickGELU,
+    "silu": nn.SiLU,
 }
 
 
@@ -69,13 +71,23 @@ def check_vit_image(
 
 
 class ViTEncoder(Encoder, ViT):
-    """MONAI's :class:`monai.networks.nets.ViT` without its head, under the same parameter names."""
+    """
+    MONAI's :class:`monai.networks.nets.ViT` without its head, under the same parameter names, and what its layout adds.
+
+    Attributes:
+        first_token: index of the image's first token, after class and register tokens.
+        layout: what the encoder has beyond MONAI's ViT.
+    """
+
+    __jit_ignored_attributes__ = (*Encoder.__jit_ignored_attributes__, "layout")
 
     if TYPE_CHECKING:
         img_size: list[int]
         patch_size: list[int]
         grid: list[int]
         tokens: list[int]
+        first_token: int
+        layout: ViTLayout
 
     @classmethod
     def of(
@@ -87,6 +99,7 @@ class ViTEncoder(Encoder, ViT):
         layer_norm_eps: float,
         activation: str,
         pre_norm: bool,
+        layout: Mapping[str, Any] | ViTLayout | None,
         use_checkpoint: bool,
         skips: Sequence[int] = (),
     ) -> ViTEncoder:
@@ -98,7 +111,7 @@ class ViTEncoder(Encoder, ViT):
             img_size: spatial size of an image.
             patch_size: spatial size of a token.
             num_heads: number of attention heads.
-            layer_norm_eps, activation, pre_norm: see :meth:`set_arithmetic`.
+            layer_norm_eps, activation, pre_norm, layout: see :meth:`set_arithmetic`.
             use_checkpoint: whether layers recompute their activations in the backward pass.
             skips: layers whose tokens the network uses besides those of the last one.
         """
@@ -107,9 +120,8 @@ class ViTEncoder(Encoder, ViT):
         encoder: Any = vit
         encoder.img_size, encoder.patch_size = list(img_size), list(patch_size)
         encoder.grid = [side // patch for side, patch in zip(img_size, patch_size, strict=True)]
-        encoder.tokens = [math.prod(encoder.grid) + hasattr(vit, "cls_token"), vit.norm.normalized_shape[0]]
         encoder.open_slot([*skips, len(vit.blocks) - 1], use_checkpoint, num_heads=num_heads)
-        encoder.set_arithmetic(layer_norm_eps, activation, pre_norm)
+        encoder.set_arithmetic(layer_norm_eps, activation, pre_norm, layout)
         return encoder
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
@@ -118,9 +130,11 @@ class ViTEncoder(Encoder, ViT):
             image: of shape ``(B, in_channels, *img_size)``.
 
         Returns:
-            its tokens, of shape (B, N, C), a class token first.
+            its tokens, of shape (B, N, C), class and register tokens first.
         """
         x = self.patch_embedding(image)
+        if hasattr(self, "register_tokens"):
+            x = torch.cat((self.register_tokens.expand(x.shape[0], -1, -1), x), dim=1)
         if hasattr(self, "cls_token"):
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         return x
@@ -142,7 +156,8 @@ class ViTEncoder(Encoder, ViT):
             x: image of shape ``(B, in_channels, *img_size)``.
 
         Returns:
-            the last tokens, normalised, of shape (B, N, C), a class token first, and the tokens after every layer.
+            the last tokens, normalised, of shape (B, N, C), class and register tokens first, and the tokens after every
+            layer.
         """
         layers = list(range(len(self.dvpt_of_layer)))
         states = self._run_sized(x, None, layers)
@@ -159,34 +174,68 @@ class ViTEncoder(Encoder, ViT):
         """As MONAI's ViT without a head, see :meth:`forward_features`."""
         return self.forward_features(x)
 
-    def set_arithmetic(self, layer_norm_eps: float, activation: str, pre_norm: bool) -> None:
+    def set_arithmetic(
+        self,
+        layer_norm_eps: float,
+        activation: str,
+        pre_norm: bool,
+        layout: Mapping[str, Any] | ViTLayout | None = None,
+    ) -> None:
         """
-        Sets what an encoder computes but its weights do not tell.
+        Sets what an encoder computes but the names of MONAI's weights do not tell; the slot must be empty.
 
         Args:
             layer_norm_eps: epsilon of its layer normalisations.
-            activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+            activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu".
             pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
+            layout: attributes of :class:`ViTLayout`, what the encoder has beyond MONAI's ViT.
 
         Raises:
-            ValueError: if ``activation`` is unknown or ``layer_norm_eps`` not positive.
+            ValueError: if ``activation`` is unknown, ``layer_norm_eps`` not positive, or the encoder cannot have the
+                layout.
         """
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
         if not layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
+        width = self.norm.normalized_shape[0]
+        own = ViTLayout.of(layout)
+        own.check(len(self.grid), width // self.arithmetic["num_heads"])
+        before = set(self.parameters())
+        self._set_pre_norm(pre_norm)
+        self._set_registers(own)
+        tables: dict[str, Any] = {}
+        for block in self.blocks:
+            own.extend_attention(block.attn, self.grid, self.first_token, tables)
+            own.extend_mlp(block.mlp, ACTIVATIONS[activation]())
+        for parameter in set(self.parameters()) - before:
+            parameter.requires_grad_(self.norm.weight.requires_grad)
+        for module in set(self.modules()) - set(self.dvpt.modules()):
+            if isinstance(module, nn.LayerNorm):
+                module.eps = layer_norm_eps
+        self.layout, self.pool_norm = own, own.pool_norm
+        self.arithmetic |= {"layer_norm_eps": layer_norm_eps, "activation": activation, "pre_norm": pre_norm}
+        self.arithmetic.pop("layout", None)
+        if own.options:
+            self.arithmetic["layout"] = own.options
+
+    def _set_pre_norm(self, pre_norm: bool) -> None:
+        """Sets whether a normalisation follows the embedding."""
         embedding: Any = self.patch_embedding
         # MONAI's embedding ends with this module; the class token joins later, with the norm folded into its weight
         plain = embedding.dropout[-1] if isinstance(embedding.dropout, nn.Sequential) else embedding.dropout
         norm = nn.LayerNorm(self.norm.normalized_shape[0], device=self.norm.weight.device)
-        norm.requires_grad_(self.norm.weight.requires_grad)
         embedding.dropout = nn.Sequential(norm, plain).train(plain.training) if pre_norm else plain
-        for module in set(self.modules()) - set(self.dvpt.modules()):
-            if isinstance(module, nn.LayerNorm):
-                module.eps = layer_norm_eps
-        for block in self.blocks:
-            block.mlp.fn = ACTIVATIONS[activation]().train(block.training)
-        self.arithmetic |= {"layer_norm_eps": layer_norm_eps, "activation": activation, "pre_norm": pre_norm}
+
+    def _set_registers(self, layout: ViTLayout) -> None:
+        """Sets the register tokens, and with them the number of tokens."""
+        registers = layout.registers(self.norm.weight.detach())
+        if hasattr(self, "register_tokens"):
+            del self.register_tokens
+        if registers is not None:
+            self.register_tokens = registers
+        self.first_token = hasattr(self, "cls_token") + layout.num_registers
+        self.tokens = [math.prod(self.grid) + self.first_token, self.norm.normalized_shape[0]]
 
     def embedding(self) -> nn.Module:
         return self.patch_embedding

@@ -52,8 +52,10 @@ class DVPTUNETR(TunableNetwork, UNETR):
         decoder_tuning: trainable part of the decoder: "all"; "norm", its normalisation layers; or "none". The rest
             belongs to the frozen backbone.
         layer_norm_eps: epsilon of the transformer's layer normalisations.
-        activation: the transformer's, "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        activation: the transformer's, "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu".
         pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
+        layout: what else the transformer has beyond MONAI's, by the names of
+            :class:`monai_dvpt.networks.encoders.ViTLayout`, such as ``{"num_registers": 4}``.
         use_checkpoint: whether transformer layers recompute their activations in the backward pass.
         method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
         options: options of the method, such as ``num_prompts``.
@@ -99,6 +101,7 @@ class DVPTUNETR(TunableNetwork, UNETR):
         layer_norm_eps: float = 1e-5,
         activation: str = "gelu",
         pre_norm: bool = False,
+        layout: Mapping[str, Any] | None = None,
         use_checkpoint: bool = False,
         method: str | Mapping[str, Any] | Method = "dvpt",
         **options: Any,
@@ -144,7 +147,7 @@ class DVPTUNETR(TunableNetwork, UNETR):
         check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder2])
         self.img_size = list(sides)
         patches = [patch_size] * spatial_dims
-        arithmetic = (layer_norm_eps, activation, pre_norm)
+        arithmetic = (layer_norm_eps, activation, pre_norm, layout)
         ViTEncoder.of(self.vit, sides, patches, num_heads, *arithmetic, use_checkpoint, SKIPS)
         self.start(method, options)
 
@@ -186,7 +189,8 @@ class DVPTUNETR(TunableNetwork, UNETR):
         Returns:
             logits of shape ``(B, out_channels, *img_size)``.
         """
-        states = self.vit.encode(x_in, prefix)
+        first = self.vit.first_token
+        states = {layer: tokens[:, first:] for layer, tokens in self.vit.encode(x_in, prefix).items()}
         x = self.decoder5(self.proj_feat(self.vit.norm(states[11])), self.encoder4(self.proj_feat(states[9])))
         x = self.decoder4(x, self.encoder3(self.proj_feat(states[6])))
         x = self.decoder3(x, self.encoder2(self.proj_feat(states[3])))

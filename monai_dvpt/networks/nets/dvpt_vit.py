@@ -51,8 +51,10 @@ class DVPTViT(TunableNetwork, ViTEncoder):
             every third layer, up to the last.
         class_token: whether there is a class token; the poolings "cls" and "both" need it.
         layer_norm_eps: epsilon of the layer normalisations.
-        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        activation: "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu".
         pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
+        layout: what else the transformer has beyond MONAI's, by the names of
+            :class:`monai_dvpt.networks.encoders.ViTLayout`, such as ``{"num_registers": 4}``.
         use_checkpoint: whether layers recompute their activations in the backward pass, to save memory.
         method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
         options: options of the method, such as ``num_prompts``.
@@ -92,6 +94,7 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         layer_norm_eps: float = 1e-5,
         activation: str = "gelu",
         pre_norm: bool = False,
+        layout: Mapping[str, Any] | None = None,
         use_checkpoint: bool = False,
         method: str | Mapping[str, Any] | Method = "dvpt",
         **options: Any,
@@ -134,7 +137,8 @@ class DVPTViT(TunableNetwork, ViTEncoder):
             head = PromptHead(features, num_classes, [hidden_size] * len(read), **reading)
         self.classification_head = head  # type: ignore[assignment]
         sizes = sides, patches, num_heads
-        ViTEncoder.of(self, *sizes, layer_norm_eps, activation, pre_norm, use_checkpoint, skips=read[:-1])
+        arithmetic = (layer_norm_eps, activation, pre_norm, layout)
+        ViTEncoder.of(self, *sizes, *arithmetic, use_checkpoint, skips=read[:-1])
         self.start(method, options)
 
     def forward(  # type: ignore[override]
@@ -150,14 +154,18 @@ class DVPTViT(TunableNetwork, ViTEncoder):
             ``pooling="both"``.
         """
         states = self.encode(x, prefix)
-        tokens = self.norm(states[len(self.blocks) - 1])
-        mean = tokens[:, 1:].mean(dim=1) if hasattr(self, "cls_token") else tokens.mean(dim=1)
-        if self.pooling == "cls":
-            pooled = tokens[:, 0]
-        elif self.pooling == "mean" or not hasattr(self, "cls_token"):
-            pooled = mean
-        else:
-            pooled = torch.cat((tokens[:, 0], mean), dim=1)
+        tokens = states[len(self.blocks) - 1]
+        if not self.pool_norm:
+            tokens = self.norm(tokens)
+        mean = tokens[:, self.first_token :].mean(dim=1)
+        parts: list[torch.Tensor] = []
+        if hasattr(self, "cls_token") and self.pooling != "mean":
+            parts.append(tokens[:, 0])
+        if self.pooling != "cls":
+            parts.append(mean)
+        if self.pool_norm:
+            parts = [self.norm(part) for part in parts]
+        pooled = torch.cat(parts, dim=1)
         if hasattr(self.classification_head, "readers"):
             return self.classification_head(pooled, [states[layer] for layer in self.outputs])
         return self.classification_head(pooled)

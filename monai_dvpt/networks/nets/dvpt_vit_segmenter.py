@@ -61,8 +61,10 @@ class DVPTViTSegmenter(TunableNetwork):
         save_attn: whether to keep the attention matrices.
         class_token: whether there is a class token, which the decoder does not read.
         layer_norm_eps: epsilon of the layer normalisations.
-        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        activation: "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu".
         pre_norm: whether a layer normalisation follows the embedding, as in CLIP.
+        layout: what else the transformer has beyond MONAI's, by the names of
+            :class:`monai_dvpt.networks.encoders.ViTLayout`, such as ``{"num_registers": 4}``.
         use_checkpoint: whether layers recompute their activations in the backward pass, to save memory.
         method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
         options: options of the method, such as ``num_prompts``.
@@ -111,6 +113,7 @@ class DVPTViTSegmenter(TunableNetwork):
         layer_norm_eps: float = 1e-5,
         activation: str = "gelu",
         pre_norm: bool = False,
+        layout: Mapping[str, Any] | None = None,
         use_checkpoint: bool = False,
         method: str | Mapping[str, Any] | Method = "dvpt",
         **options: Any,
@@ -145,9 +148,8 @@ class DVPTViTSegmenter(TunableNetwork):
         if class_token:
             nn.init.trunc_normal_(vit.cls_token, std=0.02)  # MONAI leaves it at 0
             del vit.classification_head
-        arithmetic = (layer_norm_eps, activation, pre_norm)
+        arithmetic = (layer_norm_eps, activation, pre_norm, layout)
         self.vit = ViTEncoder.of(vit, sides, patches, num_heads, *arithmetic, use_checkpoint, layers[:-1])
-        self.first_token = int(class_token)  # of the image
         self.interpolation = INTERPOLATION[spatial_dims]
         width = hidden_size * len(layers)
         self.decoder = nn.Sequential()
@@ -169,7 +171,7 @@ class DVPTViTSegmenter(TunableNetwork):
         """
         states = self.vit.encode(x, prefix)
         tokens = torch.cat([self.vit.norm(states[layer]) for layer in self.vit.outputs], dim=2)
-        features = tokens[:, self.first_token :].transpose(1, 2)  # (B, C, N)
+        features = tokens[:, self.vit.first_token :].transpose(1, 2)  # (B, C, N)
         features = features.reshape([features.shape[0], features.shape[1]] + self.vit.grid)  # (B, C, *grid)
         logits = self.out(self.decoder(features))
         return F.interpolate(logits, size=self.vit.img_size, mode=self.interpolation, align_corners=False)
