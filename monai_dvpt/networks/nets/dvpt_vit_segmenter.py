@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from monai.networks.blocks import UnetBasicBlock
 from monai.networks.layers.factories import Conv
 from monai.networks.nets import ViT
 
@@ -18,11 +17,9 @@ from monai_dvpt.networks.methods import Method
 from monai_dvpt.networks.parts import TunableNetwork, check_decoder_tuning
 from monai_dvpt.utils import check_counts
 
-__all__ = ["DVPTViTSegmenter"]
+from .light_decoder import INTERPOLATION, chosen_layers, light_decoder
 
-DECODERS = ("linear", "conv")
-INTERPOLATION = {2: "bilinear", 3: "trilinear"}
-DOUBLINGS = 2  # of the token grid in a convolutional decoder
+__all__ = ["DVPTViTSegmenter"]
 
 
 class DVPTViTSegmenter(TunableNetwork):
@@ -123,11 +120,7 @@ class DVPTViTSegmenter(TunableNetwork):
         check_counts(in_channels=in_channels, out_channels=out_channels, num_layers=num_layers)
         check_counts(feature_size=feature_size)
         sides, patches = check_vit_image(spatial_dims, img_size, patch_size)
-        layers = [num_layers - 1] if outputs is None else list(outputs)
-        if layers[-1:] != [num_layers - 1] or layers != sorted(set(layers)) or layers[0] < 0:
-            raise ValueError(f"outputs must be ascending layers up to the last, {num_layers - 1}, got {layers}.")
-        if decoder not in DECODERS:
-            raise ValueError(f"decoder must be one of {DECODERS}, got {decoder}.")
+        layers = chosen_layers(outputs, num_layers)
         vit = ViT(
             in_channels=in_channels,
             img_size=sides,
@@ -152,10 +145,7 @@ class DVPTViTSegmenter(TunableNetwork):
         self.vit = ViTEncoder.of(vit, sides, patches, num_heads, *arithmetic, use_checkpoint, layers[:-1])
         self.interpolation = INTERPOLATION[spatial_dims]
         width = hidden_size * len(layers)
-        self.decoder = nn.Sequential()
-        if decoder == "conv":
-            self.decoder = _conv_decoder(spatial_dims, width, feature_size, patches, norm_name)
-            width = feature_size
+        self.decoder, width = light_decoder(decoder, spatial_dims, width, feature_size, patches, norm_name)
         check_decoder_tuning(decoder_tuning, [self.decoder])
         self.out = Conv[Conv.CONV, spatial_dims](width, out_channels, kernel_size=1)
         self.start(method, options)
@@ -175,17 +165,3 @@ class DVPTViTSegmenter(TunableNetwork):
         features = features.reshape([features.shape[0], features.shape[1]] + self.vit.grid)  # (B, C, *grid)
         logits = self.out(self.decoder(features))
         return F.interpolate(logits, size=self.vit.img_size, mode=self.interpolation, align_corners=False)
-
-
-def _conv_decoder(
-    spatial_dims: int, in_channels: int, channels: int, patch_size: Sequence[int], norm_name: tuple | str
-) -> nn.Sequential:
-    """Features of shape (B, channels, *grid), each side of the grid up to four times as long."""
-    layers: list[nn.Module] = [Conv[Conv.CONV, spatial_dims](in_channels, channels, kernel_size=1)]
-    token = [float(side) for side in patch_size]
-    for _ in range(DOUBLINGS):
-        factors = [2.0 if side >= 2 else 1.0 for side in token]
-        token = [side / factor for side, factor in zip(token, factors, strict=True)]
-        layers.append(nn.Upsample(scale_factor=tuple(factors), mode=INTERPOLATION[spatial_dims], align_corners=False))
-        layers.append(UnetBasicBlock(spatial_dims, channels, channels, kernel_size=3, stride=1, norm_name=norm_name))
-    return nn.Sequential(*layers)
