@@ -15,6 +15,7 @@ from monai_dvpt.utils import InputError, check_type
 
 from .choose_network import choose_network, depth, places
 from .normalisation import family_of
+from .swin_layouts import SWIN_LAYOUTS
 
 __all__ = ["PretrainedWeights", "recognise"]
 
@@ -147,6 +148,12 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         InputError: if the layout is unknown, no encoder of this package can represent it, or there are several networks
             and none is the teacher.
     """
+    for swin in SWIN_LAYOUTS:
+        if found := places(states, swin.signature):
+            root, tensors, others = choose_network(states, found)
+            source = PretrainedWeights(swin.kind, {}, is_swin=True)
+            swin.convert(source, root, tensors)
+            return _with_others(source, others)
     for signature, convert in _MONAI:
         if found := places(states, signature):
             root, tensors, others = choose_network(states, found)
@@ -194,35 +201,7 @@ def _monai_vit(root: str, tensors: State) -> PretrainedWeights:
     return source
 
 
-def _monai_swin(root: str, tensors: State) -> PretrainedWeights:
-    source = PretrainedWeights("MONAI SwinUNETR", {}, is_swin=True)
-    for name, tensor in tensors.items():
-        if name.startswith(root + "swinViT."):
-            source.encoder[name.removeprefix(root + "swinViT.")] = tensor
-        elif name.startswith(root):
-            source.outside[name.removeprefix(root)] = tensor
-        else:
-            source.unused.append(name)
-    return source
-
-
-def _swin_ssl(root: str, tensors: State) -> PretrainedWeights:
-    """Released self-supervised SwinUNETR weights: an encoder, with heads of the pretext tasks."""
-    source = PretrainedWeights("MONAI SwinUNETR, self-supervised", {}, is_swin=True)
-    for name, tensor in tensors.items():
-        inner = name.removeprefix(root)
-        if not name.startswith(root) or not re.match(r"patch_embed\.|layers[1-4]c?\.", inner):
-            source.unused.append(name)
-            continue
-        inner = re.sub(r"^(layers[1-4])\.0\.0\.", r"\1.0.", inner)
-        source.encoder[re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", inner)] = tensor
-    return source
-
-
 _MONAI: tuple[tuple[str, Callable[[str, State], PretrainedWeights]], ...] = (
-    ("swinViT.patch_embed.proj.weight", _monai_swin),
-    ("layers1.0.blocks.0.norm1.weight", _swin_ssl),
-    ("layers1.0.0.blocks.0.norm1.weight", _swin_ssl),
     ("patch_embedding.position_embeddings", _monai_vit),
 )
 
