@@ -18,14 +18,16 @@ from .choose_network import depth
 from .normalisation import Normalisation, read_normalisation
 from .recognise import PretrainedWeights, recognise
 from .resize import token_grid
-from .weight_files import find_file, read_config, read_weights
+from .weight_files import LARGE, find_file, read_config, read_weights
 
 __all__ = ["KERNELS", "POSITIONS", "Backbone", "backbone_of", "encoder_sizes", "patch_kernel", "read_backbone"]
 
 KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
 POSITIONS = "patch_embedding.position_embeddings"
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
-"""Number of heads by token width, as in the published ViTs from Ti to G."""
+HEADS |= {396: 6, 792: 12, 864: 12, 1056: 16, 1152: 16}
+DINOV3_HEADS = {1280: 20, 4096: 32}
+"""Number of heads by token width, as in the published ViTs from Ti to G, Primus and SigLIP, and DINOv3 where it differs."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Backbone:
         Raises:
             InputError: if there are none.
         """
-        heads = self.stated_heads or HEADS.get(self.hidden_size)
+        known = HEADS | (DINOV3_HEADS if self.family == "DINOv3" else {})
+        heads = self.stated_heads or known.get(self.hidden_size)
         if heads is None:
             raise InputError(
                 f"{self.source}: does not state its number of heads, and no published ViT is {self.hidden_size} wide, "
@@ -150,14 +153,20 @@ def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any])
     """What recognised weights tell; None for a Swin transformer, or a patch embedding that is no convolution."""
     kernel, positions, sizes = patch_kernel(found), found.encoder.get(POSITIONS), encoder_sizes(found)
     whole = all(sizes[name] for name in ("hidden_size", "mlp_dim", "num_layers"))
-    if found.is_swin or kernel is None or kernel.ndim not in (4, 5) or positions is None or not whole:
+    if found.is_swin or kernel is None or kernel.ndim not in (4, 5) or not whole:
         return None
-    patch, grid = kernel.shape[2:], token_grid(positions.shape[1], kernel.ndim - 2) if found.square else None
+    if positions is None and not (found.layout or {}).get("rope_theta"):
+        return None
+    patch, dims = kernel.shape[2:], kernel.ndim - 2
+    grid = token_grid(positions.shape[1], dims) if found.square and positions is not None else None
+    size = config.get("image_size")
+    if positions is None and isinstance(size, int) and 0 < size < LARGE:  # of the training; any size fits
+        grid = [size // side for side in patch]
     return Backbone(
         source=str(path),
         kind=found.kind,
         family=found.family,
-        spatial_dims=kernel.ndim - 2,
+        spatial_dims=dims,
         in_channels=kernel.shape[1],
         patch_size=_one_or_each(patch),
         img_size=_one_or_each([tokens * side for tokens, side in zip(grid, patch, strict=True)]) if grid else None,
@@ -176,10 +185,10 @@ def patch_kernel(found: PretrainedWeights) -> torch.Tensor | None:
 
 def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
     """Sizes of a ViT by the names of arguments; None for what its tensors do not tell."""
-    first = found.encoder.get("blocks.0.mlp.linear1.weight")
+    second = found.encoder.get("blocks.0.mlp.linear2.weight")  # the first may make gates too
     return {
         "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
-        "mlp_dim": next(iter(first.shape), None) if first is not None else None,
+        "mlp_dim": second.shape[-1] if second is not None and second.ndim else None,
         "num_layers": depth(found.encoder),
         "num_heads": found.num_heads,
     }

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import ignite.distributed as idist
 import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_dvpt.networks.encoders import SwinEncoder
+from monai_dvpt.networks.encoders import SwinEncoder, ViTLayout, get_tensor
 from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type, naming
@@ -146,7 +147,7 @@ def load_pretrained(
             unused.append(name)
         told = backbone_of(path, found, config)
         report = PretrainedReport(net, path.name, found.kind, converted=converted, unused=unused, backbone=told)
-        with net.encoder().without_method():
+        with _laid_out(net, _layout_for(net, found, inflate_axis)):
             _load(path, net, found, inflate_axis, min_match, report)
     restart_copies(net, net)
     if verbose and idist.get_rank() == 0:
@@ -170,6 +171,52 @@ def _read(
     found.layer_norm_eps = found.layer_norm_eps if layer_norm_eps is None else layer_norm_eps
     found.activation = found.activation if activation is None else activation
     return found
+
+
+def _layout_for(net: TunableNetwork, found: PretrainedWeights, inflate_axis: int) -> ViTLayout | None:
+    """The layout of the source in the network, whose tokens do not turn along an axis that the source lacks."""
+    if found.is_swin or found.layout is None:  # MONAI's own files do not tell
+        return None if found.is_swin else net.encoder().layout
+    layout, kernel = dict(found.layout), patch_kernel(found)
+    dims = net.arguments["spatial_dims"]
+    if "rope_axes" in layout and kernel is not None:
+        inflated = [inflate_axis % dims] if kernel.ndim - 2 < dims else []
+        layout["rope_axes"] = [axis for axis in range(dims) if axis not in inflated]
+        if found.rope_by_positions:
+            layout["rope_reference"] = _grid_of_positions(found, net.encoder().grid, layout["rope_axes"])[0]
+    try:
+        ViTLayout.of(layout).check(dims, net.arguments["hidden_size"] // net.arguments["num_heads"])
+    except ValueError as error:
+        raise InputError(f"{error}") from error
+    return ViTLayout.of(layout)
+
+
+@contextmanager
+def _laid_out(net: TunableNetwork, layout: ViTLayout | None) -> Iterator[None]:
+    """
+    Context in which the slot is empty and the encoder has a layout. If the layout is another than before, the method
+    keeps of its tensors those that fit; after an error the encoder and its method are as before.
+    """
+    encoder = net.encoder()
+    if layout is None or layout == encoder.layout:
+        with encoder.without_method():
+            yield
+        return
+    taken = encoder.detach()
+    own, state = dict(encoder.arithmetic), {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    try:
+        encoder.set_arithmetic(own["layer_norm_eps"], own["activation"], own["pre_norm"], layout)
+        yield
+    except Exception:
+        encoder.set_arithmetic(**{name: value for name, value in own.items() if name != "num_heads"})
+        encoder.load_state_dict(state)
+        encoder.attach(taken.method, taken.tensors)
+        raise
+    encoder.attach(taken.method)
+    with torch.no_grad():
+        for name, tensor in taken.tensors.items():
+            if name in encoder.owned and (now := get_tensor(encoder, name)).shape == tensor.shape:
+                now.copy_(tensor)
 
 
 def _load(
@@ -216,11 +263,13 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
     eps = own["layer_norm_eps"] if found.layer_norm_eps is None else found.layer_norm_eps
     activation = own["activation"] if found.activation is None else found.activation
     try:
-        encoder.set_arithmetic(eps, activation, found.pre_norm)
+        encoder.set_arithmetic(eps, activation, found.pre_norm, encoder.layout)
     except ValueError as error:
         raise InputError(f"{error}") from error
-    net.arguments = {**net.arguments, **encoder.arithmetic}
+    net.arguments = {**net.arguments, "layout": None, **encoder.arithmetic}
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
+    if encoder.layout.options:
+        report.facts.append(", ".join(f"{name} {value}" for name, value in encoder.layout.options.items()))
     if found.num_heads is None:
         heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
@@ -289,6 +338,9 @@ def _fit_encoder(
         elif how:
             report.converted[key] = ", ".join(how)
         fitted[key] = tensor
+    if POSITIONS not in found.encoder and (found.layout or {}).get("rope_theta"):
+        fitted[net.ENCODER + POSITIONS] = torch.zeros_like(encoder[POSITIONS])
+        report.converted[net.ENCODER + POSITIONS] = "zeros, the source has none"
     for name, own in encoder.items():
         weight = name.removesuffix("bias") + "weight"
         if name.endswith(".attn.qkv.bias") and name not in found.encoder and weight in found.encoder:
@@ -315,25 +367,34 @@ def _fit_kernel(kernel: torch.Tensor, own: torch.Tensor, axis: int, how: list[st
     return kernel, resized
 
 
+def _grid_of_positions(
+    found: PretrainedWeights, grid: list[int], plane_axes: Sequence[int]
+) -> tuple[list[int], str]:
+    """The grid of the source's position embeddings, along some axes of the network's, and what was assumed."""
+    positions, plane = found.encoder[POSITIONS], [grid[axis] for axis in plane_axes]
+    tokens = positions.shape[1]
+    source_grid, assumed = sincos_grid(positions, len(plane)), ""
+    if source_grid is None:
+        source_grid = token_grid(tokens, len(plane))
+        # MONAI's weights are usually for the same grid as the network's
+        if tokens == math.prod(plane) and (source_grid is None or not found.square):
+            source_grid, assumed = plane, f"grid of {_times(plane)} tokens as in the network; the file does not say it"
+    if source_grid is None:
+        rule = "must be of a grid of equal sides, or sines and cosines, which tell their grid"
+        raise InputError(f"the position embeddings of {tokens} tokens {rule}.")
+    return source_grid, assumed
+
+
 def _fit_positions(
     found: PretrainedWeights, grid: list[int], axis: int, how: list[str], facts: list[str]
 ) -> tuple[torch.Tensor, str]:
     """Position embeddings for a grid of tokens, and the change of their grid, if any; adds other changes to ``how``."""
     positions, kernel = found.encoder[POSITIONS], patch_kernel(found)
-    source_dims = len(grid) if kernel is None else kernel.ndim - 2
-    inflate = len(grid) > source_dims
-    plane = [side for index, side in enumerate(grid) if not inflate or index != axis]
-    tokens = positions.shape[1]
-    source_grid = sincos_grid(positions, source_dims)
-    if source_grid is None:
-        source_grid = token_grid(tokens, source_dims)
-        # MONAI's weights are usually for the same grid as the network's
-        if tokens == math.prod(plane) and (source_grid is None or not found.square):
-            source_grid = plane
-            facts.append(f"grid of {_times(plane)} tokens as in the network; the file does not say it")
-    if source_grid is None:
-        rule = "must be of a grid of equal sides, or sines and cosines, which tell their grid"
-        raise InputError(f"the position embeddings of {tokens} tokens {rule}.")
+    inflate = kernel is not None and len(grid) > kernel.ndim - 2
+    plane_axes = [index for index in range(len(grid)) if not inflate or index != axis]
+    source_grid, assumed = _grid_of_positions(found, grid, plane_axes)
+    facts += [assumed] if assumed else []
+    plane = [grid[index] for index in plane_axes]
     resized = f"grid of {_times(source_grid)} to {_times(plane)} tokens" if source_grid != plane else ""
     if inflate:
         how.append(f"2D to 3D along axis {axis}")

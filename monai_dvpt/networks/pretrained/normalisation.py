@@ -20,13 +20,16 @@ __all__ = ["Normalisation", "family_of", "read_normalisation"]
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FAMILIES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "DINOv2": IMAGENET,
+    "DINOv3": IMAGENET,
     "MAE": IMAGENET,
+    "SigLIP": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "Google ViT": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 """
 Mean and standard deviation of red, green and blue, of images in [0, 1], by family: "Oquab et al., DINOv2
-<https://arxiv.org/abs/2304.07193>", "He et al., Masked Autoencoders <https://arxiv.org/abs/2111.06377>", "Radford et
+<https://arxiv.org/abs/2304.07193>", "Siméoni et al., DINOv3 <https://arxiv.org/abs/2508.10104>", "Zhai et al., SigLIP
+<https://arxiv.org/abs/2303.15343>", "He et al., Masked Autoencoders <https://arxiv.org/abs/2111.06377>", "Radford et
 al., CLIP <https://arxiv.org/abs/2103.00020>" and "Steiner et al., How to train your ViT
 <https://arxiv.org/abs/2106.10270>", each as in its released code.
 """
@@ -60,6 +63,9 @@ def family_of(kind: str, names: Iterable[str], classifier: torch.Tensor | None, 
         return any(re.search(pattern, name) for name in names)
 
     names = list(names)
+    for family in ("DINOv3", "SigLIP"):
+        if kind.startswith(family):
+            return family
     if kind.startswith("CLIP") or has(r"(^|\.)norm_pre\.weight$"):
         return "CLIP"
     if has(r"(^|\.)decoder_embed\.weight$") or config.get("model_type") == "vit_mae":

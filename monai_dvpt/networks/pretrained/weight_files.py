@@ -31,6 +31,7 @@ __all__ = ["CONFIG", "PREPROCESSOR", "find_file", "read_config", "read_json", "r
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # the entries of a config.json that are used
 CONFIG_TYPES: dict[str, Any] = {"layer_norm_eps": (int, float), "hidden_act": str, "num_attention_heads": int}
+CONFIG_TYPES |= {"rope_theta": (int, float)}
 LARGE = 1_000_000
 MAX_DEPTH = 4  # of dictionaries in a checkpoint
 INDEX = ".index.json"
