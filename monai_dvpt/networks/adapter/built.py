@@ -26,8 +26,11 @@ MAX_NUMBER = 65_536
 MAX_LAYERS = 64
 """Limit of transformer layers, in all or per stage: each takes memory even on the meta device."""
 MAX_ENTRIES = 8
+MAX_SETTINGS = 16
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # so nothing that MONAI's ConfigParser would run or resolve
 LAYERS = ("num_layers", "depths")
+ADDED_SINCE = ("layout",)
+"""Arguments that files of version 0.1.0 lack; they are None there."""
 
 
 def _is_whole(value: Any, most: int = MAX_NUMBER) -> bool:
@@ -49,9 +52,18 @@ def _are_whole(value: Any, most: int = MAX_NUMBER) -> bool:
 def _is_norm(value: Any) -> bool:
     if not isinstance(value, (list, tuple)):
         return _is_word(value)
-    if len(value) != 2 or not _is_word(value[0]) or not isinstance(value[1], dict) or len(value[1]) > MAX_ENTRIES:
+    return len(value) == 2 and _is_word(value[0]) and _are_settings(value[1])
+
+
+def _are_settings(value: Any, lists: bool = False) -> bool:
+    if not isinstance(value, dict) or len(value) > MAX_SETTINGS or not all(map(_is_word, value)):
         return False
-    return all(_is_word(key) and (type(entry) is bool or _is_number(entry)) for key, entry in value[1].items())
+    return all(
+        all(map(_is_number, entry)) and len(entry) <= MAX_ENTRIES
+        if lists and isinstance(entry, list)
+        else type(entry) is bool or _is_number(entry)
+        for entry in value.values()
+    )
 
 
 RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -64,7 +76,11 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         f"one or at most {MAX_ENTRIES} whole numbers in [0, {MAX_NUMBER}]",
         lambda value: _is_whole(value) or _are_whole(value),
     ),
-    "tuple | str": (f"a word, or a word and an object of at most {MAX_ENTRIES} words with numbers", _is_norm),
+    "Mapping[str, Any]": (
+        f"an object of at most {MAX_SETTINGS} words with numbers or lists of them",
+        lambda value: _are_settings(value, lists=True),
+    ),
+    "tuple | str": (f"a word, or a word and an object of at most {MAX_SETTINGS} words with numbers", _is_norm),
 }
 """Allowed values of arguments from a file, by the annotations of the networks' constructors."""
 
@@ -104,6 +120,7 @@ def blank_network(
     stated = list(inspect.signature(kind.__init__).parameters.items())
     parameters = {name: stated for name, stated in stated[1:] if name not in ("method", "options")}
     given = {**arguments, **changes}
+    given = {name: None for name in ADDED_SINCE if name in parameters} | given
     unknown, missing = sorted(given.keys() - parameters.keys()), sorted(parameters.keys() - given.keys())
     if unknown or missing:
         raise InputError(f"arguments do not fit {kind.__name__}: unknown {unknown[:5]}, missing {missing[:5]}.")

@@ -367,9 +367,7 @@ def _fit_kernel(kernel: torch.Tensor, own: torch.Tensor, axis: int, how: list[st
     return kernel, resized
 
 
-def _grid_of_positions(
-    found: PretrainedWeights, grid: list[int], plane_axes: Sequence[int]
-) -> tuple[list[int], str]:
+def _grid_of_positions(found: PretrainedWeights, grid: list[int], plane_axes: Sequence[int]) -> tuple[list[int], str]:
     """The grid of the source's position embeddings, along some axes of the network's, and what was assumed."""
     positions, plane = found.encoder[POSITIONS], [grid[axis] for axis in plane_axes]
     tokens = positions.shape[1]
@@ -399,7 +397,7 @@ def _fit_positions(
     if inflate:
         how.append(f"2D to 3D along axis {axis}")
     if source_grid != grid:
-        positions = resize_positions(positions.double(), source_grid, grid, axis)
+        positions = resize_positions(positions.double(), source_grid, grid, axis, found.antialias)
     return positions, resized
 
 
@@ -414,8 +412,9 @@ def _fit_outside(net: TunableNetwork, found: PretrainedWeights, report: Pretrain
     pooling = net.arguments.get("pooling")
     if found.head and pooling and found.is_monai:
         report.facts.append(f"pooling {pooling} as in the network; the file does not say it")
-    # another library's classifier of the class token cannot classify the mean of the others
-    if found.is_monai or "cls_token" not in found.encoder or pooling != "mean":
+    # another library's classifier of the class token cannot classify the mean of the others, or the reverse
+    of_mean = "cls_token" not in found.encoder or bool(found.layout and found.layout.get("pool_norm"))
+    if found.is_monai or of_mean == (pooling == "mean") or (pooling == "both" and not of_mean):
         given |= {net.HEAD + name: tensor for name, tensor in found.head.items()}
     head = [name for name in own if name.startswith(net.HEAD)]
     decoder = [name for name in own if net.ENCODER and not name.startswith((net.ENCODER, net.HEAD))]

@@ -42,6 +42,7 @@ class PretrainedWeights:
     pre_norm: bool = False
     num_heads: int | None = None  # if the file or its config.json tells
     square: bool = False  # whether positions form a grid of equal sides if their number allows it
+    antialias: bool = True  # whether the source interpolates positions so
     layout: dict[str, Any] | None = None  # see "ViTLayout"; None for MONAI's own layouts: as in the network
     rope_by_positions: bool = False  # whether the reference of rotary positions is the grid of the learned ones
 
@@ -54,6 +55,7 @@ _KNOWN = re.compile(
 )
 
 _SAME_ACTIVATION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+
 
 def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: int | None = None) -> PretrainedWeights:
     """
@@ -104,7 +106,9 @@ def _monai_vit(root: str, tensors: State) -> PretrainedWeights:
     outer = root.removesuffix("vit.")
     for name, tensor in tensors.items():
         inner = name.removeprefix(root)
-        if name.startswith(root) and inner.startswith(("patch_embedding.", "blocks.", "norm.", "cls_token", "register_tokens")):
+        if name.startswith(root) and inner.startswith(
+            ("patch_embedding.", "blocks.", "norm.", "cls_token", "register_tokens")
+        ):
             if ".cross_attn." in inner:  # unused weights of older MONAI versions
                 source.unused.append(name)
             else:
@@ -139,6 +143,8 @@ def _vit(
         activation=_SAME_ACTIVATION.get(activation, activation),
         num_heads=config.get("num_attention_heads"),
         square=True,
+        # as transformers interpolates
+        antialias="(Hugging Face)" not in layout.kind or any(name.endswith("register_tokens") for name in tensors),
         head_name=layout.head + ".",
     )
     # MONAI's ViT has no layer before the classifier, and the classifier is useless without it

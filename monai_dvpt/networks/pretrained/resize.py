@@ -73,7 +73,7 @@ def inflate_kernel(kernel: torch.Tensor, depth: int, axis: int) -> torch.Tensor:
 
 
 def resize_positions(
-    positions: torch.Tensor, source_grid: Sequence[int], grid: Sequence[int], axis: int
+    positions: torch.Tensor, source_grid: Sequence[int], grid: Sequence[int], axis: int, antialias: bool = True
 ) -> torch.Tensor:
     """
     Position embeddings for another grid of tokens, by bicubic (2D) or trilinear interpolation. From 2D to 3D they are
@@ -85,13 +85,14 @@ def resize_positions(
         source_grid: number of tokens along each axis.
         grid: the new numbers.
         axis: the new spatial axis, if ``grid`` has one more.
+        antialias: whether the bicubic interpolation is antialiased, which also changes its kernel.
     """
     plane = list(grid)
     if len(grid) > len(source_grid):
         del plane[axis]
     image = positions.reshape(*source_grid, -1).movedim(-1, 0)[None]  # (1, C, *source_grid)
     if list(source_grid) != plane:
-        options = {"mode": "bicubic", "antialias": True} if len(plane) == 2 else {"mode": "trilinear"}
+        options = {"mode": "bicubic", "antialias": antialias} if len(plane) == 2 else {"mode": "trilinear"}
         image = F.interpolate(image, size=tuple(plane), align_corners=False, **options)
     if len(grid) > len(source_grid):
         image = torch.stack([image] * grid[axis], dim=2 + axis)

@@ -45,7 +45,7 @@ def add_layout(state: State, source: PretrainedWeights, config: Mapping[str, Any
     separate = f"{first}mlp.fc1_g.weight" in state  # gates and values
     for name in [name for name in state if ".mlp.fc1_x." in name and not separate]:  # of DINOv3 without gates
         state[name.replace("fc1_x", "fc1")] = state.pop(name)
-    if separate or len(state[f"{first}mlp.fc1.weight"]) == 2 * state[f"{first}mlp.fc2.weight"].shape[1]:
+    if separate or state[f"{first}mlp.fc1.weight"].shape[0] == 2 * state[f"{first}mlp.fc2.weight"].shape[1]:
         layout["gated_mlp"] = True
         if source.kind != DINOV3_HF:  # whose config.json tells; all others are SwiGLU
             source.activation = "silu"
@@ -73,6 +73,8 @@ def _add_rope(state: State, source: PretrainedWeights, config: Mapping[str, Any]
     axes = list(range(state["patch_embed.proj.weight"].ndim - 2))
     unequal_biases = source.kind in ("EVA-02", "Primus") or "blocks.0.attn.q_bias" in state
     if has_no_positions(state, source.kind, config):
+        if "reg_token" not in state:
+            raise InputError("has no register tokens, which every DINOv3 has, so it is a part of a checkpoint.")
         rope: dict[str, Any] = {"rope_theta": config.get("rope_theta", DINOV3_THETA)}
         periods = state.pop("rope_periods", None)
         if periods is not None:
@@ -86,6 +88,8 @@ def _add_rope(state: State, source: PretrainedWeights, config: Mapping[str, Any]
             source.rope_by_positions = True
         else:
             source.kind, rope["rope_reference"] = "EVA-02", [EVA02_GRID] * len(axes)
+    elif "rope_periods" in state:
+        raise InputError("has rope_embed.periods beside learned positions, which MONAI's ViT cannot represent.")
     else:
         return
     source.layout |= {**rope, "rope_axes": axes}
@@ -126,7 +130,7 @@ def fill_encoder(state: State, source: PretrainedWeights, class_positions: int) 
             if used < class_positions:
                 special[name] = tensor + positions[:, used : used + tensor.shape[1]]
                 used += tensor.shape[1]
-                how[MONAI_NAMES[name]] = "with " + ("its position" if tensor.shape[1] == 1 else "their positions")
+                how[MONAI_NAMES[name]] = f"with the position of the {SPECIAL[name]}"
         out["patch_embedding.position_embeddings"] = positions[:, class_positions:]
     out["patch_embedding.patch_embeddings.weight"] = state.pop("patch_embed.proj.weight")
     if "patch_embed.proj.bias" not in state:
@@ -149,6 +153,7 @@ def fill_encoder(state: State, source: PretrainedWeights, class_positions: int) 
 
 
 MONAI_NAMES = {"cls_token": "cls_token", "reg_token": "register_tokens"}
+SPECIAL = {"cls_token": "class token", "reg_token": "register tokens"}
 
 
 def _fill_block(block: str, state: State, out: State, how: dict[str, str]) -> None:

@@ -67,21 +67,16 @@ def renamed(state: State, old: str, new: str) -> State:
 class TestLayout(Refusals):
     @parameterized.expand(
         [
-            ("register tokens", "reg_token"),
-            ("register tokens", "register_tokens"),
-            ("rotary position embeddings", "rope.freqs"),
-            ("rotary position embeddings", "rope_embed.periods"),
-            ("SwiGLU", "blocks.0.mlp.w12.weight"),
-            ("SwiGLU", "blocks.0.mlp.w3.weight"),
-            ("SwiGLU", "blocks.0.mlp.fc1_g.weight"),
-            ("SwiGLU", "blocks.0.mlp.gate_proj.weight"),
-            ("normalised queries and keys", "blocks.0.attn.q_norm.weight"),
-            ("normalised queries and keys", "blocks.0.attn.k_norm.weight"),
+            ("learned rotary position embeddings", "rope.freqs"),
+            ("beside learned positions", "rope_embed.periods"),
+            ("a gate in its attention", "blocks.0.attn.gate.weight"),
+            ("of the class token alone", "local_cls_norm.weight"),
+            ("MONAI's ViT", "blocks.0.mlp.gate_proj.weight"),
+            ("without a bias", "blocks.0.attn.q_norm.weight"),
             ("relative position bias", "blocks.0.attn.relative_position_bias_table"),
             ("relative position bias", "rel_pos_bias.relative_position_bias_table"),
             ("a distillation token", "dist_token"),
             ("a distillation token", "embeddings.distillation_token"),
-            ("fc_norm", "fc_norm.weight"),
             ("a convolutional stem", "patch_embed.backbone.stem.conv.weight"),
         ]
     )
@@ -91,8 +86,22 @@ class TestLayout(Refusals):
             self.check_refused(save(self.folder / "weights.pt", state), what, name, "cannot represent")
 
     def test_unknown_tensor_inside_a_block(self):
-        state = timm_state() | {"blocks.1.attn.norm.weight": noise(WIDTH)}
-        self.check_refused(save(self.folder / "weights.pt", state), "blocks.1.attn.norm.weight", "cannot represent")
+        state = timm_state() | {"blocks.1.attn.other.weight": noise(WIDTH)}
+        self.check_refused(save(self.folder / "weights.pt", state), "blocks.1.attn.other.weight", "cannot represent")
+
+    @parameterized.expand(
+        [
+            ({"blocks.1.attn.norm.weight": (WIDTH,)}, "blocks.1.attn.out_norm.weight", "encoder has none"),
+            ({"blocks.0.attn.k_norm.weight": (4,)}, "blocks.0.attn.k_norm.weight", "encoder has none"),
+            ({"blocks.0.mlp.w12.weight": (2 * MLP, WIDTH)}, "blocks.0.mlp.fc1.weight twice", "blocks.0.mlp.w12"),
+            ({"reg_token": (1, 4, WIDTH + 1)}, "shapes", "no ViT"),
+            ({"fc_norm.weight": (WIDTH,)}, "fc_norm.weight", "cannot represent"),
+            ({"blocks.0.mlp.fc1_g.weight": (MLP, WIDTH)}, "blocks.0.mlp.linear1.weight", "another shape"),
+        ]
+    )
+    def test_part_of_a_layout(self, shapes, *words):
+        extra = {name: noise(*shape) for name, shape in shapes.items()}
+        self.check_refused(save(self.folder / "weights.pt", timm_state() | extra), *words)
 
     def test_without_positions(self):
         state = timm_state()

@@ -7,6 +7,7 @@ import json
 import unittest
 import warnings
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import huggingface_hub
@@ -38,6 +39,8 @@ with warnings.catch_warnings():
         DINOv3ViTConfig,
         DINOv3ViTModel,
         PreTrainedModel,
+        SiglipVisionConfig,
+        SiglipVisionModel,
         ViTConfig,
         ViTForImageClassification,
         ViTMAEConfig,
@@ -72,7 +75,14 @@ def model(kind: str) -> PreTrainedModel:
         "dinov2_classifier": lambda: Dinov2ForImageClassification(Dinov2Config(**DINO, num_labels=CLASSES)),
         "dinov2_swiglu": lambda: Dinov2Model(Dinov2Config(**DINO, use_swiglu_ffn=True)),
         "dinov2_registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**DINO)),
-        "dinov3": lambda: DINOv3ViTModel(DINOv3ViTConfig(**SIZES)),
+        "dinov2_registers_swiglu": lambda: Dinov2WithRegistersModel(
+            Dinov2WithRegistersConfig(**DINO, use_swiglu_ffn=True)
+        ),
+        "dinov3": lambda: DINOv3ViTModel(DINOv3ViTConfig(**SIZES, num_register_tokens=3)),
+        "dinov3_gated": lambda: DINOv3ViTModel(
+            DINOv3ViTConfig(**SIZES, num_register_tokens=4, use_gated_mlp=True, hidden_act="silu", rope_theta=50.0)
+        ),
+        "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**SIZES)),
         "deit": lambda: DeiTModel(DeiTConfig(**SIZES)),
     }[kind]()
     return randomise(made, seed=6).eval()
@@ -107,6 +117,15 @@ def saved(source: PreTrainedModel, folder: Path, form: str) -> Path:
 
 FORMS = ("with_config", "without_config", "memory")
 MODELS = ("vit", "vit_classifier", "mae", "clip_vision", "clip", "dinov2")
+# what they have beyond MONAI's ViT, and the width of their feed-forward part
+FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
+    "dinov2_registers": ({"num_registers": 4}, 2 * WIDTH),
+    "dinov2_swiglu": ({"gated_mlp": True}, 32),
+    "dinov2_registers_swiglu": ({"num_registers": 4, "gated_mlp": True}, 32),
+    "dinov3": ({"num_registers": 3, "rope_theta": 100.0, "rope_axes": [0, 1]}, MLP),
+    "dinov3_gated": ({"num_registers": 4, "gated_mlp": True, "rope_theta": 50.0, "rope_axes": [0, 1]}, MLP),
+    "siglip": ({}, MLP),
+}
 
 
 class TestFeatures(unittest.TestCase):
@@ -131,6 +150,32 @@ class TestFeatures(unittest.TestCase):
         self.assertEqual(net.arguments["activation"], own.hidden_act)
         self.assertEqual(net.arguments["pre_norm"], "clip" in kind)
         self.assertEqual(report.initialised == [], kind == "vit_classifier")
+
+    @parameterized.expand([(kind, side) for kind in FAMILIES for side in (48, 80)])
+    def test_families(self, kind, side):
+        source, (layout, mlp_dim) = model(kind), FAMILIES[kind]
+        sizes = {"mlp_dim": mlp_dim, "class_token": kind != "siglip", "img_size": side}
+        net = vit(**sizes, pooling="cls" if kind != "siglip" else "mean")
+        report = load_pretrained(net, saved(source, self.folder, "with_config"), verbose=False)
+        image = noise(2, 3, side, side)
+        with torch.no_grad():
+            interpolate = {} if side == 48 or kind.startswith("dinov") else {"interpolate_pos_encoding": True}
+            want = source(pixel_values=image, **interpolate).last_hidden_state
+        torch.testing.assert_close(tokens_of(net, image), want, **TOLERANCE)
+        self.assertEqual(net.arguments["layout"] or {}, layout)
+        self.assertEqual(set(report.initialised), {"classification_head.weight", "classification_head.bias"})
+
+    @parameterized.expand([("vit", 80), ("vit", 32), ("clip_vision", 80), ("dinov2", 32), ("dinov2_registers", 32)])
+    def test_other_sizes_as_the_source_interpolates(self, kind, side):
+        source, net = model(kind), vit(mlp_dim=2 * WIDTH if "dino" in kind else MLP, img_size=side)
+        load_pretrained(net, saved(source, self.folder, "with_config"), verbose=False)
+        image = noise(2, 3, side, side)
+        interpolate = {} if "dino" in kind else {"interpolate_pos_encoding": True}
+        with torch.no_grad():
+            want = source(pixel_values=image, **interpolate).last_hidden_state
+        if kind == "clip_vision":  # which normalises the class token alone
+            want = source.post_layernorm(want).detach()
+        torch.testing.assert_close(tokens_of(net, image), want, **TOLERANCE)
 
     @parameterized.expand([("vit_tanh", 0.02, "gelu_pytorch_tanh"), ("clip_vision_gelu", 1e-5, "gelu")])
     def test_config_decides(self, kind, eps, activation):
@@ -161,9 +206,9 @@ class TestFeatures(unittest.TestCase):
             torch.testing.assert_close(net(image), source(image).logits, **TOLERANCE)
 
     def test_activation_that_is_not_known(self):
-        source, net = ViTModel(ViTConfig(**SIZES, hidden_act="silu")), vit()
+        source, net = ViTModel(ViTConfig(**SIZES, hidden_act="relu")), vit()
         before = copy_of_state(net)
-        with self.assertRaisesRegex(InputError, r"model\.safetensors: activation must be one of .*, got silu"):
+        with self.assertRaisesRegex(InputError, r"model\.safetensors: activation must be one of .*, got relu"):
             load_pretrained(net, saved(source, self.folder, "with_config"))
         self.assertEqual(changed(before, net), set())
 
@@ -199,12 +244,7 @@ class TestRefused(unittest.TestCase):
     @parameterized.expand(
         [
             (kind, form, reason)
-            for kind, reason in (
-                ("dinov2_registers", "register tokens (embeddings.register_tokens)"),
-                ("dinov3", "register tokens (embeddings.register_tokens)"),
-                ("dinov2_swiglu", "SwiGLU"),
-                ("deit", "a distillation token (embeddings.distillation_token)"),
-            )
+            for kind, reason in (("deit", "a distillation token (embeddings.distillation_token)"),)
             for form in ("with_config", "memory")
         ]
     )
