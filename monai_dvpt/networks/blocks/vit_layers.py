@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 import torch.nn as nn
@@ -63,6 +63,10 @@ class ViTAttention(FusedSABlock):
     """
 
     if TYPE_CHECKING:  # TorchScript would try to compile it
+        out_proj: Any
+        q_norm: Any
+        k_norm: Any
+        out_norm: Any
         cos: torch.Tensor
         sin: torch.Tensor
         first_token: int
@@ -81,8 +85,8 @@ class ViTAttention(FusedSABlock):
             out_norm: whether the heads' outputs are normalised before they are projected, as in EVA-02.
         """
         module.__class__ = cls
-        attention: ViTAttention = module  # type: ignore[assignment]
-        like = attention.out_proj.weight
+        attention: Any = module
+        like: torch.Tensor = attention.out_proj.weight
         width = like.shape[0]
 
         def norm(used: bool, channels: int) -> nn.Module:
@@ -97,9 +101,10 @@ class ViTAttention(FusedSABlock):
 
     def turn(self, cos: torch.Tensor, sin: torch.Tensor, neighbours: bool = False) -> None:
         """Sets the result of :func:`rotary_tables` and its ``neighbours``; without rows no token turns."""
-        like, self.neighbours = self.out_proj.weight, neighbours
-        self.register_buffer("cos", cos.to(like.device, torch.float32), persistent=False)
-        self.register_buffer("sin", sin.to(like.device, torch.float32), persistent=False)
+        device = next(self.out_proj.parameters()).device
+        self.register_buffer("cos", cos.to(device, torch.float32), persistent=False)
+        self.register_buffer("sin", sin.to(device, torch.float32), persistent=False)
+        self.neighbours = neighbours
 
     def plain(self) -> FusedSABlock:
         """Undoes :meth:`extend`."""

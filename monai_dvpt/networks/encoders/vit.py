@@ -79,7 +79,7 @@ class ViTEncoder(Encoder, ViT):
         layout: what the encoder has beyond MONAI's ViT.
     """
 
-    __jit_ignored_attributes__ = (*Encoder.__jit_ignored_attributes__, "layout")
+    __jit_ignored_attributes__ = (*Encoder.__jit_ignored_attributes__, "layout")  # type: ignore[assignment]
 
     if TYPE_CHECKING:
         img_size: list[int]
@@ -88,6 +88,8 @@ class ViTEncoder(Encoder, ViT):
         tokens: list[int]
         first_token: int
         layout: ViTLayout
+        register_tokens: nn.Parameter
+        pool_norm: bool
 
     @classmethod
     def of(

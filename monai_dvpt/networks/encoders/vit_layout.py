@@ -117,9 +117,7 @@ class ViTLayout:
         if self.rope_reference is not None and len(self.rope_reference) != len(axes):
             raise ValueError(f"rope_reference must have {len(axes)} numbers, got {list(self.rope_reference)}.")
 
-    def extend_attention(
-        self, attention: nn.Module, grid: Sequence[int], first_token: int, tables: dict[str, Any]
-    ) -> None:
+    def extend_attention(self, attention: Any, grid: Sequence[int], first_token: int, tables: dict[str, Any]) -> None:
         """
         Turns an attention into one of this layout.
 
@@ -138,14 +136,15 @@ class ViTLayout:
             return
         if not isinstance(attention, FusedSABlock):
             raise ValueError("save_attn must be False with a layout beyond MONAI's attention.")
-        extended = ViTAttention.extend(attention, first_token, self.qk_norm, self.out_norm)
+        extended: Any = ViTAttention.extend(attention, first_token, self.qk_norm, self.out_norm)
         if self.rope_theta is not None:
             if not tables:
-                width = attention.out_proj.weight.shape[0] // attention.num_heads
+                width = extended.out_proj.weight.shape[0] // extended.num_heads
                 axes = self.axes(len(grid))
                 how = self.rope_theta, self.rope_reference, self.rope_neighbours
                 tables["rope"] = rotary_tables(grid, axes, width, *how)
-            extended.turn(*tables["rope"], self.rope_neighbours)
+            cos, sin = tables["rope"]
+            extended.turn(cos, sin, self.rope_neighbours)
 
     def extend_mlp(self, mlp: MLPBlock, activation: nn.Module) -> None:
         """Turns MONAI's feed-forward part into one of this layout, with an activation."""

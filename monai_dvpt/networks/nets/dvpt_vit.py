@@ -136,9 +136,8 @@ class DVPTViT(TunableNetwork, ViTEncoder):
         if name == "prompts":
             head = PromptHead(features, num_classes, [hidden_size] * len(read), **reading)
         self.classification_head = head  # type: ignore[assignment]
-        sizes = sides, patches, num_heads
         arithmetic = (layer_norm_eps, activation, pre_norm, layout)
-        ViTEncoder.of(self, *sizes, *arithmetic, use_checkpoint, skips=read[:-1])
+        ViTEncoder.of(self, sides, patches, num_heads, *arithmetic, use_checkpoint, read[:-1])
         self.start(method, options)
 
     def forward(  # type: ignore[override]

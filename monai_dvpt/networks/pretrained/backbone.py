@@ -27,7 +27,7 @@ POSITIONS = "patch_embedding.position_embeddings"
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
 HEADS |= {396: 6, 792: 12, 864: 12, 1056: 16, 1152: 16}
 DINOV3_HEADS = {1280: 20, 4096: 32}
-"""Number of heads by token width, as in the published ViTs from Ti to G, Primus and SigLIP, and DINOv3 where it differs."""
+"""Number of heads by token width, as in the published ViTs from Ti to G, Primus and SigLIP, and in DINOv3."""
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,9 @@ def _with_others(source: PretrainedWeights, others: list[str]) -> PretrainedWeig
     return source
 
 
+_MONAI_NAMES = ("patch_embedding.", "blocks.", "norm.", "cls_token", "register_tokens")
+
+
 def _monai_vit(root: str, tensors: State) -> PretrainedWeights:
     source = PretrainedWeights("MONAI UNETR" if root.endswith("vit.") else "MONAI ViT", {}, is_monai=True)
     outer = root.removesuffix("vit.")

@@ -57,7 +57,7 @@ def add_layout(state: State, source: PretrainedWeights, config: Mapping[str, Any
     if "norm.weight" not in state and "fc_norm.weight" in state:
         layout["pool_norm"] = True
         state["norm.weight"], state["norm.bias"] = state.pop("fc_norm.weight"), state.pop("fc_norm.bias")
-    _add_rope(state, source, config)
+    layout |= _rope(state, source, config)
 
 
 def has_no_positions(state: State, kind: str, config: Mapping[str, Any]) -> bool:
@@ -68,8 +68,8 @@ def has_no_positions(state: State, kind: str, config: Mapping[str, Any]) -> bool
     return kind == DINOV3_HF or "rope_periods" in state or known
 
 
-def _add_rope(state: State, source: PretrainedWeights, config: Mapping[str, Any]) -> None:
-    """Adds the rotary positions of DINOv3, EVA-02 and Primus, which most files do not tell."""
+def _rope(state: State, source: PretrainedWeights, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary positions of DINOv3, EVA-02 and Primus, which most files do not tell."""
     axes = list(range(state["patch_embed.proj.weight"].ndim - 2))
     unequal_biases = source.kind in ("EVA-02", "Primus") or "blocks.0.attn.q_bias" in state
     if has_no_positions(state, source.kind, config):
@@ -82,7 +82,7 @@ def _add_rope(state: State, source: PretrainedWeights, config: Mapping[str, Any]
             source.num_heads = source.num_heads or state["norm.weight"].numel() // (4 * periods.numel())
         if source.kind != DINOV3_HF:
             source.kind, source.layer_norm_eps = "DINOv3", config.get("layer_norm_eps", 1e-5)
-    elif unequal_biases and source.layout.get("gated_mlp"):
+    elif unequal_biases and (source.layout or {}).get("gated_mlp"):
         rope = {"rope_theta": EVA02_THETA, "rope_neighbours": True}
         if source.kind == "Primus":
             source.rope_by_positions = True
@@ -91,8 +91,8 @@ def _add_rope(state: State, source: PretrainedWeights, config: Mapping[str, Any]
     elif "rope_periods" in state:
         raise InputError("has rope_embed.periods beside learned positions, which MONAI's ViT cannot represent.")
     else:
-        return
-    source.layout |= {**rope, "rope_axes": axes}
+        return {}
+    return {**rope, "rope_axes": axes}
 
 
 def _theta_of(periods: torch.Tensor) -> float:
