@@ -24,6 +24,7 @@ from monai_dvpt.utils import InputError, check_finite, check_type, naming
 from .backbone import KERNELS, POSITIONS, Backbone, backbone_of, encoder_sizes, patch_kernel
 from .recognise import PretrainedWeights, recognise
 from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, sincos_grid, token_grid
+from .swin_sizes import check_swin, set_swin
 from .weight_files import find_file, read_config, read_weights
 
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
@@ -188,9 +189,7 @@ def _load(
     tensors |= _fit_outside(net, found, report)
     _check(net, found, tensors, min_match)
     if found.is_swin:
-        known = ("num_heads", "window_size", "downsample", "normalize")
-        said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
-        report.facts.append(f"{said} as in the network; the file does not say it")
+        set_swin(net, found, report.facts)
     else:
         _set_arithmetic(net, found, report)
     own = _own_tensors(net)
@@ -249,7 +248,7 @@ def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
     if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
         raise InputError(f"spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
     if found.is_swin:
-        return
+        return check_swin(net, found)
     facts = encoder_sizes(found)
     own_facts = {**own, "num_layers": len(net.encoder().blocks)}
     wrong = {k: v for k, v in facts.items() if v is not None and v != own_facts[k]}

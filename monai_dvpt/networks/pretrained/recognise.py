@@ -40,6 +40,8 @@ class PretrainedWeights:
     activation: str | None = None
     pre_norm: bool = False
     num_heads: int | None = None  # if the file or its config.json tells
+    swin_sizes: dict[str, Any] = field(default_factory=dict)  # by arguments; empty for MONAI's layouts
+    window_shift: str = "monai"  # one of "WINDOW_SHIFTS"
     square: bool = False  # whether positions form a grid of equal sides if their number allows it
 
 
@@ -152,7 +154,7 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         if found := places(states, swin.signature):
             root, tensors, others = choose_network(states, found)
             source = PretrainedWeights(swin.kind, {}, is_swin=True)
-            swin.convert(source, root, tensors)
+            swin.convert(source, root, tensors, config)
             return _with_others(source, others)
     for signature, convert in _MONAI:
         if found := places(states, signature):
@@ -169,8 +171,8 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
     if layout is not None:
         return _with_others(_vit(layout, root, tensors, config, tokens), others)
     raise InputError(
-        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI) or of MONAI's "
-        f"UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
+        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of a Swin transformer "
+        f"(timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
     )
 
 
