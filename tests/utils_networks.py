@@ -79,7 +79,7 @@ NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
     "swin_classifier_3d": (DVPTSwinClassifier, {**SWIN_3D, "num_classes": 3}),
     "swin_classifier_2d_final_norm": (
         DVPTSwinClassifier,
-        {**SWIN_2D, "num_classes": 3, "window_size": (2, 3), "final_norm": True, "window_shift": "original"},
+        {**SWIN_2D, "num_classes": 3, "window_size": (2, 3), "final_norm": True},
     ),
 }
 
