@@ -25,6 +25,21 @@ from .limits import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, check_bytes
 __all__ = ["open_safetensors", "read_npz", "read_safetensors", "read_torch"]
 
 
+class _Nothing:
+    """Stands for a number of NumPy in a pickle, such as the best score of a checkpoint: it is left out, not made."""
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+LEFT_OUT: list[Any] = [
+    (_Nothing, name)
+    for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
+]
+"""What a pickle calls to make a number of NumPy, as :func:`torch.serialization.safe_globals` takes it."""
+
+
 @contextmanager
 def open_safetensors(path: str | os.PathLike) -> Iterator[Any]:
     """
@@ -74,7 +89,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 @naming_argument("path")
 def read_torch(path: str | os.PathLike) -> Any:
     """
-    Tensors and plain values written by :func:`torch.save`; the tensors are mapped from the file, not copied.
+    Tensors and plain values written by :func:`torch.save`; the tensors are mapped from the file, not copied. Numbers of
+    NumPy beside them are left out.
 
     Raises:
         InputError: if the file cannot be read, has other content, or exceeds a limit.
@@ -90,7 +106,8 @@ def read_torch(path: str | os.PathLike) -> Any:
         elif size:
             with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 _check_pickle(content)
-        content = torch.load(path, "cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(LEFT_OUT):
+            content = torch.load(path, "cpu", weights_only=True, mmap=is_zip)
         _check_tensors(path, _tensors(content))
     return content
 

@@ -3,10 +3,11 @@
 
 from .encoder import Encoder
 from .slot import Attached, get_tensor, set_tensor
-from .swin import WINDOW_SHIFTS, SwinEncoder, check_swin_sizes
+from .swin import MERGINGS, WINDOW_SHIFTS, SwinEncoder, check_swin_sizes
 from .vit import ViTEncoder, check_vit_image, check_vit_sizes
 
 __all__ = [
+    "MERGINGS",
     "WINDOW_SHIFTS",
     "Attached",
     "Encoder",

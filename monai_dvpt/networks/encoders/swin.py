@@ -13,6 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.nets.swin_unetr import (
     BasicLayer,
+    PatchMergingV2,
     SwinTransformer,
     SwinTransformerBlock,
     get_window_size,
@@ -25,7 +26,7 @@ from monai_dvpt.utils import check_counts
 
 from .encoder import Encoder
 
-__all__ = ["WINDOW_SHIFTS", "SwinEncoder", "check_swin_sizes"]
+__all__ = ["MERGINGS", "WINDOW_SHIFTS", "SwinEncoder", "check_swin_sizes"]
 
 
 def check_swin_sizes(
@@ -59,6 +60,34 @@ How layers shift their windows. With "original", as in the original code and Hug
 window spans any; with "monai" and "timm" only such an axis is not. With "timm" tokens move before the grid is padded to
 whole windows, with the others afterwards. A square grid of whole windows does not show any of this.
 """
+
+
+class EarlierMerging(PatchMergingV2):
+    """
+    MONAI's ``PatchMerging`` as it was until MONAI 1.4. In 3D it read two of the eight neighbours twice and two never:
+    `issue 8284 <https://github.com/Project-MONAI/MONAI/issues/8284>`_. In 2D it had no such fault.
+    """
+
+    NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: tokens of shape (B, \\*grid, C).
+
+        Returns:
+            tokens of shape (B, \\*half_grid, 2 C).
+        """
+        if x.ndim == 4:
+            return super().forward(x)
+        depth, height, width = x.shape[1:4]
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2, 0, depth % 2))
+        x = torch.cat([x[:, i::2, j::2, k::2] for i, j, k in self.NEIGHBOURS], dim=-1)  # (B, *half_grid, 8 C)
+        return self.reduction(self.norm(x))
+
+
+MERGINGS = {"merging_before_1_5": EarlierMerging}
+"""Ways to merge tokens that MONAI's Swin transformer does not have, by the name of ``downsample``."""
 
 
 class _Layer(SwinTransformerBlock):

@@ -11,7 +11,7 @@ import torch.nn as nn
 from monai.networks.nets.swin_unetr import SwinTransformer
 from monai.utils import ensure_tuple_rep
 
-from monai_dvpt.networks.encoders import WINDOW_SHIFTS, SwinEncoder, check_swin_sizes
+from monai_dvpt.networks.encoders import MERGINGS, WINDOW_SHIFTS, SwinEncoder, check_swin_sizes
 from monai_dvpt.networks.methods import Method
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import check_counts
@@ -101,7 +101,7 @@ class DVPTSwinClassifier(TunableNetwork):
             drop_path_rate=dropout_path_rate,
             patch_norm=patch_norm,
             spatial_dims=spatial_dims,
-            downsample=downsample,
+            downsample=MERGINGS.get(downsample, downsample),
             use_v2=use_v2,
         )
         self.swinViT = SwinEncoder.of(swin, depths, num_heads, downsample, use_checkpoint, final_norm, window_shift)

@@ -46,6 +46,10 @@ def set_swin(net: TunableNetwork, found: PretrainedWeights, facts: list[str]) ->
         known = ("num_heads", "window_size", "downsample", "normalize")
         said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
         facts.append(f"{said} as in the network; the file does not say it")
+        if net.arguments["spatial_dims"] == 3 and net.arguments["downsample"] == "merging":
+            facts.append(
+                "weights trained with MONAI before 1.5 need downsample merging_before_1_5, and compute otherwise"
+            )
         return
     encoder: SwinEncoder = net.encoder()
     encoder.set_window_shift(found.window_shift)
