@@ -138,6 +138,13 @@ _UNREPRESENTABLE = (
     ("a convolutional stem", r"patch_embed(dings)?\.backbone|conv_root"),
 )
 
+# networks without a transformer, and a name that reveals them
+_CONVOLUTIONAL = (
+    ("VISTA3D, whose encoder is a SegResNet", "image_encoder.encoder.conv_init.weight"),
+    ("a SegResNet", "encoder.conv_init.weight"),
+    ("a SegResNet", "convInit.conv.weight"),
+)
+
 
 def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: int | None = None) -> PretrainedWeights:
     """
@@ -170,6 +177,9 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
             raise InputError(f"has {what} ({unknown[0]}), which MONAI's ViT cannot represent.")
     if layout is not None:
         return _with_others(_vit(layout, root, tensors, config, tokens), others)
+    for what, signature in _CONVOLUTIONAL:
+        if places(states, signature):
+            raise InputError(f"holds {what}, a convolutional network: it has no transformer to tune.")
     raise InputError(
         f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of a Swin transformer "
         f"(timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."

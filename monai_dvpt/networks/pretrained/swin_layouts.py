@@ -174,5 +174,5 @@ SWIN_LAYOUTS = (
     SwinLayout("MONAI SwinUNETR, self-supervised", "layers1.0.blocks.0.norm1.weight", _self_supervised),
     SwinLayout("MONAI SwinUNETR, self-supervised", "layers1.0.0.blocks.0.norm1.weight", _self_supervised),
     SwinLayout("Swin transformer (Hugging Face)", "encoder.layers.0.blocks.0.layernorm_before.weight", _hugging_face),
-    SwinLayout("Swin transformer (original, timm)", "layers.0.blocks.0.norm1.weight", _original),
+    SwinLayout("Swin transformer (original, timm)", "layers.0.blocks.0.attn.qkv.weight", _original),
 )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from monai_dvpt.networks.encoders import SwinEncoder
@@ -10,8 +12,9 @@ from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import InputError
 
 from .recognise import PretrainedWeights
+from .weight_files import METADATA, read_json
 
-__all__ = ["check_swin", "set_swin"]
+__all__ = ["check_merging", "check_swin", "set_swin"]
 
 EPSILON, ACTIVATION = 1e-5, "gelu"  # of MONAI's Swin transformer, and of all published ones
 
@@ -38,6 +41,23 @@ def check_swin(net: TunableNetwork, found: PretrainedWeights) -> None:
     if wrong := {name: value for name, value in found.swin_sizes.items() if value != own[name]}:
         listed = ", ".join(f"{name} must be {value}, got {own[name]}" for name, value in wrong.items())
         raise InputError(f"does not fit the network's encoder: {listed}.")
+
+
+def check_merging(path: Path, net: TunableNetwork, found: PretrainedWeights) -> None:
+    """
+    Raises:
+        InputError: if the weights at ``path`` are of a MONAI bundle that was trained with another merging of tokens
+            than the network's, or its metadata cannot be read.
+    """
+    file = path.parent.parent / METADATA
+    is_merging = found.is_swin and net.arguments["spatial_dims"] == 3 and net.arguments["downsample"] == "merging"
+    if not is_merging or path.parent.name != "models" or not file.is_file():
+        return
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", str(read_json(file).get("monai_version")))
+    if version and (int(version[1]), int(version[2])) < (1, 5):
+        raise InputError(
+            f"downsample must be merging_before_1_5, got merging: by {METADATA} the bundle is of MONAI {version[0]}."
+        )
 
 
 def set_swin(net: TunableNetwork, found: PretrainedWeights, facts: list[str]) -> None:

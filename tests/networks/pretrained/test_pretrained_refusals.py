@@ -138,7 +138,7 @@ class TestLayout(Refusals):
         self.check_refused(path, "must hold weights of a ViT (timm, Hugging Face, MAE, CLIP", sorted(state)[0])
 
     def test_part_of_a_swin(self):
-        state = {"layers.0.blocks.0.norm1.weight": noise(12), "patch_embed.proj.weight": noise(12, 3, 4, 4)}
+        state = {"layers.0.blocks.0.attn.qkv.weight": noise(36, 12), "patch_embed.proj.weight": noise(12, 3, 4, 4)}
         words = "must have layers1.0.blocks.0.attn.relative_position_bias_table, under its name in Swin transformer"
         self.check_refused(save(self.folder / "weights.pt", state), words)
 
