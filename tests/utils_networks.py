@@ -77,6 +77,10 @@ NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
     "swin_unetr_2d_none": (DVPTSwinUNETR, {**SWIN_2D, "out_channels": 3, "decoder_tuning": "none"}),
     "swin_classifier_2d": (DVPTSwinClassifier, {**SWIN_2D, "num_classes": 3}),
     "swin_classifier_3d": (DVPTSwinClassifier, {**SWIN_3D, "num_classes": 3}),
+    "swin_classifier_2d_final_norm": (
+        DVPTSwinClassifier,
+        {**SWIN_2D, "num_classes": 3, "window_size": (2, 3), "final_norm": True},
+    ),
 }
 
 

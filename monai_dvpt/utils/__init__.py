@@ -4,7 +4,16 @@ from .checks import as_bool, check_counts, is_number, per_channel
 from .describe import describe
 from .errors import InputError, naming, naming_argument, reason, root_cause
 from .label_sets import labels_of_values
-from .limits import MAX_FRAMES, MAX_HEADER_BYTES, MAX_ITEMS, MAX_NAME, MAX_TENSORS, check_bytes, max_bytes
+from .limits import (
+    MAX_FRAMES,
+    MAX_HEADER_BYTES,
+    MAX_ITEMS,
+    MAX_NAME,
+    MAX_TENSORS,
+    check_bytes,
+    check_file_bytes,
+    max_bytes,
+)
 from .locks import FolderLock
 from .monai_label import inside_monai_label, served_model, training_folder
 from .progress import TimeLeft, progress
@@ -25,6 +34,7 @@ __all__ = [
     "atomic_path",
     "check_bytes",
     "check_counts",
+    "check_file_bytes",
     "check_finite",
     "check_type",
     "check_typed_paths",

@@ -7,7 +7,16 @@ import os
 
 from .errors import InputError, naming
 
-__all__ = ["MAX_FRAMES", "MAX_HEADER_BYTES", "MAX_ITEMS", "MAX_NAME", "MAX_TENSORS", "check_bytes", "max_bytes"]
+__all__ = [
+    "MAX_FRAMES",
+    "MAX_HEADER_BYTES",
+    "MAX_ITEMS",
+    "MAX_NAME",
+    "MAX_TENSORS",
+    "check_bytes",
+    "check_file_bytes",
+    "max_bytes",
+]
 
 VARIABLE = "MONAI_DVPT_MAX_BYTES"
 DEFAULT = 2 << 30
@@ -53,3 +62,20 @@ def check_bytes(what: str, needed: int) -> None:
         raise InputError(
             f"{what} must take at most {limit:,} bytes of memory, would take {needed:,}; {VARIABLE} sets the limit."
         )
+
+
+def check_file_bytes(path: str | os.PathLike, what: str, needed: int) -> None:
+    """
+    As :func:`check_bytes`, but what takes no more memory than a file takes on disk always passes.
+
+    Args:
+        path: the file, named in no error.
+        what: subject of the error.
+        needed: bytes to take.
+
+    Raises:
+        InputError: if that is more than the file and :func:`max_bytes`.
+    """
+    status = os.stat(path)
+    if needed > min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512):
+        check_bytes(what, needed)

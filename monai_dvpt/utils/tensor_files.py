@@ -20,9 +20,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import InputError, naming, naming_argument
-from .limits import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, check_bytes
+from .limits import MAX_HEADER_BYTES, MAX_NAME, MAX_TENSORS, check_file_bytes
 
 __all__ = ["open_safetensors", "read_npz", "read_safetensors", "read_torch"]
+
+
+class _Nothing:
+    """Stands for a number of NumPy in a pickle, such as the best score of a checkpoint: it is left out, not made."""
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+LEFT_OUT: list[Any] = [
+    (_Nothing, name)
+    for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
+]
+"""What a pickle calls to make a number of NumPy, as :func:`torch.serialization.safe_globals` takes it."""
 
 
 @contextmanager
@@ -74,7 +89,8 @@ def read_npz(path: str | os.PathLike) -> dict[str, torch.Tensor]:
 @naming_argument("path")
 def read_torch(path: str | os.PathLike) -> Any:
     """
-    Tensors and plain values written by :func:`torch.save`; the tensors are mapped from the file, not copied.
+    Tensors and plain values written by :func:`torch.save`; the tensors are mapped from the file, not copied. Numbers of
+    NumPy beside them are left out.
 
     Raises:
         InputError: if the file cannot be read, has other content, or exceeds a limit.
@@ -90,7 +106,8 @@ def read_torch(path: str | os.PathLike) -> Any:
         elif size:
             with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 _check_pickle(content)
-        content = torch.load(path, "cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(LEFT_OUT):
+            content = torch.load(path, "cpu", weights_only=True, mmap=is_zip)
         _check_tensors(path, _tensors(content))
     return content
 
@@ -112,14 +129,8 @@ def _check_file(path: str | os.PathLike) -> int:
     if not Path(path).is_file():  # opening a pipe or device would wait forever
         raise InputError("must be an existing file, and a regular one.")
     size = os.stat(path).st_size
-    _check_memory(path, size)
+    check_file_bytes(path, "its tensors", size)
     return size
-
-
-def _check_memory(path: str | os.PathLike, needed: int) -> None:
-    status = os.stat(path)
-    if needed > min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512):
-        check_bytes("its tensors", needed)
 
 
 def _check_header(size: int) -> None:
@@ -151,7 +162,7 @@ def _check_members(path: str | os.PathLike, methods: tuple[int, ...]) -> None:
             if member.compress_type not in methods:
                 how = "be stored as they are" if len(methods) == 1 else "be stored or deflated"
                 raise InputError(f"its members must {how}, got {member.filename[:50]!r} compressed otherwise.")
-        _check_memory(path, sum(member.file_size for member in members))
+        check_file_bytes(path, "its tensors", sum(member.file_size for member in members))
         for member in members:
             if member.filename.endswith("data.pkl"):
                 _check_header(member.file_size)
@@ -184,4 +195,4 @@ def _check_tensors(path: str | os.PathLike, tensors: list[tuple[str, torch.Tenso
         if tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested:
             view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)  # tied weights have two names
             views[view] = tensor.numel() * tensor.element_size()
-    _check_memory(path, sum(views.values()))
+    check_file_bytes(path, "its tensors", sum(views.values()))

@@ -76,8 +76,11 @@ def plain_monai(case: str, **changes: Any) -> nn.Module:
         del sizes["num_classes"]
         names = {"in_channels": "in_chans", "feature_size": "embed_dim", "dropout_path_rate": "drop_path_rate"}
         sizes = {names.get(name, name): value for name, value in sizes.items()}
-        patch_size = (2,) * sizes["spatial_dims"]
+        patch_size, final_norm = (2,) * sizes["spatial_dims"], sizes.pop("final_norm", False)
         plain = nn.ModuleDict({"swinViT": SwinTransformer(**sizes, patch_size=patch_size)})
+        if final_norm:
+            plain["swinViT"].layers4[0].downsample = None
+            plain["swinViT"].norm = nn.LayerNorm(8 * sizes["embed_dim"])
     return randomise(plain, seed=5).eval()
 
 
@@ -93,7 +96,9 @@ def output_of_monai(plain: nn.Module, net: nn.Module, image: torch.Tensor) -> to
         upsample = nn.Upsample(image.shape[2:], mode="trilinear" if image.ndim == 5 else "bilinear")
         return upsample(net.out(net.decoder(features)))
     if isinstance(plain, nn.ModuleDict):
-        last = plain["swinViT"](image, normalize=True)[-1]  # (B, 16 C, *grid)
+        own = getattr(plain["swinViT"], "norm", None)
+        last = plain["swinViT"](image, normalize=own is None)[-1]  # (B, 16 C, *grid)
+        last = last if own is None else own(last.movedim(1, -1)).movedim(-1, 1)
         return net.classification_head(last.flatten(2).mean(2))
     if not isinstance(plain, ViT):
         return plain(image)
@@ -361,7 +366,7 @@ class TestBehaviour(unittest.TestCase):
         with torch.no_grad():
             output = net(image)
             torch.testing.assert_close(output[1:], net(image[1:]), rtol=1e-4, atol=1e-4)
-            self.assertFalse(torch.allclose(output[0], output[1], rtol=1e-2, atol=1e-2))
+            self.assertFalse(torch.allclose(output[0], output[1], rtol=1e-3, atol=1e-3))
 
     @parameterized.expand(QUICK)
     def test_deepcopy(self, case):

@@ -18,6 +18,7 @@ from monai_dvpt import __version__
 from monai_dvpt.networks.methods import Linear, Method
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, adapter_parts
 from monai_dvpt.networks.pretrained import load_pretrained
+from monai_dvpt.networks.pretrained.weight_files import find_file
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_type, naming, naming_argument, to_json
 
@@ -291,7 +292,7 @@ def load_backbone(path: str | os.PathLike, backbone: str | os.PathLike) -> Tunab
         raise InputError(f"inflate_axis must be in [{-dims}, {dims}), got {axis!r}.")
     file = Path(backbone)
     sharded = file.suffix == ".json"  # an index, beside what it names
-    files = [file] if file.is_file() and not sharded else (file.parent if sharded else file).glob("*")
+    files = [file] if file.is_file() and not sharded else find_file(file).parent.glob("*")
     stored = sum(file.stat().st_size for file in files if file.is_file())
     # the file must contain every parameter of the encoder, except embeddings, which may be interpolated
     needed = sum(

@@ -3,11 +3,13 @@
 
 from .encoder import Encoder
 from .slot import Attached, get_tensor, set_tensor
-from .swin import SwinEncoder, check_swin_sizes
+from .swin import MERGINGS, WINDOW_SHIFTS, SwinEncoder, check_swin_sizes
 from .vit import ViTEncoder, check_vit_image, check_vit_sizes
 from .vit_layout import ViTLayout
 
 __all__ = [
+    "MERGINGS",
+    "WINDOW_SHIFTS",
     "Attached",
     "Encoder",
     "SwinEncoder",

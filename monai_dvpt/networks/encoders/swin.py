@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
-from monai.networks.nets.swin_unetr import BasicLayer, SwinTransformer, SwinTransformerBlock, get_window_size
+import torch.nn.functional as F
+from monai.networks.nets.swin_unetr import (
+    BasicLayer,
+    PatchMergingV2,
+    SwinTransformer,
+    SwinTransformerBlock,
+    get_window_size,
+    window_partition,
+    window_reverse,
+)
 
 from monai_dvpt.networks.blocks import group_windows
 from monai_dvpt.utils import check_counts
 
 from .encoder import Encoder
 
-__all__ = ["SwinEncoder", "check_swin_sizes"]
+__all__ = ["MERGINGS", "WINDOW_SHIFTS", "SwinEncoder", "check_swin_sizes"]
 
 
 def check_swin_sizes(
@@ -45,8 +54,46 @@ def check_swin_sizes(
         raise ValueError(f"num_heads must divide the widths {widths} of the stages, got {list(num_heads)}.")
 
 
+WINDOW_SHIFTS = ("monai", "original", "timm")
+"""
+How layers shift their windows. With "original", as in the original code and Hugging Face's, no axis is shifted if one
+window spans any; with "monai" and "timm" only such an axis is not. With "timm" tokens move before the grid is padded to
+whole windows, with the others afterwards. A square grid of whole windows does not show any of this.
+"""
+
+
+class EarlierMerging(PatchMergingV2):
+    """
+    MONAI's ``PatchMerging`` as it was until MONAI 1.4. In 3D it read two of the eight neighbours twice and two never:
+    `issue 8284 <https://github.com/Project-MONAI/MONAI/issues/8284>`_. In 2D it had no such fault.
+    """
+
+    NEIGHBOURS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: tokens of shape (B, \\*grid, C).
+
+        Returns:
+            tokens of shape (B, \\*half_grid, 2 C).
+        """
+        if x.ndim == 4:
+            return super().forward(x)
+        depth, height, width = x.shape[1:4]
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2, 0, depth % 2))
+        x = torch.cat([x[:, i::2, j::2, k::2] for i, j, k in self.NEIGHBOURS], dim=-1)  # (B, *half_grid, 8 C)
+        return self.reduction(self.norm(x))
+
+
+MERGINGS = {"merging_before_1_5": EarlierMerging}
+"""Ways to merge tokens that MONAI's Swin transformer does not have, by the name of ``downsample``."""
+
+
 class _Layer(SwinTransformerBlock):
-    """MONAI's layer, but it computes the mask of its shifted windows itself."""
+    """MONAI's layer, but it computes the mask of its shifted windows itself, and shifts as ``window_shift`` says."""
+
+    window_shift = WINDOW_SHIFTS[0]
 
     def forward(self, x: torch.Tensor, mask_matrix: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -54,20 +101,43 @@ class _Layer(SwinTransformerBlock):
             x: tokens of shape (B, \\*grid, C).
             mask_matrix: not used.
         """
+        return super().forward(x, None)
+
+    def forward_part1(self, x: torch.Tensor, mask_matrix: torch.Tensor | None) -> torch.Tensor:
         grid = x.shape[1:-1]
+        axes = list(range(1, x.ndim - 1))
         window, shift = get_window_size(grid, self.window_size, self.shift_size)
-        if not any(shift):  # one window holds all tokens, or windows are not shifted
-            return super().forward(x, None)
+        if self.window_shift == "original" and 0 in shift:
+            shift = (0,) * len(shift)
         padded = tuple(-(-side // step) * step for side, step in zip(grid, window, strict=True))
-        return super().forward(x, group_windows(padded, window, shift, x.device))
+        ends = [end for side, whole in zip(grid[::-1], padded[::-1], strict=True) for end in (0, whole - side)]
+        moves_first, moves = self.window_shift == "timm", any(shift)
+        y = self.norm1(x)
+        if moves and moves_first:
+            y = torch.roll(y, [-step for step in shift], axes)
+        y = F.pad(y, [0, 0, *ends])
+        if moves and not moves_first:
+            y = torch.roll(y, [-step for step in shift], axes)
+        groups = group_windows(padded, window, shift, x.device) if moves else None
+        y = self.attn(window_partition(y, window), groups)
+        y = window_reverse(y.unflatten(1, window), window, [len(x), *padded])
+        if moves and not moves_first:
+            y = torch.roll(y, list(shift), axes)
+        for axis, side in zip(axes, grid, strict=True):
+            y = y.narrow(axis, 0, side)
+        return torch.roll(y, list(shift), axes) if moves and moves_first else y
 
 
 class SwinEncoder(Encoder, SwinTransformer):
-    """The Swin transformer of MONAI's :class:`monai.networks.nets.SwinUNETR`, under the same parameter names."""
+    """
+    The Swin transformer of MONAI's :class:`monai.networks.nets.SwinUNETR`, under the same parameter names, or with a
+    final ``norm`` that of "Liu et al., Swin Transformer <https://arxiv.org/abs/2103.14030>".
+    """
 
     if TYPE_CHECKING:
         depths: list[int]
         ends: list[int]
+        norm: nn.LayerNorm | None
 
     @classmethod
     def of(
@@ -77,6 +147,8 @@ class SwinEncoder(Encoder, SwinTransformer):
         num_heads: Sequence[int],
         downsample: str,
         use_checkpoint: bool,
+        final_norm: bool = False,
+        window_shift: str = WINDOW_SHIFTS[0],
     ) -> SwinEncoder:
         """
         Turns MONAI's Swin transformer into an encoder in place; its tensors and their names stay.
@@ -87,6 +159,9 @@ class SwinEncoder(Encoder, SwinTransformer):
             num_heads: number of attention heads of each stage.
             downsample: how tokens are merged between stages.
             use_checkpoint: whether layers recompute their activations in the backward pass.
+            final_norm: whether the encoder ends as the original, with a normalisation ``norm`` in place of the merging
+                after the last stage.
+            window_shift: one of ``WINDOW_SHIFTS``.
         """
         if not isinstance(swin, cls):
             swin.__class__ = cls
@@ -94,9 +169,21 @@ class SwinEncoder(Encoder, SwinTransformer):
         encoder.depths, encoder.ends = list(depths), [end - 1 for end in itertools.accumulate(depths)]
         for layer in encoder.blocks:
             layer.__class__ = _Layer
+        encoder.norm = None
+        if final_norm:
+            encoder.norm = nn.LayerNorm(swin.num_features)
+            encoder._stage(len(depths) - 1).downsample = None
         facts = {"num_heads": list(num_heads), "window_size": list(swin.window_size), "downsample": downsample}
         encoder.open_slot([-1, *encoder.ends], use_checkpoint, **facts)
+        encoder.set_window_shift(window_shift)
         return encoder
+
+    def set_window_shift(self, window_shift: str) -> None:
+        """Sets how all layers shift their windows, one of ``WINDOW_SHIFTS``."""
+        for layer in self.blocks:
+            layer.window_shift = window_shift
+        if self.norm is not None:  # MONAI's own has but one way
+            self.arithmetic |= {"window_shift": window_shift}
 
     @property
     def blocks(self) -> list[Any]:
@@ -139,7 +226,7 @@ class SwinEncoder(Encoder, SwinTransformer):
             prefix: the result of :meth:`prefix_of` for it; the frozen layers that it replaces do not run.
 
         Returns:
-            the embedding and the output of every stage, of shapes (B, C, \\*grid), not normalised.
+            the embedding and the output of every stage, of shapes (B, C, \\*grid), merged and not normalised.
         """
         states, _ = self.run(image, prefix, self.outputs, [])
         return [states[layer].movedim(-1, 1) for layer in self.outputs]
@@ -149,6 +236,13 @@ class SwinEncoder(Encoder, SwinTransformer):
     ) -> list[torch.Tensor]:
         """As MONAI's, with a prefix as in :meth:`encode`."""
         return [self.proj_out(features, normalize) for features in self.encode(x, prefix)]
+
+    def last(self, x: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        """The last, normalised features of shape (B, C, \\*grid); the arguments are those of :meth:`encode`."""
+        features = self.encode(x, prefix)[-1]
+        if self.norm is None:
+            return self.proj_out(features, normalize=True)
+        return self.norm(features.movedim(1, -1)).movedim(-1, 1)
 
     def embedding(self) -> nn.Module:
         return self.patch_embed
@@ -161,11 +255,14 @@ class SwinEncoder(Encoder, SwinTransformer):
         return [side * 2 ** self.stage_of(layer) for side in self.patch_size]
 
     def token_shape(self, sides: list[int], layer: int, left: bool) -> list[int]:
-        stage = self.stage_of(layer) + (left and layer in self.ends)
-        grid = [side // patch for side, patch in zip(sides, self.patch_size, strict=True)]
-        return [*(side // 2**stage for side in grid), self.embed_dim * 2**stage]
+        merged = left and layer in self.ends and self._stage(self.stage_of(layer)).downsample is not None
+        stage = self.stage_of(layer) + merged
+        spans = [patch * 2**stage for patch in self.patch_size]
+        return [*(-(-side // span) for side, span in zip(sides, spans, strict=True)), self.embed_dim * 2**stage]
 
     def frozen_layers(self, name: str) -> int:
+        if name.startswith("norm."):
+            return len(self.blocks) - 1
         found = re.match(r"layers(\d)(c?)\.0\.(?:blocks\.(\d+)|)", name)
         if not found:
             return -2

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from monai.networks.nets import SwinUNETR
 
-from monai_dvpt.networks.encoders import SwinEncoder, check_swin_sizes
+from monai_dvpt.networks.encoders import MERGINGS, SwinEncoder, check_swin_sizes
 from monai_dvpt.networks.methods import Method
 from monai_dvpt.networks.parts import TunableNetwork, check_decoder_tuning
 from monai_dvpt.utils import check_counts
@@ -44,7 +44,8 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
         patch_norm: whether a normalisation follows the patch embedding.
         use_checkpoint: whether layers recompute their activations in the backward pass, to save memory.
         spatial_dims: 2 or 3.
-        downsample: "merging" or "mergingv2".
+        downsample: "merging" or "mergingv2", as in MONAI; or "merging_before_1_5", as MONAI's "merging" computed until
+            MONAI 1.4, in 3D another function of the same weights, so most released 3D weights need it.
         use_v2: whether every stage starts with a residual convolution block, as in SwinUNETR-V2.
         decoder_tuning: trainable part of the decoder: "all"; "norm", its normalisation layers; or "none". The rest
             belongs to the frozen backbone.
@@ -100,6 +101,7 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
         check_counts(out_channels=out_channels)
         if feature_size % 12:
             raise ValueError(f"feature_size must be a multiple of 12, got {feature_size}.")
+        merging: Any = MERGINGS.get(downsample, downsample)
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -117,7 +119,7 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
             normalize=normalize,
             patch_norm=patch_norm,
             spatial_dims=spatial_dims,
-            downsample=downsample,
+            downsample=merging,
             use_v2=use_v2,
         )
         check_decoder_tuning(decoder_tuning, [self.encoder1, self.decoder1])

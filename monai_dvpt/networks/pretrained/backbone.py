@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,23 @@ import torch
 
 from monai_dvpt.utils import InputError, naming
 
+from .archives import opened_weights
 from .choose_network import depth
 from .normalisation import Normalisation, read_normalisation
 from .recognise import PretrainedWeights, recognise
 from .resize import token_grid
-from .weight_files import LARGE, find_file, read_config, read_weights
+from .weight_files import LARGE, read_config, read_weights
 
-__all__ = ["KERNELS", "POSITIONS", "Backbone", "backbone_of", "encoder_sizes", "patch_kernel", "read_backbone"]
+__all__ = [
+    "KERNELS",
+    "POSITIONS",
+    "Backbone",
+    "backbone_of",
+    "encoder_sizes",
+    "named_backbone",
+    "patch_kernel",
+    "read_backbone",
+]
 
 KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
 POSITIONS = "patch_embedding.position_embeddings"
@@ -140,13 +150,21 @@ def read_backbone(source: str | os.PathLike) -> Backbone:
     Raises:
         InputError: if the file cannot be read or contains no ViT with a convolution as patch embedding.
     """
-    path = find_file(source)
-    with naming(path):
+    with opened_weights(source) as path, naming(path):
         config = read_config(path)
         found = backbone_of(path, recognise(read_weights(path), config), config)
         if found is None:
             raise InputError("must hold a ViT with a convolution as patch embedding.")
-        return found
+        return named_backbone(found, source)
+
+
+def named_backbone(backbone: Backbone, source: str | os.PathLike) -> Backbone:
+    """``backbone``, or, if it comes from an archive that will be closed, one that needs nothing of it any more."""
+    if not Path(source).is_file() or Path(source) == Path(backbone.source):
+        return backbone
+    named = replace(backbone, source=str(source))
+    vars(named)["normalisation"] = backbone.normalisation
+    return named
 
 
 def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any]) -> Backbone | None:

@@ -20,10 +20,12 @@ from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type, naming
 
-from .backbone import Backbone, backbone_of, encoder_sizes, patch_kernel
+from .archives import opened_weights, stored_name
+from .backbone import Backbone, backbone_of, encoder_sizes, named_backbone, patch_kernel
 from .fit import NEVER_USED, PRE_NORM, fit_encoder, laid_out, layout_for
 from .recognise import PretrainedWeights, recognise
-from .weight_files import find_file, read_config, read_weights
+from .swin_sizes import check_merging, check_swin, set_swin
+from .weight_files import read_config, read_weights
 
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
 
@@ -92,16 +94,18 @@ def load_pretrained(
     Loads pretrained weights into a network; the network changes only if they fit.
 
     It recognises ViTs of timm, Hugging Face (ViT, MAE, DINOv2, CLIP vision), the original MAE, DINOv2, CLIP and Google
-    releases, and MONAI's ViT, UNETR, SwinUNETR and self-supervised SwinUNETR. It interpolates position embeddings to
+    releases, Swin transformers of timm, Hugging Face and the original release, and MONAI's ViT, UNETR, SwinUNETR and
+    self-supervised SwinUNETR. It interpolates position embeddings to
     the network's grid, adapts patch kernels to its patch size and channels, and inflates a 2D ViT to 3D; ``resize.py``
     cites the methods. A classifier or decoder of the source is loaded if it fits.
 
     Args:
         net: the network.
         source: ``.safetensors``, ``.pt``, ``.pth`` or ``.bin`` file of tensors, ``.npz`` file, ``.index.json`` file of
-            several such files beside it, folder with ``model.safetensors`` or its index, or Hugging Face repository
-            ``owner/name`` or ``owner/name@revision``. A ``config.json`` beside the file is read. Of a teacher and a
-            student in one file the teacher is loaded; other files with several networks are refused.
+            several such files beside it, folder with ``model.safetensors`` or its index, MONAI bundle, ``.zip`` file of
+            any of these, or Hugging Face repository ``owner/name`` or ``owner/name@revision``. A ``config.json`` beside
+            the file is read. Of a teacher and a student in one file the teacher is loaded; other files with several
+            networks are refused.
         min_match: share of the backbone's values that the source must contain, in (0, 1].
         inflate_axis: spatial axis of the volume that a 2D source lacks; by default the last.
         layer_norm_eps: epsilon of the layer normalisations; by default the source's.
@@ -127,18 +131,20 @@ def load_pretrained(
     dims = net.arguments["spatial_dims"]
     if not -dims <= inflate_axis < dims:
         raise ValueError(f"inflate_axis must be in [{-dims}, {dims}), got {inflate_axis}.")
-    path = find_file(source)
-    with naming(path):
+    with opened_weights(source) as path, naming(path):
         config = read_config(path)
         found = _read(path, config, net, inflate_axis, layer_norm_eps, activation)
         _check_kind(net, found)
+        check_merging(path, net, found)
         converted, unused = dict(found.converted), list(found.unused)
         own = [name for name in net.encoder().owned if name not in net.encoder().originals]
         for name in found.encoder.keys() & {*own, *(name for name in found.encoder if name.startswith("dvpt."))}:
             del found.encoder[name]  # the source is a whole network of this package
             unused.append(name)
         told = backbone_of(path, found, config)
-        report = PretrainedReport(net, path.name, found.kind, converted=converted, unused=unused, backbone=told)
+        told = told and named_backbone(told, source)
+        stored = stored_name(source, path)
+        report = PretrainedReport(net, stored, found.kind, converted=converted, unused=unused, backbone=told)
         with laid_out(net, layout_for(net, found, inflate_axis)):
             _load(path, net, found, inflate_axis, min_match, report)
     restart_copies(net, net)
@@ -181,9 +187,7 @@ def _load(
     tensors |= _fit_outside(net, found, report)
     _check(net, found, tensors, min_match)
     if found.is_swin:
-        known = ("num_heads", "window_size", "downsample", "normalize")
-        said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
-        report.facts.append(f"{said} as in the network; the file does not say it")
+        set_swin(net, found, report.facts)
     else:
         _set_arithmetic(net, found, report)
     own = _own_tensors(net)
@@ -194,7 +198,7 @@ def _load(
     report.matched = [name for name in tensors if name not in changed]
     report.initialised = [name for name in own if name not in tensors and not NEVER_USED.search(name)]
     whole = not any(net.part_of(name) == "backbone" for name in report.initialised)
-    net.backbone_file, net.inflate_axis = path.name if whole else None, inflate_axis
+    net.backbone_file, net.inflate_axis = report.source if whole else None, inflate_axis
     if not whole:
         logger.warning(
             f"{path}: fills only a part of the backbone, so no file can restore this backbone for an adapter; "
@@ -244,7 +248,7 @@ def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
     if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
         raise InputError(f"spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
     if found.is_swin:
-        return
+        return check_swin(net, found)
     facts = encoder_sizes(found)
     own_facts = {**own, "num_layers": len(net.encoder().blocks)}
     wrong = {k: v for k, v in facts.items() if v is not None and v != own_facts[k]}

@@ -41,6 +41,8 @@ class PretrainedWeights:
     activation: str | None = None
     pre_norm: bool = False
     num_heads: int | None = None  # if the file or its config.json tells
+    swin_sizes: dict[str, Any] = field(default_factory=dict)  # by arguments; empty for MONAI's layouts
+    window_shift: str = "monai"  # one of "WINDOW_SHIFTS"
     square: bool = False  # whether positions form a grid of equal sides if their number allows it
     antialias: bool = True  # whether the source interpolates positions so
     layout: dict[str, Any] | None = None  # see "ViTLayout"; None for MONAI's own layouts: as in the network
@@ -55,6 +57,13 @@ _KNOWN = re.compile(
 )
 
 _SAME_ACTIVATION = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh"}
+
+# networks without a transformer, and a name that reveals them
+_CONVOLUTIONAL = (
+    ("VISTA3D, whose encoder is a SegResNet", "image_encoder.encoder.conv_init.weight"),
+    ("a SegResNet", "encoder.conv_init.weight"),
+    ("a SegResNet", "convInit.conv.weight"),
+)
 
 
 def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: int | None = None) -> PretrainedWeights:
@@ -72,7 +81,7 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         if found := places(states, swin.signature):
             root, tensors, others = choose_network(states, found)
             source = PretrainedWeights(swin.kind, {}, is_swin=True)
-            swin.convert(source, root, tensors)
+            swin.convert(source, root, tensors, config)
             return _with_others(source, others)
     for signature, convert in _MONAI:
         if found := places(states, signature):
@@ -88,9 +97,12 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
             raise InputError(f"has {what} ({unknown[0]}), which MONAI's ViT cannot represent.")
     if layout is not None:
         return _with_others(_vit(layout, root, tensors, config, tokens), others)
+    for what, signature in _CONVOLUTIONAL:
+        if places(states, signature):
+            raise InputError(f"holds {what}, a convolutional network: it has no transformer to tune.")
     raise InputError(
-        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI) or of MONAI's "
-        f"UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
+        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of a Swin transformer "
+        f"(timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
     )
 
 

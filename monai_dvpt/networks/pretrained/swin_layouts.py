@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from monai_dvpt.utils import InputError
 
 if TYPE_CHECKING:
     from .recognise import PretrainedWeights
@@ -24,10 +27,11 @@ class SwinLayout:
 
     kind: str
     signature: str  # a name that only this layout has, after any root
-    convert: Callable[[PretrainedWeights, str, State], None]  # fills the weights, from the root and all tensors
+    # fills the weights, from the root, all tensors and the config.json
+    convert: Callable[[PretrainedWeights, str, State, Mapping[str, Any]], None]
 
 
-def _monai(source: PretrainedWeights, root: str, tensors: State) -> None:
+def _monai(source: PretrainedWeights, root: str, tensors: State, config: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         if name.startswith(root + "swinViT."):
             source.encoder[name.removeprefix(root + "swinViT.")] = tensor
@@ -37,7 +41,7 @@ def _monai(source: PretrainedWeights, root: str, tensors: State) -> None:
             source.unused.append(name)
 
 
-def _self_supervised(source: PretrainedWeights, root: str, tensors: State) -> None:
+def _self_supervised(source: PretrainedWeights, root: str, tensors: State, config: Mapping[str, Any]) -> None:
     """Released self-supervised SwinUNETR weights: an encoder, with heads of the pretext tasks."""
     for name, tensor in tensors.items():
         inner = name.removeprefix(root)
@@ -48,8 +52,127 @@ def _self_supervised(source: PretrainedWeights, root: str, tensors: State) -> No
         source.encoder[re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", inner)] = tensor
 
 
+# names of Hugging Face's layout, and what they are in the original one
+_HUGGING_FACE = (
+    (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"embeddings\.norm\.", "patch_embed.norm."),
+    (r"encoder\.layers\.", "layers."),
+    (r"\.attention\.self\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.(?:self|relative_position_bias)\.", ".attn."),
+    (r"\.(?:layernorm_before)\.", ".norm1."),
+    (r"\.(?:layernorm_after)\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"^layernorm\.", "norm."),
+)
+_KNOWN = re.compile(
+    r"""patch_embed\.(proj | norm)\.(weight | bias)
+    | layers\.[0-3]\.blocks\.[0-9]{1,4}\.(norm[12] | mlp\.fc[12])\.(weight | bias)
+    | layers\.[0-3]\.blocks\.[0-9]{1,4}\.attn\.(qkv | query | key | value | proj)\.(weight | bias)
+    | layers\.[0-3]\.blocks\.[0-9]{1,4}\.attn\.relative_position_(bias_table | index)
+    | layers\.[0-3]\.downsample\.(norm\.(weight | bias) | reduction\.weight)
+    | norm\.(weight | bias)""",
+    re.VERBOSE,
+)
+_OF_ENCODER = re.compile(r"(embeddings|encoder|layers|patch_embed|norm|absolute_pos_embed)\b")
+_UNNEEDED = re.compile(r"mask_token|attn_mask|relative_coords_table")
+_UNREPRESENTABLE = (
+    ("SwinV2's cosine attention and continuous position bias", r"logit_scale|cpb_mlp|continuous_position_bias"),
+    ("absolute position embeddings", r"absolute_pos_embed|position_embeddings"),
+)
+
+
+def _original(source: PretrainedWeights, root: str, tensors: State, config: Mapping[str, Any]) -> None:
+    """The layout of the original release and of timm, which now has the merging before a stage, not after it."""
+    is_timm = root + "layers.3.downsample.reduction.weight" in tensors
+    source.window_shift = "timm" if is_timm else "original"
+    source.head_name = "head.fc." if root + "head.fc.weight" in tensors else "head."
+    _from_original(source, root, tensors, {name: name.removeprefix(root) for name in tensors}, root + source.head_name)
+
+
+def _hugging_face(source: PretrainedWeights, root: str, tensors: State, config: Mapping[str, Any]) -> None:
+    source.window_shift, source.head_name = "original", "classifier."
+    source.layer_norm_eps, source.activation = config.get("layer_norm_eps"), config.get("hidden_act")
+    inner = {name: name.removeprefix(root) for name in tensors}
+    for pattern, replacement in _HUGGING_FACE:
+        inner = {name: re.sub(pattern, replacement, own) for name, own in inner.items()}
+    _from_original(source, root, tensors, inner, root.removesuffix("swin.") + source.head_name)
+
+
+def _from_original(source: PretrainedWeights, root: str, tensors: State, inner: Mapping[str, str], head: str) -> None:
+    """Fills ``source``; ``inner`` has the name of each tensor in the original layout, ``head`` is the classifier's."""
+    later = source.window_shift == "timm"
+    state: State = {}
+    for name, tensor in tensors.items():
+        own = inner[name]
+        if name in (head + "weight", head + "bias"):
+            source.head[name.removeprefix(head)] = tensor
+        elif not name.startswith(root) or _UNNEEDED.search(own) or not _OF_ENCODER.match(own):
+            source.unused.append(name)
+        elif _KNOWN.fullmatch(own):
+            stage = re.match(r"layers\.(\d)\.", own)
+            number = int(stage[1]) + 1 - (later and ".downsample." in own) if stage else 0
+            own = re.sub(r"^layers\.\d\.", f"layers{number}.0.", own)
+            state[re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", own)] = tensor
+        else:
+            for what, pattern in _UNREPRESENTABLE:
+                if re.search(pattern, own):
+                    raise InputError(f"has {what} ({name}), which MONAI's Swin transformer cannot represent.")
+            raise InputError(f"has {name}, which MONAI's Swin transformer cannot represent.")
+    try:
+        source.encoder = _with_joined_queries(state, source.converted)
+        source.swin_sizes = _sizes(source.encoder)
+    except KeyError as error:
+        raise InputError(f"must have {error.args[0]}, under its name in {source.kind}.") from error
+    except (IndexError, RuntimeError, ArithmeticError, ValueError) as error:
+        raise InputError(f"has tensors of shapes that no {source.kind} has: {error}") from error
+
+
+def _with_joined_queries(state: State, how: dict[str, str]) -> State:
+    """The tensors with one layer in place of those of queries, keys and values."""
+    joined: State = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"(.*\.attn\.)(query|key|value)\.(weight|bias)", name):
+            if match[2] == "query":
+                parts = [state[f"{match[1]}{part}.{match[3]}"] for part in ("query", "key", "value")]
+                joined[new := f"{match[1]}qkv.{match[3]}"] = torch.cat(parts)
+                how[new] = "joined from query, key and value"
+        else:
+            joined[name] = tensor
+    return joined
+
+
+def _sizes(encoder: State) -> dict[str, Any]:
+    """What the tensors of an original Swin transformer tell, by the names of arguments."""
+    kernel = encoder["patch_embed.proj.weight"]
+    stages = [re.findall(rf"layers{stage}\.0\.blocks\.(\d+)\.", " ".join(encoder)) for stage in range(1, 5)]
+    tables = [encoder[f"layers{stage}.0.blocks.0.attn.relative_position_bias_table"] for stage in range(1, 5)]
+    windows = {(math.isqrt(table.shape[0]) + 1) // 2 for table in tables}
+    if len(windows) != 1 or any(len(table) != (2 * window - 1) ** 2 for table in tables for window in windows):
+        raise InputError(
+            f"must have one square window in all stages, has tables of {[len(table) for table in tables]}."
+        )
+    width = encoder["layers1.0.blocks.0.mlp.linear1.weight"].shape[0]
+    return {
+        "spatial_dims": kernel.ndim - 2,
+        "feature_size": kernel.shape[0],
+        "depths": [1 + max(map(int, found)) for found in stages],
+        "num_heads": [table.shape[1] for table in tables],
+        "window_size": [*windows] * (kernel.ndim - 2),
+        "mlp_ratio": width / kernel.shape[0],
+        "patch_norm": "patch_embed.norm.weight" in encoder,
+        "final_norm": True,
+    }
+
+
 SWIN_LAYOUTS = (
     SwinLayout("MONAI SwinUNETR", "swinViT.patch_embed.proj.weight", _monai),
     SwinLayout("MONAI SwinUNETR, self-supervised", "layers1.0.blocks.0.norm1.weight", _self_supervised),
     SwinLayout("MONAI SwinUNETR, self-supervised", "layers1.0.0.blocks.0.norm1.weight", _self_supervised),
+    SwinLayout("Swin transformer (Hugging Face)", "encoder.layers.0.blocks.0.layernorm_before.weight", _hugging_face),
+    SwinLayout("Swin transformer (original, timm)", "layers.0.blocks.0.attn.qkv.weight", _original),
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,21 @@ from monai_dvpt.utils import (
     read_torch,
 )
 
-__all__ = ["CONFIG", "PREPROCESSOR", "find_file", "read_config", "read_json", "read_weights"]
+__all__ = [
+    "CONFIG",
+    "INDEX",
+    "KNOWN",
+    "METADATA",
+    "PREPROCESSOR",
+    "SHARD",
+    "SUFFIXES",
+    "choose_weights",
+    "find_file",
+    "read_config",
+    "read_index",
+    "read_json",
+    "read_weights",
+]
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # the entries of a config.json that are used
@@ -37,6 +51,12 @@ MAX_DEPTH = 4  # of dictionaries in a checkpoint
 INDEX = ".index.json"
 """End of the name of an index, the file that lists the tensors of each shard of a checkpoint."""
 WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+BUNDLE_FILES = ("models/model.safetensors", "models/model.pt")
+KNOWN = WEIGHT_FILES + BUNDLE_FILES
+"""Weight files of a folder, the preferred first: as Hugging Face's libraries write them, or in a MONAI bundle."""
+METADATA = "configs/metadata.json"  # of a MONAI bundle
+PROGRAM, LARGE_FILES = "models/model.ts", ("large_files.yml", "large_files.yaml", "large_files.json")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -46,19 +66,16 @@ State = dict[str, torch.Tensor]
 @naming_argument("source")
 def find_file(source: str | os.PathLike) -> Path:
     """
-    The weight file of ``source``: a file, a folder as written by Hugging Face libraries, or, if no such path exists, a
-    Hugging Face repository ``owner/name`` or ``owner/name@revision``.
+    The weight file of ``source``: a file, a folder as written by Hugging Face libraries, a MONAI bundle, or, if no such
+    path exists, a Hugging Face repository ``owner/name`` or ``owner/name@revision``.
 
     Raises:
         InputError: if there is none; offline the message says which file to fetch.
     """
     path = Path(source)
     if path.is_dir():
-        found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
-        if not found:
-            raise InputError(f"a folder of pretrained weights must hold one of {WEIGHT_FILES}.")
-        return found[0]
-    known = path.suffix in (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar", ".json")
+        return path / choose_weights({n for n in (*KNOWN, PROGRAM, *LARGE_FILES) if (path / n).is_file()}, "a folder")
+    known = path.suffix in (*SUFFIXES, ".json", ".zip")
     match = REPOSITORY.fullmatch(str(source))
     if path.exists() or known or match is None or path.is_absolute() or str(source).startswith("."):
         if not path.is_file():
@@ -71,6 +88,30 @@ def find_file(source: str | os.PathLike) -> Path:
             )
         return path
     return _download(match["id"], match["revision"])
+
+
+def choose_weights(names: Collection[str], what: str) -> str:
+    """
+    The weight file of a folder or an archive.
+
+    Args:
+        names: of its files.
+        what: what has them.
+
+    Raises:
+        InputError: if there is none.
+    """
+    for name in KNOWN:
+        if name in names:
+            return name
+    if PROGRAM in names:
+        raise InputError(f"its weights must be in one of {BUNDLE_FILES}; {PROGRAM} is a TorchScript program, not run.")
+    if any(name in names for name in LARGE_FILES):
+        raise InputError(
+            "is a bundle without its weights; python -m monai.bundle download_large_files --bundle_path BUNDLE gets "
+            "them."
+        )
+    raise InputError(f"{what} of pretrained weights must hold one of {KNOWN}.")
 
 
 @naming_argument("repository")
@@ -93,7 +134,7 @@ def _download(repository: str, revision: str | None) -> Path:
                 raise
             except hub.errors.EntryNotFoundError:
                 continue
-            for shard in sorted(set(_read_index(path).values())) if name.endswith(INDEX) else ():
+            for shard in sorted(set(read_index(path).values())) if name.endswith(INDEX) else ():
                 hub.hf_hub_download(repository, shard, revision=revision)
             return path
     except InputError:
@@ -147,8 +188,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 @naming_argument("path")
-def _read_index(path: Path) -> dict[str, str]:
-    """The file of each tensor of a sharded checkpoint."""
+def read_index(path: Path) -> dict[str, str]:
+    """
+    The file of each tensor of a sharded checkpoint, by the tensor's name.
+
+    Raises:
+        InputError: if the index cannot be read, or names files elsewhere than beside it.
+    """
     found = read_json(path).get("weight_map")
     if not isinstance(found, dict) or not found:
         raise InputError("must hold a JSON object weight_map, of the file of each tensor.")
@@ -184,7 +230,7 @@ def read_weights(path: Path) -> dict[str, State]:
 
 
 def _read_shards(path: Path) -> State:
-    index = _read_index(path)
+    index = read_index(path)
     tensors: State = {}
     for shard in sorted(set(index.values())):
         found = read_weights(path.with_name(shard)).get("", {})

@@ -137,7 +137,6 @@ class TestLayout(Refusals):
     @parameterized.expand(
         [
             ({"conv1.weight": (8, 3, 7, 7), "layer1.0.conv1.weight": (8, 8, 3, 3)},),
-            ({"layers.0.blocks.0.norm1.weight": (12,), "patch_embed.proj.weight": (12, 3, 4, 4)},),
             ({"weight": (3, 4)},),
         ]
     )
@@ -146,6 +145,11 @@ class TestLayout(Refusals):
         state = {name: fill(*shape) for name, shape in shapes.items()}
         path = save(self.folder / "weights.pt", state)
         self.check_refused(path, "must hold weights of a ViT (timm, Hugging Face, MAE, CLIP", sorted(state)[0])
+
+    def test_part_of_a_swin(self):
+        state = {"layers.0.blocks.0.attn.qkv.weight": noise(36, 12), "patch_embed.proj.weight": noise(12, 3, 4, 4)}
+        words = "must have layers1.0.blocks.0.attn.relative_position_bias_table, under its name in Swin transformer"
+        self.check_refused(save(self.folder / "weights.pt", state), words)
 
     def test_adapter_file(self):
         state = {name: tensor for name, tensor in self.net.state_dict().items() if name.startswith("dvpt.")}
