@@ -2,14 +2,17 @@
 from .attention import FusedSABlock, FusedWindowAttention, WindowGroups, fuse_attention, group_windows
 from .dvpt_block import DVPTBlock, DVPTList
 from .prompt_reader import PromptHead, PromptReader
+from .relative_attention import AXES, RelativeSABlock
 
 __all__ = [
+    "AXES",
     "DVPTBlock",
     "DVPTList",
     "FusedSABlock",
     "FusedWindowAttention",
     "PromptHead",
     "PromptReader",
+    "RelativeSABlock",
     "WindowGroups",
     "fuse_attention",
     "group_windows",

@@ -2,6 +2,7 @@
 """The pretrained transformers of the networks: each runs its layers in one loop and has one slot for a method."""
 
 from .encoder import Encoder
+from .sam import SAMEncoder
 from .slot import Attached, get_tensor, set_tensor
 from .swin import SwinEncoder, check_swin_sizes
 from .vit import ViTEncoder, check_vit_image, check_vit_sizes
@@ -9,6 +10,7 @@ from .vit import ViTEncoder, check_vit_image, check_vit_sizes
 __all__ = [
     "Attached",
     "Encoder",
+    "SAMEncoder",
     "SwinEncoder",
     "ViTEncoder",
     "check_swin_sizes",
