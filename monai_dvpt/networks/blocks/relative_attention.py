@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -33,6 +34,11 @@ class RelativeSABlock(nn.Module):
         qkv_bias: whether query, key and value have a bias.
     """
 
+    if TYPE_CHECKING:  # TorchScript would try to compile it
+        rel_pos_d: nn.Parameter
+        rel_pos_h: nn.Parameter
+        rel_pos_w: nn.Parameter
+
     def __init__(self, hidden_size: int, num_heads: int, grid: Sequence[int], qkv_bias: bool = True) -> None:
         super().__init__()
         self.num_heads, self.grid = num_heads, list(grid)
@@ -44,7 +50,7 @@ class RelativeSABlock(nn.Module):
 
     def tables(self) -> list[torch.Tensor]:
         """For every axis a row for each distance, from ``1 - side`` up, of shape (2 side - 1, C / heads)."""
-        tables = [self.rel_pos_h, self.rel_pos_w]
+        tables: list[torch.Tensor] = [self.rel_pos_h, self.rel_pos_w]
         if hasattr(self, "rel_pos_d"):
             tables = [self.rel_pos_d] + tables  # noqa: RUF005  # TorchScript knows no unpacking
         return tables

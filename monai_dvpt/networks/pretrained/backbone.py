@@ -177,11 +177,13 @@ def patch_kernel(found: PretrainedWeights) -> torch.Tensor | None:
 def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
     """Sizes of a ViT by the names of arguments; None for what its tensors do not tell."""
     first = found.encoder.get("blocks.0.mlp.linear1.weight")
+    norm = "blocks.0.norm1.weight" if found.is_sam else "norm.weight"
     return {
-        "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
+        "hidden_size": found.encoder[norm].numel() if norm in found.encoder else None,
         "mlp_dim": next(iter(first.shape), None) if first is not None else None,
         "num_layers": depth(found.encoder),
         "num_heads": found.num_heads,
+        **found.windows,
     }
 
 

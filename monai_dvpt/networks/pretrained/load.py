@@ -16,14 +16,23 @@ import ignite.distributed as idist
 import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_dvpt.networks.encoders import SwinEncoder
+from monai_dvpt.networks.blocks import AXES
+from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder
 from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type, naming
 
 from .backbone import KERNELS, POSITIONS, Backbone, backbone_of, encoder_sizes, patch_kernel
 from .recognise import PretrainedWeights, recognise
-from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, sincos_grid, token_grid
+from .resize import (
+    adapt_channels,
+    inflate_kernel,
+    resize_kernel,
+    resize_positions,
+    resize_table,
+    sincos_grid,
+    token_grid,
+)
 from .weight_files import find_file, read_config, read_weights
 
 __all__ = ["MRI_VIT_TINY", "PretrainedReport", "load_pretrained"]
@@ -36,7 +45,7 @@ logger = logging.getLogger(__name__)
 # in MONAI's encoders but never computed with, so no source needs them
 NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
 # tensors of a source's encoder that a network may lack without computing other features
-CAN_DO_WITHOUT = re.compile(r"cls_token$|" + NEVER_USED.pattern)
+CAN_DO_WITHOUT = re.compile(r"cls_token$|neck\.|" + NEVER_USED.pattern)
 PRE_NORM = "patch_embedding.dropout.0."
 MAX_PATCH = 512  # resizing takes memory that grows with its square
 INDICES = "relative_position_index"
@@ -224,6 +233,8 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
     if found.num_heads is None:
         heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
+    for name in [name for name, value in found.windows.items() if value is None]:
+        report.facts.append(f"{name} {own[name]} as in the network; the file does not say it")
     if report.backbone and not found.is_monai:
         report.facts.append(str(report.backbone))
 
@@ -240,18 +251,20 @@ def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
 
 
 def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
-    if found.is_swin != isinstance(net.encoder(), SwinEncoder):
+    own_kind = isinstance(net.encoder(), SwinEncoder), isinstance(net.encoder(), SAMEncoder)
+    if (found.is_swin, found.is_sam) != own_kind:
         raise InputError(f"holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
     kernel = patch_kernel(found)
     if kernel is not None and kernel.ndim not in (4, 5):
         raise InputError(f"must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
-    if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
-        raise InputError(f"spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
+    dims = own["spatial_dims"] if kernel is None else kernel.ndim - 2
+    if dims > own["spatial_dims"] or (found.is_sam and dims != own["spatial_dims"]):
+        raise InputError(f"spatial_dims must be {dims}, got {own['spatial_dims']}.")
     if found.is_swin:
         return
     facts = encoder_sizes(found)
-    own_facts = {**own, "num_layers": len(net.encoder().blocks)}
+    own_facts = {**own, **net.encoder().arithmetic, "num_layers": len(net.encoder().blocks)}
     wrong = {k: v for k, v in facts.items() if v is not None and v != own_facts[k]}
     if "blocks.0.attn.qkv.bias" in found.encoder and not own["qkv_bias"]:
         wrong["qkv_bias"] = True
@@ -268,6 +281,8 @@ def _fit_encoder(
     axis = inflate_axis % net.arguments["spatial_dims"]
     fitted: dict[str, torch.Tensor] = {}
     report.converted = {}
+    layers = net.encoder().arithmetic.get("global_layers", [])  # whose relative positions follow the image's size
+    tables = {f"blocks.{layer}.attn.rel_pos_{axis}" for layer in layers for axis in AXES}
     for name, tensor in found.encoder.items():
         key = net.ENCODER + name
         if name not in encoder and not name.startswith(PRE_NORM):
@@ -284,6 +299,9 @@ def _fit_encoder(
             tensor, resized = _fit_kernel(tensor, encoder[name], axis, how)
         elif name == POSITIONS:
             tensor, resized = _fit_positions(found, net.encoder().grid, axis, how, report.facts)
+        elif name in tables and len(tensor) != len(encoder[name]):
+            resized = f"relative positions of {len(tensor)} to {len(encoder[name])} distances"
+            tensor = resize_table(tensor.double(), len(encoder[name]))
         if resized:
             report.interpolated[key] = ", ".join([resized, *how])
         elif how:
