@@ -11,18 +11,33 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+from monai.networks.blocks import TransformerBlock
+from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from safetensors.torch import save_file
 
-from monai_dvpt.networks.nets import DVPTUNETR, DVPTSwinClassifier, DVPTSwinUNETR, DVPTViT, DVPTViTSegmenter
+from monai_dvpt.networks.encoders.sam import SAMBlock
+from monai_dvpt.networks.nets import (
+    DVPTUNETR,
+    DVPTSAMClassifier,
+    DVPTSAMSegmenter,
+    DVPTSwinClassifier,
+    DVPTSwinUNETR,
+    DVPTViT,
+    DVPTViTSegmenter,
+)
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, tune
 
-# what tensors are called inside MONAI's ViT and SwinTransformer; the normalisation of pre_norm is CLIP's
+# what tensors are called inside MONAI's ViT and SwinTransformer; the normalisation of pre_norm is CLIP's, and relative
+# positions and neck have SAM's names
 OF_MONAI = re.compile(
     r"""(
-    cls_token
+    cls_token | register_tokens
+    | blocks\.\d+\.(attn\.(q|k|out)_norm | mlp\.fn\.norm)\.(weight|bias)
     | patch_embedding\.(position_embeddings | (patch_embeddings(\.1)? | dropout\.0)\.(weight|bias))
     | blocks\.\d+\.(norm1 | norm2 | norm_cross_attn | attn\.(qkv|out_proj) | mlp\.linear[12])\.(weight|bias)
     | norm\.(weight|bias)
+    | blocks\.\d+\.attn\.rel_pos_[dhw]
+    | neck\.[0-3]\.(weight|bias)
     | patch_embed\.(proj|norm)\.(weight|bias)
     | layers\d\.0\.blocks\.\d+\.(norm[12] | attn\.(qkv|proj) | mlp\.linear[12])\.(weight|bias)
     | layers\d\.0\.blocks\.\d+\.attn\.relative_position_(bias_table|index)
@@ -46,6 +61,11 @@ SEGMENTER_3D = {**SEGMENTER, "img_size": (28, 42, 3), "patch_size": (14, 14, 1),
 SWIN_3D = {"in_channels": 2, "depths": (2, 1, 3, 2), "num_heads": (3, 2, 6, 4), "feature_size": 12}
 SWIN_3D |= {"spatial_dims": 3, "window_size": (3, 4, 2), **DVPT_SIZES}
 SWIN_2D = {**SWIN_3D, "spatial_dims": 2, "window_size": (3, 4)}
+SAM_2D = {k: v for k, v in VIT_2D.items() if k != "num_classes"} | {"patch_size": 8, "neck_size": 9}
+SAM_2D |= {"window_size": 3, "global_layers": (1, 4)}  # the windows fill one of the axes
+SAM_3D = {**SAM_2D, "img_size": (16, 32, 40), "spatial_dims": 3}
+LAYOUT = {"num_registers": 3, "gated_mlp": True, "mlp_norm": True, "qk_norm": True, "out_norm": True}
+LAYOUT |= {"rope_theta": 100.0, "rope_reference": [4, 5], "rope_neighbours": True}
 AFFINE_NORM = ("instance", {"affine": True})
 
 NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
@@ -56,9 +76,14 @@ NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
         DVPTViT,
         {**VIT_2D, "pooling": ("prompts", {"num_prompts": 4, "bottleneck_size": 9, "every": 2})},
     ),
+    "vit_layout_2d": (DVPTViT, {**VIT_2D, "pooling": "both", "layout": {**LAYOUT, "pool_norm": True}}),
     "vit_encoder_2d": (DVPTViT, {**VIT_2D, "num_classes": 0, "pooling": "mean"}),
     "unetr_2d": (DVPTUNETR, {**UNETR_SIZES, **DVPT_SIZES, "img_size": (32, 48), "spatial_dims": 2}),
     "unetr_3d_patch_8": (DVPTUNETR, {**UNETR_SIZES, **DVPT_SIZES, "img_size": (8, 24, 16), "patch_size": 8}),
+    "unetr_2d_layout": (
+        DVPTUNETR,
+        {**UNETR_SIZES, **DVPT_SIZES, "img_size": (32, 48), "spatial_dims": 2, "layout": LAYOUT},
+    ),
     "segmenter_2d": (DVPTViTSegmenter, {**SEGMENTER_2D, "outputs": (1, 4)}),
     "segmenter_2d_conv": (DVPTViTSegmenter, {**SEGMENTER_2D, "decoder": "conv", "feature_size": 4}),
     "segmenter_2d_norm": (
@@ -67,6 +92,17 @@ NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
     ),
     "segmenter_3d": (DVPTViTSegmenter, {**SEGMENTER_3D, "class_token": False}),
     "segmenter_3d_conv": (DVPTViTSegmenter, {**SEGMENTER_3D, "decoder": "conv", "feature_size": 4}),
+    "segmenter_3d_layout": (  # as weights of photographs in a volume
+        DVPTViTSegmenter,
+        {**SEGMENTER_3D, "layout": {"num_registers": 3, "rope_theta": 100.0, "rope_axes": [0, 1]}},
+    ),
+    "sam_2d": (DVPTSAMSegmenter, {**SAM_2D, "out_channels": 3}),
+    "sam_2d_layers": (
+        DVPTSAMSegmenter,
+        {**SAM_2D, "out_channels": 3, "outputs": (1, 4), "decoder": "conv", "feature_size": 4},
+    ),
+    "sam_3d": (DVPTSAMSegmenter, {**SAM_3D, "out_channels": 3}),
+    "sam_classifier_2d": (DVPTSAMClassifier, {**SAM_2D, "num_classes": 3}),
     "swin_unetr_2d": (DVPTSwinUNETR, {**SWIN_2D, "out_channels": 3}),
     "swin_unetr_3d": (DVPTSwinUNETR, {**SWIN_3D, "out_channels": 3}),
     "swin_unetr_3d_v2": (DVPTSwinUNETR, {**SWIN_3D, "out_channels": 3, "use_v2": True}),
@@ -114,6 +150,13 @@ def small_image(net: TunableNetwork, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, net.arguments["in_channels"], *size, generator=torch.Generator().manual_seed(99))
 
 
+def layers_of(net: nn.Module) -> list[nn.Module]:
+    """All transformer layers in their order."""
+    return [
+        module for module in net.modules() if isinstance(module, (TransformerBlock, SwinTransformerBlock, SAMBlock))
+    ]
+
+
 def randomise(module: nn.Module, seed: int = 0) -> Any:
     """Fills all parameters with small random numbers; returns ``module``."""
     generator = torch.Generator().manual_seed(seed)
@@ -148,8 +191,8 @@ def expected_part(net: TunableNetwork, name: str) -> str:
     first = name.split(".")[0]
     if first in ("out", "classification_head"):
         return "head"
-    if isinstance(net, DVPTViT) or first in ("vit", "swinViT"):
-        if not OF_MONAI.fullmatch(name.removeprefix("vit.").removeprefix("swinViT.")):
+    if isinstance(net, DVPTViT) or first in ("vit", "swinViT", "image_encoder"):
+        if not OF_MONAI.fullmatch(re.sub(r"^(vit|swinViT|image_encoder)\.", "", name)):
             return "method"
         sincos = "position_embeddings" in name and net.arguments.get("pos_embed_type") == "sincos"
         if sincos or "norm_cross_attn" in name or name.endswith("_index"):  # fixed, or never used

@@ -29,6 +29,7 @@ OF_SWIN = [name for name in METHODS if not name.startswith("vpt")]
 OF_UNETR = [name for name in METHODS if name != "vpt_shallow"]
 EACH = [("vit_cls_2d", name) for name in METHODS]
 EACH += [("unetr_2d", name) for name in ("full", "bitfit")]
+EACH += [("sam_2d", name) for name in ("dvpt", "lora", "ssf", "full", "bitfit")]
 EACH += [("swin_classifier_2d", name) for name in OF_SWIN if name != "bottleneck"]
 CHANGE_THE_EMBEDDING = ("full", "bitfit", "ssf")
 

@@ -52,6 +52,12 @@ SEGMENTERS = [
     ("segmenter_3d_linear", "segmenter_3d", {}),
     ("segmenter_3d_conv", "segmenter_3d_conv", {"norm_name": GROUP_NORM}),
 ]
+SAMS = [
+    ("sam_2d", "sam_2d", {}),
+    ("sam_2d_layers", "sam_2d_layers", {"norm_name": GROUP_NORM}),
+    ("sam_3d", "sam_3d", {}),
+    ("sam_classifier_2d", "sam_classifier_2d", {"use_checkpoint": True}),
+]
 SWINS = [
     ("swin_unetr_2d", "swin_unetr_2d", {**SWIN, "norm_name": "instance"}),
     ("swin_unetr_2d_v2", "swin_unetr_2d", {**SWIN_UNETR, "use_v2": True}),
@@ -63,11 +69,11 @@ SWINS = [
 # A Swin network takes the tracer and the ONNX exporter up to half a minute: its masks are over a thousand nodes.
 EVERY_EXPORT = os.environ.get("MONAI_DVPT_TEST_EVERY_EXPORT") == "1"
 QUICK = ("vit_2d_cls", "vit_3d_mean_without_class_token", "vit_3d_both", "unetr_2d_patch_16", "unetr_3d_patch_8")
-QUICK += ("segmenter_2d_linear", "segmenter_3d_conv", "swin_unetr_3d")
+QUICK += ("segmenter_2d_linear", "segmenter_3d_conv", "sam_2d", "swin_unetr_3d")
 QUICK_OFF = ("vit_2d_cls", "unetr_2d_patch_16", "swin_classifier_2d")
 ON_AND_OFF = [
     (f"{name}_{'on' if enabled else 'off'}", case, arguments, enabled)
-    for name, case, arguments in VITS + UNETRS + SEGMENTERS + SWINS
+    for name, case, arguments in VITS + UNETRS + SEGMENTERS + SAMS + SWINS
     for enabled in (True, False)
     if EVERY_EXPORT or name in (QUICK if enabled else QUICK_OFF)
 ]
@@ -121,7 +127,7 @@ class TestTorchScript(unittest.TestCase):
             with torch.no_grad():
                 torch.testing.assert_close(script(image), expected[enabled], rtol=1e-5, atol=1e-6)
 
-    @parameterized.expand(VITS + UNETRS + SEGMENTERS)
+    @parameterized.expand(VITS + UNETRS + SEGMENTERS + SAMS)
     def test_script(self, _, case, arguments):
         self.check(lambda net, example: torch.jit.script(net), case, arguments)
 
@@ -138,8 +144,9 @@ class TestTorchScript(unittest.TestCase):
     @parameterized.expand(
         [
             (f"{case}_{method}", case, method)
-            for case in ("vit_cls_2d", "unetr_2d", "segmenter_2d_conv")
+            for case in ("vit_cls_2d", "unetr_2d", "segmenter_2d_conv", "sam_2d")
             for method in ("linear", "full", "lora", "adaptformer", "vpt_deep", "bottleneck")
+            if (case, method) != ("sam_2d", "vpt_deep")
         ]
     )
     def test_script_of_other_methods(self, _, case, method):

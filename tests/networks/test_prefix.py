@@ -7,10 +7,8 @@ import itertools
 import unittest
 
 import torch
-from monai.networks.blocks import TransformerBlock
-from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from parameterized import parameterized
-from utils_networks import NETWORKS, new_network, randomise_method, small_image, small_network
+from utils_networks import NETWORKS, layers_of, new_network, randomise_method, small_image, small_network
 
 from monai_dvpt.networks.adapter import (
     adapter_names,
@@ -23,7 +21,7 @@ from monai_dvpt.networks.adapter import (
 from monai_dvpt.networks.parts import freeze_backbone
 
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
-FEW = ("vit_cls_2d", "unetr_2d", "segmenter_2d", "swin_unetr_2d", "swin_unetr_3d_v2")
+FEW = ("vit_cls_2d", "unetr_2d", "segmenter_2d", "sam_2d_layers", "swin_unetr_2d", "swin_unetr_3d_v2")
 CASES = [
     (name, side_path, start_layer)
     for name, side_path, start_layer in itertools.product(NETWORKS, (False, True), (0, 1, 4))
@@ -33,10 +31,6 @@ CASES = [
 
 def frozen_network(case: str, **arguments):
     return freeze_backbone(small_network(case, **arguments)).train()
-
-
-def layers_of(net: torch.nn.Module) -> list[torch.nn.Module]:
-    return [module for module in net.modules() if isinstance(module, (TransformerBlock, SwinTransformerBlock))]
 
 
 def outputs_of_layers(net: torch.nn.Module) -> list[torch.Tensor]:

@@ -30,11 +30,12 @@ ONE_OF_EACH = [("vit_both_2d",), ("unetr_2d",), ("swin_unetr_2d",), ("swin_class
 
 
 def transformer_layers(net: Any) -> list[nn.Module]:
-    """MONAI's own transformer layers, in order."""
+    """The transformer layers, in order."""
     if hasattr(net, "swinViT"):
         stages = (getattr(net.swinViT, f"layers{stage}")[0] for stage in (1, 2, 3, 4))
         return [block for stage in stages for block in stage.blocks]
-    return list(net.vit.blocks if hasattr(net, "vit") else net.blocks)
+    roots = [getattr(net, name) for name in ("vit", "image_encoder") if hasattr(net, name)]
+    return list((roots or [net])[0].blocks)
 
 
 def by_hand(net: Any, image: torch.Tensor, layer: int) -> np.ndarray:

@@ -2,9 +2,11 @@
 from .attention import FusedSABlock, FusedWindowAttention, WindowGroups, fuse_attention, group_windows
 from .dvpt_block import DVPTBlock, DVPTList
 from .prompt_reader import PromptHead, PromptReader
+from .relative_attention import AXES, RelativeSABlock
 from .vit_layers import GatedActivation, ViTAttention, rotary_tables
 
 __all__ = [
+    "AXES",
     "DVPTBlock",
     "DVPTList",
     "FusedSABlock",
@@ -12,6 +14,7 @@ __all__ = [
     "GatedActivation",
     "PromptHead",
     "PromptReader",
+    "RelativeSABlock",
     "ViTAttention",
     "WindowGroups",
     "fuse_attention",

@@ -2,6 +2,7 @@
 """The pretrained transformers of the networks: each runs its layers in one loop and has one slot for a method."""
 
 from .encoder import Encoder
+from .sam import SAMEncoder
 from .slot import Attached, get_tensor, set_tensor
 from .swin import MERGINGS, WINDOW_SHIFTS, SwinEncoder, check_swin_sizes
 from .vit import ViTEncoder, check_vit_image, check_vit_sizes
@@ -12,6 +13,7 @@ __all__ = [
     "WINDOW_SHIFTS",
     "Attached",
     "Encoder",
+    "SAMEncoder",
     "SwinEncoder",
     "ViTEncoder",
     "ViTLayout",

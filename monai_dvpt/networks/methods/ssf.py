@@ -67,8 +67,8 @@ class SSF(Method):
     A scale and a shift of every channel after the patch embedding and every linear layer and layer normalisation, based
     on: "Lian et al., Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning
     <https://arxiv.org/abs/2210.08823>". They start at 1 and 0, so that training starts from the frozen network; the
-    paper draws them around 1 and 0 with a standard deviation of 0.02. The residual convolutions of ``use_v2``, unknown
-    to the paper, and normalisations without parameters get none.
+    paper draws them around 1 and 0 with a standard deviation of 0.02. The residual convolutions of ``use_v2`` and
+    those of SAM's neck, unknown to the paper, and normalisations without parameters get none.
     """
 
     name = "ssf"

@@ -204,11 +204,13 @@ def patch_kernel(found: PretrainedWeights) -> torch.Tensor | None:
 def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
     """Sizes of a ViT by the names of arguments; None for what its tensors do not tell."""
     second = found.encoder.get("blocks.0.mlp.linear2.weight")  # the first may make gates too
+    norm = "blocks.0.norm1.weight" if found.is_sam else "norm.weight"
     return {
-        "hidden_size": found.encoder["norm.weight"].numel() if "norm.weight" in found.encoder else None,
+        "hidden_size": found.encoder[norm].numel() if norm in found.encoder else None,
         "mlp_dim": second.shape[-1] if second is not None and second.ndim else None,
         "num_layers": depth(found.encoder),
         "num_heads": found.num_heads,
+        **found.windows,
     }
 
 

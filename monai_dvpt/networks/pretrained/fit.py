@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from monai_dvpt.networks.blocks import AXES
 from monai_dvpt.networks.encoders import ViTLayout, get_tensor
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import InputError, check_type
 
 from .backbone import KERNELS, POSITIONS, patch_kernel
 from .recognise import PretrainedWeights
-from .resize import adapt_channels, inflate_kernel, resize_kernel, resize_positions, sincos_grid, token_grid
+from .resize import (
+    adapt_channels,
+    inflate_kernel,
+    resize_kernel,
+    resize_positions,
+    resize_table,
+    sincos_grid,
+    token_grid,
+)
 
 if TYPE_CHECKING:
     from .load import PretrainedReport
@@ -27,15 +36,15 @@ __all__ = ["NEVER_USED", "PRE_NORM", "fit_encoder", "laid_out", "layout_for"]
 # in MONAI's encoders but never computed with, so no source needs them
 NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
 # tensors of a source's encoder that a network may lack without computing other features
-CAN_DO_WITHOUT = re.compile(r"cls_token$|" + NEVER_USED.pattern)
+CAN_DO_WITHOUT = re.compile(r"cls_token$|neck\.|" + NEVER_USED.pattern)
 PRE_NORM = "patch_embedding.dropout.0."
 MAX_PATCH = 512  # resizing takes memory that grows with its square
 
 
 def layout_for(net: TunableNetwork, found: PretrainedWeights, inflate_axis: int) -> ViTLayout | None:
     """The layout of the source in the network, whose tokens do not turn along an axis that the source lacks."""
-    if found.is_swin or found.layout is None:  # MONAI's own files do not tell
-        return None if found.is_swin else net.encoder().layout
+    if found.layout is None:  # MONAI's own files do not tell
+        return None
     layout, kernel = dict(found.layout), patch_kernel(found)
     dims = net.arguments["spatial_dims"]
     if "rope_axes" in layout and kernel is not None:
@@ -86,6 +95,8 @@ def fit_encoder(
     axis = inflate_axis % net.arguments["spatial_dims"]
     fitted: dict[str, torch.Tensor] = {}
     report.converted = {}
+    layers = net.encoder().arithmetic.get("global_layers", [])  # whose relative positions follow the image's size
+    tables = {f"blocks.{layer}.attn.rel_pos_{axis}" for layer in layers for axis in AXES}
     for name, tensor in found.encoder.items():
         key = net.ENCODER + name
         if name not in encoder and not name.startswith(PRE_NORM):
@@ -102,6 +113,9 @@ def fit_encoder(
             tensor, resized = _fit_kernel(tensor, encoder[name], axis, how)
         elif name == POSITIONS:
             tensor, resized = _fit_positions(found, net.encoder().grid, axis, how, report.facts)
+        elif name in tables and len(tensor) != len(encoder[name]):
+            resized = f"relative positions of {len(tensor)} to {len(encoder[name])} distances"
+            tensor = resize_table(tensor.double(), len(encoder[name]))
         if resized:
             report.interpolated[key] = ", ".join([resized, *how])
         elif how:

@@ -15,7 +15,7 @@ import ignite.distributed as idist
 import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_dvpt.networks.encoders import SwinEncoder
+from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, ViTEncoder
 from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type, naming
@@ -93,11 +93,11 @@ def load_pretrained(
     """
     Loads pretrained weights into a network; the network changes only if they fit.
 
-    It recognises ViTs of timm, Hugging Face (ViT, MAE, DINOv2, CLIP vision), the original MAE, DINOv2, CLIP and Google
-    releases, Swin transformers of timm, Hugging Face and the original release, and MONAI's ViT, UNETR, SwinUNETR and
-    self-supervised SwinUNETR. It interpolates position embeddings to
-    the network's grid, adapts patch kernels to its patch size and channels, and inflates a 2D ViT to 3D; ``resize.py``
-    cites the methods. A classifier or decoder of the source is loaded if it fits.
+    It recognises ViTs of timm, Hugging Face (ViT, MAE, DINOv2 and 3, CLIP vision, SigLIP, SAM), of the original MAE,
+    DINOv2 and 3, EVA-02, CLIP, SAM, MedSAM, SAM-Med3D, Primus and Google releases, Swin transformers of timm, Hugging
+    Face and the original release, and MONAI's ViT, UNETR, SwinUNETR and self-supervised SwinUNETR. It interpolates
+    position embeddings to the network's grid, adapts patch kernels to its patch size and channels, and inflates a 2D
+    ViT to 3D; ``resize.py`` cites the methods. A classifier or decoder of the source is loaded if it fits.
 
     Args:
         net: the network.
@@ -212,17 +212,22 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
     own = encoder.arithmetic
     eps = own["layer_norm_eps"] if found.layer_norm_eps is None else found.layer_norm_eps
     activation = own["activation"] if found.activation is None else found.activation
+    layouts = [encoder.layout] if isinstance(encoder, ViTEncoder) else []
     try:
-        encoder.set_arithmetic(eps, activation, found.pre_norm, encoder.layout)
+        encoder.set_arithmetic(eps, activation, found.pre_norm, *layouts)
     except ValueError as error:
         raise InputError(f"{error}") from error
-    net.arguments = {**net.arguments, "layout": None, **encoder.arithmetic}
+    net.arguments = {**net.arguments, **dict.fromkeys(["layout"] * len(layouts)), **encoder.arithmetic}
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
-    if encoder.layout.options:
-        report.facts.append(", ".join(f"{name} {value}" for name, value in encoder.layout.options.items()))
+    for layout in layouts:
+        report.facts += (
+            [", ".join(f"{name} {value}" for name, value in layout.options.items())] if layout.options else []
+        )
     if found.num_heads is None:
         heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
+    for name in [name for name, value in found.windows.items() if value is None]:
+        report.facts.append(f"{name} {own[name]} as in the network; the file does not say it")
     if report.backbone and not found.is_monai:
         report.facts.append(str(report.backbone))
 
@@ -239,18 +244,20 @@ def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
 
 
 def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
-    if found.is_swin != isinstance(net.encoder(), SwinEncoder):
+    own_kind = isinstance(net.encoder(), SwinEncoder), isinstance(net.encoder(), SAMEncoder)
+    if (found.is_swin, found.is_sam) != own_kind:
         raise InputError(f"holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
     kernel = patch_kernel(found)
     if kernel is not None and kernel.ndim not in (4, 5):
         raise InputError(f"must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
-    if kernel is not None and kernel.ndim - 2 > own["spatial_dims"]:
-        raise InputError(f"spatial_dims must be {kernel.ndim - 2}, got {own['spatial_dims']}.")
+    dims = own["spatial_dims"] if kernel is None else kernel.ndim - 2
+    if dims > own["spatial_dims"] or (found.is_sam and dims != own["spatial_dims"]):
+        raise InputError(f"spatial_dims must be {dims}, got {own['spatial_dims']}.")
     if found.is_swin:
         return check_swin(net, found)
     facts = encoder_sizes(found)
-    own_facts = {**own, "num_layers": len(net.encoder().blocks)}
+    own_facts = {**own, **net.encoder().arithmetic, "num_layers": len(net.encoder().blocks)}
     wrong = {k: v for k, v in facts.items() if v is not None and v != own_facts[k]}
     if "blocks.0.attn.qkv.bias" in found.encoder and not own["qkv_bias"]:
         wrong["qkv_bias"] = True

@@ -14,6 +14,7 @@ from monai_dvpt.utils import InputError, check_type
 
 from .choose_network import choose_network, places
 from .normalisation import family_of
+from .sam_layouts import SAM_LAYOUTS, read_sam
 from .swin_layouts import SWIN_LAYOUTS
 from .vit_formats import FORMATS, UNREPRESENTABLE, ViTFormat, rename
 from .vit_to_monai import add_layout, fill_encoder, has_no_positions
@@ -36,6 +37,8 @@ class PretrainedWeights:
     head_name: str = "classification_head."  # their root in the file
     unused: list[str] = field(default_factory=list)  # names in the file
     is_swin: bool = False
+    is_sam: bool = False
+    windows: dict[str, Any] = field(default_factory=dict)  # SAM's "window_size" and "global_layers", None if not known
     is_monai: bool = False  # then the classifier may belong to any pooling
     layer_norm_eps: float | None = None  # None for MONAI's own layouts: as in the network
     activation: str | None = None
@@ -87,6 +90,10 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         if found := places(states, signature):
             root, tensors, others = choose_network(states, found)
             return _with_others(convert(root, tensors), others)
+    for sam in SAM_LAYOUTS:
+        if found := places(states, sam.signature):
+            root, tensors, others = choose_network(states, found)
+            return _with_others(PretrainedWeights(**read_sam(sam, root, tensors, config)), others)
     layout = next((layout for layout in FORMATS if places(states, layout.signature)), None)
     if layout is not None:
         root, tensors, others = choose_network(states, places(states, layout.signature))
@@ -101,8 +108,8 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         if places(states, signature):
             raise InputError(f"holds {what}, a convolutional network: it has no transformer to tune.")
     raise InputError(
-        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of a Swin transformer "
-        f"(timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
+        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of SAM, of a Swin "
+        f"transformer (timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
     )
 
 

@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks.pos_embed_utils import build_sincos_position_embedding
 
-__all__ = ["adapt_channels", "inflate_kernel", "resize_kernel", "resize_positions", "sincos_grid", "token_grid"]
+__all__ = [
+    "adapt_channels",
+    "inflate_kernel",
+    "resize_kernel",
+    "resize_positions",
+    "resize_table",
+    "sincos_grid",
+    "token_grid",
+]
 
 HALF_PRECISION = 1e-3
 """Largest error of a number from -1 to 1 that was stored in half precision, with a margin of 2."""
@@ -97,6 +105,18 @@ def resize_positions(
     if len(grid) > len(source_grid):
         image = torch.stack([image] * grid[axis], dim=2 + axis)
     return image.flatten(2).transpose(1, 2)  # (1, N, C)
+
+
+def resize_table(table: torch.Tensor, length: int) -> torch.Tensor:
+    """
+    Relative positions for another number of distances, by linear interpolation as in SAM: "Kirillov et al., Segment
+    Anything <https://arxiv.org/abs/2304.02643>", in its code.
+
+    Args:
+        table: of shape (distances, width).
+        length: the new number of distances.
+    """
+    return F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
 def token_grid(tokens: int, dims: int) -> list[int] | None:
