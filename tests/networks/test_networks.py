@@ -43,7 +43,8 @@ from monai_dvpt.networks.parts import freeze_backbone, tune
 from monai_dvpt.utils import InputError
 
 CASES = [(name,) for name in NETWORKS]
-OF_MONAI = [case for case in CASES if not case[0].startswith("sam")]  # MONAI has no SAM, and SAM no dropout
+# MONAI has no SAM, which has no dropout, and no layout
+OF_MONAI = [case for case in CASES if not case[0].startswith("sam") and "layout" not in case[0]]
 # the slow ones add nothing where only the encoder matters, or what the others' decoders show too
 QUICK = [(name,) for name in NETWORKS if not name.startswith("swin_unetr_3d")]
 ROUNDING = {"rtol": 1e-9, "atol": 1e-9}  # of fused attention in double precision

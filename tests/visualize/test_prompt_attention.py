@@ -75,12 +75,14 @@ class TestPromptAttention(unittest.TestCase):
             grid = [side // step for side, step in zip(image.shape[2:], size, strict=True)]
             attention = by_hand(net, image, layer)
             relative = attention * attention.shape[-1]
-            self.assertEqual(attention.shape[-1] - np.prod(grid), int(hasattr(net.encoder(), "cls_token")))
+            names = ("cls_token", "register_tokens")
+            others = sum(getattr(net.encoder(), each).shape[1] for each in names if hasattr(net.encoder(), each))
+            self.assertEqual(attention.shape[-1] - np.prod(grid), others)
             for case, prompt in np.ndindex(2, 7):
-                tokens = relative[case, prompt, -np.prod(grid) :].reshape(grid)  # without the class token
+                tokens = relative[case, prompt, -np.prod(grid) :].reshape(grid)  # without class and register tokens
                 expected = interpolate(tokens, size, image.shape[2:])
                 np.testing.assert_allclose(maps[case, prompt].numpy(), expected, rtol=1e-4)
-            if not hasattr(net.encoder(), "cls_token"):
+            if not others:
                 np.testing.assert_allclose(maps.flatten(2).mean(dim=-1).numpy(), 1, atol=1e-4)
             self.assertGreater(np.ptp(maps.numpy()), 0.01)
         torch.testing.assert_close(PromptAttention(net)(image), maps)  # the last layer
