@@ -61,6 +61,7 @@ def save_dicom(
     spacing_mm: tuple,
     suffix: str = ".dcm",
     modality: str = "MR",
+    patient: str = "19",
 ) -> Path:
     """
     Writes a series, one file per slice in an order that is neither that of the names nor of the positions.
@@ -73,6 +74,7 @@ def save_dicom(
         spacing_mm: distance between columns, rows and slices.
         suffix: of the files' names.
         modality: of the series, "MR" or "CT".
+        patient: identifier of the patient.
     """
     folder.mkdir(parents=True)
     series, study, frame = generate_uid(), generate_uid(), generate_uid()
@@ -85,7 +87,7 @@ def save_dicom(
         path = folder / f"{names[index]:03}{suffix}"
         dataset = pydicom.FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
         dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        dataset.PatientName, dataset.PatientID, dataset.Modality = PATIENT, "19", modality
+        dataset.PatientName, dataset.PatientID, dataset.Modality = PATIENT, patient, modality
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = study, series, frame
         dataset.SeriesNumber, dataset.InstanceNumber = 1, int(numbers[index]) + 1
         position = np.asarray(origin_lps) + index * spacing_mm[2] * orientation[:, 2]

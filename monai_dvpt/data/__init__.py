@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .cases import find_cases
-from .datalist import describe_cases, list_sha256, load_datalist
+from .datalist import describe_cases, images_sha256, list_sha256, load_datalist
 from .dicom import DicomSeries, DicomSeriesReader, SeriesGrid, choose_series, find_series
 from .gradelist import load_gradelist, select_part
 from .masklist import load_masklist
@@ -20,6 +20,7 @@ __all__ = [
     "describe_cases",
     "find_cases",
     "find_series",
+    "images_sha256",
     "list_sha256",
     "load_datalist",
     "load_gradelist",

@@ -19,7 +19,15 @@ from monai_dvpt.utils import InputError, fingerprint, naming
 
 from .kinds import VOLUMES, file_ids, image_kind, image_problem, is_regular
 
-__all__ = ["CHECK", "describe_cases", "draw_count", "list_sha256", "load_datalist", "read_list_file"]
+__all__ = [
+    "CHECK",
+    "describe_cases",
+    "draw_count",
+    "images_sha256",
+    "list_sha256",
+    "load_datalist",
+    "read_list_file",
+]
 
 PARTS = ("training", "validation", "calibration", "test")
 
@@ -55,6 +63,23 @@ def describe_cases(
                 below = [str(text).removeprefix(folder) for text in _paths(case[key])]
                 case[key] = below if isinstance(case[key], list) else below[0]
     return {"sha256": fingerprint(lists), **counts}
+
+
+def images_sha256(cases: Sequence[Mapping[str, Any]]) -> str | None:
+    """
+    Tells whether two parts of a list have the same images, in the same order, wherever their folder is.
+
+    Args:
+        cases: with an "image" each.
+
+    Returns:
+        a SHA-256 in hexadecimal; None without cases, or where the images are not given by their paths.
+    """
+    images = [case.get("image") if isinstance(case, Mapping) else None for case in cases]
+    paths = [path for image in images for path in (image if isinstance(image, list) else [image])]
+    if not paths or not all(isinstance(path, (str, os.PathLike)) for path in paths):
+        return None
+    return str(describe_cases([], [{"image": image} for image in images])["sha256"])
 
 
 def list_sha256(datalist: str | os.PathLike) -> str | None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +26,14 @@ from PIL import Image
 from monai_dvpt.data.cases import names_of_files
 from monai_dvpt.transforms import LoadImage2D
 from monai_dvpt.utils import atomic_path, check_counts, to_json
+from monai_dvpt.utils.label_sets import UNKNOWN
 from monai_dvpt.visualize import PLANES, as_on_screen, plot_contours, scanned_plane, to_ras
 
 from .grade_writer import grades_of
 
 __all__ = ["INDEX", "PICTURES", "GradePictures", "SegmentationPictures"]
+
+logger = logging.getLogger(__name__)
 
 PICTURES = "pictures"
 """Folder of the pictures, in that of an evaluation."""
@@ -45,8 +50,10 @@ class SegmentationPictures:
     ``pictures/`` in a folder: the slice with the largest cross-section of truth and answer, in the plane of the scan,
     around the labels, with the contours of :func:`monai_dvpt.visualize.plot_contours`. ``pictures/index.json`` names
     for each file its "group", the case, its Dice for each label (null without the label in the truth) and their mean,
-    and, of a volume, the plane and the slice. A case without any label in the truth has no Dice, so no picture. Each
-    evaluation replaces the files. Only the process of rank 0 writes, of the cases that it saw.
+    and, of a volume, the plane and the slice. A case without any label in the truth has no Dice, so no picture. Under
+    "missing" it lists each label of all cases that only the "truth" or only the "answer" lacks, where
+    :class:`monai_dvpt.metrics.HausdorffDistanceMm` measures nothing, and the log counts them. Each evaluation replaces
+    the files. Only the process of rank 0 writes, of the cases that it saw.
 
     Args:
         output_dir: folder of the evaluation.
@@ -66,6 +73,7 @@ class SegmentationPictures:
         self.count = count
         self.paths: list[str] = []  # of all cases
         self.seen: list[_Segmented] = []
+        self.missing: list[tuple[int, str, str]] = []  # index of the case, label, and what lacks it
         self.slices: BinaryIO
 
     def attach(self, engine: Evaluator) -> None:
@@ -82,7 +90,7 @@ class SegmentationPictures:
 
     def reset(self, engine: Engine) -> None:
         """Forgets the cases; the file of their slices has no name and ends with the handler."""
-        self.paths, self.seen = [], []
+        self.paths, self.seen, self.missing = [], [], []
         self.slices = tempfile.TemporaryFile()
         weakref.finalize(self, self.slices.close)
 
@@ -91,6 +99,7 @@ class SegmentationPictures:
             pred, label, image = output["pred"], output["label"], output["image"]
             self.paths.append(str(image.meta["filename_or_obj"]))
             dice = compute_dice(_plain(pred)[None], _plain(label)[None], include_background=False)[0].tolist()
+            self._add_missing(pred, label)
             found = [value for value in dice if value == value]  # NaN where the truth has no such label
             if not found:
                 continue
@@ -104,6 +113,13 @@ class SegmentationPictures:
                 np.save(self.slices, array, allow_pickle=False)
             scores, mean = dict(zip(self.labels, dice, strict=True)), sum(found) / len(found)
             self.seen.append(_Segmented(len(self.paths) - 1, scores, mean, shown.aspect, shown.where, place))
+
+    def _add_missing(self, pred: MetaTensor, label: MetaTensor) -> None:
+        """Labels that only the truth or only the answer has, without those that were not drawn."""
+        in_answer, in_truth = (each.flatten(1).any(dim=1).tolist() for each in (pred, label))
+        for value, name in enumerate(self.labels, 1):
+            if in_answer[value] != in_truth[value] and value not in label.meta.get(UNKNOWN, ()):
+                self.missing.append((len(self.paths) - 1, name, "answer" if in_truth[value] else "truth"))
 
     def write(self, engine: Engine) -> None:
         names = names_of_files(self.paths)
@@ -122,7 +138,14 @@ class SegmentationPictures:
             entries.append({"group": group, **facts})
             picture, truth, answer = self._load(case)
             pictures.append(plot_contours(picture, truth, answer, case.aspect))
-        index = {"kind": "segmentation", "labels": self.labels, "scored": len(ranked)}
+        missing = [{"name": names[place], "label": label, "missing_in": side} for place, label, side in self.missing]
+        index = {"kind": "segmentation", "labels": self.labels, "scored": len(ranked), "missing": missing}
+        if missing:
+            counts = Counter(f"{label} in the {side}" for _, label, side in self.missing)
+            listed = ", ".join(f"{words}: {count}" for words, count in counts.items())
+            logger.warning(
+                f"Cases without a label, whose HD95 is the diagonal of the image and not measured: {listed}."
+            )
         _write(self.folder, index, entries, pictures)
         self.slices.close()
 

@@ -114,8 +114,14 @@ class ResumableCheckpoint:
             if isinstance(item, LambdaLR):
                 _set_rates(item)
         engine.state.max_epochs, engine.state.epoch_length = max_epochs, epoch_length
-        engine.logger.info(f"Resuming after epoch {engine.state.epoch} from {self.path}.")
+        engine.logger.info(self._resumed(engine.state.epoch, max_epochs))
         return True
+
+    def _resumed(self, epoch: int, max_epochs: int) -> str:
+        if epoch < max_epochs:
+            return f"Resuming after epoch {epoch} from {self.path}."
+        more = f"to go on, run it with --max_epochs above {epoch}; to start anew, with another --output_dir"
+        return f"This training is finished, {epoch} of {max_epochs} epochs are done ({self.path}); {more}."
 
     def _restart_schedules(self) -> None:
         """Restarts finished schedules, behind the warm-up if that is all there is."""

@@ -14,7 +14,9 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Trainer
+from torch.utils.data import Dataset
 
+from monai_dvpt.data.datalist import images_sha256
 from monai_dvpt.handlers.adapter_saver import AdapterSaver
 from monai_dvpt.networks.parts import count_parameters
 from monai_dvpt.utils import atomic_path, to_json
@@ -27,7 +29,8 @@ logger = logging.getLogger(__name__)
 class TrainingReport:
     """
     Writes ``report.json`` at the end of a run, and logs it as a table: scores of the best and the last validation,
-    parameters of every part, seconds, peak memory of the GPU or else of the process, and sizes of the saved files.
+    parameters of every part, seconds, peak memory of the GPU or else of the process, and sizes of the saved files; the
+    file also has "validation_sha256", see :func:`monai_dvpt.data.images_sha256`.
 
     Args:
         saver: the handler of the best epoch.
@@ -69,6 +72,7 @@ class TrainingReport:
             "file_bytes": {file.name: file.stat().st_size for file in files if file.is_file()},
             "seconds": self._seconds(),
             "peak_memory_mib": peak_memory_mib(next(network.parameters()).device),
+            "validation_sha256": self._validation_sha256(),
             "settings": self.settings,
         }
         with atomic_path(folder / "report.json") as path:
@@ -80,6 +84,13 @@ class TrainingReport:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.seconds_before = state["seconds"]
+
+    def _validation_sha256(self) -> str | None:
+        """Of the images that chose the best epoch."""
+        cases: Any = getattr(self.saver.evaluator.data_loader, "dataset", None)
+        while isinstance(cases, Dataset):  # one may lie around another
+            cases = getattr(cases, "data", None)
+        return images_sha256(cases) if isinstance(cases, Sequence) else None
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started

@@ -20,6 +20,7 @@ from .progress import TimeLeft, progress
 from .tensor_files import open_safetensors, read_npz, read_safetensors, read_torch
 from .tensors import check_finite, check_type
 from .typed import check_typed_paths, is_path_key, path_for_config, report_input_errors, setting_for_config
+from .typed_options import check_typed_options
 
 __all__ = [
     "MAX_FRAMES",
@@ -37,6 +38,7 @@ __all__ = [
     "check_file_bytes",
     "check_finite",
     "check_type",
+    "check_typed_options",
     "check_typed_paths",
     "describe",
     "fingerprint",

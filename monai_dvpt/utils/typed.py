@@ -15,6 +15,7 @@ import yaml
 from fire.parser import DefaultParseValue
 
 from .errors import InputError, reason, root_cause
+from .typed_options import check_typed_options
 
 __all__ = ["check_typed_paths", "is_path_key", "path_for_config", "report_input_errors", "setting_for_config"]
 
@@ -108,13 +109,13 @@ def report_input_errors(bundle_root: str | os.PathLike | None = None) -> None:
     """
     Makes an uncaught error caused by an :class:`InputError` end the process with only its message on standard error,
     instead of a traceback through MONAI's config parser. The same goes for errors of the file system, with the file's
-    name. Bundles call it in ``initialize``, so it also checks the paths of the command line.
+    name. Bundles call it in ``initialize``, so it also checks the options and paths of the command line.
 
     Args:
         bundle_root: folder of the bundle, if it must be one: a config that was started in another folder says so.
 
     Raises:
-        InputError: see :func:`check_typed_paths`; or if ``bundle_root`` is no bundle's.
+        InputError: see :func:`check_typed_paths` and :func:`check_typed_options`; or if ``bundle_root`` is no bundle's.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -128,6 +129,7 @@ def report_input_errors(bundle_root: str | os.PathLike | None = None) -> None:
 
     sys.excepthook = hook
     check_typed_paths(sys.argv[1:])
+    check_typed_options(sys.argv)
     if bundle_root is not None and not os.path.isfile(os.path.join(bundle_root, "configs", "metadata.json")):
         raise InputError(
             f"{os.path.abspath(bundle_root)}: bundle_root must be the folder of the bundle, with "

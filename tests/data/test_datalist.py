@@ -12,7 +12,7 @@ import numpy as np
 from parameterized import parameterized
 from utils_data import save_nifti, shared_data, temporary_folder
 
-from monai_dvpt.data import describe_cases, list_sha256, load_datalist
+from monai_dvpt.data import describe_cases, images_sha256, list_sha256, load_datalist
 from monai_dvpt.utils import InputError
 
 
@@ -319,6 +319,26 @@ class TestDescribeCases(unittest.TestCase):
         self.assertEqual((found["training"], found["validation"]), (2, 1))
         self.assertEqual(describe_cases(self.TRAINING, [])["validation"], 0)
         self.assertEqual(describe_cases([], [])["training"], 0)
+
+    def test_images_alone(self):
+        def found(*images) -> str | None:
+            return images_sha256([{"image": image, "label": len(str(image))} for image in images])
+
+        here = found("/a/x/1.nii", "/a/x/2.nii")
+        self.assertEqual(here, found("/b/1.nii", "/b/2.nii"))
+        self.assertEqual(len(here), 64)
+        for other in (
+            ("/b/2.nii", "/b/1.nii"),
+            ("/b/1.nii",),
+            ("/b/1.nii", "/b/3.nii"),
+            ("/b/1.nii", "/b/2.nii", "/b/3.nii"),
+        ):
+            self.assertNotEqual(here, found(*other))
+        self.assertEqual(found(["/a/1", "/a/2"], ["/a/3"]), found(["/b/1", "/b/2"], ["/b/3"]))
+        self.assertNotEqual(found(["/a/1", "/a/2"], ["/a/3"]), found(["/b/1"], ["/b/2", "/b/3"]))
+        self.assertIsNone(images_sha256([]))
+        self.assertIsNone(images_sha256([{"image": np.zeros(3)}]))
+        self.assertIsNone(images_sha256([3]))
 
     def test_tells_lists_apart_but_not_where_they_lie(self):
         here = describe_cases(self.TRAINING, self.VALIDATION)["sha256"]

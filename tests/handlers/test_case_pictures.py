@@ -16,7 +16,9 @@ from PIL import Image
 from utils_data import AFFINE_RAS, dice, temporary_folder
 
 from monai_dvpt.handlers import GradePictures, SegmentationPictures
+from monai_dvpt.metrics import HausdorffDistanceMm
 from monai_dvpt.transforms import GradeLogitsd
+from monai_dvpt.utils.label_sets import UNKNOWN
 from monai_dvpt.visualize import label_colour
 
 SHAPE = (18, 14, 10)
@@ -101,6 +103,38 @@ class TestSegmentationPictures(PicturesTestCase):
             self.assertEqual(scores[ranked[entry["rank"] - 1]], scores[entry["name"]])
         self.assertEqual(self.index()["scored"], 10)
         self.assertNotIn("/data", (self.root / "pictures" / "index.json").read_text())
+
+    def test_labels_that_one_side_lacks(self):
+        no_posterior, nothing = np.where(truth() == 2, 0, truth()), np.zeros_like(truth())
+        unknown = segmented("/d/unknown.nii.gz", no_posterior, truth())
+        unknown["label"].meta[UNKNOWN] = [2]
+        outputs = [
+            segmented("/d/both.nii.gz", truth(), shifted(1)),
+            segmented("/d/missed.nii.gz", truth(), no_posterior),
+            segmented("/d/found.nii.gz", no_posterior, truth()),
+            segmented("/d/neither.nii.gz", no_posterior, no_posterior),
+            segmented("/d/empty.nii.gz", nothing, shifted(1)),
+            unknown,
+        ]
+        with self.assertLogs("monai_dvpt.handlers.case_pictures", "WARNING") as logged:
+            self.write(outputs)
+        found = {(each["name"], each["label"], each["missing_in"]) for each in self.index()["missing"]}
+        expected = {("missed", "posterior", "answer"), ("found", "posterior", "truth")}
+        expected |= {("empty", label, "truth") for label in LABELS[1:]}
+        self.assertEqual(found, expected)
+        self.assertIn(
+            "posterior in the answer: 1, posterior in the truth: 2, anterior in the truth: 1", logged.output[0]
+        )
+        diagonal = float(np.linalg.norm(np.array(SHAPE) * np.linalg.norm(AFFINE_RAS[:3, :3], axis=0)))
+        metric = HausdorffDistanceMm(include_background=False, percentile=95)
+        for output in outputs:
+            name = Path(output["image"].meta["filename_or_obj"]).name.removesuffix(".nii.gz")
+            measured = metric([output["pred"]], [output["label"]])[0].tolist()
+            for label, value in zip(LABELS[1:], measured, strict=True):
+                self.assertEqual(abs(value - diagonal) < 1e-3, any(each[:2] == (name, label) for each in found))
+        with self.assertNoLogs("monai_dvpt.handlers.case_pictures", "WARNING"):
+            self.write(outputs[:1])
+        self.assertEqual(self.index()["missing"], [])
 
     def test_the_first_of_several_channels_is_shown(self):
         output = segmented("/data/a.nii.gz", truth(), shifted(1))

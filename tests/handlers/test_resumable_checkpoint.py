@@ -106,6 +106,21 @@ class TestResumableCheckpoint(unittest.TestCase):
         self.assertEqual(found.trainer.state.epoch, expected.trainer.state.epoch)
         self.assertEqual(found.trainer.state.iteration, expected.trainer.state.iteration)
 
+    def test_a_finished_run_says_so(self):
+        path = temporary_folder(self) / "checkpoint.pt"
+        Run(path, 2).start()
+        for epochs, words in (
+            (2, r"finished, 2 of 2 epochs .*, run it with --max_epochs above 2;"),
+            (1, "finished, 2 of 1 "),
+            (3, "Resuming after epoch 2"),
+        ):
+            run = Run(path, epochs)
+            with self.assertLogs(run.trainer.logger, "INFO") as logs:
+                run.start()
+            self.assertEqual(len([line for line in logs.output if "finished, " in line or "Resuming " in line]), 1)
+            self.assertRegex("\n".join(logs.output), words)
+            self.assertEqual(len(run.losses), 3 * max(epochs - 2, 0))
+
     @parameterized.expand([(CacheDataset,), (Dataset,)])
     def test_two_runs_of_two_epochs_equal_one_of_four(self, dataset):
         whole = Run(self.root / "whole.pt", 4, dataset=dataset).start()

@@ -4,12 +4,16 @@ from __future__ import annotations
 import json
 import resource
 import unittest
+from types import SimpleNamespace
+from unittest import mock
 
 import torch
+from monai.data import DataLoader, Dataset
 from parameterized import parameterized
 from utils_data import temporary_folder
 from utils_training import LABELS, make_evaluator, make_trainer, tiny_network
 
+from monai_dvpt.data import images_sha256
 from monai_dvpt.handlers import AdapterSaver, TrainingReport, peak_memory_mib
 from monai_dvpt.networks.parts import count_parameters
 
@@ -57,6 +61,16 @@ class TestTrainingReport(unittest.TestCase):
         self.assertGreater(report["seconds"], 0)
         for words in ("epoch   2  3", "val_score   0.7500  0.5000", "val_dice anterior  ", f"{4 * dvpt:,} bytes"):
             self.assertRegex(log, words.replace("  ", " +"))
+
+    def test_images_that_chose_the_epoch(self):
+        _, saver, handler, report, _ = self.train([0.5])
+        self.assertIsNone(report["validation_sha256"])  # the images are no files
+        cases = [{"image": f"/data/{name}.nii.gz"} for name in "ab"]
+        for dataset in (Dataset(cases), Dataset(Dataset(cases))):
+            with mock.patch.object(saver.evaluator, "data_loader", DataLoader(dataset)):
+                handler.write(SimpleNamespace(state=SimpleNamespace(epoch=1)))
+            report = json.loads((self.root / "report.json").read_text())
+            self.assertEqual(report["validation_sha256"], images_sha256(cases))
 
     def test_labels_that_are_numbers(self):
         self.labels = [1, 0]

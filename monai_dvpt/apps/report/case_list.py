@@ -3,30 +3,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_dvpt.data.datalist import CHECK, list_sha256
-from monai_dvpt.utils import atomic_path, to_json
+from monai_dvpt.data.datalist import CHECK
 
+from .evaluated import DIGITS, LIST, RECORD, mark_key_facts
 from .files import Reader
 from .model import Section, Text
 
-__all__ = ["keep_list", "mark_evaluation", "mark_training", "present_list"]
+__all__ = ["mark_evaluation", "mark_training", "present_list"]
 
-RECORD = "list.json"
-"""In the folder of an evaluation."""
-KEY = "list_sha256"
-DIGITS = 12
 EARLIER = "of an earlier list of cases"
-
-
-def keep_list(evaluate_dir: Path, datalist: str | os.PathLike) -> None:
-    """Writes which list an evaluation read."""
-    with atomic_path(evaluate_dir / RECORD) as path:
-        path.write_text(to_json({KEY: list_sha256(datalist)}) + "\n", encoding="utf-8")
 
 
 def present_list(check: Mapping[str, Any]) -> str:
@@ -48,14 +37,12 @@ def mark_training(section: Section, folder: Path, configs: Path, reader: Reader)
 def mark_evaluation(section: Section, folder: Path, configs: Path, reader: Reader) -> None:
     """Puts the list of an evaluation before its scores, and marks those at the top of the page."""
     if _mark(section, reader.json(folder / RECORD), "", configs, reader):
-        section.key_facts = [
-            (name, value, ", ".join(filter(None, (remark, EARLIER)))) for name, value, remark in section.key_facts
-        ]
+        mark_key_facts(section, EARLIER)
 
 
 def _mark(section: Section, kept: Mapping[str, Any], counts: str, configs: Path, reader: Reader) -> bool:
     """Whether the results are of an earlier list; nothing is said of bundles that ``new`` did not write."""
-    current, found = present_list(reader.json(configs / CHECK)), str(kept.get(KEY) or "")[:DIGITS]
+    current, found = present_list(reader.json(configs / CHECK)), str(kept.get(LIST) or "")[:DIGITS]
     if not section.blocks or not current:
         return False
     what = section.title.lower()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ MAX_PICTURES = 12
 MAX_CASES = 300  # in a table
 PICTURE_WIDTH = 420
 WIDE = 900
+FEW = 20
+"""Cases or patients below which an interval by the bootstrap is too narrow."""
+PENALTY = "*"
+HD95 = "hd95"
+MEAN = "mean of labels"
 INTERVAL = f"In brackets: 95 % intervals by the percentile bootstrap with {RESAMPLES:,} resamples of the"
 Scores = list[tuple[str, list[float]]]
 
@@ -50,7 +56,8 @@ def _add_segmentation(section: Section, folder: Path, reader: Reader, index: Map
     labels = [str(label) for label in entries(index.get("labels"))]
     if len(labels) != width:
         labels = [f"label {value}" for value in range(1, width + 1)]
-    header, rows = ["label", "cases"], [[label] for label in [*labels, "mean of labels"]]
+    missing = _missing(index)
+    header, rows = ["label", "cases"], [[label] for label in [*labels, MEAN]]
     for name, scores in tables.items():
         columns = [*(_column(scores, place) for place in range(len(labels))), [_mean(row) for _, row in scores]]
         columns = [[value for value in column if not math.isnan(value)] for column in columns]
@@ -61,32 +68,74 @@ def _add_segmentation(section: Section, folder: Path, reader: Reader, index: Map
         header += [metric_in_words(name), f"median {metric_in_words(name)}"]
         for row, column in zip(rows, columns, strict=True):
             score = with_interval(*mean_score(column), decimals)
-            row += [score, number(statistics.median(column), decimals) if column else "–"]
+            row += [
+                score + PENALTY * (HD95 in name and _is_penalised(row[0], missing)),
+                number(statistics.median(column), decimals) if column else "–",
+            ]
         if name == "val_dice":
             section.key_facts.append(mean_score(columns[-1]).key_fact("Dice, mean of labels"))
             section.key_facts.append(("cases scored", number(len(columns[-1])), ""))
     section.blocks.append(Table("Scores by label", header, rows))
     section.blocks.append(Text(f"{INTERVAL} cases, as if no two were of one patient."))
+    if missing and any(HD95 in name for name in tables):
+        section.blocks.append(Text(_penalty_in_words(missing)))
+    section.blocks += _few({str(row[0]): int(row[1]) for row in rows}, "cases")
     if dice := tables.get("val_dice"):
         found = {label: [v for v in _column(dice, place) if v == v] for place, label in enumerate(labels)}
         alt = "Dice of every case, a dot each, with a line at the median: " + "; ".join(
             f"{label} from {min(values):.2f} to {max(values):.2f}" for label, values in found.items() if values
         )
         section.blocks.append(Picture(dots(found, "Dice"), f"{alt}.", "Dice of every case; the line is the median"))
-    section.blocks += _table_of_cases(tables, labels)
+    section.blocks += _table_of_cases(tables, labels, missing)
 
 
-def _table_of_cases(tables: Mapping[str, Scores], labels: Sequence[str]) -> Iterator[Table]:
+def _missing(index: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Case and label, where only the truth or only the answer has the label."""
+    listed = [each for each in entries(index.get("missing")) if isinstance(each, Mapping)]
+    return {(str(each.get("name")), str(each.get("label"))) for each in listed}
+
+
+def _is_penalised(label: str, missing: set[tuple[str, str]]) -> bool:
+    """Whether a case lacks a label; the mean of labels, which has all of them, whether one lacks any."""
+    return any(label in (name, MEAN) for _, name in missing)
+
+
+def _penalty_in_words(missing: set[tuple[str, str]]) -> str:
+    counts = Counter(label for _, label in missing)
+    listed = ", ".join(f"{label} in {count}" for label, count in counts.items())
+    cases = len({name for name, _ in missing})
+    return (
+        f"{PENALTY} Not measured alone: where only the truth or only the answer has a label, the diagonal of the image "
+        f"stands for its HD95, so that a missed label never scores well. So in {cases} cases: {listed}."
+    )
+
+
+def _few(counts: Mapping[str, int], unit: str) -> Iterator[Text]:
+    """A warning where intervals rest on few cases or patients."""
+    few = [f"{name}: {count}" for name, count in counts.items() if 1 < count < FEW]
+    if few:
+        why = f"an interval from fewer than {FEW} is not reliable, as a rule too narrow"
+        yield Text(f"Few {unit} ({', '.join(few)}): {why}.", warning=True)
+
+
+def _table_of_cases(
+    tables: Mapping[str, Scores], labels: Sequence[str], missing: set[tuple[str, str]]
+) -> Iterator[Table]:
     """Every case, the worst first."""
     first = next(iter(tables.values()))
     names = names_of_files([path for path, _ in first])
     header = ["case", *(f"{metric_in_words(name)}: {label}" for name in tables for label in labels)]
     rows = []
     for place, name in enumerate(names):
-        each = [scores[place][1] for scores in tables.values() if len(scores) == len(names)]
-        mean = _mean(each[0])
+        each = {metric: scores[place][1] for metric, scores in tables.items() if len(scores) == len(names)}
+        mean = _mean(next(iter(each.values())))
         rank = (math.isnan(mean), mean if "dice" in next(iter(tables)) else -mean)
-        rows.append((rank, [name, *(number(value) for row in each for value in row)]))
+        cells = [
+            number(value) + PENALTY * (HD95 in metric and (name, label) in missing)
+            for metric, row in each.items()
+            for label, value in zip(labels, row, strict=True)
+        ]
+        rows.append((rank, [name, *cells]))
     rows.sort(key=lambda row: row[0])
     left = "" if len(rows) <= MAX_CASES else f" (the first {MAX_CASES} of {len(rows)})"
     yield Table(f"Every case, the worst first{left}", header, [row for _, row in rows[:MAX_CASES]], folded=True)
@@ -107,11 +156,13 @@ def _add_grades(section: Section, folder: Path, reader: Reader) -> None:
     if len(outputs) > 1:
         groups = {"all outputs": graded, **groups}
     lines, header = [], ["output", "cases"]
+    drawn: dict[str, int] = {}
     for output, group in groups.items():
         answers, labels = ([grades.index(row[key]) for row in group] for key in (word, "label"))
         patients = [row.get("patient") or f"case {row['name']}" for row in group]
         scores = agreement(answers, labels, len(grades), patients, ordered=word == "grade")
         header = ["output", "cases", *scores]
+        drawn[output] = len(set(patients))
         lines.append([output, len(group), *(with_interval(*score) for score in scores.values())])
         if output == next(iter(groups)):
             section.key_facts += [score.key_fact(name) for name, score in list(scores.items())[:2]]
@@ -120,6 +171,7 @@ def _add_grades(section: Section, folder: Path, reader: Reader) -> None:
     known = sum(bool(row.get("patient")) for row in graded)
     unit = "patients" if known == len(graded) else "patients; a case without one counts as a patient of its own"
     section.blocks.append(Text(f"{INTERVAL} {unit}."))
+    section.blocks += _few(drawn, "patients" if known else "cases")
     if missing := len(rows) - len(graded):
         section.blocks.append(Text(f"{missing} answers have no grade of a reader to compare with."))
     section.blocks += _confusion(folder, reader)

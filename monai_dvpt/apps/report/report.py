@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from markupsafe import Markup
 from monai_dvpt import __version__
 from monai_dvpt.utils import InputError, atomic_path, reason
 
-from .case_list import keep_list, mark_evaluation, mark_training
+from .case_list import mark_evaluation, mark_training
 from .data_section import data_section
+from .evaluated import keep_evaluated, mark_adapter
 from .evaluation_section import evaluation_section
 from .files import Reader, without_paths
 from .inference_section import inference_section
@@ -69,6 +71,7 @@ def write_report(
     configs = root / "configs"
     trained, evaluated = training_section(train, reader), evaluation_section(evaluate, reader)
     mark_training(trained, train, configs, reader)
+    mark_adapter(evaluated, evaluate, train, reader)
     mark_evaluation(evaluated, evaluate, configs, reader)
     sections = [
         data_section(configs, reader),
@@ -91,6 +94,7 @@ def report_evaluation(
     evaluate_dir: str | os.PathLike,
     adapter: str | os.PathLike,
     datalist: str | os.PathLike | None = None,
+    cases: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path | None:
     """
     Writes ``report.html`` to the folder of an evaluation: on the data, the training that wrote the adapter, and the
@@ -101,14 +105,14 @@ def report_evaluation(
         evaluate_dir: folder of the evaluation.
         adapter: the file that was evaluated.
         datalist: list of the cases, by which a later page tells whether it is still the bundle's.
+        cases: those that were scored, with an "image" each; the page says if they also chose the adapter.
 
     Returns:
         the file, None where it cannot be written.
     """
     folder = Path(evaluate_dir)
     try:
-        if datalist is not None:
-            keep_list(folder, datalist)
+        keep_evaluated(folder, adapter, datalist, cases)
         path = write_report(bundle, folder / PAGE, Path(adapter).parent, folder)
     except Exception as error:
         logger.warning(f"{PAGE} was not written: {reason(error)}")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import unittest
@@ -15,21 +14,17 @@ import numpy as np
 import pydicom
 import SimpleITK
 from parameterized import parameterized
-from utils_data import AFFINE_RAS, PATIENT, dice, save_dicom, save_nifti, shared_data, temporary_folder
+from utils_data import AFFINE_RAS, PATIENT, dice, save_nifti, shared_data, temporary_folder
+from utils_segmentations import ORGANS, read_hippocampus, save_itk, save_on_series, save_series, save_slicer
 
 from monai_dvpt.apps.new_bundle.check import load_image, measure_cases
 from monai_dvpt.apps.new_bundle.collect.volumes import collect_volumes
 from monai_dvpt.apps.new_bundle.model import IGNORED, Case, Collection, Options
-from monai_dvpt.data import DicomSeriesReader
 from monai_dvpt.data.dicom import series
-from monai_dvpt.data.dicom_writers import Model, place, segment_codes, write_dicom_seg, write_rtstruct
 from monai_dvpt.utils import InputError
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SIZE = (8, 9, 7)
 HIPPOCAMPUS = ("hippocampus_001", "hippocampus_004")
-ORGANS = ["anterior", "posterior"]
-MODEL = Model("Test model", "1", segment_codes(["background", *ORGANS], {}))
 
 
 def image(seed: int = 0, size: tuple[int, ...] = SIZE) -> np.ndarray:
@@ -42,33 +37,6 @@ def label_map(*values: int, size: tuple[int, ...] = SIZE) -> np.ndarray:
     for row, value in enumerate(values, 1):
         label[1 : 3 + row, row, 2:4] = value
     return label
-
-
-def save_slicer(path: Path, layers: np.ndarray, affine_ras: np.ndarray, segments: list[tuple[str, int, int]]) -> Path:
-    """
-    Writes a segmentation as 3D Slicer does.
-
-    Args:
-        path: of the file.
-        layers: of shape (x, y, z), or (layers, x, y, z).
-        affine_ras: from voxels to patient coordinates.
-        segments: name, value and layer of each.
-    """
-    affine = LPS @ affine_ras
-    vectors = [f"({','.join(f'{value:.12g}' for value in affine[:3, axis])})" for axis in range(3)]
-    listed = layers.ndim == 4
-    lines = ["NRRD0004", "type: unsigned char", f"dimension: {layers.ndim}", "space: left-posterior-superior"]
-    lines += [f"sizes: {' '.join(map(str, layers.shape))}"]
-    lines += [f"space directions: {' '.join([*(['none'] if listed else []), *vectors])}"]
-    lines += [f"kinds: {'list ' if listed else ''}domain domain domain", "encoding: gzip"]
-    lines += [f"space origin: ({','.join(f'{value:.12g}' for value in affine[:3, 3])})"]
-    for index, (name, value, layer) in enumerate(segments):
-        lines += [f"Segment{index}_Name:={name}", f"Segment{index}_LabelValue:={value}"]
-        lines += [f"Segment{index}_Layer:={layer}", f"Segment{index}_ID:=Segment_{index}"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = gzip.compress(layers.astype(np.uint8).tobytes(order="F"))
-    path.write_bytes("\n".join([*lines, "", ""]).encode() + values)
-    return path
 
 
 def canonical(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,15 +69,7 @@ class Volumes(unittest.TestCase):
         path = self.root / name
         if name.endswith((".nii", ".nii.gz")):
             return save_nifti(path, values, affine)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = SimpleITK.GetImageFromArray(values.transpose(2, 1, 0))
-        lps = LPS @ affine
-        spacing = np.linalg.norm(lps[:3, :3], axis=0)
-        written.SetSpacing(spacing.tolist())
-        written.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-        written.SetOrigin(lps[:3, 3].tolist())
-        SimpleITK.WriteImage(written, str(path))
-        return path
+        return save_itk(path, values, affine)
 
 
 class TestLayouts(Volumes):
@@ -510,31 +470,14 @@ class TestDicom(Volumes):
 
     def make(self, name: str, folder: str) -> tuple[np.ndarray, np.ndarray]:
         """Writes a series; returns the label map and its affine."""
-        source = nib.load(shared_data(f"msd_hippocampus/imagesTr/{name}.nii.gz"))
-        label = nib.load(shared_data(f"msd_hippocampus/labelsTr/{name}.nii.gz"))
-        values = np.asarray(source.dataobj, float)
-        affine = LPS @ source.affine
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        scaled = (values / values.max() * 1000).astype(np.uint16)
-        save_dicom(self.root / folder, scaled, affine[:3, :3] / spacing, affine[:3, 3], tuple(spacing))
-        return np.asarray(label.dataobj).astype(np.uint8), label.affine
-
-    def placed(self, folder: str, label: np.ndarray, affine: np.ndarray) -> tuple:
-        """Grid of a series, and a label map as its result."""
-        reader = DicomSeriesReader()
-        _, meta = reader.get_data(reader.read(self.root / folder))
-        turn = nib.orientations.ornt_transform(
-            nib.orientations.io_orientation(affine), nib.orientations.io_orientation(meta["affine"])
-        )
-        turned = nib.orientations.apply_orientation(label, turn)
-        return meta["series_grid"], place(meta["series_grid"], MODEL, meta["affine"], turned)
+        values, label, affine = read_hippocampus(name)
+        save_series(self.root / folder, values, affine)
+        return label, affine
 
     def write(self, kind: str, name: str, folder: str) -> tuple[np.ndarray, np.ndarray]:
         label, affine = self.make(name, f"{folder}/series")
         if kind in ("SEG", "RTSTRUCT"):
-            grid, placed = self.placed(f"{folder}/series", label, affine)
-            writer = write_dicom_seg if kind == "SEG" else write_rtstruct
-            writer(self.root / folder / "result.dcm", placed, grid, MODEL)
+            save_on_series(kind, self.root / folder / "result.dcm", self.root / folder / "series", label, affine)
         elif kind == "Slicer":
             segments = [(organ, value, 0) for value, organ in enumerate(ORGANS, 1)]
             save_slicer(self.root / folder / "Segmentation.seg.nrrd", label, affine, segments)
@@ -597,8 +540,10 @@ class TestDicom(Volumes):
     def test_two_segmentations_of_one_series(self):
         self.write("SEG", HIPPOCAMPUS[0], "case0")
         label = nib.load(shared_data(f"msd_hippocampus/labelsTr/{HIPPOCAMPUS[0]}.nii.gz"))
-        grid, placed = self.placed("case0/series", np.asarray(label.dataobj), label.affine)
-        write_rtstruct(self.root / "case0" / "contours.dcm", placed, grid, MODEL)
+        series = self.root / "case0" / "series"
+        save_on_series(
+            "RTSTRUCT", self.root / "case0" / "contours.dcm", series, np.asarray(label.dataobj), label.affine
+        )
         collection = self.collect()
         self.assertEqual(self.rules(collection), [("two labels", "case0/series", True)])
         self.assertIn("anterior, posterior", collection.findings[0].message)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import unittest
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from utils_report import (
 
 from monai_dvpt.apps.report import report_evaluation, write_report
 from monai_dvpt.apps.report.files import without_paths
+from monai_dvpt.data import images_sha256
 from monai_dvpt.utils import InputError
 
 ALLOWED = set("html head meta title style body a header h1 h2 h3 p nav ul li main dl div dt dd section details".split())
@@ -283,7 +285,7 @@ class TestTolerance(ReportTestCase):
         text = self.page().text
         self.assertIn(f"This training is of the present list of cases, {'a' * 12} with 5 training", text)
         self.assertIn("It is not recorded of which list of cases this evaluation is", text)
-        save_json(self.bundle / "output/evaluate/list.json", {"list_sha256": first})
+        save_json(self.bundle / "output/evaluate/evaluated.json", {"list_sha256": first})
         self.assertIn("This evaluation is of the present list of cases, aaaaaaaaaaaa.", self.page().text)
         self.assertNotIn("earlier list", self.page().text)
         self.save_lists(second, first)
@@ -292,6 +294,73 @@ class TestTolerance(ReportTestCase):
             self.assertRegex(text, f"This {what} is of an earlier list of cases, a{{12}}.*the list is now b{{12}}")
         self.assertIn("of an earlier list of cases", text[: text.index("This training")])  # at a glance
 
+    def test_whether_the_adapter_is_the_present_best(self):
+        make_bundle(self.bundle)
+        train, evaluate = (self.bundle / "output" / name for name in ("train", "evaluate"))
+        best, other = train / "adapter_best.safetensors", self.root / "<b>other.safetensors"
+        best.write_bytes(b"the best")
+        other.write_bytes(b"another")
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in (best, other)]
+        self.assertNotIn("present best", self.page().text)  # not recorded
+        cases = [{"image": f"/data/x/{name}.nii.gz", "label": "/data/y"} for name in "ab"]
+        report_evaluation(self.bundle, evaluate, best, cases=cases)
+        self.assertNotIn("/data", (evaluate / "evaluated.json").read_text())
+        text = self.page().text
+        self.assertIn(f"This evaluation is of the training's present best adapter, {digests[0]}.", text)
+        self.assertNotIn("chosen on", text)  # the training does not say on which cases
+
+        report = json.loads((train / "report.json").read_text())
+        moved = [{"image": f"/elsewhere/{name}.nii.gz", "name": "?"} for name in "ab"]
+        save_json(train / "report.json", {**report, "validation_sha256": images_sha256(moved)})
+        self.assertIn("Its epoch was chosen on the cases that are scored here", self.page().text)
+        save_json(train / "calibration.json", {"temperature": 2.0})
+        self.assertIn("Its epoch and temperature were chosen on the cases that are scored here", self.page().text)
+        report_evaluation(self.bundle, evaluate, best, cases=cases[:1])
+        self.assertNotIn("chosen on", self.page().text)
+
+        report_evaluation(self.bundle, evaluate, other, cases=cases)
+        text = self.page().text
+        words = (
+            f"is of another adapter (<b>other.safetensors, {digests[1]}) than the training's present best, {digests[0]}"
+        )
+        self.assertIn(words, text)
+        self.assertNotIn("chosen on", text)
+        self.assertRegex(text[: text.index(words)], "Dice, mean of labels.*of another adapter")  # at a glance
+        best.write_bytes(b"another")
+        self.assertNotIn("of another adapter", self.page().text)
+
+    def test_few_cases_are_a_warning(self):
+        make_bundle(self.bundle)
+        text = self.page().text
+        self.assertIn("Few cases (anterior: 6, ", text)
+        self.assertIn("mean of labels: 7): an interval from fewer than 20 is not reliable", text)
+        folder = self.bundle / "output/evaluate"
+        shutil.rmtree(folder)
+        rows = make_grades(folder)  # of 30 patients
+        self.assertNotIn("not reliable", self.page().text)
+        few = [row for row in rows if int(row["patient"][1:]) < 9 or row["output"] == "right"]
+        save_table(folder / "predictions.csv", [list(few[0]), *(list(row.values()) for row in few)])
+        self.assertIn("Few patients (left: 9): an interval from", self.page().text)
+
+    def test_distances_that_are_not_measured_are_marked(self):
+        make_bundle(self.bundle)
+        folder = self.bundle / "output/evaluate"
+        lines = (folder / "val_dice_raw.csv").read_text(encoding="utf-8").splitlines()
+        distances = [line.rsplit(",", 3)[0] + ",40.0,2.0,21.0" for line in lines[1:]]
+        (folder / "val_hd95_mm_raw.csv").write_text("\n".join([lines[0], *distances]), encoding="utf-8")
+        self.assertNotIn("Not measured alone", self.page().text)
+        index = json.loads((folder / "pictures/index.json").read_text())
+        missing = [{"name": name, "label": "anterior", "missing_in": "answer"} for name in ("d", "e")]
+        save_json(folder / "pictures/index.json", {**index, "missing": [*missing, 3]})
+        page = self.page()
+        self.assertRegex(page.text, r"\* Not measured alone: .* So in 2 cases: anterior in 2\.")
+        rows = page.tables["Scores by label"]
+        column = rows[0].index("HD95, mm")
+        self.assertEqual([row[column].endswith("*") for row in rows[1:]], [True, False, True])
+        self.assertFalse(any("*" in cell for row in rows[1:] for cell in (*row[:column], *row[column + 1 :])))
+        cases = {row[0]: row for row in page.tables["Every case, the worst first"]}
+        self.assertEqual((cases["d"][3:], cases["f"][3:]), (["40.000*", "2.000"], ["40.000", "2.000"]))
+
     def test_an_evaluation_keeps_its_list(self):
         make_bundle(self.bundle)
         datalist = self.root / "datalist.csv"
@@ -299,7 +368,8 @@ class TestTolerance(ReportTestCase):
         folder = self.bundle / "output/evaluate"
         report_evaluation(self.bundle, folder, self.bundle / "output/train/adapter_best.safetensors", datalist)
         digest = hashlib.sha256(b"image,grade\na.png,1\n").hexdigest()
-        self.assertEqual(json.loads((folder / "list.json").read_text()), {"list_sha256": digest})
+        record = {"adapter": "adapter_best.safetensors", "list_sha256": digest}
+        self.assertEqual(json.loads((folder / "evaluated.json").read_text()), record)
 
     def test_an_evaluation_never_fails_by_its_page(self):
         make_bundle(self.bundle)
