@@ -26,7 +26,7 @@ from monai_dvpt.utils import (
     read_torch,
 )
 
-__all__ = ["CONFIG", "PREPROCESSOR", "find_file", "read_config", "read_json", "read_weights"]
+__all__ = ["CONFIG", "PREPROCESSOR", "find_file", "read_config", "read_json", "read_weights", "shards_of"]
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 # the entries of a config.json that are used
@@ -92,8 +92,8 @@ def _download(repository: str, revision: str | None) -> Path:
                 raise
             except hub.errors.EntryNotFoundError:
                 continue
-            for shard in sorted(set(_read_index(path).values())) if name.endswith(INDEX) else ():
-                hub.hf_hub_download(repository, shard, revision=revision)
+            for shard in shards_of(path):
+                hub.hf_hub_download(repository, shard.name, revision=revision)
             return path
     except InputError:
         raise
@@ -159,6 +159,18 @@ def _read_index(path: Path) -> dict[str, str]:
     return found
 
 
+def shards_of(path: Path) -> list[Path]:
+    """
+    The files that an index names, beside it; none where ``path`` is no index.
+
+    Raises:
+        InputError: if the index cannot be read.
+    """
+    return (
+        [path.with_name(name) for name in sorted(set(_read_index(path).values()))] if path.name.endswith(INDEX) else []
+    )
+
+
 @naming_argument("path")
 def read_weights(path: Path) -> dict[str, State]:
     """
@@ -185,11 +197,11 @@ def read_weights(path: Path) -> dict[str, State]:
 def _read_shards(path: Path) -> State:
     index = _read_index(path)
     tensors: State = {}
-    for shard in sorted(set(index.values())):
-        found = read_weights(path.with_name(shard)).get("", {})
-        named = {name for name, place in index.items() if place == shard}
+    for shard in shards_of(path):
+        found = read_weights(shard).get("", {})
+        named = {name for name, place in index.items() if place == shard.name}
         if wrong := sorted(named ^ found.keys()):
-            with naming(path.with_name(shard)):
+            with naming(shard):
                 raise InputError(f"must hold the tensors that {path.name} names, and no others; not so {wrong[:3]}.")
         tensors |= found
     return tensors
