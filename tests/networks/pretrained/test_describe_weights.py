@@ -123,7 +123,7 @@ class TestDescribe(unittest.TestCase):
         ]
     )
     def test_swin(self, arguments):
-        sizes = {name: value for name, value in arguments.items() if name not in DVPT_SIZES}
+        sizes = {name: value for name, value in arguments.items() if name not in DVPT_SIZES} | {"feature_size": 24}
         window = sizes["window_size"]
         plain = randomise(SwinUNETR(**{"out_channels": 2, **sizes}))
         path = save(self.folder / "weights.pt", plain.state_dict())
