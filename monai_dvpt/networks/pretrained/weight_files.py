@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from monai_dvpt.utils import (
     MAX_NAME,
     MAX_TENSORS,
     InputError,
+    file_sha256,
     naming,
     naming_argument,
     read_npz,
@@ -37,6 +38,7 @@ INDEX = ".index.json"
 """End of the name of an index, the file that lists the tensors of each shard of a checkpoint."""
 WEIGHT_FILES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+SHA256 = re.compile("[0-9a-f]{64}")
 REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 State = dict[str, torch.Tensor]
@@ -46,10 +48,12 @@ State = dict[str, torch.Tensor]
 def find_file(source: str | os.PathLike) -> Path:
     """
     The weight file of ``source``: a file, a folder as written by Hugging Face libraries, or, if no such path exists, a
-    Hugging Face repository ``owner/name`` or ``owner/name@revision``.
+    Hugging Face repository ``owner/name`` or ``owner/name@revision``. What is downloaded stays in the cache of
+    huggingface_hub, and serves without a network too.
 
     Raises:
-        InputError: if there is none; offline the message says which file to fetch.
+        InputError: if there is none, or what was downloaded has another SHA-256 than the server says; offline the
+            message says which file to fetch.
     """
     path = Path(source)
     if path.is_dir():
@@ -83,23 +87,60 @@ def _download(repository: str, revision: str | None) -> Path:
         raise InputError(f"is no existing file, and huggingface_hub is not installed; {advice}")
     try:
         for name in (CONFIG, PREPROCESSOR):
-            with suppress(hub.errors.EntryNotFoundError):  # timm's repositories may have none
-                hub.hf_hub_download(repository, name, revision=revision)
+            _fetch(repository, name, revision)  # timm's repositories may have none
         for name in WEIGHT_FILES:
-            try:
-                path = Path(hub.hf_hub_download(repository, name, revision=revision))
-            except hub.errors.LocalEntryNotFoundError:
-                raise
-            except hub.errors.EntryNotFoundError:
-                continue
-            for shard in shards_of(path):
-                hub.hf_hub_download(repository, shard.name, revision=revision)
-            return path
+            if (path := _fetch(repository, name, revision)) is not None:
+                for shard in shards_of(path):
+                    if _fetch(repository, shard.name, revision) is None:
+                        raise InputError(f"must hold {shard.name}, which {path.name} names.")
+                return path
     except InputError:
         raise
     except Exception as error:  # offline, refused, unknown and so on: the advice is the same
         raise InputError(f"cannot be downloaded ({type(error).__name__}); {advice}") from error
     raise InputError(f"a repository of pretrained weights must hold one of {WEIGHT_FILES}.")
+
+
+def _fetch(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a repository, from its server or the cache; None if the repository has none of this name."""
+    hub, _ = optional_import("huggingface_hub")
+    try:
+        path = Path(hub.hf_hub_download(repository, name, revision=revision))
+    except hub.errors.LocalEntryNotFoundError:  # the server cannot be asked
+        known = hub.try_to_load_from_cache(repository, name, revision=revision)
+        absent = known is not None and not isinstance(known, str)  # as the server said before
+        if absent or (name not in WEIGHT_FILES and hub.is_offline_mode()):
+            return None
+        raise
+    except hub.errors.EntryNotFoundError:
+        return None
+    _check_hash(path)
+    return path
+
+
+def _check_hash(path: Path) -> None:
+    """
+    Compares a downloaded file with the SHA-256 that the server said, which the cache has as the name of its content;
+    a cache without links has none.
+
+    Raises:
+        InputError: if it is another file.
+    """
+    told = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
+    if not SHA256.fullmatch(told):
+        return
+    status = path.stat()
+    if (found := _sha256_of(path, status.st_size, status.st_mtime_ns)) != told:
+        rule = f"must have the SHA-256 that the server said, {told}, got {found}"
+        raise InputError(
+            f"{path}: {rule}; it was damaged or replaced on its way: delete {path.resolve()} and try again."
+        )
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(path: Path, size: int, changed_ns: int) -> str:
+    """SHA-256 of a file, read again only after a change."""
+    return file_sha256(path)
 
 
 def read_config(path: Path) -> dict[str, Any]:
