@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from monai_dvpt import benchmark
-from monai_dvpt.commands import adapter, dicom, new, report, run_commands, versions
+from monai_dvpt.commands import adapter, backbone, dicom, new, report, run_commands, versions
 
-COMMANDS = [new, report, adapter, dicom, versions, benchmark]
+COMMANDS = [new, report, adapter, backbone, dicom, versions, benchmark]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import inspect
 import json
 import os
@@ -21,7 +20,7 @@ from monai_dvpt.networks.adapter.built import checked_network, network_class
 from monai_dvpt.networks.adapter.file import find_backbone, load_backbone
 from monai_dvpt.networks.adapter.stored import check_intact, fitting_tensors, read_kinds, read_tensors
 from monai_dvpt.networks.parts import PARTS
-from monai_dvpt.utils import InputError, atomic_path, naming, to_json
+from monai_dvpt.utils import InputError, atomic_path, file_sha256, naming, to_json
 
 from .command_line import printable
 
@@ -213,7 +212,7 @@ def _run_merge(arguments: argparse.Namespace) -> None:
             if source is not None and output.samefile(source):
                 raise InputError(f"{output}: is read, so it cannot be the output.")
     definition = write_full_model(arguments.file, output, arguments.backbone)
-    print(f"wrote {printable(output)}: {output.stat().st_size:,} bytes, SHA-256 {_file_sha256(output)}")
+    print(f"wrote {printable(output)}: {output.stat().st_size:,} bytes, SHA-256 {file_sha256(output)}")
     print(yaml.safe_dump({"network_def": definition}, sort_keys=False, default_flow_style=None, width=110), end="")
 
 
@@ -228,11 +227,3 @@ def _listed(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(f"{index} {label}" for index, label in enumerate(value))
     return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ from monai_dvpt.utils import InputError
 
 from .command_line import columns, say
 
-__all__ = ["add_parser"]
+__all__ = ["add_data_options", "add_parser", "data_options", "look_and_say"]
 
 OPTIONS = (
     *("backbone", "search", "task", "table", "outputs", "grades", "columns"),
@@ -45,8 +45,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--output", type=Path, metavar="BUNDLE", help="folder to write; it must not exist")
     parser.add_argument("--update", type=Path, metavar="BUNDLE", help="bring a bundle up to date with its data")
     parser.add_argument("--check", action="store_true", help="only look, and write nothing")
-    parser.add_argument("--leave-out", action="store_true", help="leave out cases with errors")
-    parser.add_argument("--all", action="store_true", help="list every finding, not the first of a kind alone")
     parser.add_argument(
         "--backbone",
         type=Path,
@@ -58,6 +56,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--search", type=_minutes, metavar="MINUTES", help="search the rates by short trainings on the training cases"
     )
+    add_data_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what a user says about a folder of data, see :func:`data_options` and :func:`look_and_say`."""
+    parser.add_argument("--leave-out", action="store_true", help="leave out cases with errors")
+    parser.add_argument("--all", action="store_true", help="list every finding, not the first of a kind alone")
     parser.add_argument("--task", choices=TASKS, default="", help="where the labels fit several")
     parser.add_argument("--table", default="", metavar="FILE", help="table of grades, classes or masks; else searched")
     parser.add_argument("--outputs", type=_names, default=(), metavar="A,B", help="columns with what is graded")
@@ -86,7 +92,6 @@ def add_parser(commands: Any) -> None:
         "--channels", type=_names, default=(), metavar="A,B", help="channels of volumes to take, in their order"
     )
     parser.add_argument("--patient-pattern", default="", metavar="REGEX", help="finds the patient in an image's path")
-    parser.set_defaults(run=_run)
 
 
 def _minutes(text: str) -> float:
@@ -131,18 +136,28 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.check and arguments.search is not None:
             raise InputError("--search must stand without --check, which only looks.")
         backbone = _backbone(arguments.backbone or [])
-        new = NewBundle(arguments.data, _options(arguments), backbone, search_minutes=arguments.search)
+        new = NewBundle(arguments.data, data_options(arguments), backbone, search_minutes=arguments.search)
+    look_and_say(new, arguments)
+    if arguments.check:
+        return
+    output = arguments.update or arguments.output
+    for line in new.write(output):
+        say(line)
+
+
+def look_and_say(new: NewBundle, arguments: argparse.Namespace) -> None:
+    """
+    Looks at the data, and says what they are and what is odd.
+
+    Raises:
+        InputError: if there is an error in them.
+    """
     new.look(leave_out=arguments.leave_out)
     for line in (*new.summary(), *_findings(new.findings, MOST if not arguments.all else len(new.findings))):
         say(line)
     if errors := sum(finding.error for finding in new.findings):
         hint = "mend the data" + ", or leave cases with errors out with --leave-out" * new.can_leave_out()
         raise InputError(f"{errors} error{'s' * (errors > 1)} in the data, nothing is written; {hint}.")
-    if arguments.check:
-        return
-    output = arguments.update or arguments.output
-    for line in new.write(output):
-        say(line)
 
 
 def _backbone(files: Sequence[Path]) -> Path | None | list[Path | None]:
@@ -151,7 +166,8 @@ def _backbone(files: Sequence[Path]) -> Path | None | list[Path | None]:
     return found[0] if len(found) == 1 else found
 
 
-def _options(arguments: argparse.Namespace) -> Options:
+def data_options(arguments: argparse.Namespace) -> Options:
+    """The options that a user gave, with a key of their own."""
     try:
         names = {_label_value(value): name for value, name in arguments.label_names.items()}
     except ValueError:

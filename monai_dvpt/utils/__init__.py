@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from .atomic_files import atomic_path, fingerprint, remove_leftovers, to_json, write_csv
+from .atomic_files import atomic_path, file_sha256, fingerprint, remove_leftovers, to_json, write_csv
 from .checks import as_bool, check_counts, is_number, per_channel
 from .describe import describe
 from .errors import InputError, naming, naming_argument, reason, root_cause
@@ -41,6 +41,7 @@ __all__ = [
     "check_typed_options",
     "check_typed_paths",
     "describe",
+    "file_sha256",
     "fingerprint",
     "inside_monai_label",
     "is_number",

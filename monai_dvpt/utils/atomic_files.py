@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from .errors import InputError, naming
 
-__all__ = ["atomic_path", "fingerprint", "remove_leftovers", "to_json", "write_csv"]
+__all__ = ["atomic_path", "file_sha256", "fingerprint", "remove_leftovers", "to_json", "write_csv"]
 
 SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z0-9]{1,11}$")  # writers need it; the rest of a name may be a patient's
 TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[a-z0-9_]{8}\.part(\..*)?", re.DOTALL)
@@ -57,6 +57,15 @@ def fingerprint(data: Any, root: str | os.PathLike = "") -> str:
     text = json.dumps(data, sort_keys=True)
     prefix = json.dumps(os.path.abspath(root))[1:-1] if str(root) else ""
     return hashlib.sha256((text.replace(prefix, "") if prefix else text).encode()).hexdigest()
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager

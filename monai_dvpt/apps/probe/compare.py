@@ -23,7 +23,7 @@ from monai_dvpt.transforms import GradeLogits, LabelSetsd
 from monai_dvpt.utils import InputError, labels_of_values
 
 from .features import image_features, share_of_labels, token_features
-from .logistic import cross_predict, fit_logistic
+from .logistic import PENALTIES, Fit, cross_predict, fit_logistic
 
 __all__ = [
     "FOLDS",
@@ -35,6 +35,10 @@ __all__ = [
     "background_offset",
     "compare_backbones",
     "deal_folds",
+    "deal_graded",
+    "graded_answers",
+    "score_answers",
+    "segment_answers",
 ]
 
 FOLDS = 5
@@ -189,7 +193,7 @@ def compare_backbones(candidates: Iterable[Candidate], labels: Labels, patients:
     sizes: dict[str, int] = {}
     for candidate in candidates:
         buffers = _answers(candidate, labels, patients)
-        score = _score(labels.metric, buffers)
+        score = score_answers(labels.metric, buffers)
         runs.append(Run((candidate.name, 1.0), 0, 0, score, buffers, patients))
         sizes[candidate.name] = sum(tensor.numel() for _, tensor in candidate.network.tensors(["backbone"]))
     if all(math.isnan(run.score) for run in runs):
@@ -233,13 +237,37 @@ def deal_folds(patients: Sequence[Hashable], marks: Sequence[Hashable]) -> torch
 
 def _answers(candidate: Candidate, labels: Labels, patients: Sequence[Hashable]) -> list[torch.Tensor]:
     """What the metric keeps of each image."""
-    probe = _segment if labels.task == "segmentation" else _grade
-    return probe(candidate, labels, patients)
-
-
-def _grade(candidate: Candidate, labels: Labels, patients: Sequence[Hashable]) -> list[torch.Tensor]:
-    """The predicted and the true grades or classes, each of shape (N, O)."""
+    if labels.task == "segmentation":
+        return segment_answers(candidate, labels, patients)[0]
     features, truth = image_features(candidate.network, candidate.dataset, candidate.name)
+    return graded_answers(features, truth, labels, deal_graded(truth, patients))
+
+
+def deal_graded(truth: torch.Tensor, patients: Sequence[Hashable]) -> torch.Tensor:
+    """:func:`deal_folds` by the grades or classes of images, of shape (N, O)."""
+    return deal_folds(patients, list(map(tuple, truth.tolist())))
+
+
+def graded_answers(
+    features: torch.Tensor,
+    truth: torch.Tensor,
+    labels: Labels,
+    folds: torch.Tensor,
+    settings: Sequence[float] = PENALTIES,
+    fit: Fit = fit_logistic,
+) -> list[torch.Tensor]:
+    """
+    Grades or classes that models say of the images that they did not see.
+
+    Args:
+        features: of shape (N, C).
+        truth: of shape (N, O), -1 where there is none.
+        labels: what they are.
+        folds, settings, fit: see :func:`cross_predict`.
+
+    Returns:
+        the predicted and the true ones, each of shape (N, O).
+    """
     targets = (truth[..., None] == torch.arange(len(labels.names))).double()  # (N, O, K), without a label 0
     decide = GradeLogits(len(labels.names), "mean" if labels.task == "grading" else "mode")
     metric = labels.metric
@@ -249,14 +277,21 @@ def _grade(candidate: Candidate, labels: Labels, patients: Sequence[Hashable]) -
 
     def score(logits: torch.Tensor, rows: torch.Tensor) -> float:
         metric.reset()
-        return _score(metric, answers(logits, rows))
+        return score_answers(metric, answers(logits, rows))
 
-    folds = deal_folds(patients, list(map(tuple, truth.tolist())))
-    return answers(cross_predict(features, targets, folds, score), torch.arange(len(truth)))
+    return answers(cross_predict(features, targets, folds, score, settings, fit), torch.arange(len(truth)))
 
 
-def _segment(candidate: Candidate, labels: Labels, patients: Sequence[Hashable]) -> list[torch.Tensor]:
-    """The Dice of each label but the background in each image, of shape (N, K - 1), NaN where it has none."""
+def segment_answers(
+    candidate: Candidate, labels: Labels, patients: Sequence[Hashable]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """
+    What linear decoders say of the images that they did not see.
+
+    Returns:
+        in a list, the Dice of each label but the background in each image, of shape (N, K - 1), NaN where it has none;
+        the fold of each image.
+    """
     features, maps = token_features(candidate.network, candidate.dataset, candidate.name)
     grid, possible = candidate.network.encoder().grid, labels_of_values(labels.names, labels.label_sets)
     cells = [CELLS[len(grid)] * side for side in grid]
@@ -278,7 +313,7 @@ def _segment(candidate: Candidate, labels: Labels, patients: Sequence[Hashable])
             item = masks({"pred": one_hot(pred, len(labels.names))[0], "label": maps[index]})
             metric.reset()
             values[index] = torch.as_tensor(metric(item["pred"][None], item["label"][None]))[0]
-    return [values]
+    return [values], folds
 
 
 def background_offset(logits: torch.Tensor, shares: torch.Tensor) -> float:
@@ -319,11 +354,12 @@ def _to_cells(logits: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     return split.permute(order).reshape(logits.shape[2], *(CELLS[dims] * side for side in grid))
 
 
-def _score(metric: CumulativeIterationMetric, buffers: Sequence[torch.Tensor]) -> float:
+def score_answers(metric: CumulativeIterationMetric, buffers: Sequence[torch.Tensor]) -> float:
+    """The metric of what it keeps of each image; NaN where there is nothing to compare."""
     metric.extend(*buffers)
     try:
         return float(metric.aggregate())
-    except ValueError:  # nothing to compare
+    except ValueError:
         return math.nan
 
 

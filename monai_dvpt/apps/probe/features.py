@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import progress
 
-__all__ = ["cut_window", "image_features", "share_of_labels", "token_features"]
+__all__ = ["cut_window", "image_features", "layer_features", "share_of_labels", "token_features"]
 
 BATCH = 8
 
@@ -27,13 +27,32 @@ def image_features(network: TunableNetwork, dataset: Dataset, name: str) -> tupl
         name: of the network, for the progress.
 
     Returns:
-        the class token, where there is one, and the mean of the others, side by side, of shape (N, C) or (N, 2 C), in
+        the class token, where there is one, and the mean of the image's tokens, side by side, of shape (N, C) or (N, 2 C), in
         double precision; the labels, of shape (N, O).
     """
+    values, labels = layer_features(network, dataset, name, 1)
+    return values.flatten(1), labels
+
+
+def layer_features(
+    network: TunableNetwork, dataset: Dataset, name: str, layers: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    As :func:`image_features`, of each of the last layers, normalised by the network's last normalisation.
+
+    Args:
+        network, dataset, name: see there.
+        layers: how many.
+
+    Returns:
+        of shape (N, layers, P, C), P the mean of the image's tokens and, where there is one, the class token; the
+        labels, of shape (N, O).
+    """
     values, labels = [], []
-    for tokens, has_class, items in _tokens(network, dataset, name, sized=False):
-        parts = [tokens[:, has_class:].mean(dim=1), *([tokens[:, 0]] if has_class else [])]
-        values.append(torch.cat(parts, dim=1).double())
+    has_class, first = hasattr(network.encoder(), "cls_token"), network.encoder().first_token
+    for states, items in _tokens(network, dataset, name, sized=False, layers=layers):
+        parts = [states[:, :, first:].mean(dim=2), *([states[:, :, 0]] if has_class else [])]
+        values.append(torch.stack(parts, dim=2).double())
         labels += [torch.as_tensor(item["label"]).as_subclass(torch.Tensor) for item in items]
     return torch.cat(values), torch.stack(labels)
 
@@ -43,12 +62,12 @@ def token_features(network: TunableNetwork, dataset: Dataset, name: str) -> tupl
     As :func:`image_features`, of the tokens of one window of each image, see :func:`cut_window`.
 
     Returns:
-        the tokens without a class token, of shape (N, T, C), in half precision; the label map of each window, of shape
+        the image's tokens, of shape (N, T, C), in half precision; the label map of each window, of shape
         ``(1, *spatial)``.
     """
     values, labels = [], []
-    for tokens, has_class, items in _tokens(network, dataset, name, sized=True):
-        values.append(tokens[:, has_class:].half())
+    for states, items in _tokens(network, dataset, name, sized=True, layers=1):
+        values.append(states[:, 0, network.encoder().first_token :].half())
         labels += [item["label"] for item in items]
     return torch.cat(values), labels
 
@@ -89,12 +108,11 @@ def share_of_labels(label: torch.Tensor, cells: Sequence[int], possible: torch.T
 
 
 def _tokens(
-    network: TunableNetwork, dataset: Dataset, name: str, sized: bool
-) -> Iterator[tuple[torch.Tensor, int, list[dict[str, Any]]]]:
-    """The normalised last tokens of some images at a time, number of class tokens, and the items."""
+    network: TunableNetwork, dataset: Dataset, name: str, sized: bool, layers: int
+) -> Iterator[tuple[torch.Tensor, list[dict[str, Any]]]]:
+    """Of some images at a time the normalised tokens of the last layers, of shape (B, layers, N, C), and the items."""
     encoder = network.encoder()
     device = next(network.parameters()).device
-    has_class = int(hasattr(encoder, "cls_token"))
     starts = range(0, len(dataset), BATCH)  # type: ignore[arg-type]
     training = network.training
     network.eval()
@@ -105,7 +123,8 @@ def _tokens(
                 item["image"], item["label"] = cut_window(item["image"], item["label"], encoder.img_size)
             images = torch.stack([torch.as_tensor(item["image"]).as_subclass(torch.Tensor) for item in items])
             with torch.no_grad(), encoder.without_method():
-                tokens, _ = encoder.forward_features(images.to(device))
-            yield tokens.float().cpu(), has_class, items
+                _, states = encoder.forward_features(images.to(device))
+                tokens = torch.stack([encoder.norm(state) for state in states[-layers:]], dim=1)
+            yield tokens.float().cpu(), items
     finally:
         network.train(training)

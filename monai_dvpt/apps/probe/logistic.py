@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["PENALTIES", "LogisticModel", "cross_predict", "fit_logistic"]
+__all__ = ["PENALTIES", "Fit", "LogisticModel", "cross_predict", "fit_logistic"]
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Penalties to choose from, see :func:`fit_logistic`."""
 ITERATIONS = 300
+Fit = Callable[[torch.Tensor, torch.Tensor, float], Callable[[torch.Tensor], torch.Tensor]]
 TOLERANCE = 1e-6
 """Largest gradient at which a fit ends; in single precision it may end before, where nothing changes any more."""
 
@@ -88,18 +89,21 @@ def cross_predict(
     targets: torch.Tensor,
     folds: torch.Tensor,
     score: Callable[[torch.Tensor, torch.Tensor], float],
-    penalties: Sequence[float] = PENALTIES,
+    settings: Sequence[float] = PENALTIES,
+    fit: Fit = fit_logistic,
 ) -> torch.Tensor:
     """
-    Logits for every row of a model that was fitted without its fold. The penalty of a model is the one with the best
-    score in the other folds, each predicted from the rest of them; of equally good ones the largest.
+    Logits for every row of a model that was fitted without its fold. The setting of a model, such as its penalty, is
+    the one with the best score in the other folds, each predicted from the rest of them; of equally good ones the
+    largest.
 
     Args:
         features: of shape (N, C).
         targets: of shape (N, O, K), see :func:`fit_logistic`.
         folds: index of the fold of each row, of shape (N,); at least two folds.
         score: of logits for some rows and the indices of these rows; the higher, the better.
-        penalties: to choose from.
+        settings: to choose from.
+        fit: makes a model, a function of features to logits, from features, targets and a setting.
 
     Returns:
         of shape (N, O, K).
@@ -108,22 +112,24 @@ def cross_predict(
     for fold in folds.unique():
         inside = (folds != fold).nonzero()[:, 0]
         scores = {
-            penalty: score(_predict(features[inside], targets[inside], folds[inside], penalty), inside)
-            for penalty in sorted(penalties, reverse=True)
+            setting: score(_predict(features[inside], targets[inside], folds[inside], setting, fit), inside)
+            for setting in sorted(settings, reverse=True)
         }
-        best = max(scores, key=lambda penalty: -math.inf if math.isnan(scores[penalty]) else scores[penalty])
-        model = fit_logistic(features[inside], targets[inside], best)
+        best = max(scores, key=lambda setting: -math.inf if math.isnan(scores[setting]) else scores[setting])
+        model = fit(features[inside], targets[inside], best)
         logits[folds == fold] = model(features[folds == fold])
     return logits
 
 
-def _predict(features: torch.Tensor, targets: torch.Tensor, folds: torch.Tensor, penalty: float) -> torch.Tensor:
+def _predict(
+    features: torch.Tensor, targets: torch.Tensor, folds: torch.Tensor, setting: float, fit: Fit
+) -> torch.Tensor:
     """Logits for every row without its fold; of a single fold those of the model that was fitted to it."""
     logits = torch.zeros(targets.shape, dtype=features.dtype)
     parts = folds.unique()
     for fold in parts:
         inside = (folds != fold) | (len(parts) == 1)
-        logits[folds == fold] = fit_logistic(features[inside], targets[inside], penalty)(features[folds == fold])
+        logits[folds == fold] = fit(features[inside], targets[inside], setting)(features[folds == fold])
     return logits
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,22 +49,38 @@ class Bottleneck(Method):
             raise ValueError(f"side_path must be True or False, got {self.side_path!r}.")
 
     def for_encoder(self, encoder: Encoder) -> Self:
-        stages = len(set(encoder.widths()))
-        method = replace(
+        method = self._for_widths(encoder.widths())
+        method.count_for(encoder.widths())  # refuses options before the encoder changes
+        return method
+
+    def count_for(self, widths: Sequence[int]) -> int:
+        """
+        Number of parameters that this trains in an encoder, which need not be there.
+
+        Args:
+            widths: token width ``C`` of every layer.
+
+        Raises:
+            ValueError: if an option is outside its range for these layers.
+        """
+        with torch.device("meta"):
+            blocks = self._for_widths(widths)._blocks(widths)
+        return sum(parameter.numel() for parameter in blocks.parameters())
+
+    def _for_widths(self, widths: Sequence[int]) -> Self:
+        stages = len(set(widths))
+        return replace(
             self,
             bottleneck_size=(32 if stages == 1 else 16) if self.bottleneck_size is None else self.bottleneck_size,
             share_every=(3 if stages == 1 else 2) if self.share_every is None else self.share_every,
         )
-        with torch.device("meta"):  # refuses options before the encoder changes
-            method._blocks(encoder)
-        return method
 
-    def _blocks(self, encoder: Encoder) -> DVPTList:
+    def _blocks(self, widths: Sequence[int]) -> DVPTList:
         options = {key: value for key, value in self.options.items() if key != "side_path"}
-        return DVPTList(encoder.widths(), **{"num_prompts": 0, **options})
+        return DVPTList(widths, **{"num_prompts": 0, **options})
 
     def attach(self, encoder: Encoder) -> None:
-        blocks = self._blocks(encoder)
+        blocks = self._blocks(encoder.widths())
         encoder.follow_layers(blocks.to(encoder.like()), blocks.block_of_layer, self.side_path)
 
 

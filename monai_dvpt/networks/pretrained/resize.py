@@ -8,6 +8,7 @@ Called in double precision and rounded once, so that every machine gets the same
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -138,7 +139,9 @@ def sincos_grid(positions: torch.Tensor, dims: int) -> list[int] | None:
     if width % (2 * dims):
         return None
     for grid in _factors(tokens, dims):
-        made = build_sincos_position_embedding(grid, width, dims)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MONAI calls torch.meshgrid without the order of its axes
+            made = build_sincos_position_embedding(grid, width, dims)
         if torch.allclose(made.data.to(positions), positions, rtol=0, atol=HALF_PRECISION):
             return grid
     return None

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
-from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from monai_dvpt.utils import (
     MAX_NAME,
     MAX_TENSORS,
     InputError,
+    file_sha256,
     naming,
     naming_argument,
     read_npz,
@@ -40,6 +41,7 @@ __all__ = [
     "read_index",
     "read_json",
     "read_weights",
+    "shards_of",
 ]
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -58,6 +60,7 @@ METADATA = "configs/metadata.json"  # of a MONAI bundle
 PROGRAM, LARGE_FILES = "models/model.ts", ("large_files.yml", "large_files.yaml", "large_files.json")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz", ".ckpt", ".tar")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+SHA256 = re.compile("[0-9a-f]{64}")
 REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 State = dict[str, torch.Tensor]
@@ -67,10 +70,12 @@ State = dict[str, torch.Tensor]
 def find_file(source: str | os.PathLike) -> Path:
     """
     The weight file of ``source``: a file, a folder as written by Hugging Face libraries, a MONAI bundle, or, if no such
-    path exists, a Hugging Face repository ``owner/name`` or ``owner/name@revision``.
+    path exists, a Hugging Face repository ``owner/name`` or ``owner/name@revision``. What is downloaded stays in the
+    cache of huggingface_hub, and serves without a network too.
 
     Raises:
-        InputError: if there is none; offline the message says which file to fetch.
+        InputError: if there is none, or what was downloaded has another SHA-256 than the server says; offline the
+            message says which file to fetch.
     """
     path = Path(source)
     if path.is_dir():
@@ -125,23 +130,60 @@ def _download(repository: str, revision: str | None) -> Path:
         raise InputError(f"is no existing file, and huggingface_hub is not installed; {advice}")
     try:
         for name in (CONFIG, PREPROCESSOR):
-            with suppress(hub.errors.EntryNotFoundError):  # timm's repositories may have none
-                hub.hf_hub_download(repository, name, revision=revision)
+            _fetch(repository, name, revision)  # timm's repositories may have none
         for name in WEIGHT_FILES:
-            try:
-                path = Path(hub.hf_hub_download(repository, name, revision=revision))
-            except hub.errors.LocalEntryNotFoundError:
-                raise
-            except hub.errors.EntryNotFoundError:
-                continue
-            for shard in sorted(set(read_index(path).values())) if name.endswith(INDEX) else ():
-                hub.hf_hub_download(repository, shard, revision=revision)
-            return path
+            if (path := _fetch(repository, name, revision)) is not None:
+                for shard in shards_of(path):
+                    if _fetch(repository, shard.name, revision) is None:
+                        raise InputError(f"must hold {shard.name}, which {path.name} names.")
+                return path
     except InputError:
         raise
     except Exception as error:  # offline, refused, unknown and so on: the advice is the same
         raise InputError(f"cannot be downloaded ({type(error).__name__}); {advice}") from error
     raise InputError(f"a repository of pretrained weights must hold one of {WEIGHT_FILES}.")
+
+
+def _fetch(repository: str, name: str, revision: str | None) -> Path | None:
+    """A file of a repository, from its server or the cache; None if the repository has none of this name."""
+    hub, _ = optional_import("huggingface_hub")
+    try:
+        path = Path(hub.hf_hub_download(repository, name, revision=revision))
+    except hub.errors.LocalEntryNotFoundError:  # the server cannot be asked
+        known = hub.try_to_load_from_cache(repository, name, revision=revision)
+        absent = known is not None and not isinstance(known, str)  # as the server said before
+        if absent or (name not in WEIGHT_FILES and hub.is_offline_mode()):
+            return None
+        raise
+    except hub.errors.EntryNotFoundError:
+        return None
+    _check_hash(path)
+    return path
+
+
+def _check_hash(path: Path) -> None:
+    """
+    Compares a downloaded file with the SHA-256 that the server said, which the cache has as the name of its content;
+    a cache without links has none.
+
+    Raises:
+        InputError: if it is another file.
+    """
+    told = os.path.basename(os.readlink(path)) if path.is_symlink() else ""
+    if not SHA256.fullmatch(told):
+        return
+    status = path.stat()
+    if (found := _sha256_of(path, status.st_size, status.st_mtime_ns)) != told:
+        rule = f"must have the SHA-256 that the server said, {told}, got {found}"
+        raise InputError(
+            f"{path}: {rule}; it was damaged or replaced on its way: delete {path.resolve()} and try again."
+        )
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(path: Path, size: int, changed_ns: int) -> str:
+    """SHA-256 of a file, read again only after a change."""
+    return file_sha256(path)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -206,6 +248,17 @@ def read_index(path: Path) -> dict[str, str]:
     return found
 
 
+def shards_of(path: Path) -> list[Path]:
+    """
+    The files that an index names, beside it; none where ``path`` is no index.
+
+    Raises:
+        InputError: if the index cannot be read.
+    """
+    names = set(read_index(path).values()) if path.name.endswith(INDEX) else set()
+    return [path.with_name(name) for name in sorted(names)]
+
+
 @naming_argument("path")
 def read_weights(path: Path) -> dict[str, State]:
     """
@@ -232,11 +285,11 @@ def read_weights(path: Path) -> dict[str, State]:
 def _read_shards(path: Path) -> State:
     index = read_index(path)
     tensors: State = {}
-    for shard in sorted(set(index.values())):
-        found = read_weights(path.with_name(shard)).get("", {})
-        named = {name for name, place in index.items() if place == shard}
+    for shard in shards_of(path):
+        found = read_weights(shard).get("", {})
+        named = {name for name, place in index.items() if place == shard.name}
         if wrong := sorted(named ^ found.keys()):
-            with naming(path.with_name(shard)):
+            with naming(shard):
                 raise InputError(f"must hold the tensors that {path.name} names, and no others; not so {wrong[:3]}.")
         tensors |= found
     return tensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from monai.data import Dataset
@@ -20,7 +21,7 @@ from ..plan import Plan, make_plan
 from ..write.labels import LabelValues
 from .trial_bundle import inner_parts, patients_of, quiet, trial_bundle
 
-__all__ = ["SHIPPED", "choose_file", "count_drawn", "draw_cases", "backbone_names"]
+__all__ = ["SHIPPED", "Probing", "choose_file", "count_drawn", "draw_cases", "backbone_names"]
 
 SHIPPED = "shipped"
 """What a user calls the weights of the package."""
@@ -52,32 +53,70 @@ def choose_file(
     if collection.spatial_dims == 3 and None not in backbones:
         backbones = [*backbones, None]
     count = count_drawn(collection, parts["training"])
-    drawn = inner_parts(collection, measured, draw_cases(collection, measured, parts["training"], count))
-    indices = [index for part in drawn.values() for index in part]
-    patients = patients_of(collection, measured, indices)
-    if not all(drawn.values()):
-        raise InputError(
-            f"backbones must be compared on at least 2 patients to train, got {len(set(patients.values()))}."
-        )
-    names = backbone_names(backbones)
-    plans = [make_plan(collection, measured, drawn, file, measure=None) for file in backbones]
+    probing = Probing(collection, measured, parts["training"], backbones, backbone_names(backbones), count)
+    with probing.naming_backbone():
+        found = compare_backbones(probing.candidates(), probing.labels, probing.patients)
+    return backbones[probing.names.index(found.chosen.name)], found
 
-    current = names[0]
 
-    def candidates() -> Iterator[Candidate]:
-        nonlocal current
-        for name, plan in zip(names, plans, strict=True):
-            current = name
-            yield from _candidate(name, collection, measured, drawn, plan)
+class Probing:
+    """
+    What probes of several backbones on the same cases need.
 
-    labels = _labels(collection, measured, sorted(indices))
-    try:
-        found = compare_backbones(candidates(), labels, [patients[index] for index in indices])
-    except InputError:
-        raise
-    except Exception as error:  # such as too little memory; MONAI wraps every error
-        raise InputError(f"{current}: {reason(error)}") from error
-    return backbones[names.index(found.chosen.name)], found
+    Args:
+        collection: the cases.
+        measured: one for each case; None for a case that is in no part.
+        indices: of the cases to probe.
+        backbones: files; None for the weights of the package.
+        names: of the backbones, unique.
+        most: how many cases are taken at most, see :func:`draw_cases`.
+
+    Attributes:
+        names: of the backbones.
+        labels: of the cases.
+        patients: a number for the patient of each case.
+
+    Raises:
+        InputError: if there are fewer than two patients, or a file cannot be used.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        measured: Sequence[Measurement | None],
+        indices: Sequence[int],
+        backbones: Sequence[File],
+        names: Sequence[str],
+        most: int,
+    ) -> None:
+        self.collection, self.measured, self.names = collection, measured, list(names)
+        self.parts = inner_parts(collection, measured, draw_cases(collection, measured, indices, most))
+        order = [index for part in self.parts.values() for index in part]
+        numbers = patients_of(collection, measured, order)
+        if not all(self.parts.values()):
+            raise InputError(
+                f"backbones must be compared on at least 2 patients to train, got {len(set(numbers.values()))}."
+            )
+        self.patients = [numbers[index] for index in order]
+        self.labels = _labels(collection, measured, sorted(order))
+        self.plans = [make_plan(collection, measured, self.parts, file, measure=None) for file in backbones]
+        self.current = self.names[0]
+
+    def candidates(self) -> Iterator[Candidate]:
+        """The backbones, one after the other."""
+        for name, plan in zip(self.names, self.plans, strict=True):
+            self.current = name
+            yield from _candidate(name, self.collection, self.measured, self.parts, plan)
+
+    @contextmanager
+    def naming_backbone(self) -> Iterator[None]:
+        """Context that names the backbone of an error."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # such as too little memory; MONAI wraps every error
+            raise InputError(f"{self.current}: {reason(error)}") from error
 
 
 def count_drawn(collection: Collection, indices: Sequence[int]) -> int:
