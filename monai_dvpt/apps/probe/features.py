@@ -27,8 +27,8 @@ def image_features(network: TunableNetwork, dataset: Dataset, name: str) -> tupl
         name: of the network, for the progress.
 
     Returns:
-        the class token, where there is one, and the mean of the image's tokens, side by side, of shape (N, C) or (N, 2 C), in
-        double precision; the labels, of shape (N, O).
+        the class token, where there is one, and the mean of the image's tokens, side by side, of shape (N, C) or
+        (N, 2 C), in double precision; the labels, of shape (N, O).
     """
     values, labels = layer_features(network, dataset, name, 1)
     return values.flatten(1), labels

@@ -133,7 +133,7 @@ UNREPRESENTABLE = (
     ("learned rotary position embeddings", r"(^|\.)rope\.freqs$"),
     ("relative position bias", r"rel_pos|relative_position"),
     ("a distillation token", r"dist_token|distillation_token"),
-    ("normalisations of the class token alone", r"(^|\.)(local_)?cls_norm\."),
+    ("normalisations of the class token alone", r"(^|\.)cls_norm\."),
     ("a gate in its attention", r"attn\.gate\."),
     ("a convolutional stem", r"patch_embed(dings)?\.backbone|conv_root|down_projection\.(?!proj\b)"),
 )

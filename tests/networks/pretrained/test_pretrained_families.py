@@ -280,6 +280,30 @@ class TestFamilies(unittest.TestCase):
         tokens = tokens_of(deep, image[..., None].expand(-1, -1, -1, -1, 3))[:, 5:].unflatten(1, (3, 3, 3))
         torch.testing.assert_close(tokens[:, :, :, 0], tokens[:, :, :, 2], **TOLERANCE)
 
+    def test_image_tower_of_a_text_and_image_model(self):
+        """BiomedCLIP: timm's ViT under "visual.trunk.", beside a text model and projections."""
+        own = family_state(positions="all")
+        state = {f"visual.trunk.{name}": tensor for name, tensor in own.items() if not name.startswith("head")}
+        others = {
+            **{"logit_scale": noise(1)[0], "visual.head.proj.weight": noise(7, WIDTH)},
+            **{"text.transformer.encoder.layer.0.attention.self.query.weight": noise(8, 8)},
+        }
+        net = vit(num_heads=HEADS)
+        report = load_pretrained(net, save(self.folder / "weights.bin", state | others), verbose=False)
+        image = noise(1, 3, 48, 48)
+        torch.testing.assert_close(tokens_of(net, image), family_tokens(own, image, positions="all"), **TOLERANCE)
+        self.assertEqual(set(report.unused), set(others))
+
+    def test_what_dinov3_needs_for_training_alone(self):
+        family = FAMILIES["dinov3"]
+        state = family_state(**family)
+        extra = {"local_cls_norm.weight": noise(WIDTH), "local_cls_norm.bias": noise(WIDTH), "mask_token": noise(WIDTH)}
+        net = vit(num_heads=HEADS)
+        report = load_pretrained(net, save(self.folder / "weights.pt", state | extra), verbose=False)
+        image = noise(1, 3, 48, 48)
+        torch.testing.assert_close(tokens_of(net, image), family_tokens(state, image, **family), **TOLERANCE)
+        self.assertLessEqual(set(extra), set(report.unused))
+
     def test_family_and_sizes(self):
         path = save(self.folder / "weights.pt", family_state(**FAMILIES["dinov3"]))
         found = read_backbone(path)

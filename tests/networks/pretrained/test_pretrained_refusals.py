@@ -70,7 +70,7 @@ class TestLayout(Refusals):
             ("learned rotary position embeddings", "rope.freqs"),
             ("beside learned positions", "rope_embed.periods"),
             ("a gate in its attention", "blocks.0.attn.gate.weight"),
-            ("of the class token alone", "local_cls_norm.weight"),
+            ("of the class token alone", "cls_norm.weight"),
             ("MONAI's ViT", "blocks.0.mlp.gate_proj.weight"),
             ("without a bias", "blocks.0.attn.q_norm.weight"),
             ("relative position bias", "blocks.0.attn.relative_position_bias_table"),
