@@ -132,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> None:
             raise InputError("--search must stand without --check, which only looks.")
         backbone = _backbone(arguments.backbone or [])
         new = NewBundle(arguments.data, _options(arguments), backbone, search_minutes=arguments.search)
-    new.look(leave_out=arguments.leave_out)
+    new.look(leave_out=arguments.leave_out, to_write=arguments.update is None and not arguments.check)
     for line in (*new.summary(), *_findings(new.findings, MOST if not arguments.all else len(new.findings))):
         say(line)
     if errors := sum(finding.error for finding in new.findings):
