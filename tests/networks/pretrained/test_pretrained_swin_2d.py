@@ -367,9 +367,16 @@ class TestRefusals(unittest.TestCase):
         del state[name]
         self.check_refused(swin(), state, reason)
 
-    def test_query_without_key(self):
-        state = {name: tensor for name, tensor in of_hugging_face().state_dict().items() if "k_proj" not in name}
-        self.check_refused(swin(), state, r"must have layers1\.0\.blocks\.0\.attn\.key\.weight")
+    @parameterized.expand([("k_proj", "key"), ("q_proj", "query")])
+    def test_query_without_key(self, part, missing):
+        state = {name: tensor for name, tensor in of_hugging_face().state_dict().items() if part not in name}
+        self.check_refused(swin(), state, rf"must have layers1\.0\.blocks\.0\.attn\.{missing}\.weight", min_match=0.1)
+
+    def test_two_names_for_one_tensor(self):
+        state = of_hugging_face().state_dict()
+        block = "swin.encoder.layers.0.blocks.1."
+        state[block + "intermediate.dense.bias"] = noise(4 * WIDTH)
+        self.check_refused(swin(), state, f"has layers1.0.blocks.1.mlp.linear1.bias twice, .* {block}intermediate")
 
     @parameterized.expand(
         [
