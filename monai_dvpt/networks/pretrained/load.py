@@ -102,9 +102,9 @@ def load_pretrained(
 
     It recognises ViTs of timm, Hugging Face (ViT, MAE, DINOv2, CLIP vision), the original MAE, DINOv2, CLIP and Google
     releases, Swin transformers of timm, Hugging Face and the original release, and MONAI's ViT, UNETR, SwinUNETR and
-    self-supervised SwinUNETR. It interpolates position embeddings to
-    the network's grid, adapts patch kernels to its patch size and channels, and inflates a 2D ViT to 3D; ``resize.py``
-    cites the methods. A classifier or decoder of the source is loaded if it fits.
+    self-supervised SwinUNETR. It interpolates position embeddings to the network's grid, adapts patch kernels to its
+    patch size and channels, and inflates a 2D ViT to 3D; ``resize.py`` cites the methods. A classifier or decoder of
+    the source is loaded if it fits.
 
     Args:
         net: the network.
