@@ -201,7 +201,7 @@ def _load(
     net.backbone_file, net.inflate_axis = report.source if whole else None, inflate_axis
     if not whole:
         logger.warning(
-            f"{path}: fills only a part of the backbone, so no file can restore this backbone for an adapter; "
+            f"{report.source}: fills only a part of the backbone, so no file can restore this backbone for an adapter; "
             "keep the whole state dict."
         )
 

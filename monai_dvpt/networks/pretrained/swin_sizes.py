@@ -63,7 +63,8 @@ def check_merging(path: Path, net: TunableNetwork, found: PretrainedWeights) -> 
 def set_swin(net: TunableNetwork, found: PretrainedWeights, facts: list[str]) -> None:
     """Sets what the weights of a Swin transformer do not tell, as the source has it where this is known."""
     if not found.swin_sizes:
-        known = ("num_heads", "window_size", "downsample", "normalize")
+        known = ["num_heads", "window_size", "downsample", "normalize"]
+        known += ["window_shift"] * bool(net.arguments.get("final_norm"))
         said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
         facts.append(f"{said} as in the network; the file does not say it")
         if net.arguments["spatial_dims"] == 3 and net.arguments["downsample"] == "merging":
