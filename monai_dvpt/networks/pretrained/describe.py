@@ -70,7 +70,8 @@ class WeightsDescription:
         normalisation: of its images; None if it is not known.
         normalisation_error: why what stands beside the file about it cannot be used; else "".
         fits: for each network of the encoder's kind, a ViT or a Swin transformer, whether it can take the weights.
-        dvpt_parameters: number of parameters that DVPT trains in the encoder by default; None if it does not fit.
+        dvpt_parameters: number of parameters that DVPT trains in the encoder by default; None if its bottleneck is not
+            narrower than the tokens, or layers lack tensors.
         beside: names of the tensors of a head and a decoder, which a network takes if they are its own.
         unused: names of all other tensors.
     """
@@ -120,7 +121,7 @@ def describe_weights(source: str | os.PathLike) -> WeightsDescription:
         sizes, assumed = _swin_sizes(found) if found.is_swin else _vit_sizes(found, backbone_of(path, found, config))
     except (LookupError, RuntimeError, ArithmeticError) as error:
         return WeightsDescription(files, refused=f"has tensors of shapes that no {found.kind} has: {error}")
-    widths = _widths(sizes)
+    missing = "" if found.is_swin else _missing_tensor(found.encoder, sizes.get("num_layers", 0))
     normalisation, problem = None, ""
     try:
         normalisation = read_normalisation(path, config, found.family)
@@ -135,8 +136,8 @@ def describe_weights(source: str | os.PathLike) -> WeightsDescription:
         parameters=sum(each.numel() for name, each in found.encoder.items() if not NEVER_USED.search(name)),
         normalisation=normalisation,
         normalisation_error=problem,
-        fits=list(_swin_fits(sizes) if found.is_swin else _vit_fits(sizes)),
-        dvpt_parameters=_dvpt_parameters(widths),
+        fits=list(_swin_fits(sizes) if found.is_swin else _vit_fits(sizes, missing)),
+        dvpt_parameters=None if missing else _dvpt_parameters(_widths(sizes)),
         beside=[name for name in beside if name not in of_a_method],
         unused=[*found.unused, *sorted(of_a_method)],
     )
@@ -168,6 +169,19 @@ def _vit_sizes(found: PretrainedWeights, told: Backbone | None) -> tuple[dict[st
     sizes |= {name: value for name, value in stated.items() if value is not None}
     sizes["pre_norm"] = found.pre_norm
     return sizes, assumed
+
+
+def _missing_tensor(encoder: Mapping[str, Any], num_layers: int) -> str:
+    """The first tensor that one layer of a ViT lacks and another has; "" if all layers have the same."""
+    of_layer: dict[int, set[str]] = {}
+    for name in encoder:
+        if match := re.fullmatch(r"blocks\.(\d+)\.(.*)", name):
+            of_layer.setdefault(int(match[1]), set()).add(match[2])
+    whole = set().union(*of_layer.values())
+    lacking = (
+        f"blocks.{layer}.{name}" for layer in range(num_layers) for name in sorted(whole - of_layer.get(layer, set()))
+    )
+    return next(lacking, "")
 
 
 def _swin_sizes(found: PretrainedWeights) -> tuple[dict[str, Any], list[str]]:
@@ -216,8 +230,8 @@ def _dvpt_parameters(widths: Sequence[int]) -> int | None:
         return None
 
 
-def _vit_fits(sizes: Mapping[str, Any]) -> Iterator[Fit]:
-    problem = ""
+def _vit_fits(sizes: Mapping[str, Any], missing_tensor: str) -> Iterator[Fit]:
+    problem = f"the file lacks {missing_tensor}" if missing_tensor else ""
     if missing := [name for name in ("hidden_size", "mlp_dim", "num_layers") if not sizes.get(name)]:
         problem = f"the file does not tell {', '.join(missing)}"
     elif "num_heads" in sizes:
