@@ -2,7 +2,7 @@
 from .attention import FusedSABlock, FusedWindowAttention, WindowGroups, fuse_attention, group_windows
 from .dvpt_block import DVPTBlock, DVPTList
 from .prompt_reader import PromptHead, PromptReader
-from .relative_attention import AXES, RelativeSABlock
+from .relative_attention import AXES, OffsetSABlock, RelativeSABlock
 
 __all__ = [
     "AXES",
@@ -10,6 +10,7 @@ __all__ = [
     "DVPTList",
     "FusedSABlock",
     "FusedWindowAttention",
+    "OffsetSABlock",
     "PromptHead",
     "PromptReader",
     "RelativeSABlock",

@@ -5,6 +5,7 @@ from .encoder import Encoder
 from .sam import SAMEncoder
 from .slot import Attached, get_tensor, set_tensor
 from .swin import SwinEncoder, check_swin_sizes
+from .tiny_vit import TinyViTEncoder
 from .vit import ViTEncoder, check_vit_image, check_vit_sizes
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Encoder",
     "SAMEncoder",
     "SwinEncoder",
+    "TinyViTEncoder",
     "ViTEncoder",
     "check_swin_sizes",
     "check_vit_image",

@@ -65,6 +65,31 @@ class SAMBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def set_plain_arithmetic(encoder: Encoder, layer_norm_eps: float, activation: str, pre_norm: bool) -> None:
+    """
+    Sets what an encoder computes but its weights do not tell.
+
+    Args:
+        encoder: with layers of MONAI's names.
+        layer_norm_eps: epsilon of the layers' normalisations.
+        activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        pre_norm: must be False, as these encoders have no normalisation after the embedding.
+
+    Raises:
+        ValueError: if ``activation`` is unknown, ``layer_norm_eps`` not positive or ``pre_norm`` not False.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
+    if not layer_norm_eps > 0:
+        raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
+    if pre_norm:
+        raise ValueError("pre_norm must be False, as the encoder has none, got True.")
+    for block in encoder.blocks:
+        block.norm1.eps = block.norm2.eps = layer_norm_eps
+        block.mlp.fn = ACTIVATIONS[activation]().train(block.training)
+    encoder.arithmetic |= {"layer_norm_eps": layer_norm_eps, "activation": activation}
+
+
 class SAMNeck(nn.Sequential):
     """
     Features of fewer channels from tokens: 1x1 convolution, normalisation, 3x3 convolution, normalisation.
@@ -200,27 +225,8 @@ class SAMEncoder(Encoder):
         return tokens.movedim(-1, 1)
 
     def set_arithmetic(self, layer_norm_eps: float, activation: str, pre_norm: bool = False) -> None:
-        """
-        Sets what an encoder computes but its weights do not tell.
-
-        Args:
-            layer_norm_eps: epsilon of the layers' normalisations.
-            activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
-            pre_norm: must be False.
-
-        Raises:
-            ValueError: if ``activation`` is unknown, ``layer_norm_eps`` not positive or ``pre_norm`` not False.
-        """
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
-        if not layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
-        if pre_norm:
-            raise ValueError("pre_norm must be False, as SAM has none, got True.")
-        for block in self.blocks:
-            block.norm1.eps = block.norm2.eps = layer_norm_eps
-            block.mlp.fn = ACTIVATIONS[activation]().train(block.training)
-        self.arithmetic |= {"layer_norm_eps": layer_norm_eps, "activation": activation}
+        """See :func:`set_plain_arithmetic`."""
+        set_plain_arithmetic(self, layer_norm_eps, activation, pre_norm)
 
     def embedding(self) -> nn.Module:
         return self.patch_embedding

@@ -149,7 +149,7 @@ def read_backbone(source: str | os.PathLike) -> Backbone:
 def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any]) -> Backbone | None:
     """What recognised weights tell; None for a Swin transformer, or a patch embedding that is no convolution."""
     kernel, positions, sizes = patch_kernel(found), found.encoder.get(POSITIONS), encoder_sizes(found)
-    whole = all(sizes[name] for name in ("hidden_size", "mlp_dim", "num_layers"))
+    whole = all(sizes.get(name) for name in ("hidden_size", "mlp_dim", "num_layers"))
     if found.is_swin or kernel is None or kernel.ndim not in (4, 5) or positions is None or not whole:
         return None
     patch, grid = kernel.shape[2:], token_grid(positions.shape[1], kernel.ndim - 2) if found.square else None
@@ -175,7 +175,9 @@ def patch_kernel(found: PretrainedWeights) -> torch.Tensor | None:
 
 
 def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
-    """Sizes of a ViT by the names of arguments; None for what its tensors do not tell."""
+    """Sizes of an encoder by the names of arguments; None for what its tensors do not tell."""
+    if found.is_tiny_vit:
+        return dict(found.stated)
     first = found.encoder.get("blocks.0.mlp.linear1.weight")
     norm = "blocks.0.norm1.weight" if found.is_sam else "norm.weight"
     return {
@@ -183,7 +185,7 @@ def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
         "mlp_dim": next(iter(first.shape), None) if first is not None else None,
         "num_layers": depth(found.encoder),
         "num_heads": found.num_heads,
-        **found.windows,
+        **found.stated,
     }
 
 
