@@ -170,7 +170,7 @@ def named_backbone(backbone: Backbone, source: str | os.PathLike) -> Backbone:
 def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any]) -> Backbone | None:
     """What recognised weights tell; None for a Swin transformer, or a patch embedding that is no convolution."""
     kernel, positions, sizes = patch_kernel(found), found.encoder.get(POSITIONS), encoder_sizes(found)
-    whole = all(sizes[name] for name in ("hidden_size", "mlp_dim", "num_layers"))
+    whole = all(sizes.get(name) for name in ("hidden_size", "mlp_dim", "num_layers"))
     if found.is_swin or kernel is None or kernel.ndim not in (4, 5) or not whole:
         return None
     if positions is None and not (found.layout or {}).get("rope_theta"):
@@ -202,7 +202,9 @@ def patch_kernel(found: PretrainedWeights) -> torch.Tensor | None:
 
 
 def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
-    """Sizes of a ViT by the names of arguments; None for what its tensors do not tell."""
+    """Sizes of an encoder by the names of arguments; None for what its tensors do not tell."""
+    if found.is_tiny_vit:
+        return dict(found.stated)
     second = found.encoder.get("blocks.0.mlp.linear2.weight")  # the first may make gates too
     norm = "blocks.0.norm1.weight" if found.is_sam else "norm.weight"
     return {
@@ -210,7 +212,7 @@ def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
         "mlp_dim": second.shape[-1] if second is not None and second.ndim else None,
         "num_layers": depth(found.encoder),
         "num_heads": found.num_heads,
-        **found.windows,
+        **found.stated,
     }
 
 

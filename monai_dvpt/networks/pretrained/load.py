@@ -15,7 +15,7 @@ import ignite.distributed as idist
 import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, ViTEncoder
+from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, TinyViTEncoder, ViTEncoder
 from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type, naming
@@ -219,14 +219,12 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
         raise InputError(f"{error}") from error
     net.arguments = {**net.arguments, **dict.fromkeys(["layout"] * len(layouts)), **encoder.arithmetic}
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
-    for layout in layouts:
-        report.facts += (
-            [", ".join(f"{name} {value}" for name, value in layout.options.items())] if layout.options else []
-        )
-    if found.num_heads is None:
+    if beyond := [f"{name} {value}" for layout in layouts for name, value in layout.options.items()]:
+        report.facts.append(", ".join(beyond))
+    if found.num_heads is None and "num_heads" not in found.stated:
         heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
-    for name in [name for name, value in found.windows.items() if value is None]:
+    for name in [name for name, value in found.stated.items() if value is None]:
         report.facts.append(f"{name} {own[name]} as in the network; the file does not say it")
     if report.backbone and not found.is_monai:
         report.facts.append(str(report.backbone))
@@ -244,8 +242,8 @@ def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
 
 
 def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
-    own_kind = isinstance(net.encoder(), SwinEncoder), isinstance(net.encoder(), SAMEncoder)
-    if (found.is_swin, found.is_sam) != own_kind:
+    flags = {SwinEncoder: found.is_swin, SAMEncoder: found.is_sam, TinyViTEncoder: found.is_tiny_vit}
+    if any(isinstance(net.encoder(), kind) != flag for kind, flag in flags.items()):
         raise InputError(f"holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
     kernel = patch_kernel(found)
@@ -258,6 +256,7 @@ def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
         return check_swin(net, found)
     facts = encoder_sizes(found)
     own_facts = {**own, **net.encoder().arithmetic, "num_layers": len(net.encoder().blocks)}
+    own_facts = {k: list(v) if isinstance(v, tuple) else v for k, v in own_facts.items()}
     wrong = {k: v for k, v in facts.items() if v is not None and v != own_facts[k]}
     if "blocks.0.attn.qkv.bias" in found.encoder and not own["qkv_bias"]:
         wrong["qkv_bias"] = True

@@ -16,6 +16,7 @@ from .choose_network import choose_network, places
 from .normalisation import family_of
 from .sam_layouts import SAM_LAYOUTS, read_sam
 from .swin_layouts import SWIN_LAYOUTS
+from .tiny_vit_layout import TINY_VIT, read_tiny_vit
 from .vit_formats import FORMATS, UNREPRESENTABLE, ViTFormat, rename
 from .vit_to_monai import add_layout, fill_encoder, has_no_positions
 
@@ -38,7 +39,8 @@ class PretrainedWeights:
     unused: list[str] = field(default_factory=list)  # names in the file
     is_swin: bool = False
     is_sam: bool = False
-    windows: dict[str, Any] = field(default_factory=dict)  # SAM's "window_size" and "global_layers", None if not known
+    is_tiny_vit: bool = False
+    stated: dict[str, Any] = field(default_factory=dict)  # arguments of other networks than ViTs, None if not known
     is_monai: bool = False  # then the classifier may belong to any pooling
     layer_norm_eps: float | None = None  # None for MONAI's own layouts: as in the network
     activation: str | None = None
@@ -94,6 +96,9 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         if found := places(states, sam.signature):
             root, tensors, others = choose_network(states, found)
             return _with_others(PretrainedWeights(**read_sam(sam, root, tensors, config)), others)
+    if found := places(states, TINY_VIT):
+        root, tensors, others = choose_network(states, found)
+        return _with_others(PretrainedWeights(**read_tiny_vit(root, tensors)), others)
     layout = next((layout for layout in FORMATS if places(states, layout.signature)), None)
     if layout is not None:
         root, tensors, others = choose_network(states, places(states, layout.signature))
@@ -108,8 +113,9 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         if places(states, signature):
             raise InputError(f"holds {what}, a convolutional network: it has no transformer to tune.")
     raise InputError(
-        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of SAM, of a Swin "
-        f"transformer (timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
+        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of SAM, of LiteMedSAM, of "
+        f"a Swin transformer (timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named "
+        f"{sorted(tensors)[:5]}."
     )
 
 

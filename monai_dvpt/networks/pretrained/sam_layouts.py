@@ -106,7 +106,7 @@ def read_sam(layout: SAMLayout, root: str, tensors: State, config: Mapping[str, 
         "layer_norm_eps": config.get("layer_norm_eps", EPS),
         "activation": config.get("hidden_act", "gelu"),
         "num_heads": _heads(encoder, config),
-        "windows": _windows(encoder, dims, sides[0], config),
+        "stated": _windows(encoder, dims, sides[0], config),
         "square": True,
     }
 
