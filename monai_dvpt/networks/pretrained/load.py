@@ -15,7 +15,7 @@ import ignite.distributed as idist
 import torch
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, TinyViTEncoder, ViTEncoder
+from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, ViTEncoder
 from monai_dvpt.networks.parts import TunableNetwork, restart_copies
 from monai_dvpt.networks.wrapped import on_network
 from monai_dvpt.utils import InputError, check_finite, check_type, naming
@@ -186,7 +186,7 @@ def _load(
         raise InputError(f"has tensors of shapes that no {found.kind} has: {error}") from error
     tensors |= _fit_outside(net, found, report)
     _check(net, found, tensors, min_match)
-    if found.is_swin:
+    if found.encoder_type is SwinEncoder:
         set_swin(net, found, report.facts)
     else:
         _set_arithmetic(net, found, report)
@@ -242,17 +242,16 @@ def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
 
 
 def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
-    flags = {SwinEncoder: found.is_swin, SAMEncoder: found.is_sam, TinyViTEncoder: found.is_tiny_vit}
-    if any(isinstance(net.encoder(), kind) != flag for kind, flag in flags.items()):
+    if not isinstance(net.encoder(), found.encoder_type):
         raise InputError(f"holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
     kernel = patch_kernel(found)
     if kernel is not None and kernel.ndim not in (4, 5):
         raise InputError(f"must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
     dims = own["spatial_dims"] if kernel is None else kernel.ndim - 2
-    if dims > own["spatial_dims"] or (found.is_sam and dims != own["spatial_dims"]):
+    if dims > own["spatial_dims"] or (found.encoder_type is SAMEncoder and dims != own["spatial_dims"]):
         raise InputError(f"spatial_dims must be {dims}, got {own['spatial_dims']}.")
-    if found.is_swin:
+    if found.encoder_type is SwinEncoder:
         return check_swin(net, found)
     facts = encoder_sizes(found)
     own_facts = {**own, **net.encoder().arithmetic, "num_layers": len(net.encoder().blocks)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from monai_dvpt.networks.encoders import Encoder, SwinEncoder, ViTEncoder
 from monai_dvpt.utils import InputError, check_type
 
 from .choose_network import choose_network, places
@@ -37,9 +38,7 @@ class PretrainedWeights:
     head: State = field(default_factory=dict)  # "weight" and "bias" of a linear classifier
     head_name: str = "classification_head."  # their root in the file
     unused: list[str] = field(default_factory=list)  # names in the file
-    is_swin: bool = False
-    is_sam: bool = False
-    is_tiny_vit: bool = False
+    encoder_type: type[Encoder] = ViTEncoder
     stated: dict[str, Any] = field(default_factory=dict)  # arguments of other networks than ViTs, None if not known
     is_monai: bool = False  # then the classifier may belong to any pooling
     layer_norm_eps: float | None = None  # None for MONAI's own layouts: as in the network
@@ -85,7 +84,7 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
     for swin in SWIN_LAYOUTS:
         if found := places(states, swin.signature):
             root, tensors, others = choose_network(states, found)
-            source = PretrainedWeights(swin.kind, {}, is_swin=True)
+            source = PretrainedWeights(swin.kind, {}, encoder_type=SwinEncoder)
             swin.convert(source, root, tensors, config)
             return _with_others(source, others)
     for signature, convert in _MONAI:

@@ -50,7 +50,11 @@ def check_merging(path: Path, net: TunableNetwork, found: PretrainedWeights) -> 
             than the network's, or its metadata cannot be read.
     """
     file = path.parent.parent / METADATA
-    is_merging = found.is_swin and net.arguments["spatial_dims"] == 3 and net.arguments["downsample"] == "merging"
+    is_merging = (
+        found.encoder_type is SwinEncoder
+        and net.arguments["spatial_dims"] == 3
+        and net.arguments["downsample"] == "merging"
+    )
     if not is_merging or path.parent.name != "models" or not file.is_file():
         return
     version = re.match(r"(\d{1,4})\.(\d{1,4})", str(read_json(file).get("monai_version")))

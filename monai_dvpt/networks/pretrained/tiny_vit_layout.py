@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from monai_dvpt.networks.encoders import TinyViTEncoder
 from monai_dvpt.utils import MAX_TENSORS, InputError, check_type
 
 __all__ = ["STEM", "TINY_VIT", "read_tiny_vit"]
@@ -78,7 +79,7 @@ def read_tiny_vit(root: str, tensors: State) -> dict[str, Any]:
         "encoder": encoder,
         "converted": converted,
         "unused": unused,
-        "is_tiny_vit": True,
+        "encoder_type": TinyViTEncoder,
         "layer_norm_eps": EPS,
         "activation": "gelu",
         "stated": stated,
