@@ -269,7 +269,7 @@ def _vit_fits(sizes: Mapping[str, Any], missing_tensor: str) -> Iterator[Fit]:
     problem = f"the file lacks {missing_tensor}" if missing_tensor else ""
     if missing := [name for name in ("hidden_size", "mlp_dim", "num_layers") if not sizes.get(name)]:
         problem = f"the file does not tell {', '.join(missing)}"
-    elif "num_heads" in sizes:
+    elif not problem and "num_heads" in sizes:
         problem = _problem(
             check_vit_sizes, sizes.get("spatial_dims", 3), *map(sizes.get, ("hidden_size", "mlp_dim", "num_heads"))
         )

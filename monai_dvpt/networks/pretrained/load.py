@@ -277,7 +277,7 @@ def _fit_outside(net: TunableNetwork, found: PretrainedWeights, report: Pretrain
         report.facts.append(f"pooling {pooling} as in the network; the file does not say it")
     # another library's classifier of the class token cannot classify the mean of the others, or the reverse
     of_mean = "cls_token" not in found.encoder or bool(found.layout and found.layout.get("pool_norm"))
-    if found.is_monai or of_mean == (pooling == "mean") or (pooling == "both" and not of_mean):
+    if found.is_monai or not pooling or of_mean == (pooling == "mean"):
         given |= {net.HEAD + name: tensor for name, tensor in found.head.items()}
     head = [name for name in own if name.startswith(net.HEAD)]
     decoder = [name for name in own if net.ENCODER and not name.startswith((net.ENCODER, net.HEAD))]

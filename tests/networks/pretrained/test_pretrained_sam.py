@@ -395,7 +395,7 @@ class TestRefused(Base):
             ({"global_attn_indexes": [2, 3]}, r"config.json must state global_layers \[1, 3\]"),
             ({"num_attention_heads": 4}, "config.json must state 2 heads"),
             ({"window_size": "x"}, "window_size and global_attn_indexes must be"),
-            ({"hidden_act": "silu"}, "activation must be one of .*, got silu"),
+            ({"hidden_act": "relu"}, "activation must be one of .*, got relu"),
         ]
     )
     def test_another_config(self, changes, words):
