@@ -146,11 +146,28 @@ class TestMemory(Attacks):
         content = (self.folder / "old.pth").read_bytes()
         self.assertIn(said["size"][0], content)
         (self.folder / "old.pth").write_bytes(content.replace(*said["size"]))
+        for index, name in enumerate(("a.pth", "models/model.pt", "model.safetensors")):
+            path = self.lying_zip(f"{index}.zip", name, 4_000_000_000)
+            rules[path] = (
+                "what it inflates to must take at most 2,147,483,648 bytes of memory, would take 4,000,000,000"
+            )
         answers = attack(LOAD_EACH, *rules).removeprefix("read: ").split("\t")
         self.assertEqual(len(answers), len(rules))
         for (path, rule), answer in zip(rules.items(), answers, strict=True):
             self.assertTrue(answer.startswith(f"{path}: "), answer)
             self.assertIn(rule, answer)
+
+    def lying_zip(self, name: str, member: str, said: int) -> Path:
+        """A zip file of a deflated file of 70,001 bytes whose directory says another number."""
+        with zipfile.ZipFile(self.folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(member, bytes(70_001))
+        content = (self.folder / name).read_bytes()
+        self.assertEqual(content.count(struct.pack("<I", 70_001)), 2)
+        (self.folder / name).write_bytes(content.replace(struct.pack("<I", 70_001), struct.pack("<I", said)))
+        return self.folder / name
+
+    def test_zip_file_larger_than_its_directory_says(self):
+        self.check_refused(self.lying_zip("a.zip", "a.pth", 1000), "cannot be read as a zip file: Bad CRC-32")
 
     def test_tied_tensors_count_once(self):
         """Two names of one large tensor are no more than the file holds."""
