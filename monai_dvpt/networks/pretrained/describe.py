@@ -266,13 +266,14 @@ def _fits(found: PretrainedWeights, sizes: Mapping[str, Any], missing: str) -> I
 
 
 def _vit_fits(sizes: Mapping[str, Any], missing_tensor: str) -> Iterator[Fit]:
-    problem = f"the file lacks {missing_tensor}" if missing_tensor else ""
-    if missing := [name for name in ("hidden_size", "mlp_dim", "num_layers") if not sizes.get(name)]:
-        problem = f"the file does not tell {', '.join(missing)}"
-    elif not problem and "num_heads" in sizes:
-        problem = _problem(
-            check_vit_sizes, sizes.get("spatial_dims", 3), *map(sizes.get, ("hidden_size", "mlp_dim", "num_heads"))
-        )
+    untold = [name for name in ("hidden_size", "mlp_dim", "num_layers") if not sizes.get(name)]
+    if untold:
+        problem = f"the file does not tell {', '.join(untold)}"
+    elif missing_tensor:
+        problem = f"the file lacks {missing_tensor}"
+    else:
+        heads = sizes.get("num_heads", 1)
+        problem = _problem(check_vit_sizes, sizes.get("spatial_dims", 3), sizes["hidden_size"], sizes["mlp_dim"], heads)
     dims = sizes.get("spatial_dims")
     into = {2: "in 2D; in 3D, inflated along an axis", 3: "in 3D"}.get(
         dims or 0, "as the file does not tell its patches, in 2D or 3D"
