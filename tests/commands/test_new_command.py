@@ -222,6 +222,9 @@ class NewCase(unittest.TestCase):
         self.folder = temporary_folder(self)
         self.bundle = self.folder / "bundle"
 
+    def backbone(self) -> str:
+        return backbone_settings(ROOT / "bundles/knee_xray_dvpt_vit_classification", self.folder)["backbone_path"]
+
     def new(self, *arguments) -> tuple[int, str, str]:
         return call(main, "new", *arguments)
 
@@ -253,7 +256,7 @@ class TestBadData(NewCase):
     def test_tables(self, _, spoil, words):
         root = save_table(self.folder / "data")
         spoil(root)
-        self.assert_refused(words, root)
+        self.assert_refused(words, root, "--backbone", self.backbone())
 
     @parameterized.expand([("volumes", save_volumes), ("pictures", save_table)])
     def test_unknown_role_of_a_column(self, _, save):
@@ -560,8 +563,7 @@ class TestDicom(NewCase):
 class TestTable(NewCase):
     def test_train_and_infer(self):
         root = save_table(self.folder / "data")
-        backbone = backbone_settings(ROOT / "bundles/knee_xray_dvpt_vit_classification", self.folder)["backbone_path"]
-        status, _, err = self.new(root, "--output", self.bundle, "--backbone", backbone)
+        status, _, err = self.new(root, "--output", self.bundle, "--backbone", self.backbone())
         self.assertEqual(status, 0, err)
         with open(self.bundle / "configs/datalist.csv", newline="") as file:
             rows = list(csv.DictReader(file))
