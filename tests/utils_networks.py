@@ -15,20 +15,23 @@ from monai.networks.blocks import TransformerBlock
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from safetensors.torch import save_file
 
+from monai_dvpt.networks.encoders import TinyViTEncoder
 from monai_dvpt.networks.encoders.sam import SAMBlock
+from monai_dvpt.networks.encoders.tiny_vit import TinyViTBlock
 from monai_dvpt.networks.nets import (
     DVPTUNETR,
     DVPTSAMClassifier,
     DVPTSAMSegmenter,
     DVPTSwinClassifier,
     DVPTSwinUNETR,
+    DVPTTinyViTSegmenter,
     DVPTViT,
     DVPTViTSegmenter,
 )
 from monai_dvpt.networks.parts import PARTS, TunableNetwork, tune
 
 # what tensors are called inside MONAI's ViT and SwinTransformer; the normalisation of pre_norm is CLIP's, and relative
-# positions and neck have SAM's names
+# positions and neck have SAM's names; stem, merges and what is between them are those of TinyViTEncoder
 OF_MONAI = re.compile(
     r"""(
     cls_token | register_tokens
@@ -38,6 +41,8 @@ OF_MONAI = re.compile(
     | norm\.(weight|bias)
     | blocks\.\d+\.attn\.rel_pos_[dhw]
     | neck\.[0-3]\.(weight|bias)
+    | (stem\.(embed\.\d | (bottlenecks\.\d+ | merge)\.conv[123]) | merges\.[01]\.conv[123])\.(weight|bias)
+    | blocks\.\d+\.(attn\.attention_biases | local_conv\.(weight|bias))
     | patch_embed\.(proj|norm)\.(weight|bias)
     | layers\d\.0\.blocks\.\d+\.(norm[12] | attn\.(qkv|proj) | mlp\.linear[12])\.(weight|bias)
     | layers\d\.0\.blocks\.\d+\.attn\.relative_position_(bias_table|index)
@@ -64,6 +69,8 @@ SWIN_2D = {**SWIN_3D, "spatial_dims": 2, "window_size": (3, 4)}
 SAM_2D = {k: v for k, v in VIT_2D.items() if k != "num_classes"} | {"patch_size": 8, "neck_size": 9}
 SAM_2D |= {"window_size": 3, "global_layers": (1, 4)}  # the windows fill one of the axes
 SAM_3D = {**SAM_2D, "img_size": (16, 32, 40), "spatial_dims": 3}
+TINY_VIT_2D = {"in_channels": 2, "img_size": (32, 48), "embed_dims": (6, 12, 20, 24), "depths": (1, 2, 2, 1)}
+TINY_VIT_2D |= {"num_heads": (3, 5, 4), "window_sizes": (3, 4, 7), "neck_size": 9, "share_every": 2, **DVPT_SIZES}
 LAYOUT = {"num_registers": 3, "gated_mlp": True, "mlp_norm": True, "qk_norm": True, "out_norm": True}
 LAYOUT |= {"rope_theta": 100.0, "rope_reference": [4, 5], "rope_neighbours": True}
 AFFINE_NORM = ("instance", {"affine": True})
@@ -103,6 +110,7 @@ NETWORKS: dict[str, tuple[type[TunableNetwork], dict[str, Any]]] = {
     ),
     "sam_3d": (DVPTSAMSegmenter, {**SAM_3D, "out_channels": 3}),
     "sam_classifier_2d": (DVPTSAMClassifier, {**SAM_2D, "num_classes": 3}),
+    "tiny_vit_2d": (DVPTTinyViTSegmenter, {**TINY_VIT_2D, "out_channels": 3}),
     "swin_unetr_2d": (DVPTSwinUNETR, {**SWIN_2D, "out_channels": 3}),
     "swin_unetr_3d": (DVPTSwinUNETR, {**SWIN_3D, "out_channels": 3}),
     "swin_unetr_3d_v2": (DVPTSwinUNETR, {**SWIN_3D, "out_channels": 3, "use_v2": True}),
@@ -153,7 +161,9 @@ def small_image(net: TunableNetwork, batch: int = 1) -> torch.Tensor:
 def layers_of(net: nn.Module) -> list[nn.Module]:
     """All transformer layers in their order."""
     return [
-        module for module in net.modules() if isinstance(module, (TransformerBlock, SwinTransformerBlock, SAMBlock))
+        module
+        for module in net.modules()
+        if isinstance(module, (TransformerBlock, SwinTransformerBlock, SAMBlock, TinyViTBlock))
     ]
 
 
@@ -163,6 +173,11 @@ def randomise(module: nn.Module, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 5)
+        for part in module.modules():
+            if isinstance(part, TinyViTEncoder):  # beside its many convolutions nothing passes, so they must not damp
+                for convolution in (m for top in (part.stem, part.blocks, part.merges) for m in top.modules()):
+                    if isinstance(convolution, nn.Conv2d):
+                        convolution.weight.mul_(3)
     return module
 
 

@@ -149,7 +149,7 @@ def _rows(described: WeightsDescription) -> Iterator[tuple[str, str]]:
     if described.dvpt_parameters is not None:
         share = f"{100 * (described.dvpt_share or 0):.2f} % of the encoder's parameters"
         yield "DVPT", f"trains {described.dvpt_parameters:,}, {share}"
-    else:
+    elif any(fit.fits for fit in described.fits):
         yield "DVPT", "needs a bottleneck_size below the width of a token"
     yield "beside", _names(described.beside) + ", for a network with the same head or decoder" * bool(described.beside)
     yield "unused", _names(described.unused)

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any, Protocol
 
 from monai_dvpt import __version__
-from monai_dvpt.utils import InputError, reason
+from monai_dvpt.utils import InputError, progress, reason
 
 __all__ = ["CommandModule", "columns", "printable", "run_commands", "say"]
 
@@ -46,11 +47,29 @@ def run_commands(
         module.add_parser(commands)
     arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        with _progress_on_stderr():
+            arguments.run(arguments)
     except InputError as error:
         print(f"error: {printable(reason(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _progress_on_stderr() -> Iterator[None]:
+    """Context in which lines of progress are on standard error, unless somebody has set up the log."""
+    logger = logging.getLogger(progress.__module__)
+    if logger.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 class _Version(argparse.Action):

@@ -137,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> None:
             raise InputError("--search must stand without --check, which only looks.")
         backbone = _backbone(arguments.backbone or [])
         new = NewBundle(arguments.data, data_options(arguments), backbone, search_minutes=arguments.search)
-    look_and_say(new, arguments)
+    look_and_say(new, arguments, to_write=arguments.update is None and not arguments.check)
     if arguments.check:
         return
     output = arguments.update or arguments.output
@@ -145,14 +145,14 @@ def _run(arguments: argparse.Namespace) -> None:
         say(line)
 
 
-def look_and_say(new: NewBundle, arguments: argparse.Namespace) -> None:
+def look_and_say(new: NewBundle, arguments: argparse.Namespace, to_write: bool = False) -> None:
     """
-    Looks at the data, and says what they are and what is odd.
+    Looks at the data, and says what they are and what is odd; ``to_write`` as in :meth:`NewBundle.look`.
 
     Raises:
         InputError: if there is an error in them.
     """
-    new.look(leave_out=arguments.leave_out)
+    new.look(leave_out=arguments.leave_out, to_write=to_write)
     for line in (*new.summary(), *_findings(new.findings, MOST if not arguments.all else len(new.findings))):
         say(line)
     if errors := sum(finding.error for finding in new.findings):

@@ -16,8 +16,8 @@ __all__ = ["QuietCacheDataset"]
 
 class QuietCacheDataset(CacheDataset):
     """
-    :class:`monai.data.CacheDataset`, whose bar is shown only where a person sees it; a log has a line a minute, with
-    the time left (see :func:`monai_dvpt.utils.progress`). Arguments are MONAI's.
+    :class:`monai.data.CacheDataset`, whose bar is shown only where a person sees it; a log has a line in half a
+    minute, with the time left (see :func:`monai_dvpt.utils.progress`). Arguments are MONAI's.
     """
 
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:

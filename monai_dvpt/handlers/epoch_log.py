@@ -22,8 +22,8 @@ __all__ = ["EpochLog"]
 class EpochLog:
     """
     Logs the mean training loss of every epoch and the time left, and adds the loss to a CSV file, where it replaces an
-    interrupted run's rows for this and later epochs. In epochs of more than a minute it logs the time left every
-    minute. At the end it draws the loss curve in a PNG file of the same name.
+    interrupted run's rows for this and later epochs. In long epochs it logs the time left every half minute. At the
+    end it draws the loss curve in a PNG file of the same name.
 
     Args:
         path: the CSV file, with the columns epoch, loss and seconds.

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-SECONDS = 60.0
+SECONDS = 30.0
 """From one line in a log to the next."""
 
 
@@ -51,7 +51,7 @@ class TimeLeft:
         return f"{minutes} min left" if minutes else "less than 1 min left"
 
     def is_line_due(self) -> bool:
-        """Whether a log was without a line for a minute; it counts as written then."""
+        """Whether a log was without a line for half a minute; it counts as written then."""
         now = time.monotonic()
         if now - self.logged < SECONDS:
             return False
@@ -64,8 +64,8 @@ def progress(
 ) -> Iterator[Item]:
     """
     Hands on items and says how far they are. Where the standard error stream is a terminal it shows a bar, with the
-    time left. Elsewhere, and in MONAI Label's server, it logs at most one line a minute, such as "check: case 12 of
-    300, 25 min left", and nothing of a task that takes less than that.
+    time left. Elsewhere, and in MONAI Label's server, it logs at most one line in half a minute, such as "check: case
+    12 of 300, 25 min left", and nothing of a task that takes less than that.
 
     Args:
         items: what is worked on; the work on an item is over when the next one is asked for.

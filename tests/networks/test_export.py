@@ -57,6 +57,7 @@ SAMS = [
     ("sam_2d_layers", "sam_2d_layers", {"norm_name": GROUP_NORM}),
     ("sam_3d", "sam_3d", {}),
     ("sam_classifier_2d", "sam_classifier_2d", {"use_checkpoint": True}),
+    ("tiny_vit_2d", "tiny_vit_2d", {}),
 ]
 SWINS = [
     ("swin_unetr_2d", "swin_unetr_2d", {**SWIN, "norm_name": "instance"}),

@@ -43,8 +43,8 @@ from monai_dvpt.networks.parts import freeze_backbone, tune
 from monai_dvpt.utils import InputError
 
 CASES = [(name,) for name in NETWORKS]
-# MONAI has no SAM, which has no dropout, and no layout
-OF_MONAI = [case for case in CASES if not case[0].startswith("sam") and "layout" not in case[0]]
+# MONAI has no SAM and no TinyViT, which have no dropout, and no layout
+OF_MONAI = [case for case in CASES if not case[0].startswith(("sam", "tiny")) and "layout" not in case[0]]
 # the slow ones add nothing where only the encoder matters, or what the others' decoders show too
 QUICK = [(name,) for name in NETWORKS if not name.startswith("swin_unetr_3d")]
 ROUNDING = {"rtol": 1e-9, "atol": 1e-9}  # of fused attention in double precision
@@ -118,7 +118,7 @@ def output_of_monai(plain: nn.Module, net: nn.Module, image: torch.Tensor) -> to
 
 def with_dropout(case: str) -> dict[str, float]:
     """Arguments that turn on all the dropout that a network has."""
-    kinds = {"swin": ("drop_rate", "attn_drop_rate", "dropout_path_rate"), "sam": ()}
+    kinds = {"swin": ("drop_rate", "attn_drop_rate", "dropout_path_rate"), "sam": (), "tiny": ()}
     return dict.fromkeys(kinds.get(case.split("_")[0], ("dropout_rate",)), 0.4)
 
 
@@ -203,6 +203,7 @@ class TestFreezing(unittest.TestCase):
             ("segmenter_2d", 2),
             ("segmenter_3d_conv", 4),
             ("sam_2d_layers", 2),
+            ("tiny_vit_2d", 1),
             ("swin_unetr_2d", 1),
             ("swin_unetr_2d", 4),
             ("swin_unetr_2d_norm", 3),

@@ -21,7 +21,7 @@ from monai_dvpt.networks.adapter import (
 from monai_dvpt.networks.parts import freeze_backbone
 
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
-FEW = ("vit_cls_2d", "unetr_2d", "segmenter_2d", "sam_2d_layers", "swin_unetr_2d", "swin_unetr_3d_v2")
+FEW = ("vit_cls_2d", "unetr_2d", "segmenter_2d", "sam_2d_layers", "tiny_vit_2d", "swin_unetr_2d", "swin_unetr_3d_v2")
 CASES = [
     (name, side_path, start_layer)
     for name, side_path, start_layer in itertools.product(NETWORKS, (False, True), (0, 1, 4))

@@ -49,10 +49,10 @@ class TestProgress(unittest.TestCase):
                 self.clock.now += seconds
         return [record.getMessage() for record in logs.records[1:]]
 
-    def test_a_line_a_minute(self):
+    def test_two_lines_a_minute(self):
         lines = self.work(300, 5.0, io.StringIO())  # 25 minutes
-        self.assertEqual(len(lines), 25)
-        self.assertEqual(lines[0], "check: case 12 of 300, 24 min left")
+        self.assertEqual(len(lines), 50)
+        self.assertEqual(lines[0], "check: case 6 of 300, 24 min left")
         self.assertEqual(lines[-1], "check: case 300 of 300, less than 1 min left")
 
     def test_slow_items(self):
@@ -66,7 +66,7 @@ class TestProgress(unittest.TestCase):
 
     def test_nothing_of_a_short_task(self):
         stderr = io.StringIO()
-        self.assertEqual(self.work(50, 1.0, stderr), [])
+        self.assertEqual(self.work(29, 1.0, stderr), [])
         self.assertEqual(stderr.getvalue(), "")
 
     def test_bar_on_a_terminal(self):
@@ -78,7 +78,7 @@ class TestProgress(unittest.TestCase):
         with mock.patch.dict("os.environ", {"MONAI_LABEL_APP_DIR": "/app"}):
             stderr = Terminal()
             lines = self.work(24, 5.0, stderr)
-        self.assertEqual((lines[0], stderr.getvalue()), ("check: case 12 of 24, 1 min left", ""))
+        self.assertEqual((lines[0], stderr.getvalue()), ("check: case 6 of 24, 2 min left", ""))
 
     def test_items_without_a_length(self):
         with mock.patch("sys.stderr", io.StringIO()), self.assertLogs(LOGGER, "INFO") as logs:

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from monai_dvpt.apps.report import write_report
+from monai_dvpt.networks.pretrained import read_backbone
 from monai_dvpt.utils import InputError, progress
 
 from .check import apply_rules, measure_cases
 from .collect import collect
 from .drawn import as_drawn, ask_what_is_drawn, mark_labels
 from .model import Collection, Finding, Measurement, Options
-from .plan import Plan, make_plan
+from .plan import TIMEOUT, Plan, check_backbones, make_plan
 from .split import ENOUGH_TO_CALIBRATE, split_cases
 from .state import read_state, state_of, write_secret, write_state
 from .trials import backbone_names, choose_file, count_drawn, search_rates
@@ -64,17 +65,25 @@ class NewBundle:
         self.before = before
         self.bundle = bundle
 
-    def look(self, leave_out: bool = False) -> None:
+    def look(self, leave_out: bool = False, to_write: bool = False) -> None:
         """
         Finds the cases, measures them, applies the rules, and splits them by patient.
 
         Args:
             leave_out: whether to leave out cases with errors; the findings then say so.
+            to_write: whether a bundle is to be written, so that there must be weights for it.
 
         Raises:
-            InputError: if the folder or the task is not clear; what is wrong with a case is a finding.
+            InputError: if the folder or the task is not clear, or a file of weights cannot be used, before an image is
+                read; what is wrong with a case is a finding.
         """
+        if self.bundle is None:
+            for file in self.backbones:
+                if file is not None:
+                    read_backbone(file)
         self.collection = as_drawn(collect(self.data, self.options), self.options.drawn)
+        if to_write:
+            check_backbones(self.collection, self.backbones)
         total = len(self.collection.cases)
         self.measured, found = measure_cases(
             self.collection, lambda cases: progress(cases, "look at the cases", total=total, unit="case")
@@ -174,7 +183,9 @@ class NewBundle:
         yield f"next: cd {output} && python -m monai.bundle run --config_file configs/train.yaml{_going_on(output)}"
 
     def _plan(self) -> Generator[str, None, Plan]:
-        """The plan, with what trials on the training cases chose of it; yields a line before the trials."""
+        """The plan, with what trials on the training cases chose of it; yields a line before what takes minutes."""
+        if self.collection.task == "segmentation" and self.collection.spatial_dims == 3:
+            yield f"measure training steps on this machine: for {TIMEOUT // 60} minutes at most"
         cases = (self.collection, self.measured, self.parts)
         if len(self.backbones) == 1:
             plan = make_plan(*cases, self.backbones[0])

@@ -255,6 +255,7 @@ def graded_answers(
     folds: torch.Tensor,
     settings: Sequence[float] = PENALTIES,
     fit: Fit = fit_logistic,
+    decision: str = "",
 ) -> list[torch.Tensor]:
     """
     Grades or classes that models say of the images that they did not see.
@@ -264,12 +265,13 @@ def graded_answers(
         truth: of shape (N, O), -1 where there is none.
         labels: what they are.
         folds, settings, fit: see :func:`cross_predict`.
+        decision: see :class:`monai_dvpt.transforms.GradeLogits`; by default "mean" of grades and "mode" of classes.
 
     Returns:
         the predicted and the true ones, each of shape (N, O).
     """
     targets = (truth[..., None] == torch.arange(len(labels.names))).double()  # (N, O, K), without a label 0
-    decide = GradeLogits(len(labels.names), "mean" if labels.task == "grading" else "mode")
+    decide = GradeLogits(len(labels.names), decision or ("mean" if labels.task == "grading" else "mode"))
     metric = labels.metric
 
     def answers(logits: torch.Tensor, rows: torch.Tensor) -> list[torch.Tensor]:

@@ -177,8 +177,8 @@ def probe_backbones(
             states, truth = layer_features(candidate.network, candidate.dataset, candidate.name, LAYERS)
             seconds[candidate.name] = now() - started
             folds = deal_graded(truth, patients)
-            for probe, features, settings, fit in _graded_probes(states):
-                found = graded_answers(features, truth, labels, folds, settings, fit)
+            for probe, features, settings, fit, decision in _graded_probes(states):
+                found = graded_answers(features, truth, labels, folds, settings, fit, decision)
                 answers[candidate.name, probe] = found
         started = now()
     scores: dict[str, dict[str, Interval]] = {name: {} for name in sizes}
@@ -193,13 +193,13 @@ def probe_backbones(
     return ProbeTable(METRICS[labels.task], probed, folds.tolist(), order, answers)
 
 
-def _graded_probes(states: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, Sequence[float], Fit]]:
-    """Name, features, settings and model of each probe, from features of layers, of shape (N, layers, P, C)."""
+def _graded_probes(states: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, Sequence[float], Fit, str]]:
+    """Name, features, settings, model and decision of each probe, from features of layers, (N, layers, P, C)."""
     last, main = states[:, -1], states[:, :, -1]  # the class token, or the mean where there is none
     four = torch.cat([main.flatten(1), *([last[:, 0]] if states.shape[2] > 1 else [])], dim=1)
-    yield LINEAR, last.flatten(1), PENALTIES, fit_logistic
-    yield LINEAR_4, four, PENALTIES, fit_logistic
-    yield NEAREST, main[:, -1], NEIGHBOURS, fit_neighbours
+    yield LINEAR, last.flatten(1), PENALTIES, fit_logistic, ""
+    yield LINEAR_4, four, PENALTIES, fit_logistic, ""
+    yield NEAREST, main[:, -1], NEIGHBOURS, fit_neighbours, "mode"
 
 
 def _compare(

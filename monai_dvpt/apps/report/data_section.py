@@ -44,7 +44,18 @@ def data_section(configs: Path, reader: Reader) -> Section:
         if chosen := [row if not folded else row[:2] for row in rows if bool(row[2]) != folded]:
             header = ["setting", "value"] if folded else ["setting", "value", "why"]
             section.blocks.append(Table(caption, header, chosen, folded))
+    section.blocks += _details(choices)
     return section
+
+
+def _details(choices: Any) -> Iterable[Table]:
+    """How settings were found, such as the trials of a search."""
+    for name, choice in choices.items() if isinstance(choices, Mapping) else ():
+        rows = _objects(choice.get("details")) if isinstance(choice, Mapping) else []
+        if rows:
+            header = list(dict.fromkeys(key for row in rows for key in row))
+            table = [[number, *(in_words(row.get(key)) for key in header)] for number, row in enumerate(rows, 1)]
+            yield Table(f"How {name} were found", ["trial", *header], table, folded=True)
 
 
 def _findings(findings: list[dict[str, Any]]) -> Iterable[Any]:

@@ -2,7 +2,7 @@
 from .attention import FusedSABlock, FusedWindowAttention, WindowGroups, fuse_attention, group_windows
 from .dvpt_block import DVPTBlock, DVPTList
 from .prompt_reader import PromptHead, PromptReader
-from .relative_attention import AXES, RelativeSABlock
+from .relative_attention import AXES, OffsetSABlock, RelativeSABlock
 from .vit_layers import GatedActivation, ViTAttention, rotary_tables
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "FusedSABlock",
     "FusedWindowAttention",
     "GatedActivation",
+    "OffsetSABlock",
     "PromptHead",
     "PromptReader",
     "RelativeSABlock",

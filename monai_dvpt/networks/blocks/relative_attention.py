@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention with decomposed relative positions, in PyTorch's fused kernel."""
+"""Attentions with relative positions, in PyTorch's fused kernel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ["AXES", "RelativeSABlock"]
+__all__ = ["AXES", "OffsetSABlock", "RelativeSABlock"]
 
 AXES = "dhw"
 """Names of the axes in those of the tables, the last axis last."""
@@ -81,4 +81,42 @@ class RelativeSABlock(nn.Module):
         queries, keys = torch.cat(longer_q, dim=-1), torch.cat(longer_k, dim=-1)  # (B, heads, N, d + sides)
         values = F.pad(v, [0, keys.shape[-1] - width])  # the fused kernels want one width
         y = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :width]
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class OffsetSABlock(nn.Module):
+    """
+    Self-attention inside a square window, whose logits gain a number for each head and each distance along both axes,
+    whatever its sign, based on: "Graham et al., LeViT <https://arxiv.org/abs/2104.01136>", section 4.2, as "Wu et al.,
+    TinyViT <https://arxiv.org/abs/2207.10666>" use it.
+
+    Args:
+        hidden_size: token width ``C``.
+        num_heads: number of heads.
+        window_size: number of tokens along each axis.
+        qkv_bias: whether query, key and value have a bias.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, window_size: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.window_size = num_heads, window_size
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            x: tokens of all windows, of shape (B W, N, C).
+
+        Returns:
+            tokens of shape (B W, N, C).
+        """
+        q, k, v = self.qkv(x).unflatten(2, [3, self.num_heads, -1]).unbind(2)  # (B W, N, heads, d) each
+        place = torch.arange(self.window_size, device=x.device)
+        distance = (place[:, None] - place).abs()
+        index = distance[:, None, :, None] * self.window_size + distance[None, :, None, :]
+        bias = self.attention_biases[:, index.flatten()].reshape(1, self.num_heads, x.shape[1], x.shape[1])
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B W, heads, N, d)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.out_proj(y.transpose(1, 2).flatten(2))

@@ -5,6 +5,7 @@ from .encoder import Encoder
 from .sam import SAMEncoder
 from .slot import Attached, get_tensor, set_tensor
 from .swin import MERGINGS, WINDOW_SHIFTS, SwinEncoder, check_swin_sizes
+from .tiny_vit import TinyViTEncoder
 from .vit import ViTEncoder, check_vit_image, check_vit_sizes
 from .vit_layout import ViTLayout
 
@@ -15,6 +16,7 @@ __all__ = [
     "Encoder",
     "SAMEncoder",
     "SwinEncoder",
+    "TinyViTEncoder",
     "ViTEncoder",
     "ViTLayout",
     "check_swin_sizes",

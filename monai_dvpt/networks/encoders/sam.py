@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from monai.networks.blocks import MLPBlock, PatchEmbeddingBlock
 from monai.networks.layers.factories import Conv
 
@@ -18,6 +17,7 @@ from monai_dvpt.utils import check_counts
 
 from .encoder import Encoder
 from .vit import ACTIVATIONS, check_vit_image, check_vit_sizes
+from .windows import join_windows, split_windows
 
 __all__ = ["SAMEncoder"]
 
@@ -58,32 +58,36 @@ class SAMBlock(nn.Module):
         """
         tokens = self.norm1(x)
         if self.window_size > 0:
-            x = x + self.attend_in_windows(tokens)
+            windows = self.attn(split_windows(tokens, self.window_size))
+            x = x + join_windows(windows, self.window_size, self.grid)
         else:
             x = x + self.attn(tokens.flatten(1, -2)).reshape(x.shape)
         return x + self.mlp(self.norm2(x))
 
-    def attend_in_windows(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attention inside windows; zeros fill the last ones, and are attended to like tokens, as in SAM."""
-        window, dims = self.window_size, len(self.grid)
-        counts = [(side + window - 1) // window for side in self.grid]
-        parts, padding = [tokens.shape[0]], [0, 0]
-        for axis in range(dims):
-            parts += [counts[axis], window]
-            last = dims - 1 - axis  # the padding of the last axis comes first
-            padding += [0, counts[last] * window - self.grid[last]]
-        apart = [0] + [1 + 2 * axis for axis in range(dims)] + [2 + 2 * axis for axis in range(dims)] + [1 + 2 * dims]
-        together = [0]
-        for axis in range(dims):
-            together += [1 + axis, 1 + dims + axis]
-        together += [1 + 2 * dims]
-        padded = F.pad(tokens, padding)
-        windows = padded.reshape(parts + [tokens.shape[-1]]).permute(apart)  # (B, *counts, *windows, C)
-        seen = windows.flatten(1 + dims, 2 * dims).flatten(0, dims)  # (B W, N, C)
-        tokens = self.attn(seen).reshape(windows.shape).permute(together).reshape(padded.shape)
-        for axis in range(dims):
-            tokens = tokens.narrow(1 + axis, 0, self.grid[axis])
-        return tokens
+
+def set_plain_arithmetic(encoder: Encoder, layer_norm_eps: float, activation: str, pre_norm: bool) -> None:
+    """
+    Sets what an encoder computes but its weights do not tell.
+
+    Args:
+        encoder: with layers of MONAI's names.
+        layer_norm_eps: epsilon of the layers' normalisations.
+        activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        pre_norm: must be False, as these encoders have no normalisation after the embedding.
+
+    Raises:
+        ValueError: if ``activation`` is unknown, ``layer_norm_eps`` not positive or ``pre_norm`` not False.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
+    if not layer_norm_eps > 0:
+        raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
+    if pre_norm:
+        raise ValueError("pre_norm must be False, as the encoder has none, got True.")
+    for block in encoder.blocks:
+        block.norm1.eps = block.norm2.eps = layer_norm_eps
+        block.mlp.fn = ACTIVATIONS[activation]().train(block.training)
+    encoder.arithmetic |= {"layer_norm_eps": layer_norm_eps, "activation": activation}
 
 
 class SAMNeck(nn.Sequential):
@@ -221,27 +225,8 @@ class SAMEncoder(Encoder):
         return tokens.movedim(-1, 1)
 
     def set_arithmetic(self, layer_norm_eps: float, activation: str, pre_norm: bool = False) -> None:
-        """
-        Sets what an encoder computes but its weights do not tell.
-
-        Args:
-            layer_norm_eps: epsilon of the layers' normalisations.
-            activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
-            pre_norm: must be False.
-
-        Raises:
-            ValueError: if ``activation`` is unknown, ``layer_norm_eps`` not positive or ``pre_norm`` not False.
-        """
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
-        if not layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
-        if pre_norm:
-            raise ValueError("pre_norm must be False, as SAM has none, got True.")
-        for block in self.blocks:
-            block.norm1.eps = block.norm2.eps = layer_norm_eps
-            block.mlp.fn = ACTIVATIONS[activation]().train(block.training)
-        self.arithmetic |= {"layer_norm_eps": layer_norm_eps, "activation": activation}
+        """See :func:`set_plain_arithmetic`."""
+        set_plain_arithmetic(self, layer_norm_eps, activation, pre_norm)
 
     def embedding(self) -> nn.Module:
         return self.patch_embedding

@@ -29,7 +29,7 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
     Args:
         in_channels: number of image channels; this and the arguments up to ``use_v2`` are those of MONAI's SwinUNETR.
         out_channels: number of classes, background included.
-        patch_size: side of a token; each side of an input must be a multiple of its fifth power.
+        patch_size: side of a token, 2; each side of an input must be a multiple of its fifth power.
         depths: number of layers of each of the four stages.
         num_heads: number of attention heads of each stage.
         window_size: side of an attention window, in tokens.
@@ -101,6 +101,8 @@ class DVPTSwinUNETR(TunableNetwork, SwinUNETR):
         check_counts(out_channels=out_channels)
         if feature_size % 12:
             raise ValueError(f"feature_size must be a multiple of 12, got {feature_size}.")
+        if patch_size != 2:
+            raise ValueError(f"patch_size must be 2, as the decoder doubles the first tokens once, got {patch_size}.")
         merging: Any = MERGINGS.get(downsample, downsample)
         super().__init__(
             in_channels=in_channels,

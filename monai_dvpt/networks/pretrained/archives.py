@@ -65,10 +65,10 @@ def stored_name(source: str | os.PathLike, path: Path) -> str:
 
 def _is_archive(path: Path) -> bool:
     """Whether a file is a zip file of files, not one as torch or NumPy write their tensors."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return False
     try:
+        with open(path, "rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                return False
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except UNREADABLE:
@@ -82,16 +82,13 @@ def _unpack(path: Path, folder: Path) -> Path:
         with zipfile.ZipFile(path) as archive:
             members = _members(archive)
             chosen = _choose(members)
-            beside = PurePosixPath(chosen).parent
             target = chosen if chosen in KNOWN else "weights" + PurePosixPath(chosen).suffix
+            old, new = PurePosixPath(chosen).parent, PurePosixPath(target).parent
             wanted = {target: chosen, METADATA: METADATA}
-            if target == chosen:
-                wanted |= {f"{beside / name}": f"{beside / name}" for name in (CONFIG, PREPROCESSOR)}
-            else:
-                wanted |= {name: f"{beside / name}" for name in (CONFIG, PREPROCESSOR)}
-            _copy(path, archive, {new: members[old] for new, old in wanted.items() if old in members}, folder)
+            wanted |= {f"{new / name}": f"{old / name}" for name in (CONFIG, PREPROCESSOR)}
+            _copy(path, archive, {to: members[name] for to, name in wanted.items() if name in members}, folder)
             if chosen.endswith(INDEX):
-                shards = {f"{beside / name}" for name in read_index(folder / chosen).values()}
+                shards = {f"{new / name}" for name in read_index(folder / chosen).values()}
                 _copy(path, archive, {name: members[name] for name in sorted(shards & members.keys())}, folder)
             return folder / target
     except InputError:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, TinyViTEncoder
 from monai_dvpt.utils import InputError, naming
 
 from .archives import opened_weights
@@ -30,6 +31,7 @@ __all__ = [
     "named_backbone",
     "patch_kernel",
     "read_backbone",
+    "usual_heads",
 ]
 
 KERNELS = ("patch_embedding.patch_embeddings.weight", "patch_embed.proj.weight")
@@ -88,8 +90,7 @@ class Backbone:
         Raises:
             InputError: if there are none.
         """
-        known = HEADS | (DINOV3_HEADS if self.family == "DINOv3" else {})
-        heads = self.stated_heads or known.get(self.hidden_size)
+        heads = self.stated_heads or usual_heads(self.hidden_size, self.family)
         if heads is None:
             raise InputError(
                 f"{self.source}: does not state its number of heads, and no published ViT is {self.hidden_size} wide, "
@@ -170,8 +171,8 @@ def named_backbone(backbone: Backbone, source: str | os.PathLike) -> Backbone:
 def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any]) -> Backbone | None:
     """What recognised weights tell; None for a Swin transformer, or a patch embedding that is no convolution."""
     kernel, positions, sizes = patch_kernel(found), found.encoder.get(POSITIONS), encoder_sizes(found)
-    whole = all(sizes[name] for name in ("hidden_size", "mlp_dim", "num_layers"))
-    if found.is_swin or kernel is None or kernel.ndim not in (4, 5) or not whole:
+    whole = all(sizes.get(name) for name in ("hidden_size", "mlp_dim", "num_layers"))
+    if found.encoder_type is SwinEncoder or kernel is None or kernel.ndim not in (4, 5) or not whole:
         return None
     if positions is None and not (found.layout or {}).get("rope_theta"):
         return None
@@ -196,21 +197,29 @@ def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any])
     )
 
 
+def usual_heads(width: int | None, family: str) -> int | None:
+    """Number of heads of the published ViTs of a token width, if there are any."""
+    known = HEADS | (DINOV3_HEADS if family == "DINOv3" else {})
+    return known.get(width or 0)
+
+
 def patch_kernel(found: PretrainedWeights) -> torch.Tensor | None:
     """The convolution that embeds patches, of shape (C, channels, *patch)."""
     return next((found.encoder[name] for name in KERNELS if name in found.encoder), None)
 
 
 def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
-    """Sizes of a ViT by the names of arguments; None for what its tensors do not tell."""
+    """Sizes of an encoder by the names of arguments; None for what its tensors do not tell."""
+    if found.encoder_type is TinyViTEncoder:
+        return dict(found.stated)
     second = found.encoder.get("blocks.0.mlp.linear2.weight")  # the first may make gates too
-    norm = "blocks.0.norm1.weight" if found.is_sam else "norm.weight"
+    norm = "blocks.0.norm1.weight" if found.encoder_type is SAMEncoder else "norm.weight"
     return {
         "hidden_size": found.encoder[norm].numel() if norm in found.encoder else None,
         "mlp_dim": second.shape[-1] if second is not None and second.ndim else None,
         "num_layers": depth(found.encoder),
         "num_heads": found.num_heads,
-        **found.windows,
+        **found.stated,
     }
 
 

@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_dvpt.networks.encoders import check_swin_sizes, check_vit_sizes
+from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, TinyViTEncoder, check_swin_sizes, check_vit_sizes
 from monai_dvpt.networks.methods import DVPT
 from monai_dvpt.utils import InputError, file_sha256, naming
 
-from .backbone import HEADS, POSITIONS, Backbone, backbone_of, encoder_sizes, patch_kernel
+from .archives import opened_weights
+from .backbone import POSITIONS, Backbone, backbone_of, encoder_sizes, patch_kernel, usual_heads
 from .load import NEVER_USED
 from .normalisation import Normalisation, read_normalisation
 from .recognise import PretrainedWeights, recognise
 from .resize import sincos_grid
+from .tiny_vit_layout import STEM
 from .weight_files import find_file, read_config, read_weights, shards_of
 
 __all__ = ["Fit", "WeightFile", "WeightsDescription", "describe_weights"]
@@ -70,7 +72,8 @@ class WeightsDescription:
         normalisation: of its images; None if it is not known.
         normalisation_error: why what stands beside the file about it cannot be used; else "".
         fits: for each network of the encoder's kind, a ViT or a Swin transformer, whether it can take the weights.
-        dvpt_parameters: number of parameters that DVPT trains in the encoder by default; None if it does not fit.
+        dvpt_parameters: number of parameters that DVPT trains in the encoder by default; None if its bottleneck is not
+            narrower than the tokens, or layers lack tensors.
         beside: names of the tensors of a head and a decoder, which a network takes if they are its own.
         unused: names of all other tensors.
     """
@@ -105,22 +108,27 @@ def describe_weights(source: str | os.PathLike) -> WeightsDescription:
     Raises:
         InputError: if there is no such file, or what lies beside it cannot be read.
     """
-    path = find_file(source)
-    with naming(path):
-        config = read_config(path)
-        try:
-            found = recognise(read_weights(path), config)
-            files = _files([path, *shards_of(path)])
-        except InputError as error:
-            return WeightsDescription(_files([path]), refused=str(error).removeprefix(f"{path}: "))
+    file = find_file(source)
+    with opened_weights(file) as path, naming(path):
+        return _describe(path, None if path == file else file)
+
+
+def _describe(path: Path, archive: Path | None) -> WeightsDescription:
+    """Describes the weights at ``path``, which may be out of an archive."""
+    config = read_config(path)
+    try:
+        found = recognise(read_weights(path), config)
+        files = _files([archive] if archive else [path, *shards_of(path)])
+    except InputError as error:
+        return WeightsDescription(_files([archive or path]), refused=str(error).removeprefix(f"{path}: "))
     beside = [*found.outside, *(found.head_name + name for name in found.head)]
     of_a_method = {name for name in (*found.encoder, *beside) if name.startswith(OF_A_METHOD)}
     found.encoder = {name: each for name, each in found.encoder.items() if name not in of_a_method}
     try:
-        sizes, assumed = _swin_sizes(found) if found.is_swin else _vit_sizes(found, backbone_of(path, found, config))
+        sizes, assumed = _sizes(found, backbone_of(path, found, config))
     except (LookupError, RuntimeError, ArithmeticError) as error:
         return WeightsDescription(files, refused=f"has tensors of shapes that no {found.kind} has: {error}")
-    widths = _widths(sizes)
+    missing = _missing_tensor(found.encoder, sizes.get("num_layers", 0))
     normalisation, problem = None, ""
     try:
         normalisation = read_normalisation(path, config, found.family)
@@ -135,8 +143,8 @@ def describe_weights(source: str | os.PathLike) -> WeightsDescription:
         parameters=sum(each.numel() for name, each in found.encoder.items() if not NEVER_USED.search(name)),
         normalisation=normalisation,
         normalisation_error=problem,
-        fits=list(_swin_fits(sizes) if found.is_swin else _vit_fits(sizes)),
-        dvpt_parameters=_dvpt_parameters(widths),
+        fits=list(_fits(found, sizes, missing)),
+        dvpt_parameters=None if missing else _dvpt_parameters(_widths(sizes)),
         beside=[name for name in beside if name not in of_a_method],
         unused=[*found.unused, *sorted(of_a_method)],
     )
@@ -144,6 +152,15 @@ def describe_weights(source: str | os.PathLike) -> WeightsDescription:
 
 def _files(paths: Sequence[Path]) -> list[WeightFile]:
     return [WeightFile(path, path.stat().st_size, file_sha256(path)) for path in paths]
+
+
+def _sizes(found: PretrainedWeights, told: Backbone | None) -> tuple[dict[str, Any], list[str]]:
+    """The sizes of an encoder, and the names of those that are assumed."""
+    if found.encoder_type is SwinEncoder:
+        return _swin_sizes(found)
+    if found.encoder_type is TinyViTEncoder:
+        return {"spatial_dims": 2, "in_channels": found.encoder[STEM].shape[1], **found.stated}, []
+    return _vit_sizes(found, told)
 
 
 def _vit_sizes(found: PretrainedWeights, told: Backbone | None) -> tuple[dict[str, Any], list[str]]:
@@ -159,15 +176,31 @@ def _vit_sizes(found: PretrainedWeights, told: Backbone | None) -> tuple[dict[st
             sizes["img_size"] = _one_or_each([tokens * side for tokens, side in zip(grid, patch, strict=True)])
     sizes |= {name: value for name, value in encoder_sizes(found).items() if value is not None}
     assumed = []
-    if "num_heads" not in sizes and sizes.get("hidden_size") in HEADS:
-        sizes["num_heads"] = HEADS[sizes["hidden_size"]]
+    usual = usual_heads(sizes.get("hidden_size"), found.family)
+    if "num_heads" not in sizes and usual:
+        sizes["num_heads"] = usual
         assumed.append("num_heads")
     sizes["qkv_bias"] = "blocks.0.attn.qkv.bias" in found.encoder
     sizes["class_token"] = "cls_token" in found.encoder
     stated = {"layer_norm_eps": found.layer_norm_eps, "activation": found.activation}
     sizes |= {name: value for name, value in stated.items() if value is not None}
     sizes["pre_norm"] = found.pre_norm
+    if found.layout:
+        sizes["layout"] = found.layout
     return sizes, assumed
+
+
+def _missing_tensor(encoder: Mapping[str, Any], num_layers: int) -> str:
+    """The first tensor that one layer of a ViT lacks and another has; "" if all layers have the same."""
+    of_layer: dict[int, set[str]] = {}
+    for name in encoder:
+        if match := re.fullmatch(r"blocks\.(\d+)\.(.*)", name):
+            of_layer.setdefault(int(match[1]), set()).add(match[2])
+    whole = set().union(*of_layer.values())
+    lacking = (
+        f"blocks.{layer}.{name}" for layer in range(num_layers) for name in sorted(whole - of_layer.get(layer, set()))
+    )
+    return next(lacking, "")
 
 
 def _swin_sizes(found: PretrainedWeights) -> tuple[dict[str, Any], list[str]]:
@@ -204,6 +237,9 @@ def _swin_sizes(found: PretrainedWeights) -> tuple[dict[str, Any], list[str]]:
 
 def _widths(sizes: Mapping[str, Any]) -> list[int]:
     """Token width of every layer."""
+    if "embed_dims" in sizes:  # the first stage is of convolutions
+        stages = zip(sizes["embed_dims"][1:], sizes["depths"][1:], strict=True)
+        return [width for width, depth in stages for _ in range(depth)]
     if "depths" in sizes:
         return [sizes["feature_size"] * 2**stage for stage, depth in enumerate(sizes["depths"]) for _ in range(depth)]
     return [sizes.get("hidden_size", 0)] * sizes.get("num_layers", 0)
@@ -216,8 +252,21 @@ def _dvpt_parameters(widths: Sequence[int]) -> int | None:
         return None
 
 
-def _vit_fits(sizes: Mapping[str, Any]) -> Iterator[Fit]:
-    problem = ""
+def _fits(found: PretrainedWeights, sizes: Mapping[str, Any], missing: str) -> Iterator[Fit]:
+    if found.encoder_type is SwinEncoder:
+        yield from _swin_fits(sizes, found)
+    elif found.encoder_type is TinyViTEncoder:
+        yield Fit("DVPTTinyViTSegmenter", True, "in 2D")
+    elif found.encoder_type is SAMEncoder:
+        problem = f"the file lacks {missing}" if missing else ""
+        for name in ("DVPTSAMSegmenter", "DVPTSAMClassifier"):
+            yield Fit(name, not problem, problem or f"in {sizes['spatial_dims']}D")
+    else:
+        yield from _vit_fits(sizes, missing)
+
+
+def _vit_fits(sizes: Mapping[str, Any], missing_tensor: str) -> Iterator[Fit]:
+    problem = f"the file lacks {missing_tensor}" if missing_tensor else ""
     if missing := [name for name in ("hidden_size", "mlp_dim", "num_layers") if not sizes.get(name)]:
         problem = f"the file does not tell {', '.join(missing)}"
     elif "num_heads" in sizes:
@@ -239,13 +288,16 @@ def _vit_fits(sizes: Mapping[str, Any]) -> Iterator[Fit]:
     yield Fit("DVPTUNETR", not problem, problem or into + without + resized)
 
 
-def _swin_fits(sizes: Mapping[str, Any]) -> Iterator[Fit]:
+def _swin_fits(sizes: Mapping[str, Any], found: PretrainedWeights) -> Iterator[Fit]:
     names = ("spatial_dims", "in_channels", "patch_size", "depths", "num_heads", "window_size", "feature_size")
     values = [sizes.get(name, 1 if name == "window_size" else None) for name in names]
     problem = _problem(check_swin_sizes, *values)
     into = f"in {sizes['spatial_dims']}D"
     width = sizes["feature_size"]
     narrow = "" if width % 12 == 0 else f"feature_size must be a multiple of 12, got {width}"
+    if found.swin_sizes:  # of photographs
+        narrow = "they merge no tokens after the last stage, and its decoder reads merged ones"
+        into += ", with final_norm=True"
     yield Fit("DVPTSwinUNETR", not (problem or narrow), problem or narrow or into)
     yield Fit("DVPTSwinClassifier", not problem, problem or into)
 

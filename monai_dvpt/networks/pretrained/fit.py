@@ -27,6 +27,7 @@ from .resize import (
     sincos_grid,
     token_grid,
 )
+from .tiny_vit_layout import STEM
 
 if TYPE_CHECKING:
     from .load import PretrainedReport
@@ -111,6 +112,9 @@ def fit_encoder(
             if max(tensor.shape[2:]) > MAX_PATCH:
                 raise InputError(f"the patch must have sides of at most {MAX_PATCH}, got {_times(tensor.shape[2:])}.")
             tensor, resized = _fit_kernel(tensor, encoder[name], axis, how)
+        elif name == STEM and tensor.shape[1] != encoder[name].shape[1]:
+            how.append(f"{tensor.shape[1]} to {encoder[name].shape[1]} input channels")
+            tensor = adapt_channels(tensor.double(), encoder[name].shape[1])
         elif name == POSITIONS:
             tensor, resized = _fit_positions(found, net.encoder().grid, axis, how, report.facts)
         elif name in tables and len(tensor) != len(encoder[name]):

@@ -186,7 +186,7 @@ def _load(
         raise InputError(f"has tensors of shapes that no {found.kind} has: {error}") from error
     tensors |= _fit_outside(net, found, report)
     _check(net, found, tensors, min_match)
-    if found.is_swin:
+    if found.encoder_type is SwinEncoder:
         set_swin(net, found, report.facts)
     else:
         _set_arithmetic(net, found, report)
@@ -201,7 +201,7 @@ def _load(
     net.backbone_file, net.inflate_axis = report.source if whole else None, inflate_axis
     if not whole:
         logger.warning(
-            f"{path}: fills only a part of the backbone, so no file can restore this backbone for an adapter; "
+            f"{report.source}: fills only a part of the backbone, so no file can restore this backbone for an adapter; "
             "keep the whole state dict."
         )
 
@@ -219,14 +219,12 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
         raise InputError(f"{error}") from error
     net.arguments = {**net.arguments, **dict.fromkeys(["layout"] * len(layouts)), **encoder.arithmetic}
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
-    for layout in layouts:
-        report.facts += (
-            [", ".join(f"{name} {value}" for name, value in layout.options.items())] if layout.options else []
-        )
-    if found.num_heads is None:
+    if beyond := [f"{name} {value}" for layout in layouts for name, value in layout.options.items()]:
+        report.facts.append(", ".join(beyond))
+    if found.num_heads is None and "num_heads" not in found.stated:
         heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")
-    for name in [name for name, value in found.windows.items() if value is None]:
+    for name in [name for name, value in found.stated.items() if value is None]:
         report.facts.append(f"{name} {own[name]} as in the network; the file does not say it")
     if report.backbone and not found.is_monai:
         report.facts.append(str(report.backbone))
@@ -244,20 +242,20 @@ def _plane_tokens(net: TunableNetwork, inflate_axis: int) -> int | None:
 
 
 def _check_kind(net: TunableNetwork, found: PretrainedWeights) -> None:
-    own_kind = isinstance(net.encoder(), SwinEncoder), isinstance(net.encoder(), SAMEncoder)
-    if (found.is_swin, found.is_sam) != own_kind:
+    if not isinstance(net.encoder(), found.encoder_type):
         raise InputError(f"holds weights of {found.kind}, which do not fit {type(net).__name__}.")
     own = net.arguments
     kernel = patch_kernel(found)
     if kernel is not None and kernel.ndim not in (4, 5):
         raise InputError(f"must have a 2D or 3D patch embedding, got one of shape {tuple(kernel.shape)}.")
     dims = own["spatial_dims"] if kernel is None else kernel.ndim - 2
-    if dims > own["spatial_dims"] or (found.is_sam and dims != own["spatial_dims"]):
+    if dims > own["spatial_dims"] or (found.encoder_type is SAMEncoder and dims != own["spatial_dims"]):
         raise InputError(f"spatial_dims must be {dims}, got {own['spatial_dims']}.")
-    if found.is_swin:
+    if found.encoder_type is SwinEncoder:
         return check_swin(net, found)
     facts = encoder_sizes(found)
     own_facts = {**own, **net.encoder().arithmetic, "num_layers": len(net.encoder().blocks)}
+    own_facts = {k: list(v) if isinstance(v, tuple) else v for k, v in own_facts.items()}
     wrong = {k: v for k, v in facts.items() if v is not None and v != own_facts[k]}
     if "blocks.0.attn.qkv.bias" in found.encoder and not own["qkv_bias"]:
         wrong["qkv_bias"] = True

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from monai_dvpt.networks.encoders import Encoder, SwinEncoder, ViTEncoder
 from monai_dvpt.utils import InputError, check_type
 
 from .choose_network import choose_network, places
 from .normalisation import family_of
 from .sam_layouts import SAM_LAYOUTS, read_sam
 from .swin_layouts import SWIN_LAYOUTS
+from .tiny_vit_layout import TINY_VIT, read_tiny_vit
 from .vit_formats import FORMATS, UNREPRESENTABLE, ViTFormat, rename
 from .vit_to_monai import add_layout, fill_encoder, has_no_positions
 
@@ -36,9 +38,8 @@ class PretrainedWeights:
     head: State = field(default_factory=dict)  # "weight" and "bias" of a linear classifier
     head_name: str = "classification_head."  # their root in the file
     unused: list[str] = field(default_factory=list)  # names in the file
-    is_swin: bool = False
-    is_sam: bool = False
-    windows: dict[str, Any] = field(default_factory=dict)  # SAM's "window_size" and "global_layers", None if not known
+    encoder_type: type[Encoder] = ViTEncoder
+    stated: dict[str, Any] = field(default_factory=dict)  # arguments of other networks than ViTs, None if not known
     is_monai: bool = False  # then the classifier may belong to any pooling
     layer_norm_eps: float | None = None  # None for MONAI's own layouts: as in the network
     activation: str | None = None
@@ -83,7 +84,7 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
     for swin in SWIN_LAYOUTS:
         if found := places(states, swin.signature):
             root, tensors, others = choose_network(states, found)
-            source = PretrainedWeights(swin.kind, {}, is_swin=True)
+            source = PretrainedWeights(swin.kind, {}, encoder_type=SwinEncoder)
             swin.convert(source, root, tensors, config)
             return _with_others(source, others)
     for signature, convert in _MONAI:
@@ -94,6 +95,9 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         if found := places(states, sam.signature):
             root, tensors, others = choose_network(states, found)
             return _with_others(PretrainedWeights(**read_sam(sam, root, tensors, config)), others)
+    if found := places(states, TINY_VIT):
+        root, tensors, others = choose_network(states, found)
+        return _with_others(PretrainedWeights(**read_tiny_vit(root, tensors)), others)
     layout = next((layout for layout in FORMATS if places(states, layout.signature)), None)
     if layout is not None:
         root, tensors, others = choose_network(states, places(states, layout.signature))
@@ -108,8 +112,9 @@ def recognise(states: Mapping[str, State], config: Mapping[str, Any], tokens: in
         if places(states, signature):
             raise InputError(f"holds {what}, a convolutional network: it has no transformer to tune.")
     raise InputError(
-        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of SAM, of a Swin "
-        f"transformer (timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named {sorted(tensors)[:5]}."
+        f"must hold weights of a ViT (timm, Hugging Face, MAE, CLIP, DINOv2, Google, MONAI), of SAM, of LiteMedSAM, of "
+        f"a Swin transformer (timm, Hugging Face) or of MONAI's UNETR or SwinUNETR, got tensors named "
+        f"{sorted(tensors)[:5]}."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from monai_dvpt.networks.blocks import AXES
+from monai_dvpt.networks.encoders import SAMEncoder
 from monai_dvpt.utils import MAX_TENSORS, InputError, check_type
 
 from .choose_network import depth
@@ -102,11 +103,11 @@ def read_sam(layout: SAMLayout, root: str, tensors: State, config: Mapping[str, 
         "kind": "SAM-Med3D" if dims == 3 else layout.kind,
         "encoder": encoder,
         "unused": unused,
-        "is_sam": True,
+        "encoder_type": SAMEncoder,
         "layer_norm_eps": config.get("layer_norm_eps", EPS),
         "activation": config.get("hidden_act", "gelu"),
         "num_heads": _heads(encoder, config),
-        "windows": _windows(encoder, dims, sides[0], config),
+        "stated": _windows(encoder, dims, sides[0], config),
         "square": True,
     }
 

@@ -63,8 +63,8 @@ _HUGGING_FACE = (
     (r"\.attention\.v_proj\.", ".attn.value."),
     (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.attention\.(?:self|relative_position_bias)\.", ".attn."),
-    (r"\.(?:layernorm_before)\.", ".norm1."),
-    (r"\.(?:layernorm_after)\.", ".norm2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
     (r"^layernorm\.", "norm."),
@@ -79,7 +79,7 @@ _KNOWN = re.compile(
     re.VERBOSE,
 )
 _OF_ENCODER = re.compile(r"(embeddings|encoder|layers|patch_embed|norm|absolute_pos_embed)\b")
-_UNNEEDED = re.compile(r"mask_token|attn_mask|relative_coords_table")
+_UNNEEDED = re.compile(r"mask_token|attn_mask")
 _UNREPRESENTABLE = (
     ("SwinV2's cosine attention and continuous position bias", r"logit_scale|cpb_mlp|continuous_position_bias"),
     ("absolute position embeddings", r"absolute_pos_embed|position_embeddings"),
@@ -117,7 +117,10 @@ def _from_original(source: PretrainedWeights, root: str, tensors: State, inner: 
             stage = re.match(r"layers\.(\d)\.", own)
             number = int(stage[1]) + 1 - (later and ".downsample." in own) if stage else 0
             own = re.sub(r"^layers\.\d\.", f"layers{number}.0.", own)
-            state[re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", own)] = tensor
+            own = re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", own)
+            if own in state:
+                raise InputError(f"has {own} twice, the second time as {name}.")
+            state[own] = tensor
         else:
             for what, pattern in _UNREPRESENTABLE:
                 if re.search(pattern, own):
@@ -128,7 +131,7 @@ def _from_original(source: PretrainedWeights, root: str, tensors: State, inner: 
         source.swin_sizes = _sizes(source.encoder)
     except KeyError as error:
         raise InputError(f"must have {error.args[0]}, under its name in {source.kind}.") from error
-    except (IndexError, RuntimeError, ArithmeticError, ValueError) as error:
+    except (IndexError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"has tensors of shapes that no {source.kind} has: {error}") from error
 
 
@@ -137,9 +140,8 @@ def _with_joined_queries(state: State, how: dict[str, str]) -> State:
     joined: State = {}
     for name, tensor in state.items():
         if match := re.fullmatch(r"(.*\.attn\.)(query|key|value)\.(weight|bias)", name):
-            if match[2] == "query":
-                parts = [state[f"{match[1]}{part}.{match[3]}"] for part in ("query", "key", "value")]
-                joined[new := f"{match[1]}qkv.{match[3]}"] = torch.cat(parts)
+            if (new := f"{match[1]}qkv.{match[3]}") not in how:
+                joined[new] = torch.cat([state[f"{match[1]}{part}.{match[3]}"] for part in ("query", "key", "value")])
                 how[new] = "joined from query, key and value"
         else:
             joined[name] = tensor

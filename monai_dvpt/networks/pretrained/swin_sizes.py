@@ -50,7 +50,11 @@ def check_merging(path: Path, net: TunableNetwork, found: PretrainedWeights) -> 
             than the network's, or its metadata cannot be read.
     """
     file = path.parent.parent / METADATA
-    is_merging = found.is_swin and net.arguments["spatial_dims"] == 3 and net.arguments["downsample"] == "merging"
+    is_merging = (
+        found.encoder_type is SwinEncoder
+        and net.arguments["spatial_dims"] == 3
+        and net.arguments["downsample"] == "merging"
+    )
     if not is_merging or path.parent.name != "models" or not file.is_file():
         return
     version = re.match(r"(\d{1,4})\.(\d{1,4})", str(read_json(file).get("monai_version")))
@@ -63,7 +67,8 @@ def check_merging(path: Path, net: TunableNetwork, found: PretrainedWeights) -> 
 def set_swin(net: TunableNetwork, found: PretrainedWeights, facts: list[str]) -> None:
     """Sets what the weights of a Swin transformer do not tell, as the source has it where this is known."""
     if not found.swin_sizes:
-        known = ("num_heads", "window_size", "downsample", "normalize")
+        known = ["num_heads", "window_size", "downsample", "normalize"]
+        known += ["window_shift"] * bool(net.arguments.get("final_norm"))
         said = ", ".join(f"{name} {net.arguments[name]}" for name in known if name in net.arguments)
         facts.append(f"{said} as in the network; the file does not say it")
         if net.arguments["spatial_dims"] == 3 and net.arguments["downsample"] == "merging":

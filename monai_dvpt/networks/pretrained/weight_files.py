@@ -152,7 +152,7 @@ def _fetch(repository: str, name: str, revision: str | None) -> Path | None:
     except hub.errors.LocalEntryNotFoundError:  # the server cannot be asked
         known = hub.try_to_load_from_cache(repository, name, revision=revision)
         absent = known is not None and not isinstance(known, str)  # as the server said before
-        if absent or (name not in WEIGHT_FILES and hub.is_offline_mode()):
+        if absent or (name not in WEIGHT_FILES and hub.constants.HF_HUB_OFFLINE):
             return None
         raise
     except hub.errors.EntryNotFoundError:

@@ -271,12 +271,20 @@ class TestRates(unittest.TestCase):
         self.assertEqual(plan["learning_rates"]["method"], 3e-3)  # nothing in the encoder is trained
         reason = plan.choices["learning_rates"].reason
         self.assertRegex(
-            reason, r"searched: \d+ trials of \d of 8 epochs .*scored by val_kappa.*head 1e-09, .*the best is taken"
+            reason,
+            r"searched: \d+ trials of \d of 8 epochs .*scored by val_kappa: the best is taken, .*head 1e-09, ",
         )
-        tried = dict.fromkeys(
-            part.split(":")[0].split(",")[0].split()[-1] for part in reason.split("first: ")[1].split(";")
-        )
-        self.assertIn(f"{plan['learning_rates']['head']:.3g}", tried)
+        self.assertLess(len(reason), 400)
+        details = plan.choices["learning_rates"].details
+        self.assertEqual(details[0]["head"], 1e-9)
+        best = max(float(trial["val_kappa"]) for trial in details)
+        taken = {
+            "head": plan["learning_rates"]["head"],
+            "weight decay": plan["weight_decay"],
+            "val_kappa": f"{best:.3f}",
+        }
+        self.assertIn(taken, details)
+        self.assertEqual(plan.as_json()["learning_rates"]["details"], details)
 
     def searched(self, score) -> tuple[dict, dict, str, int]:
         """Planned and found rates, the reason, and the number of trainings of a long search with such scores."""
@@ -316,7 +324,7 @@ class TestRates(unittest.TestCase):
             return near_a_hundredth(job)
 
         planned, found, reason, _ = self.searched(fails_with_large_rates)
-        self.assertIn("failed with OutOfMemoryError", reason)
+        self.assertRegex(reason, r"; [1-9]\d* failed with OutOfMemoryError\.$")
         self.assertIn("the best is taken", reason)
         self.assertLess(abs(math.log10(found["learning_rates"]["head"]) + 2), 0.5)
 
@@ -404,6 +412,25 @@ class TestCommand(unittest.TestCase):
                     self.assertEqual(main(["new", str(root), *options, *words]), 1)
         self.assertRegex(said[0], r"(?m)^grading of \d+ pictures[^$]*^compare backbones: .* training cases\n\Z")
         self.assertRegex(said[1], r"(?m)^search of rates: 2 minutes at most, .* training cases\n\Z")
+
+    def test_weights_are_checked_before_an_image_is_read(self):
+        root = save_knees(self.folder / "knees", 3)
+        table = shutil.copy(root / "labels.csv", self.folder / "no weights.pt")
+        options = (root, "--outputs", "kl_grade", "--task", "grading")
+        written = ("--output", self.bundle)
+        with patch("monai_dvpt.apps.new_bundle.new.measure_cases", side_effect=AssertionError) as measure:
+            for words, message in (
+                ((*written, "--backbone", table), "no weights.pt"),
+                ((*written, "--backbone", self.folder / "gone.pt"), "gone.pt"),
+                (("--check", "--backbone", self.folder / "gone.pt"), "gone.pt"),
+                (written, "pictures need the weights .* pass --backbone FILE"),
+            ):
+                with self.subTest(message):
+                    status, out, err = self.new(*options, *words)
+                    self.assertEqual((status, out), (1, ""))
+                    self.assertRegex(err, rf"\Aerror: .*{message}.*\n\Z")
+        measure.assert_not_called()
+        self.assertEqual(self.new(*options, "--check")[0], 0)  # only to look, no weights are needed
 
     def test_bad_arguments_are_one_line(self):
         root = save_knees(self.folder / "knees", 3)

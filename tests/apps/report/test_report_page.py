@@ -329,6 +329,18 @@ class TestTolerance(ReportTestCase):
         best.write_bytes(b"another")
         self.assertNotIn("of another adapter", self.page().text)
 
+    def test_how_a_setting_was_found_is_a_folded_table(self):
+        make_bundle(self.bundle)
+        details = [{"head": 0.001, "val_kappa": "0.5"}, {"head": 0.25, "val_kappa": ATTACK}]
+        choice = {"value": 0.25, "reason": "searched.", "details": details}
+        save_json(
+            self.bundle / "configs/plan.json", {"rates": choice, "odd": {"value": 1, "reason": "", "details": [3]}}
+        )
+        page = self.page()
+        expected = [["trial", "head", "val_kappa"], ["1", "0.001", "0.5"], ["2", "0.25", ATTACK]]
+        self.assertEqual(page.tables["How rates were found"], expected)
+        self.assertNotIn("How odd were found", page.tables)
+
     def test_few_cases_are_a_warning(self):
         make_bundle(self.bundle)
         text = self.page().text

@@ -40,8 +40,8 @@ from monai_dvpt.networks.methods import METHODS, Method
 from monai_dvpt.networks.parts import count_parameters, parameter_groups, tune
 from monai_dvpt.utils import InputError
 
-NETS = ("vit_cls_2d", "unetr_3d_patch_8", "segmenter_2d_conv", "sam_2d", "swin_unetr_2d")
-WINDOWS = ("sam_2d", "swin_unetr_2d")  # of tokens
+NETS = ("vit_cls_2d", "unetr_3d_patch_8", "segmenter_2d_conv", "sam_2d", "tiny_vit_2d", "swin_unetr_2d")
+WINDOWS = ("sam_2d", "tiny_vit_2d", "swin_unetr_2d")  # of tokens
 IMPOSSIBLE = [
     *(("vpt_shallow", case) for case in ("unetr_3d_patch_8", *WINDOWS)),
     *(("vpt_deep", case) for case in WINDOWS),
@@ -127,7 +127,7 @@ def expected_trainable(plain: nn.Module, net: nn.Module, method: str) -> set[str
 def expected_decayed(net: nn.Module) -> set[str]:
     """Names of what weight decay should act on, judged by names and dimensions alone."""
     others = ("prompts", "cls_token", "position_embeddings", "relative_position_bias_table")
-    others += ("rel_pos_h", "rel_pos_w")
+    others += ("rel_pos_h", "rel_pos_w", "attention_biases")
     return {name for name, parameter in trainable(net).items() if parameter.ndim > 1 and not name.endswith(others)}
 
 

@@ -205,6 +205,15 @@ class TestDescribe(unittest.TestCase):
             load_pretrained(nets.DVPTViT(3, 32, 16, 48, 48, 2, 3, spatial_dims=2), path)
         self.assertEqual(str(caught.exception), f"{path}: {found.refused}")
 
+    def test_layer_without_a_tensor(self):
+        state = {name: each for name, each in timm_state().items() if name != "blocks.1.mlp.fc2.weight"}
+        path = save(self.folder / "weights.pt", state, {"num_attention_heads": 6})
+        found = describe_weights(path)
+        self.assertEqual({fit.how for fit in found.fits}, {"the file lacks blocks.1.mlp.linear2.weight"})
+        self.assertFalse(any(fit.fits for fit in found.fits))
+        with self.assertRaisesRegex(InputError, r"missing \['blocks.1.mlp.linear2.weight'\]"):
+            load_pretrained(build(found, "DVPTViT", **DVPT_SIZES), path, verbose=False)
+
     def test_no_file(self):
         with self.assertRaisesRegex(InputError, "none.pt: .*existing file"):
             describe_weights(self.folder / "none.pt")

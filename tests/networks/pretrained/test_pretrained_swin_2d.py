@@ -248,6 +248,16 @@ class TestSwin2D(unittest.TestCase):
                 torch.testing.assert_close(again(image), source(image).logits, **TOLERANCE)
             self.assertGreater((again(image) - source(image).logits).abs().max(), 0.01)
 
+    def test_its_own_state(self):
+        """A network of this kind as it was saved; the report says what the file does not tell."""
+        net, again = randomise(swin(window_shift="timm"), 5), swin(window_shift="timm")
+        report = load_pretrained(again, save(self.folder / "own.pt", net.state_dict()), verbose=False)
+        self.assertEqual(report.initialised, [])
+        self.assertRegex(report.facts[0], "downsample merging, window_shift timm as in the network; the file does not")
+        image = noise(1, 3, 70, 200)
+        with torch.no_grad(), disable_adapter(net), disable_adapter(again):
+            torch.testing.assert_close(again(image), net(image), rtol=0, atol=0)
+
     def test_prefix(self):
         """Images whose sides no merging halves evenly have prefixes too."""
         net = swin(start_layer=4)
@@ -367,9 +377,16 @@ class TestRefusals(unittest.TestCase):
         del state[name]
         self.check_refused(swin(), state, reason)
 
-    def test_query_without_key(self):
-        state = {name: tensor for name, tensor in of_hugging_face().state_dict().items() if "k_proj" not in name}
-        self.check_refused(swin(), state, r"must have layers1\.0\.blocks\.0\.attn\.key\.weight")
+    @parameterized.expand([("k_proj", "key"), ("q_proj", "query")])
+    def test_query_without_key(self, part, missing):
+        state = {name: tensor for name, tensor in of_hugging_face().state_dict().items() if part not in name}
+        self.check_refused(swin(), state, rf"must have layers1\.0\.blocks\.0\.attn\.{missing}\.weight", min_match=0.1)
+
+    def test_two_names_for_one_tensor(self):
+        state = of_hugging_face().state_dict()
+        block = "swin.encoder.layers.0.blocks.1."
+        state[block + "intermediate.dense.bias"] = noise(4 * WIDTH)
+        self.check_refused(swin(), state, f"has layers1.0.blocks.1.mlp.linear1.bias twice, .* {block}intermediate")
 
     @parameterized.expand(
         [
@@ -397,6 +414,10 @@ class TestRefusals(unittest.TestCase):
         self.assertEqual(net(noise(1, 3, 65, 65)).shape, (1, CLASSES))
         with self.assertRaisesRegex(ValueError, "must have 2 sides"):
             net(noise(1, 3, 65, 65, 65))
+
+    def test_the_decoder_of_swin_unetr_needs_tokens_of_two_pixels(self):
+        with self.assertRaisesRegex(ValueError, "patch_size must be 2, as the decoder doubles .* got 4"):
+            DVPTSwinUNETR(3, 2, patch_size=4, feature_size=WIDTH, spatial_dims=2, **DVPT_SIZES)
 
     def test_window_shift(self):
         with self.assertRaisesRegex(ValueError, r"must be one of \['monai'\] without final_norm, got timm"):

@@ -222,6 +222,14 @@ class TestReleases(unittest.TestCase):
         with torch.no_grad():
             torch.testing.assert_close(one(image), other(image), rtol=0, atol=0)
 
+    def test_numbers_as_earlier_numpy_wrote_them(self):
+        torch.save(vocomni(released(True)), self.path, _use_new_zipfile_serialization=False)
+        content = self.path.read_bytes()
+        self.assertIn(b"cnumpy._core.multiarray\nscalar\n", content)
+        self.path.write_bytes(content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+        report = load_pretrained(ours(use_v2=True), self.path, verbose=False)
+        self.assertEqual((report.initialised, report.unused), ([], []))
+
     def test_numbers_of_numpy_hide_no_tensors(self):
         """A checkpoint whose weights are NumPy's arrays has none, and an object that is no number stays refused."""
         for content, words in (

@@ -15,7 +15,25 @@ from .plan_volumes import plan_volumes
 from .planning import Choice, Data, Plan
 from .step import MeasureSteps, measure_steps
 
-__all__ = ["Choice", "Plan", "make_plan"]
+__all__ = ["Choice", "Plan", "check_backbones", "make_plan"]
+
+
+def check_backbones(collection: Collection, backbones: Sequence[str | os.PathLike | None]) -> None:
+    """
+    Refuses pictures without a file of weights.
+
+    Args:
+        collection: the cases.
+        backbones: files of pretrained weights; None for those of the package.
+
+    Raises:
+        InputError: if there are pictures, and the weights of the package would be taken; names what to pass.
+    """
+    if collection.spatial_dims == 2 and None in backbones:
+        raise InputError(
+            "pictures need the weights of a pretrained vision transformer: pass --backbone FILE, such as "
+            "dinov2_vits14_pretrain.pth of DINOv2; the package has weights for volumes alone."
+        )
 
 
 def make_plan(
@@ -39,11 +57,7 @@ def make_plan(
     Raises:
         InputError: if pictures have no ``backbone``, or it is none that fits; names what to pass.
     """
-    if backbone is None and collection.spatial_dims == 2:
-        raise InputError(
-            "pictures need the weights of a pretrained vision transformer: pass --backbone FILE, such as "
-            "dinov2_vits14_pretrain.pth of DINOv2; the package has weights for volumes alone."
-        )
+    check_backbones(collection, [backbone])
     training = [(collection.cases[index], each) for index in parts["training"] if (each := measurements[index])]
     if not training:
         raise InputError(f"{collection.root}: there must be cases to train, got none.")

@@ -50,10 +50,12 @@ class Choice:
     Attributes:
         value: a number, a text, a list or an object of these.
         reason: one sentence.
+        details: rows of a table alike, each a mapping, for those who ask how it was found; a page folds them.
     """
 
     value: Any
     reason: str
+    details: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass
@@ -73,8 +75,8 @@ class Plan:
         """The value of a choice."""
         return self.choices[name].value
 
-    def choose(self, name: str, value: Any, reason: str) -> None:
-        self.choices[name] = Choice(value, reason)
+    def choose(self, name: str, value: Any, reason: str, details: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.choices[name] = Choice(value, reason, details)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -87,8 +89,12 @@ class Plan:
             yield f"{name:<{width}}  {_text(choice.value)}: {choice.reason}"
 
     def as_json(self) -> dict[str, Any]:
-        """By name the value and the reason of every choice, as plan.json has it."""
-        return {name: {"value": choice.value, "reason": choice.reason} for name, choice in self.choices.items()}
+        """By name the value, the reason and perhaps the details of every choice, as plan.json has it."""
+        return {
+            name: {"value": choice.value, "reason": choice.reason}
+            | ({"details": list(choice.details)} if choice.details else {})
+            for name, choice in self.choices.items()
+        }
 
 
 def _text(value: Any) -> str:

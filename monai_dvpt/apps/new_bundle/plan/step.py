@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["MAX_SECONDS", "MAX_SHARE", "MeasureSteps", "Step", "measure_steps"]
+__all__ = ["MAX_SECONDS", "MAX_SHARE", "TIMEOUT", "MeasureSteps", "Step", "measure_steps"]
 
 MAX_SECONDS = 3.0
 """Of a training step: 1,000 of them then take less than an hour."""
 MAX_SHARE = 0.5
 """Of the memory, for a training step."""
-TIMEOUT = 180  # seconds for all steps
+TIMEOUT = 180
+"""Seconds for all steps."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -221,18 +222,25 @@ def _take_best(plan: Plan, trials: Trials, how: str) -> None:
     def score(row: Mapping[str, Any]) -> str:
         return f"failed with {row['failed']}" if "failed" in row else f"{row['score']:.3f}"
 
-    tried = "; ".join(f"{words(row)}: {score(row)}" for row in rows)
+    tried = [{**{WORDS[setting]: row[setting] for setting in searched}, rows[0]["metric"]: score(row)} for row in rows]
     edge = f"; {' and '.join(edges)} at the edge of what was tried, so a better value may lie beyond" if edges else ""
-    result = "the best is taken" if better else "no trial was better than the planned one, which is kept"
+    if better:
+        taken = max(rows, key=_finite)
+        result = f"the best is taken, {score(taken)}; the planned one ({words(rows[0])}) has {score(rows[0])}"
+    else:
+        result = f"no trial was better than the planned one, {score(rows[0])}, which is kept"
+    failed = "".join(
+        f"; {count} {how}" for how, count in Counter(score(row) for row in rows if "failed" in row).items()
+    )
     reason = (
         f"searched: {len(rows)} trials of {trials.epochs} of {trials.max_epochs} epochs ({how}), scored by "
-        f"{rows[0]['metric']}, the planned one first: {tried}; {result}{edge}."
+        f"{rows[0]['metric']}: {result}{edge}{failed}."
     )
     rates = {
         part: (best.encoder_rate or rate) if part == "method" else best.head_rate
         for part, rate in plan["learning_rates"].items()
     }
-    plan.choose("learning_rates", rates, reason)
+    plan.choose("learning_rates", rates, reason, tried)
     plan.choose("weight_decay", best.weight_decay, "searched with the learning rates, see there.")
 
 

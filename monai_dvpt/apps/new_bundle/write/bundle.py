@@ -17,7 +17,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monai_dvpt.data.datalist import CHECK
-from monai_dvpt.utils import InputError, atomic_path, fingerprint, naming, to_json
+from monai_dvpt.utils import InputError, atomic_path, fingerprint, naming, progress, to_json
 from monai_dvpt.utils.typed import path_for_config
 
 from ..check.rules import name_problem
@@ -180,7 +180,8 @@ def _write_lists(
         return write_grade_list(configs, collection, parts)
     indices = sorted(index for section in parts.values() for index in section)
     (folder / "labels" / below).mkdir(parents=True, exist_ok=True)
-    written = write_label_maps(folder / "labels" / below, collection, indices, labels)
+    shown = progress(indices, "write the label maps")
+    written = write_label_maps(folder / "labels" / below, collection, shown, labels)
     files = {index: f"{below}/{name}" if below else name for index, name in written}
     if collection.spatial_dims == 3:
         return write_volume_list(configs, collection, parts, files)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ class LabelValues:
 
 
 def write_label_maps(
-    folder: Path, collection: Collection, indices: Sequence[int], values: LabelValues
+    folder: Path, collection: Collection, indices: Iterable[int], values: LabelValues
 ) -> Iterator[tuple[int, str]]:
     """
     Writes the label map of every case: ``NAME.nii.gz``, uint8, with the affine of the image, or ``NAME.png``.
