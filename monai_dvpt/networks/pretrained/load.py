@@ -94,10 +94,11 @@ def load_pretrained(
     Loads pretrained weights into a network; the network changes only if they fit.
 
     It recognises ViTs of timm, Hugging Face (ViT, MAE, DINOv2 and 3, CLIP vision, SigLIP, SAM), of the original MAE,
-    DINOv2 and 3, EVA-02, CLIP, SAM, MedSAM, SAM-Med3D, LiteMedSAM, Primus and Google releases, Swin transformers of timm,
-    Hugging Face and the original release, and MONAI's ViT, UNETR, SwinUNETR and self-supervised SwinUNETR. It interpolates
-    position embeddings to the network's grid, adapts patch kernels to its patch size and channels, and inflates a 2D
-    ViT to 3D; ``resize.py`` cites the methods. A classifier or decoder of the source is loaded if it fits.
+    DINOv2 and 3, EVA-02, CLIP, SAM, MedSAM, SAM-Med3D, LiteMedSAM, Primus and Google releases, Swin transformers of
+    timm, Hugging Face and the original release, and MONAI's ViT, UNETR, SwinUNETR and self-supervised SwinUNETR. It
+    interpolates position embeddings to the network's grid, adapts patch kernels to its patch size and channels, and
+    inflates a 2D ViT to 3D; ``resize.py`` cites the methods. A classifier or decoder of the source is loaded if it
+    fits.
 
     Args:
         net: the network.
