@@ -58,14 +58,14 @@ class TestFamilies(unittest.TestCase):
     @parameterized.expand(FAMILIES)
     def test_what_was_compared_is_tested(self, _, row):
         cases = re.findall(r"`(\w+)`", row["compared"].replace("`dynamic_network_architectures`", ""))
-        self.assertEqual(cases == [], row["compared"] == "nothing")
+        self.assertTrue(cases)
         for case in cases:
             self.assertRegex(TESTS, rf'"{case}"|(def|class) {case}\b')
 
 
 class TestText(unittest.TestCase):
     def test_networks(self):
-        self.assertGreaterEqual(len(set(networks_in(PAGE))), 6)
+        self.assertGreaterEqual(len(set(networks_in(PAGE))), 7)
 
     def test_tests(self):
         for name in re.findall(r"`((?:test_|Test)\w+)`", PAGE):
