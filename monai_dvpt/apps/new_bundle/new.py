@@ -79,8 +79,8 @@ class NewBundle:
         """
         if self.bundle is None:
             for file in self.backbones:
-                if file is not None:
-                    read_backbone(file)
+                if file is not None and not (backbone := read_backbone(file)).is_vit:
+                    raise InputError(f"{file}: holds a {backbone.kind}, and a bundle is planned for a ViT alone.")
         self.collection = as_drawn(collect(self.data, self.options), self.options.drawn)
         if to_write:
             check_backbones(self.collection, self.backbones)

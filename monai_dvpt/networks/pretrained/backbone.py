@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, TinyViTEncoder
+from monai_dvpt.networks.encoders import SAMEncoder, SwinEncoder, TinyViTEncoder, ViTEncoder
 from monai_dvpt.utils import InputError, naming
 
 from .archives import opened_weights
@@ -55,6 +55,7 @@ class Backbone:
         patch_size: of a token, in pixels: one number, or one a side if they differ.
         img_size: of its images in training, in pixels, in the same way; None if their tokens form no square.
         hidden_size, mlp_dim, num_layers: of the network.
+        is_vit: whether it is a ViT that sees all tokens at once, and not SAM's.
         stated_heads: number of heads if the file or its ``config.json`` states it, else None.
         config: its ``config.json``, or empty.
     """
@@ -69,6 +70,7 @@ class Backbone:
     hidden_size: int
     mlp_dim: int
     num_layers: int
+    is_vit: bool
     stated_heads: int | None
     config: Mapping[str, Any] = field(repr=False, compare=False)
 
@@ -192,6 +194,7 @@ def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any])
         hidden_size=sizes["hidden_size"],
         mlp_dim=sizes["mlp_dim"],
         num_layers=sizes["num_layers"],
+        is_vit=found.encoder_type is ViTEncoder,
         stated_heads=found.num_heads,
         config=config,
     )

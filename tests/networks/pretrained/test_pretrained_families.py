@@ -391,6 +391,29 @@ class TestFamilies(unittest.TestCase):
             self.assertFalse(torch.equal(net(image), plain(image)))  # the registers are seen
 
 
+class TestShare(unittest.TestCase):
+    """What DVPT trains of an encoder of the size of ViT-B and above, without its weights in memory."""
+
+    @parameterized.expand(
+        [
+            ("DINOv3-B", 768, 3072, 12, 12, {"num_registers": 4, "rope_theta": 100.0}),
+            ("DINOv3-H+", 1280, 5120, 32, 20, {"num_registers": 4, "rope_theta": 100.0, "gated_mlp": True}),
+            ("EVA-02-B", 768, 2048, 12, 12, {"gated_mlp": True, "mlp_norm": True, "rope_theta": 10000.0}),
+            ("UNI", 1024, 4096, 24, 16, None),
+            ("UNI2, Prov-GigaPath", 1536, 4096, 24, 24, {"num_registers": 8, "gated_mlp": True}),
+            ("Virchow", 1280, 3416, 32, 16, {"gated_mlp": True}),
+        ]
+    )
+    def test_at_most_half_a_percent(self, name, hidden_size, mlp_dim, num_layers, num_heads, layout):
+        sizes = {"hidden_size": hidden_size, "mlp_dim": mlp_dim, "num_layers": num_layers, "num_heads": num_heads}
+        with torch.device("meta"):
+            net = DVPTViT(3, 224, 16, spatial_dims=2, num_classes=2, layout=layout, **sizes)
+        trained = sum(parameter.numel() for key, parameter in net.named_parameters() if "dvpt" in key.split("."))
+        whole = sum(parameter.numel() for key, parameter in net.named_parameters() if "cross_attn" not in key)
+        self.assertLessEqual(trained, 0.005 * (whole - trained), name)
+        self.assertGreater(trained, 0)
+
+
 class TestArguments(unittest.TestCase):
     @parameterized.expand(
         [
