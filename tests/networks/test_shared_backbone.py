@@ -66,6 +66,7 @@ class TestShareBackbone(unittest.TestCase):
                 r"same shapes, blocks\.0\.mlp\.linear1\.weight has \(\(28, 24\), \(20, 24\)\)",
             ),
             (grader(num_heads=4), unetr(), r"same num_heads, got \[4, 6\]"),
+            (grader(layout={"rope_theta": 100, "rope_axes": [0, 1]}), unetr(), "same layout, got .*rope_axes.*None"),
         ]
         for net, source, message in cases:
             with self.subTest(message), self.assertRaisesRegex(ValueError, message):

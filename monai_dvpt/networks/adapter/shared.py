@@ -58,8 +58,8 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
             shapes = tuple(own[name].shape), tuple(given[name].shape)
             raise ValueError(f"net and source must have encoders of the same shapes, {name} has {shapes}.")
     arithmetic = [each.encoder().arithmetic for each in (net, source)]
-    for key in arithmetic[0].keys() & arithmetic[1].keys():
-        if (values := [each[key] for each in arithmetic])[0] != values[1]:
+    for key in sorted(arithmetic[0].keys() | arithmetic[1].keys()):
+        if (values := [each.get(key) for each in arithmetic])[0] != values[1]:
             raise ValueError(f"net and source must have the same {key}, got {values}.")
     with net.encoder().without_method():
         for name, tensor in given.items():
