@@ -79,8 +79,11 @@ def laid_out(net: TunableNetwork, layout: ViTLayout | None) -> Iterator[None]:
     except Exception:
         encoder.set_arithmetic(**{name: value for name, value in own.items() if name != "num_heads"})
         encoder.load_state_dict(state)
-        encoder.attach(taken.method, taken.tensors)
+        if taken is not None:
+            encoder.attach(taken.method, taken.tensors)
         raise
+    if taken is None:
+        return
     encoder.attach(taken.method)
     with torch.no_grad():
         for name, tensor in taken.tensors.items():
