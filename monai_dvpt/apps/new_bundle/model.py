@@ -175,6 +175,7 @@ class Measurement:
         covered_channels: for each channel, share of the voxels that lie inside its field of view.
         alone: of a label map of three planes with labels or more along an axis, for each axis the share of these planes
             that have no other beside them; else 0.
+        centres: of an image with several labels, where the middle of each lies, in mm or, of a picture, in pixels.
     """
 
     size: tuple[int, ...]
@@ -193,3 +194,4 @@ class Measurement:
     resampled_channels: tuple[bool, ...] = ()
     covered_channels: tuple[float, ...] = ()
     alone: tuple[float, ...] = ()
+    centres: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -14,11 +14,13 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 from monai.networks.nets import ViT
 from parameterized import parameterized
-from utils_data import temporary_folder
+from utils_data import shared_data, temporary_folder
 
-from monai_dvpt.apps.new_bundle.model import Case, Collection, Measurement
+from monai_dvpt.apps.new_bundle.check import measure_cases
+from monai_dvpt.apps.new_bundle.collect import collect
+from monai_dvpt.apps.new_bundle.model import Case, Collection, Measurement, Options
 from monai_dvpt.apps.new_bundle.plan import Plan, make_plan
-from monai_dvpt.apps.new_bundle.plan.planning import has_sides
+from monai_dvpt.apps.new_bundle.plan.planning import has_sides, side_by_side
 from monai_dvpt.apps.new_bundle.plan.step import Step, measure_steps
 from monai_dvpt.apps.new_bundle.plan.window import count_windows, fit_window
 from monai_dvpt.utils import InputError, to_json
@@ -103,6 +105,35 @@ class TestVolumes(unittest.TestCase):
         self.assertGreaterEqual(plan["roi_size"][2], 36)  # all slices
         self.assertEqual(plan["augmentation"]["rotate"][:2], [0.0, 0.0])
         self.assertIn("slices", plan.choices["spacing_mm"].reason)
+
+    @parameterized.expand(
+        [
+            ("two kidneys", (100.0, 10.0, -20.0), 9000, ("1", "2")),
+            ("one much larger than the other", (100.0, 10.0, -20.0), 60000, None),
+            ("one before the other", (20.0, 40.0, 5.0), 9000, None),
+            ("at one place", (0.0, 0.0, 0.0), 9000, None),
+        ]
+    )
+    def test_labels_that_lie_side_by_side(self, _, second, size, expected):
+        voxels = {"1": 9000, "2": size}
+
+        def image(sign: int) -> Measurement:
+            return measurement(voxels=voxels, centres={"1": (0.0, 0.0, 0.0), "2": (sign * second[0], *second[1:])})
+
+        self.assertEqual(side_by_side([image(1)] * 4, 0), expected)
+        self.assertIsNone(side_by_side([image(1)], 0))  # one image says nothing
+        self.assertIsNone(side_by_side([image(1), image(-1)], 0))  # on either side
+
+    def test_nothing_is_mirrored_where_unnamed_labels_have_sides(self):
+        kidneys = {"voxels": {"1": 9000, "2": 9000}, "centres": {"1": (0.0, 0.0, 0.0), "2": (99.0, 9.0, 9.0)}}
+        plan = plan_of(8, ["1", "2"], **{**ABDOMEN, **kidneys})
+        self.assertEqual(plan["flips"], [])
+        self.assertIn("labels 1 and 2", plan.choices["flips"].reason)
+
+    def test_real_kidneys_and_hippocampi(self):
+        for folder, expected in (("abdomen_mr", ("2", "3")), ("msd_hippocampus", None)):
+            measured, _ = measure_cases(collect(shared_data(folder), Options()))
+            self.assertEqual(side_by_side(measured, 0), expected)
 
     def test_mirrored_labels_are_not_flipped(self):
         plan = plan_of(8, ["liver", "left_kidney"], **ABDOMEN)

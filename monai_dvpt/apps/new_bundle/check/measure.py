@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,7 +107,9 @@ def _measure_values(
     foreground = None
     voxels: dict[str, int] = {}
     alone: tuple[float, ...] = ()
+    centres: dict[str, tuple[float, ...]] = {}
     if label is not None:
+        centres = _centres(label, names, spacing or (1.0,) * label.ndim)
         voxels = _voxels(label, names)
         inside = np.isin(label, [value for value, name in names.items() if name != IGNORED])
         foreground = _sample(values[:, inside].ravel()) if inside.any() else None
@@ -127,7 +130,22 @@ def _measure_values(
         content=_hash(values, values.shape),
         label_content="" if label is None else _hash(label.astype(np.uint16), sorted(names.items())),
         alone=alone,
+        centres=centres,
     )
+
+
+def _centres(label: np.ndarray, names: dict[int, str], spacing: Sequence[float]) -> dict[str, tuple[float, ...]]:
+    """The middle of each named label that is there, from a share of the voxels where there are many."""
+    if len({*names.values()} - {IGNORED}) < 2:
+        return {}
+    step = max(1, math.ceil((label.size / MAX_SAMPLED) ** (1 / label.ndim)))
+    few = label[(slice(None, None, step),) * label.ndim]
+    found = {}
+    for name in {*names.values()} - {IGNORED}:
+        inside = np.isin(few, [value for value, other in names.items() if other == name])
+        if inside.any():
+            found[name] = tuple(float(at.mean() * step * mm) for at, mm in zip(inside.nonzero(), spacing, strict=True))
+    return found
 
 
 def _alone(inside: np.ndarray, axis: int) -> float:

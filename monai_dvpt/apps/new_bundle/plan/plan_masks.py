@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from .planning import PICTURE, Data, Plan, choose_backbone, choose_epochs, choose_picture, has_sides, median_of
+from .planning import PICTURE, Data, Plan, choose_backbone, choose_epochs, choose_picture, median_of, why_not_mirrored
 
 __all__ = ["plan_masks"]
 
@@ -37,11 +37,9 @@ def plan_masks(plan: Plan, data: Data) -> None:
 
 
 def _choose_augmentation(plan: Plan, data: Data) -> None:
-    coloured, sides = plan["intensity"]["rule"] == "range", has_sides(data.collection.labels)
+    coloured, why_not = plan["intensity"]["rule"] == "range", why_not_mirrored(data, 1)
     upright = "" if coloured else "; not up and down, since grey pictures, such as radiographs, stand upright"
-    mirrored = (
-        "not left and right, since labels are named by side" if sides else "left and right: no label is named by side"
-    )
-    plan.choose("flips", [0] * coloured + [1] * (not sides), f"{mirrored}{upright}.")
+    mirrored = f"not left and right: {why_not}" if why_not else "left and right: no label is named by side"
+    plan.choose("flips", [0] * coloured + [1] * (not why_not), f"{mirrored}{upright}.")
     why = "as tuned by hand for photographs" if coloured else "a grey picture, such as a radiograph, stands upright"
     plan.choose("rotation", 0.8 if coloured else 0.2, f"radians; {why}.")

@@ -14,8 +14,8 @@ from .planning import (
     choose_backbone,
     choose_epochs,
     choose_intensity,
-    has_sides,
     median_of,
+    why_not_mirrored,
 )
 from .step import MAX_SECONDS, MAX_SHARE, MeasureSteps
 from .window import MAX_WINDOWS, Window, fit_window
@@ -176,8 +176,8 @@ def _choose_crops(plan: Plan, data: Data) -> None:
 
 
 def _choose_augmentation(plan: Plan, data: Data) -> None:
-    if has_sides(data.collection.labels):
-        plan.choose("flips", [], "none: labels are named by side, and a mirrored image would have the other.")
+    if why_not := why_not_mirrored(data, 0):
+        plan.choose("flips", [], f"none: {why_not}.")
     else:
         plan.choose("flips", [0], "left and right, since no label is named by side.")
     strong = {"rotate": [0.2, 0.2, 0.2], "scale": [0.15, 0.15, 0.15], "intensity": 0.2}

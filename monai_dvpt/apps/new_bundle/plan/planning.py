@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -29,6 +30,8 @@ __all__ = [
     "choose_picture",
     "has_sides",
     "median_of",
+    "side_by_side",
+    "why_not_mirrored",
 ]
 
 STEPS = 1000
@@ -39,6 +42,12 @@ MANY_ZEROS = 1 / 3
 PICTURE = 224
 """Side of a picture, in pixels, on which most backbones were trained."""
 SWAPPED = {"l": "r", "r": "l"}
+SAME_SIDE = 0.9
+"""Share of the images with the same label on the same side, from which on two labels have sides."""
+BESIDE = 1.5
+"""How many times further two labels that lie side by side are apart along that axis than along any other."""
+ALIKE = 2.0
+"""How many times larger one of two organs of the two sides may be."""
 SIDES = {"left", "right", "l", "r", "lt", "rt", "lh", "rh"}
 
 
@@ -174,6 +183,38 @@ def has_sides(names: Sequence[str]) -> bool:
     paired = mirrored & set(map(str.lower, names))  # as rkidney and lkidney
     sided = any(word.startswith(("left", "right")) or word.endswith(("left", "right")) for word in words)
     return bool(words & SIDES or paired or sided)
+
+
+def why_not_mirrored(data: Data, axis: int) -> str:
+    """Why images must not be mirrored along an axis, the one from left to right; "" if nothing speaks against it."""
+    if has_sides(data.collection.labels):
+        return "labels are named by side, and a mirrored image would have the other"
+    if pair := side_by_side(data.measured, axis):
+        return f"labels {pair[0]} and {pair[1]} are of one size and lie side by side, as left and right organs do"
+    return ""
+
+
+def side_by_side(measured: Sequence[Measurement], axis: int) -> tuple[str, str] | None:
+    """
+    Two labels that a mirrored image could exchange, whatever they are called: of about one size, and in nearly every
+    image the same one on the same side of the other.
+
+    Args:
+        measured: of at least two images with both labels.
+        axis: from left to right.
+    """
+    names = sorted({name for each in measured for name in each.centres})
+    for first, second in itertools.combinations(names, 2):
+        both = [each for each in measured if first in each.centres and second in each.centres]
+        if len(both) < 2:
+            continue
+        apart = np.array([np.subtract(each.centres[first], each.centres[second]) for each in both])
+        across, along = apart[:, axis], np.abs(np.delete(apart, axis, axis=1)).max(axis=1)
+        ratio = np.median([each.voxels[first] / each.voxels[second] for each in both])
+        same = max((across > 0).mean(), (across < 0).mean())
+        if same >= SAME_SIDE and np.median(np.abs(across)) > BESIDE * np.median(along) and 1 / ALIKE <= ratio <= ALIKE:
+            return first, second
+    return None
 
 
 def choose_intensity(plan: Plan, data: Data) -> None:
