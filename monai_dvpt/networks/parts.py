@@ -78,6 +78,8 @@ class TunableNetwork(nn.Module):
             bound = inspect.signature(init).bind(self, *args, **kwargs)
             bound.apply_defaults()
             self.arguments = {k: v for k, v in list(bound.arguments.items())[1:] if k not in ("method", "options")}
+            if "layout" in self.arguments:  # layouts that mean the same are the same
+                self.arguments["layout"] = self.encoder().arithmetic.get("layout")
             self.backbone_file, self.inflate_axis = None, -1
             self.rounding = None
             self.adapter_name = "default"

@@ -189,7 +189,8 @@ def build_network(path: str | os.PathLike) -> TunableNetwork:
     """
     metadata = adapter_metadata(path)
     blank = checked_network(path, metadata)
-    check_bytes("the network that it names", sum(tensor.nbytes for tensor in blank.state_dict().values()))
+    tensors = {id(tensor): tensor for tensor in (*blank.state_dict().values(), *blank.buffers())}
+    check_bytes("the network that it names", sum(tensor.nbytes for tensor in tensors.values()))
     try:
         with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
             return type(blank)(**metadata["arguments"], method=blank.method)

@@ -59,7 +59,8 @@ def rotary_tables(
 class ViTAttention(FusedSABlock):
     """
     MONAI's attention with any of: a normalisation of queries and keys, rotary positions of the image's tokens, and a
-    normalisation before the output projection. Tensors and names of MONAI's stay; see :meth:`extend`.
+    normalisation before the output projection. Tensors and names of MONAI's stay; see :meth:`extend`. What turns tokens
+    are buffers that no state dict contains: a network that was made on the meta device must be built again.
     """
 
     if TYPE_CHECKING:  # TorchScript would try to compile it

@@ -201,7 +201,7 @@ class ViTEncoder(Encoder, ViT):
         if not layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
         width = self.norm.normalized_shape[0]
-        own = ViTLayout.of(layout)
+        own = ViTLayout.of(layout).in_dims(len(self.grid))
         own.check(len(self.grid), width // self.arithmetic["num_heads"])
         before = set(self.parameters())
         self._set_pre_norm(pre_norm)
@@ -226,7 +226,8 @@ class ViTEncoder(Encoder, ViT):
         embedding: Any = self.patch_embedding
         # MONAI's embedding ends with this module; the class token joins later, with the norm folded into its weight
         plain = embedding.dropout[-1] if isinstance(embedding.dropout, nn.Sequential) else embedding.dropout
-        norm = nn.LayerNorm(self.norm.normalized_shape[0], device=self.norm.weight.device)
+        like = self.norm.weight
+        norm = nn.LayerNorm(self.norm.normalized_shape[0], device=like.device, dtype=like.dtype)
         embedding.dropout = nn.Sequential(norm, plain).train(plain.training) if pre_norm else plain
 
     def _set_registers(self, layout: ViTLayout) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ class ViTLayout:
             if given is not None and (not isinstance(given, Sequence) or not all(map(is_number, given))):
                 raise ValueError(f"{name} must be a list of numbers, got {given!r}.")
             object.__setattr__(self, name, None if given is None else tuple(given))
+        if self.rope_axes is not None and not (self.rope_axes and all(type(axis) is int for axis in self.rope_axes)):
+            raise ValueError(f"rope_axes must be whole numbers, one or more, got {list(self.rope_axes)}.")
         if self.rope_theta is None:
             if self.rope_axes or self.rope_reference or self.rope_neighbours:
                 raise ValueError("rope_theta must be given with rope_axes, rope_reference or rope_neighbours.")
@@ -93,6 +95,11 @@ class ViTLayout:
         """The attributes that differ from MONAI's ViT, by name; empty for MONAI's ViT."""
         pairs = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
         return {name: list(value) if isinstance(value, tuple) else value for name, value, own in pairs if value != own}
+
+    def in_dims(self, spatial_dims: int) -> Self:
+        """The same layout without what is as by default in an encoder with ``spatial_dims`` axes."""
+        all_axes = self.rope_axes == tuple(range(spatial_dims))
+        return replace(self, rope_axes=None) if all_axes else self
 
     def axes(self, spatial_dims: int) -> tuple[int, ...]:
         """The axes along which tokens turn; none without rotary positions."""

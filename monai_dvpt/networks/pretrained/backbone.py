@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from .choose_network import depth
 from .normalisation import Normalisation, read_normalisation
 from .recognise import PretrainedWeights, recognise
 from .resize import token_grid
+from .shapes import one_or_each, times
 from .weight_files import LARGE, read_config, read_weights
 
 __all__ = [
@@ -130,8 +131,8 @@ class Backbone:
         return self.normalisation
 
     def __str__(self) -> str:
-        size = f"images of {_times(self.img_size)} pixels in" if self.img_size else "images in"
-        text = f"{size} patches of {_times(self.patch_size)}"
+        size = f"images of {times(self.img_size)} pixels in" if self.img_size else "images in"
+        text = f"{size} patches of {times(self.patch_size)}"
         try:
             known = self.normalisation
         except InputError as error:  # nothing else needs it
@@ -189,8 +190,8 @@ def backbone_of(path: Path, found: PretrainedWeights, config: Mapping[str, Any])
         family=found.family,
         spatial_dims=dims,
         in_channels=kernel.shape[1],
-        patch_size=_one_or_each(patch),
-        img_size=_one_or_each([tokens * side for tokens, side in zip(grid, patch, strict=True)]) if grid else None,
+        patch_size=one_or_each(patch),
+        img_size=one_or_each([tokens * side for tokens, side in zip(grid, patch, strict=True)]) if grid else None,
         hidden_size=sizes["hidden_size"],
         mlp_dim=sizes["mlp_dim"],
         num_layers=sizes["num_layers"],
@@ -224,11 +225,3 @@ def encoder_sizes(found: PretrainedWeights) -> dict[str, Any]:
         "num_heads": found.num_heads,
         **found.stated,
     }
-
-
-def _one_or_each(sides: Sequence[int]) -> int | tuple[int, ...]:
-    return int(sides[0]) if len(set(sides)) == 1 else tuple(map(int, sides))
-
-
-def _times(sides: int | tuple[int, ...] | None) -> str:
-    return str(sides) if isinstance(sides, int) else "x".join(map(str, sides or ()))

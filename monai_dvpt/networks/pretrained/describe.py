@@ -20,6 +20,7 @@ from .load import NEVER_USED
 from .normalisation import Normalisation, read_normalisation
 from .recognise import PretrainedWeights, recognise
 from .resize import sincos_grid
+from .shapes import one_or_each, times
 from .tiny_vit_layout import STEM
 from .weight_files import find_file, read_config, read_weights, shards_of
 
@@ -169,11 +170,11 @@ def _vit_sizes(found: PretrainedWeights, told: Backbone | None) -> tuple[dict[st
     sizes: dict[str, Any] = {}
     if kernel is not None and kernel.ndim in (4, 5):
         patch = list(kernel.shape[2:])
-        sizes |= {"spatial_dims": len(patch), "in_channels": kernel.shape[1], "patch_size": _one_or_each(patch)}
+        sizes |= {"spatial_dims": len(patch), "in_channels": kernel.shape[1], "patch_size": one_or_each(patch)}
         if told is not None and told.img_size is not None:
             sizes["img_size"] = told.img_size
         elif positions is not None and (grid := sincos_grid(positions, len(patch))) is not None:
-            sizes["img_size"] = _one_or_each([tokens * side for tokens, side in zip(grid, patch, strict=True)])
+            sizes["img_size"] = one_or_each([tokens * side for tokens, side in zip(grid, patch, strict=True)])
     sizes |= {name: value for name, value in encoder_sizes(found).items() if value is not None}
     assumed = []
     usual = usual_heads(sizes.get("hidden_size"), found.family)
@@ -222,7 +223,7 @@ def _swin_sizes(found: PretrainedWeights) -> tuple[dict[str, Any], list[str]]:
     sizes = {
         "spatial_dims": dims,
         "in_channels": kernel.shape[1],
-        "patch_size": _one_or_each(list(kernel.shape[2:])),
+        "patch_size": one_or_each(list(kernel.shape[2:])),
         "feature_size": width,
         "depths": depths,
         "num_heads": [table.shape[1] for table in tables],
@@ -309,12 +310,3 @@ def _problem(check: Any, *values: Any) -> str:
     except ValueError as error:
         return str(error).removesuffix(".")
     return ""
-
-
-def times(sides: int | Sequence[int]) -> str:
-    """Such as 16, or 14x14x1."""
-    return str(sides) if isinstance(sides, int) else "x".join(map(str, sides))
-
-
-def _one_or_each(sides: Sequence[int]) -> int | list[int]:
-    return int(sides[0]) if len(set(sides)) == 1 else list(map(int, sides))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from monai_dvpt.networks.blocks import AXES
-from monai_dvpt.networks.encoders import ViTLayout, get_tensor
+from monai_dvpt.networks.encoders import ViTLayout, get_tensor, set_tensor
 from monai_dvpt.networks.parts import TunableNetwork
 from monai_dvpt.utils import InputError, check_type
 
@@ -27,6 +27,7 @@ from .resize import (
     sincos_grid,
     token_grid,
 )
+from .shapes import times
 from .tiny_vit_layout import STEM
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ __all__ = ["NEVER_USED", "PRE_NORM", "fit_encoder", "laid_out", "layout_for"]
 
 # in MONAI's encoders but never computed with, so no source needs them
 NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
-# tensors of a source's encoder that a network may lack without computing other features
+# tensors of a source's encoder that a network may lack
 CAN_DO_WITHOUT = re.compile(r"cls_token$|neck\.|" + NEVER_USED.pattern)
 PRE_NORM = "patch_embedding.dropout.0."
 MAX_PATCH = 512  # resizing takes memory that grows with its square
@@ -54,10 +55,11 @@ def layout_for(net: TunableNetwork, found: PretrainedWeights, inflate_axis: int)
         if found.rope_by_positions:
             layout["rope_reference"] = _grid_of_positions(found, net.encoder().grid, layout["rope_axes"])[0]
     try:
-        ViTLayout.of(layout).check(dims, net.arguments["hidden_size"] // net.arguments["num_heads"])
+        wanted = ViTLayout.of(layout).in_dims(dims)
+        wanted.check(dims, net.arguments["hidden_size"] // net.arguments["num_heads"])
     except ValueError as error:
         raise InputError(f"{error}") from error
-    return ViTLayout.of(layout)
+    return wanted
 
 
 @contextmanager
@@ -72,23 +74,23 @@ def laid_out(net: TunableNetwork, layout: ViTLayout | None) -> Iterator[None]:
             yield
         return
     taken = encoder.detach()
-    own, state = dict(encoder.arithmetic), {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    own, before = dict(encoder.arithmetic), dict(encoder.named_parameters())
     try:
         encoder.set_arithmetic(own["layer_norm_eps"], own["activation"], own["pre_norm"], layout)
         yield
     except Exception:
         encoder.set_arithmetic(**{name: value for name, value in own.items() if name != "num_heads"})
-        encoder.load_state_dict(state)
+        for name, parameter in before.items():  # also those that another network shares
+            set_tensor(encoder, name, parameter)
         if taken is not None:
             encoder.attach(taken.method, taken.tensors)
         raise
     if taken is None:
         return
     encoder.attach(taken.method)
-    with torch.no_grad():
-        for name, tensor in taken.tensors.items():
-            if name in encoder.owned and (now := get_tensor(encoder, name)).shape == tensor.shape:
-                now.copy_(tensor)
+    for name, tensor in taken.tensors.items():
+        if name in encoder.owned and get_tensor(encoder, name).shape == tensor.shape:
+            set_tensor(encoder, name, tensor)  # which an optimiser may hold
 
 
 def fit_encoder(
@@ -113,7 +115,7 @@ def fit_encoder(
         resized = ""
         if name in KERNELS:
             if max(tensor.shape[2:]) > MAX_PATCH:
-                raise InputError(f"the patch must have sides of at most {MAX_PATCH}, got {_times(tensor.shape[2:])}.")
+                raise InputError(f"the patch must have sides of at most {MAX_PATCH}, got {times(tensor.shape[2:])}.")
             tensor, resized = _fit_kernel(tensor, encoder[name], axis, how)
         elif name == STEM and tensor.shape[1] != encoder[name].shape[1]:
             how.append(f"{tensor.shape[1]} to {encoder[name].shape[1]} input channels")
@@ -146,7 +148,7 @@ def _fit_kernel(kernel: torch.Tensor, own: torch.Tensor, axis: int, how: list[st
     inflate = own.ndim == kernel.ndim + 1
     plane = [side for index, side in enumerate(patch) if not inflate or index != axis]
     if list(kernel.shape[2:]) != plane:
-        resized = f"patch of {_times(kernel.shape[2:])} to {_times(plane)}"
+        resized = f"patch of {times(kernel.shape[2:])} to {times(plane)}"
         kernel = resize_kernel(kernel.double(), plane)
     if kernel.shape[1] != own.shape[1]:
         how.append(f"{kernel.shape[1]} to {own.shape[1]} input channels")
@@ -166,7 +168,7 @@ def _grid_of_positions(found: PretrainedWeights, grid: list[int], plane_axes: Se
         source_grid = token_grid(tokens, len(plane))
         # MONAI's weights are usually for the same grid as the network's
         if tokens == math.prod(plane) and (source_grid is None or not found.square):
-            source_grid, assumed = plane, f"grid of {_times(plane)} tokens as in the network; the file does not say it"
+            source_grid, assumed = plane, f"grid of {times(plane)} tokens as in the network; the file does not say it"
     if source_grid is None:
         rule = "must be of a grid of equal sides, or sines and cosines, which tell their grid"
         raise InputError(f"the position embeddings of {tokens} tokens {rule}.")
@@ -183,13 +185,9 @@ def _fit_positions(
     source_grid, assumed = _grid_of_positions(found, grid, plane_axes)
     facts += [assumed] if assumed else []
     plane = [grid[index] for index in plane_axes]
-    resized = f"grid of {_times(source_grid)} to {_times(plane)} tokens" if source_grid != plane else ""
+    resized = f"grid of {times(source_grid)} to {times(plane)} tokens" if source_grid != plane else ""
     if inflate:
         how.append(f"2D to 3D along axis {axis}")
     if source_grid != grid:
         positions = resize_positions(positions.double(), source_grid, grid, axis, found.antialias)
     return positions, resized
-
-
-def _times(sides: Sequence[int]) -> str:
-    return "x".join(str(side) for side in sides)

@@ -24,6 +24,7 @@ from .archives import opened_weights, stored_name
 from .backbone import Backbone, backbone_of, encoder_sizes, named_backbone, patch_kernel
 from .fit import NEVER_USED, PRE_NORM, fit_encoder, laid_out, layout_for
 from .recognise import PretrainedWeights, recognise
+from .shapes import shapes_of
 from .swin_sizes import check_merging, check_swin, set_swin
 from .weight_files import read_config, read_weights
 
@@ -181,10 +182,8 @@ def _load(
     report: PretrainedReport,
 ) -> None:
     """Copies the source into a network without a method, and fills the report."""
-    try:
+    with shapes_of(found.kind):
         tensors = fit_encoder(net, found, inflate_axis, report)
-    except (IndexError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"has tensors of shapes that no {found.kind} has: {error}") from error
     tensors |= _fit_outside(net, found, report)
     _check(net, found, tensors, min_match)
     if found.encoder_type is SwinEncoder:
@@ -221,7 +220,8 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
     net.arguments = {**net.arguments, **dict.fromkeys(["layout"] * len(layouts)), **encoder.arithmetic}
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
     if beyond := [f"{name} {value}" for layout in layouts for name, value in layout.options.items()]:
-        report.facts.append(", ".join(beyond))
+        untold = " as in the network; the file does not say it" if found.layout is None else ""
+        report.facts.append(", ".join(beyond) + untold)
     if found.num_heads is None and "num_heads" not in found.stated:
         heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")

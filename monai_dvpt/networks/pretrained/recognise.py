@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,19 @@ from monai_dvpt.utils import InputError, check_type
 from .choose_network import choose_network, places
 from .normalisation import family_of
 from .sam_layouts import SAM_LAYOUTS, read_sam
+from .shapes import shapes_of
 from .swin_layouts import SWIN_LAYOUTS
 from .tiny_vit_layout import TINY_VIT, read_tiny_vit
-from .vit_formats import FORMATS, UNREPRESENTABLE, ViTFormat, rename
+from .vit_formats import (
+    EVA02,
+    FORMATS,
+    REFUSED_ARCHITECTURES,
+    TANH_ARCHITECTURES,
+    TIMM,
+    UNREPRESENTABLE,
+    ViTFormat,
+    rename,
+)
 from .vit_to_monai import add_layout, fill_encoder, has_no_positions
 
 __all__ = ["PretrainedWeights", "recognise"]
@@ -54,7 +65,9 @@ class PretrainedWeights:
 
 
 # names inside an encoder, and those of them that do not affect its features
-_ENCODER = re.compile(r"(embeddings|encoder|layers?|blocks|transformer|Transformer|patch_embed|norm\w*|ln_\w+)\b")
+_ENCODER = re.compile(
+    r"(embeddings|encoder|layers?|blocks|transformer|Transformer|patch_embed|norm\w*|ln_\w+|pre_\w*norm)\b"
+)
 _UNNEEDED = re.compile(r"mask_token|position_ids|pooler|rope\.freqs_(cos|sin)$")
 _KNOWN = re.compile(
     r"(cls_token|reg_token|pos_embed|rope_periods|patch_embed\.proj|norm_pre|blocks\.\d+|norm|fc_norm|head)\b"
@@ -159,10 +172,20 @@ def _vit(
     layout: ViTFormat, root: str, tensors: State, config: Mapping[str, Any], tokens: int | None
 ) -> PretrainedWeights:
     # timm's versions of CLIP have CLIP's epsilon; their names tell its activation
-    timm = layout.kind.startswith("ViT (timm")
-    clip = timm and root + "norm_pre.weight" in tensors
-    quick = timm and "quickgelu" in str(config.get("architecture"))
-    activation = config.get("hidden_act", "quick_gelu" if quick else layout.activation)
+    architecture = str(config.get("architecture", "")) if layout.renames in (TIMM, EVA02) else ""
+    if REFUSED_ARCHITECTURES.search(architecture):
+        raise InputError(f"is {architecture[:50]}, which computes what its tensors do not tell and MONAI's ViT cannot.")
+    clip = layout.renames == TIMM and root + "norm_pre.weight" in tensors
+    if clip and any(name.startswith(root + "attn_pool.") for name in tensors):
+        raise InputError(
+            "has a pre-normalisation and attention pooling, as the Perception Encoder, which also rotates."
+        )
+    usual = layout.activation
+    if TANH_ARCHITECTURES.search(architecture):
+        usual = "gelu_pytorch_tanh"
+    elif "quickgelu" in architecture:
+        usual = "quick_gelu"
+    activation = config.get("hidden_act", usual)
     source = PretrainedWeights(
         layout.kind,
         {},
@@ -199,7 +222,7 @@ def _vit(
             "has no position embeddings, so it is a part of a checkpoint, or of a kind that has others, of which only "
             "DINOv3's rotary ones are known."
         )
-    try:
+    with shapes_of(layout.kind, lambda name: _check_one_root(layout, root, tensors, name)):
         if layout.kind == "Google ViT":
             source.num_heads = state["blocks.0.attn.query.kernel"].shape[1]
             state = {
@@ -209,12 +232,7 @@ def _vit(
         patch = state["patch_embed.proj.weight"].shape[-1]
         add_layout(state, source, config)
         source.family = family_of(source.kind, tensors, state.get("head.weight"), patch, config)
-        fill_encoder(state, source, _class_positions(state, layout.kind, tensors, tokens))
-    except KeyError as error:
-        _check_one_root(layout, root, tensors, error.args[0])
-        raise InputError(f"must have {error.args[0]}, under its name in {layout.kind}.") from error
-    except (IndexError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"has tensors of shapes that no {layout.kind} has: {error}") from error
+        fill_encoder(state, source, _class_positions(state, layout.kind, tensors, config, tokens))
     return source
 
 
@@ -231,7 +249,9 @@ def _check_one_root(layout: ViTFormat, root: str, tensors: State, wanted: str) -
             )
 
 
-def _class_positions(state: State, kind: str, names: Iterable[str], tokens: int | None) -> int:
+def _class_positions(
+    state: State, kind: str, names: Iterable[str], config: Mapping[str, Any], tokens: int | None
+) -> int:
     """
     How many of the positions are those of class and register tokens. Only timm's ViTs may have none for the class token
     (no_embed_class), or one for each register token.
@@ -245,10 +265,28 @@ def _class_positions(state: State, kind: str, names: Iterable[str], tokens: int 
         return registers
     if "(timm" not in kind and kind != "EVA-02" or any(name.endswith("register_tokens") for name in names):
         return classes
-    possible = sorted({0, classes, classes + registers} - ({classes} if registers else set()))
+    possible = sorted({0, classes, classes + registers} - ({classes} if registers and classes else set()))
+    possible = [count for count in possible if count < positions]
     fitting = [count for count in possible if positions - count == tokens]
     square = [count for count in possible if round((positions - count) ** 0.5) ** 2 == positions - count]
-    return [*fitting, *square, possible[-1]][0]
+    stated = _stated_tokens(state["patch_embed.proj.weight"].shape[2:], config)
+    if stated is not None:
+        fitting, square = [count for count in possible if positions - count == stated], []
+    if square and fitting and not set(square) & set(fitting):
+        raise InputError(
+            f"has {positions} positions, of {positions - square[0]} tokens in a square, or of {tokens} as in the "
+            "network: timm's config.json beside it would tell, or give the network another number of tokens."
+        )
+    return [*(count for count in fitting if not square or count in square), *square, classes + registers][0]
+
+
+def _stated_tokens(patch: Sequence[int], config: Mapping[str, Any]) -> int | None:
+    """Number of tokens of the training's images, if timm's ``config.json`` tells."""
+    told = config.get("pretrained_cfg")
+    size = told.get("input_size") if isinstance(told, dict) else None
+    if not isinstance(size, list) or len(size) != 1 + len(patch) or not all(type(side) is int for side in size):
+        return None
+    return math.prod(side // step for side, step in zip(size[1:], patch, strict=True))
 
 
 def _from_flax(name: str, tensor: torch.Tensor) -> torch.Tensor:

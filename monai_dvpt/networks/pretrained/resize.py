@@ -25,6 +25,8 @@ __all__ = [
     "token_grid",
 ]
 
+MOST_COMPARED = 10**9
+"""The most numbers of fixed embeddings that are computed to find their grid."""
 HALF_PRECISION = 1e-3
 """Largest error of a number from -1 to 1 that was stored in half precision, with a margin of 2."""
 
@@ -136,9 +138,13 @@ def sincos_grid(positions: torch.Tensor, dims: int) -> list[int] | None:
         dims: number of axes of the grid.
     """
     tokens, width = positions.shape[1:]
-    if width % (2 * dims):
+    first = positions[0, :1].round()  # sines and cosines of 0
+    if width % (2 * dims) or not torch.allclose(first, positions[0, :1], rtol=0, atol=HALF_PRECISION):
         return None
-    for grid in _factors(tokens, dims):
+    grids = _factors(tokens, dims)
+    if len(grids) * positions.numel() > MOST_COMPARED:
+        return None
+    for grid in grids:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MONAI calls torch.meshgrid without the order of its axes
             made = build_sincos_position_embedding(grid, width, dims)

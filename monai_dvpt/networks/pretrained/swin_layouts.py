@@ -13,6 +13,8 @@ import torch
 
 from monai_dvpt.utils import InputError
 
+from .shapes import shapes_of
+
 if TYPE_CHECKING:
     from .recognise import PretrainedWeights
 
@@ -126,13 +128,9 @@ def _from_original(source: PretrainedWeights, root: str, tensors: State, inner: 
                 if re.search(pattern, own):
                     raise InputError(f"has {what} ({name}), which MONAI's Swin transformer cannot represent.")
             raise InputError(f"has {name}, which MONAI's Swin transformer cannot represent.")
-    try:
+    with shapes_of(source.kind):
         source.encoder = _with_joined_queries(state, source.converted)
         source.swin_sizes = _sizes(source.encoder)
-    except KeyError as error:
-        raise InputError(f"must have {error.args[0]}, under its name in {source.kind}.") from error
-    except (IndexError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"has tensors of shapes that no {source.kind} has: {error}") from error
 
 
 def _with_joined_queries(state: State, how: dict[str, str]) -> State:

@@ -12,6 +12,8 @@ import torch
 from monai_dvpt.networks.encoders import TinyViTEncoder
 from monai_dvpt.utils import MAX_TENSORS, InputError, check_type
 
+from .shapes import shapes_of, times
+
 __all__ = ["STEM", "TINY_VIT", "read_tiny_vit"]
 
 State = dict[str, torch.Tensor]
@@ -58,7 +60,7 @@ def read_tiny_vit(root: str, tensors: State) -> dict[str, Any]:
     encoder: State = {}
     converted: dict[str, str] = {}
     depths = _depths(inner)
-    try:
+    with shapes_of(KIND):
         for name, (tensor, is_folded) in _folded(inner).items():
             new = _rename(name, depths)
             encoder[new] = tensor.float()
@@ -70,10 +72,10 @@ def read_tiny_vit(root: str, tensors: State) -> dict[str, Any]:
             encoder[name] = parts.transpose(0, 1).flatten(0, 2).contiguous()
             converted[name] = "in the order of query, key and value"
         stated = _stated(encoder, depths)
-    except KeyError as error:
-        raise InputError(f"must have {error.args[0]}, under its name in {KIND}.") from error
-    except (IndexError, RuntimeError, ArithmeticError) as error:
-        raise InputError(f"has tensors of shapes that no {KIND} has: {error}") from error
+        if max(encoder[STEM].shape[2:]) > 1:
+            raise InputError(
+                f"must have a first convolution of 1x1, as LiteMedSAM, got {times(encoder[STEM].shape[2:])}."
+            )
     return {
         "kind": KIND,
         "encoder": encoder,

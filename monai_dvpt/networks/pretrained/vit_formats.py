@@ -6,7 +6,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["FORMATS", "QKV", "UNREPRESENTABLE", "ViTFormat", "rename"]
+__all__ = [
+    "EVA02",
+    "FORMATS",
+    "QKV",
+    "REFUSED_ARCHITECTURES",
+    "TANH_ARCHITECTURES",
+    "TIMM",
+    "UNREPRESENTABLE",
+    "ViTFormat",
+    "rename",
+]
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ CLIP_HF = (
     (r"embeddings\.class_embedding", "cls_token"),
     (r"embeddings\.position_embedding\.weight", "pos_embed"),
     (r"embeddings\.patch_embedding\.(.*)", r"patch_embed.proj.\1"),
-    (r"pre_layrnorm\.(.*)", r"norm_pre.\1"),
+    (r"pre_lay(?:r|er)norm\.(.*)", r"norm_pre.\1"),  # CLIP's spelling, and OWL-ViT's
     *((rf"encoder\.layers\.(\d+)\.self_attn\.{name[0]}_proj\.(.*)", rf"blocks.\1.attn.{name}.\2") for name in QKV),
     (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.*)", r"blocks.\1.attn.proj.\2"),
     (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(.*)", r"blocks.\1.norm\2.\3"),
@@ -135,8 +145,12 @@ UNREPRESENTABLE = (
     ("a distillation token", r"dist_token|distillation_token"),
     ("normalisations of the class token alone", r"(^|\.)cls_norm\."),
     ("a gate in its attention", r"attn\.gate\."),
+    ("the Perception Encoder's rotary positions", r"attn_pool\.probe$"),
     ("a convolutional stem", r"patch_embed(dings)?\.backbone|conv_root|down_projection\.(?!proj\b)"),
 )
+# of timm, whose config.json names the architecture: what the tensors do not tell
+REFUSED_ARCHITECTURES = re.compile(r"_rope_|vit_pe_|_rpn_|eva02_enormous")
+TANH_ARCHITECTURES = re.compile(r"vit_((so400m|giantopt)_patch16|large_patch16(?=\w*512)|base_patch32)_siglip")
 _APPLIES_FIRST = (r"encoder\.layer\.", r"(?:model\.)?layer\.", r"eva\.")
 
 

@@ -97,7 +97,7 @@ def _rope(state: State, source: PretrainedWeights, config: Mapping[str, Any]) ->
 
 def _theta_of(periods: torch.Tensor) -> float:
     """The base of geometric periods, which start at 1."""
-    count = periods.numel()
+    periods, count = periods.flatten(), periods.numel()
     theta = float(periods[-1]) ** (count / (count - 1)) if count > 1 else math.nan
     theta = round(theta) if math.isfinite(theta) and abs(theta / round(theta) - 1) < 0.02 else theta  # rounded halves
     expected = torch.tensor([theta ** (index / count) for index in range(count)])

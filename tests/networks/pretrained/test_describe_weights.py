@@ -156,7 +156,7 @@ class TestDescribe(unittest.TestCase):
 
     def test_shipped_weights_tell_their_image(self):
         found = describe_weights(MRI_VIT_TINY)
-        self.assertEqual(found.sizes["img_size"], [40, 56, 40])
+        self.assertEqual(found.sizes["img_size"], (40, 56, 40))
         net = build(found, "DVPTUNETR", patch_size=8, img_size=(40, 56, 40))
         self.assertEqual(found.dvpt_parameters, sum(each.numel() for each in net.vit.dvpt.parameters()))
         self.assertAlmostEqual(found.dvpt_share, found.dvpt_parameters / found.parameters)

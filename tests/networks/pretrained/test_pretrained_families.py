@@ -16,7 +16,7 @@ from utils_data import temporary_folder
 from utils_networks import DVPT_SIZES, changed, copy_of_state, randomise
 from utils_sources import CLASSES, LAYERS, MLP, PATCH, WIDTH, Filler, State, noise, save, tokens_of, vit
 
-from monai_dvpt.networks.adapter import load_adapter, save_adapter
+from monai_dvpt.networks.adapter import disable_adapter, load_adapter, save_adapter
 from monai_dvpt.networks.adapter.file import load_backbone
 from monai_dvpt.networks.nets import DVPTUNETR, DVPTViT, DVPTViTSegmenter
 from monai_dvpt.networks.parts import tune
@@ -240,9 +240,9 @@ class TestFamilies(unittest.TestCase):
         state = family_state(**family)
         if name == "eva02_small":
             state["pos_embed"] = torch.zeros(1, 10, WIDTH)
-        net = vit(num_heads=HEADS, img_size=(32, 80))
+        net = vit(num_heads=HEADS, img_size=(32, 64))
         load_pretrained(net, save(self.folder / "weights.pt", state), verbose=False)
-        image = noise(2, 3, 32, 80)
+        image = noise(2, 3, 32, 64)
         state.pop("pos_embed", None)
         torch.testing.assert_close(tokens_of(net, image), family_tokens(state, image, **family), **TOLERANCE)
 
@@ -311,6 +311,74 @@ class TestFamilies(unittest.TestCase):
             (found.family, found.mlp_dim, found.img_size, found.stated_heads), ("DINOv3", MLP, None, HEADS)
         )
         self.assertEqual(found.image_mean, [0.485, 0.456, 0.406])
+
+    @parameterized.expand(
+        [
+            ("class token that the network's grid would count as the image's", 50, (5, 10), True, 0),
+            ("registers without a class token", 12, None, False, 3),
+        ]
+    )
+    def test_positions_of_a_square(self, _, positions, grid, class_token, registers):
+        state = family_state(class_token=class_token, registers=registers, positions="image", image_tokens=positions)
+        path = save(self.folder / "weights.pt", state)
+        side = {50: 48, 12: 48}[positions] if grid is None else tuple(16 * each for each in grid)
+        net = vit(num_heads=HEADS, class_token=class_token, pooling="mean", img_size=side)
+        if grid is not None:  # 7 x 7 and the class token, or all 50
+            with self.assertRaisesRegex(InputError, "50 positions, of 49 tokens in a square"):
+                load_pretrained(net, path, verbose=False)
+        else:  # 3 x 3 and 3 registers
+            load_pretrained(net, path, verbose=False)
+            own = {**state, "pos_embed": state["pos_embed"]}
+            image = noise(1, 3, 48, 48)
+            want = family_tokens(own, image, positions="all")
+            torch.testing.assert_close(tokens_of(net, image), want, **TOLERANCE)
+
+    @parameterized.expand(
+        [
+            ("vit_base_patch16_rope_ape_224", "cannot"),
+            ("vit_base_patch16_rpn_224", "cannot"),
+            ("vit_pe_core_base_patch16_224", "cannot"),
+        ]
+    )
+    def test_architectures_that_tensors_do_not_tell(self, architecture, words):
+        path = save(self.folder / "a" / "w.pt", family_state(positions="all"), {"architecture": architecture})
+        with self.assertRaisesRegex(InputError, words):
+            load_pretrained(vit(num_heads=HEADS), path, verbose=False)
+
+    @parameterized.expand(
+        [
+            ("vit_so400m_patch16_siglip_384", "gelu_pytorch_tanh"),
+            ("vit_base_patch16_siglip_224", "gelu"),
+            ("vit_large_patch16_siglip_512", "gelu_pytorch_tanh"),
+            ("vit_large_patch16_siglip_384", "gelu"),
+        ]
+    )
+    def test_activation_of_an_architecture(self, architecture, activation):
+        path = save(self.folder / "a" / "w.pt", family_state(positions="all"), {"architecture": architecture})
+        net = vit(num_heads=HEADS)
+        load_pretrained(net, path, verbose=False)
+        self.assertEqual(net.arguments["activation"], activation)
+
+    @parameterized.expand([("pos_embed", ()), ("blocks.0.mlp.w1.weight", ()), ("storage_tokens", ())])
+    def test_scalars(self, name, shape):
+        state = family_state(**FAMILIES["dinov3_plus"]) | {name: noise(*shape) if shape else torch.ones(())}
+        with self.assertRaises(InputError):
+            load_pretrained(vit(num_heads=HEADS), save(self.folder / "weights.pt", state), verbose=False)
+
+    def test_without_a_method(self):
+        family, net = FAMILIES["dinov2_registers"], vit(num_heads=HEADS)
+        state = family_state(**family)
+        with disable_adapter(net):
+            load_pretrained(net, save(self.folder / "weights.pt", state), verbose=False)
+        image = noise(1, 3, 48, 48)
+        torch.testing.assert_close(tokens_of(net, image), family_tokens(state, image, **family), **TOLERANCE)
+
+    def test_an_optimiser_keeps_its_parameters(self):
+        net = tune(vit(num_heads=HEADS), "lora")
+        before = [id(parameter) for parameter in net.parameters() if parameter.requires_grad]
+        path = save(self.folder / "weights.pt", family_state(**FAMILIES["dinov3_plus"]))
+        load_pretrained(net, path, verbose=False)
+        self.assertEqual([id(parameter) for parameter in net.parameters() if parameter.requires_grad], before)
 
     def test_failure_leaves_the_network_as_it_was(self):
         state = family_state(**FAMILIES["dinov3_plus"])
@@ -425,6 +493,8 @@ class TestArguments(unittest.TestCase):
             ({"rope_axes": [0]}, "rope_theta must be given"),
             ({"rope_theta": 100, "rope_axes": [0, 2]}, "rope_axes must be different axes below 2"),
             ({"rope_theta": 100, "rope_axes": "xy"}, "rope_axes must be a list of numbers"),
+            ({"rope_theta": 100, "rope_axes": []}, "rope_axes must be whole numbers, one or more"),
+            ({"rope_theta": 100, "rope_axes": [1.0, 0.0]}, "rope_axes must be whole numbers"),
             ({"rope_theta": 100, "rope_reference": [16]}, "rope_reference must have 2 numbers"),
             ({"rope_theta": 100, "rope_reference": [16, 0]}, "rope_reference must have numbers above 0"),
         ]
@@ -432,6 +502,17 @@ class TestArguments(unittest.TestCase):
     def test_refused(self, layout, message):
         with self.assertRaisesRegex(ValueError, message):
             vit(num_heads=HEADS, layout=layout)
+
+    @parameterized.expand(
+        [
+            ({}, None),
+            ({"num_registers": 0}, None),
+            ({"rope_theta": 100, "rope_axes": [0, 1]}, {"rope_theta": 100}),
+            ({"rope_theta": 100, "rope_axes": (1,)}, {"rope_theta": 100, "rope_axes": [1]}),
+        ]
+    )
+    def test_layouts_that_mean_the_same(self, layout, recorded):
+        self.assertEqual(vit(num_heads=HEADS, layout=layout).arguments["layout"], recorded)
 
     def test_head_width(self):
         with self.assertRaisesRegex(ValueError, "must be a multiple of 4 .* got 3"):

@@ -29,6 +29,7 @@ from utils_sources import (
 
 from monai_dvpt.networks.nets import DVPTViT
 from monai_dvpt.networks.pretrained import PretrainedReport, load_pretrained
+from monai_dvpt.utils import InputError
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
@@ -72,7 +73,6 @@ class TestLayouts(unittest.TestCase):
             ({"norm_pre": True}, {}),
             ({"norm_pre": True, "cls_position": False}, {}),
             ({"grid": (2, 3)}, {"img_size": (32, 48)}),
-            ({"grid": (1, 15)}, {"img_size": (16, 240)}),  # with the class token's the positions are 4 x 4
             ({"patch": (8, 24), "grid": (6, 2)}, {"patch_size": (8, 24)}),
         ]
     )
@@ -81,6 +81,14 @@ class TestLayouts(unittest.TestCase):
         tokens = timm_tokens(state, noise(2, 3, *net.img_size), eps=1e-5 if "norm_pre" in variant else 1e-6)
         report = self.check(net, save(self.folder / "model.safetensors", state), tokens)
         self.assertEqual(report.initialised, [])
+
+    def test_positions_that_could_be_a_square(self):  # 1 x 15 and the class token's, or 4 x 4
+        state, net = timm_state(grid=(1, 15)), vit(img_size=(16, 240))
+        with self.assertRaisesRegex(InputError, "16 positions, of 16 tokens in a square, or of 15 as in the network"):
+            load_pretrained(net, save(self.folder / "model.safetensors", state), verbose=False)
+        config = {"pretrained_cfg": {"input_size": [3, 16, 240]}}
+        path = save(self.folder / "told" / "model.safetensors", state, config)
+        self.check(net, path, timm_tokens(state, noise(2, 3, *net.img_size)))
 
     def test_network_without_class_token(self):
         state, net = timm_state(), vit(class_token=False, pooling="mean")

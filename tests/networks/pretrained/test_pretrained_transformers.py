@@ -122,8 +122,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], int]] = {
     "dinov2_registers": ({"num_registers": 4}, 2 * WIDTH),
     "dinov2_swiglu": ({"gated_mlp": True}, 32),
     "dinov2_registers_swiglu": ({"num_registers": 4, "gated_mlp": True}, 32),
-    "dinov3": ({"num_registers": 3, "rope_theta": 100.0, "rope_axes": [0, 1]}, MLP),
-    "dinov3_gated": ({"num_registers": 4, "gated_mlp": True, "rope_theta": 50.0, "rope_axes": [0, 1]}, MLP),
+    "dinov3": ({"num_registers": 3, "rope_theta": 100.0}, MLP),
+    "dinov3_gated": ({"num_registers": 4, "gated_mlp": True, "rope_theta": 50.0}, MLP),
     "siglip": ({}, MLP),
 }
 
