@@ -38,6 +38,8 @@ with warnings.catch_warnings():
         Dinov2WithRegistersModel,
         DINOv3ViTConfig,
         DINOv3ViTModel,
+        OwlViTVisionConfig,
+        OwlViTVisionModel,
         PreTrainedModel,
         SiglipVisionConfig,
         SiglipVisionModel,
@@ -164,6 +166,22 @@ class TestFeatures(unittest.TestCase):
         torch.testing.assert_close(tokens_of(net, image), want, **TOLERANCE)
         self.assertEqual(net.arguments["layout"] or {}, layout)
         self.assertEqual(set(report.initialised), {"classification_head.weight", "classification_head.bias"})
+
+    def test_pre_normalisation_under_its_right_name(self):
+        """OWL-ViT is a CLIP that spells "pre_layernorm" so."""
+        source, net = randomise(OwlViTVisionModel(OwlViTVisionConfig(**SIZES)), seed=6).eval(), vit()
+        load_pretrained(net, saved(source, self.folder, "with_config"), verbose=False)
+        image = noise(2, 3, 48, 48)
+        with torch.no_grad():
+            tower = getattr(source, "vision_model", source)
+            want = tower.post_layernorm(source(pixel_values=image).last_hidden_state)
+        torch.testing.assert_close(tokens_of(net, image), want, **TOLERANCE)
+
+    def test_into_double_precision(self):
+        source, net = model("clip_vision"), vit().double()
+        load_pretrained(net, saved(source, self.folder, "with_config"), verbose=False)
+        image = noise(2, 3, 48, 48)
+        torch.testing.assert_close(tokens_of(net, image.double()).float(), tokens_of_model(source, image), **TOLERANCE)
 
     @parameterized.expand([("vit", 80), ("vit", 32), ("clip_vision", 80), ("dinov2", 32), ("dinov2_registers", 32)])
     def test_other_sizes_as_the_source_interpolates(self, kind, side):
