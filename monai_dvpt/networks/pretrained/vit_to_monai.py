@@ -47,7 +47,7 @@ def add_layout(state: State, source: PretrainedWeights, config: Mapping[str, Any
         state[name.replace("fc1_x", "fc1")] = state.pop(name)
     if separate or state[f"{first}mlp.fc1.weight"].shape[0] == 2 * state[f"{first}mlp.fc2.weight"].shape[1]:
         layout["gated_mlp"] = True
-        if source.kind != DINOV3_HF:  # whose config.json tells; all others are SwiGLU
+        if source.kind != DINOV3_HF or "hidden_act" not in config:  # all others are SwiGLU
             source.activation = "silu"
     for name, flag in (("mlp.norm", "mlp_norm"), ("attn.norm", "out_norm"), ("attn.q_norm", "qk_norm")):
         if f"{first}{name}.weight" in state:

@@ -167,6 +167,14 @@ class TestFeatures(unittest.TestCase):
         self.assertEqual(net.arguments["layout"] or {}, layout)
         self.assertEqual(set(report.initialised), {"classification_head.weight", "classification_head.bias"})
 
+    def test_gates_of_dinov3_without_its_config(self):
+        """All published ones are SwiGLU, with frequencies of base 100."""
+        sizes = {**SIZES, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"}
+        source, net = randomise(DINOv3ViTModel(DINOv3ViTConfig(**sizes)), seed=6).eval(), vit()
+        load_pretrained(net, saved(source, self.folder, "without_config"), verbose=False)
+        image = noise(2, 3, 48, 48)
+        torch.testing.assert_close(tokens_of(net, image), tokens_of_model(source, image), **TOLERANCE)
+
     def test_pre_normalisation_under_its_right_name(self):
         """OWL-ViT is a CLIP that spells "pre_layernorm" so."""
         source, net = randomise(OwlViTVisionModel(OwlViTVisionConfig(**SIZES)), seed=6).eval(), vit()
