@@ -120,7 +120,7 @@ class _Layer(SwinTransformerBlock):
             y = torch.roll(y, [-step for step in shift], axes)
         groups = group_windows(padded, window, shift, x.device) if moves else None
         y = self.attn(window_partition(y, window), groups)
-        y = window_reverse(y.unflatten(1, window), window, [len(x), *padded])
+        y = window_reverse(y.unflatten(1, window), window, [x.shape[0], *padded])
         if moves and not moves_first:
             y = torch.roll(y, list(shift), axes)
         for axis, side in zip(axes, grid, strict=True):
