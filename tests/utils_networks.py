@@ -34,7 +34,7 @@ from monai_dvpt.networks.parts import PARTS, TunableNetwork, tune
 # positions and neck have SAM's names; stem, merges and what is between them are those of TinyViTEncoder
 OF_MONAI = re.compile(
     r"""(
-    cls_token | register_tokens
+    cls_token | register_tokens | layout_id
     | blocks\.\d+\.(attn\.(q|k|out)_norm | mlp\.fn\.norm)\.(weight|bias)
     | patch_embedding\.(position_embeddings | (patch_embeddings(\.1)? | dropout\.0)\.(weight|bias))
     | blocks\.\d+\.(norm1 | norm2 | norm_cross_attn | attn\.(qkv|out_proj) | mlp\.linear[12])\.(weight|bias)

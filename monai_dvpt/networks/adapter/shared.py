@@ -51,16 +51,16 @@ def share_backbone(net: TunableNetwork, source: TunableNetwork) -> TunableNetwor
     own, given = _encoder_tensors(net), _encoder_tensors(source)
     if trained := [name for name, tensor in given.items() if tensor.requires_grad]:
         raise ValueError(f"source must have a frozen backbone, {trained[:3]} are trained.")
+    arithmetic = [each.encoder().arithmetic for each in (net, source)]
+    for key in sorted(arithmetic[0].keys() | arithmetic[1].keys()):
+        if (values := [each.get(key) for each in arithmetic])[0] != values[1]:
+            raise ValueError(f"net and source must have the same {key}, got {values}.")
     if odd := sorted(own.keys() ^ given.keys()):
         raise ValueError(f"net and source must have encoders of the same tensors, only one of them has {odd[:3]}.")
     for name in own:
         if own[name].shape != given[name].shape:
             shapes = tuple(own[name].shape), tuple(given[name].shape)
             raise ValueError(f"net and source must have encoders of the same shapes, {name} has {shapes}.")
-    arithmetic = [each.encoder().arithmetic for each in (net, source)]
-    for key in sorted(arithmetic[0].keys() | arithmetic[1].keys()):
-        if (values := [each.get(key) for each in arithmetic])[0] != values[1]:
-            raise ValueError(f"net and source must have the same {key}, got {values}.")
     with net.encoder().without_method():
         for name, tensor in given.items():
             set_tensor(net.encoder(), name, tensor)

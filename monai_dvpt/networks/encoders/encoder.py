@@ -31,6 +31,7 @@ class Encoder(Slot):
 
     if TYPE_CHECKING:  # TorchScript would try to compile annotations of a class
         blocks: Any
+        img_size: list[int]
         arithmetic: dict[str, Any]
         outputs: list[int]
         never_trained: list[str]
@@ -105,6 +106,11 @@ class Encoder(Slot):
             side_path: whether each layer sees only the output of the layer before, see :meth:`adapt`.
         """
         self.dvpt, self.dvpt_of_layer, self.side_path = blocks, list(block_of_layer), side_path
+
+    def check_size(self, image: torch.Tensor) -> None:
+        """Raises ValueError if the spatial size of an image is not ``img_size``, that of the encoder."""
+        if list(image.shape[2:]) != self.img_size:
+            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         """Tokens of an image, the input of the first layer, of shape (B, \\*grid, C) or (B, N, C)."""

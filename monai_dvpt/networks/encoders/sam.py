@@ -16,7 +16,7 @@ from monai_dvpt.networks.blocks import RelativeSABlock
 from monai_dvpt.utils import check_counts
 
 from .encoder import Encoder
-from .vit import ACTIVATIONS, check_vit_image, check_vit_sizes
+from .vit import ACTIVATIONS, check_arithmetic, check_vit_image, check_vit_sizes
 from .windows import join_windows, split_windows
 
 __all__ = ["SAMEncoder"]
@@ -72,16 +72,13 @@ def set_plain_arithmetic(encoder: Encoder, layer_norm_eps: float, activation: st
     Args:
         encoder: with layers of MONAI's names.
         layer_norm_eps: epsilon of the layers' normalisations.
-        activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu".
         pre_norm: must be False, as these encoders have no normalisation after the embedding.
 
     Raises:
         ValueError: if ``activation`` is unknown, ``layer_norm_eps`` not positive or ``pre_norm`` not False.
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
-    if not layer_norm_eps > 0:
-        raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
+    check_arithmetic(layer_norm_eps, activation)
     if pre_norm:
         raise ValueError("pre_norm must be False, as the encoder has none, got True.")
     for block in encoder.blocks:
@@ -138,7 +135,7 @@ class SAMEncoder(Encoder):
         spatial_dims: 2 or 3.
         qkv_bias: whether query, key and value have a bias.
         layer_norm_eps: epsilon of the layers' normalisations; the neck's is 1e-6.
-        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        activation: "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu".
         outputs: layers whose tokens the network uses, the last among them.
         use_checkpoint: whether layers recompute their activations in the backward pass.
 
@@ -205,8 +202,7 @@ class SAMEncoder(Encoder):
         Returns:
             by layer of ``outputs`` the adapted tokens, of shape (B, \\*grid, C).
         """
-        if list(image.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
+        self.check_size(image)
         wanted: list[int] = []
         return self.run(image, prefix, self.outputs, wanted)[0]
 

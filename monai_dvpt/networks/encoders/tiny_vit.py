@@ -117,7 +117,7 @@ class TinyViTEncoder(Encoder):
         neck_size: channels of the neck's output.
         qkv_bias: whether query, key and value have a bias.
         layer_norm_eps: epsilon of the layers' normalisations; the neck's is 1e-6.
-        activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        activation: of the feed-forward layers: "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu".
         use_checkpoint: whether layers recompute their activations in the backward pass.
 
     Raises:
@@ -201,8 +201,7 @@ class TinyViTEncoder(Encoder):
         Returns:
             the neck's features, of shape ``(B, neck_size, *grid)``.
         """
-        if list(image.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
+        self.check_size(image)
         wanted: list[int] = []
         states, _ = self.run(image, prefix, self.outputs, wanted)
         return self.neck(states[len(self.blocks) - 1])

@@ -40,6 +40,17 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def check_arithmetic(layer_norm_eps: float, activation: str) -> None:
+    """
+    Raises:
+        ValueError: if ``activation`` is not one of ``ACTIVATIONS`` or ``layer_norm_eps`` not positive.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
+    if not layer_norm_eps > 0:
+        raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
+
+
 def check_vit_sizes(spatial_dims: int, hidden_size: int, mlp_dim: int, num_heads: int) -> None:
     """
     Raises:
@@ -77,6 +88,7 @@ class ViTEncoder(Encoder, ViT):
     Attributes:
         first_token: index of the image's first token, after class and register tokens.
         layout: what the encoder has beyond MONAI's ViT.
+        layout_id: of a layout other than MONAI's the number, a buffer, so that a state dict tells layouts apart.
     """
 
     __jit_ignored_attributes__ = (*Encoder.__jit_ignored_attributes__, "layout")  # type: ignore[assignment]
@@ -167,8 +179,7 @@ class ViTEncoder(Encoder, ViT):
         return self.norm(hidden_states[-1]), hidden_states
 
     def _run_sized(self, image: torch.Tensor, prefix: torch.Tensor | None, keep: list[int]) -> dict[int, torch.Tensor]:
-        if list(image.shape[2:]) != self.img_size:
-            raise ValueError(f"input must have the spatial size img_size={self.img_size}, got {list(image.shape[2:])}.")
+        self.check_size(image)
         wanted: list[int] = []
         return self.run(image, prefix, keep, wanted)[0]
 
@@ -196,10 +207,7 @@ class ViTEncoder(Encoder, ViT):
             ValueError: if ``activation`` is unknown, ``layer_norm_eps`` not positive, or the encoder cannot have the
                 layout.
         """
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation}.")
-        if not layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps must be positive, got {layer_norm_eps}.")
+        check_arithmetic(layer_norm_eps, activation)
         width = self.norm.normalized_shape[0]
         own = ViTLayout.of(layout).in_dims(len(self.grid))
         own.check(len(self.grid), width // self.arithmetic["num_heads"])
@@ -218,8 +226,10 @@ class ViTEncoder(Encoder, ViT):
         self.layout, self.pool_norm = own, own.pool_norm
         self.arithmetic |= {"layer_norm_eps": layer_norm_eps, "activation": activation, "pre_norm": pre_norm}
         self.arithmetic.pop("layout", None)
+        self._buffers.pop("layout_id", None)
         if own.options:
             self.arithmetic["layout"] = own.options
+            self.register_buffer("layout_id", torch.tensor(own.number(), device=self.norm.weight.device))
 
     def _set_pre_norm(self, pre_norm: bool) -> None:
         """Sets whether a normalisation follows the embedding."""

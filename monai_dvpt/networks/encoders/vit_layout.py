@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,7 @@ from monai.networks.blocks import MLPBlock
 from typing_extensions import Self
 
 from monai_dvpt.networks.blocks import FusedSABlock, GatedActivation, ViTAttention, rotary_tables
-from monai_dvpt.utils import check_counts, is_number
+from monai_dvpt.utils import check_counts, is_number, to_json
 
 __all__ = ["ViTLayout"]
 
@@ -64,6 +65,8 @@ class ViTLayout:
             if given is not None and (not isinstance(given, Sequence) or not all(map(is_number, given))):
                 raise ValueError(f"{name} must be a list of numbers, got {given!r}.")
             object.__setattr__(self, name, None if given is None else tuple(given))
+        if self.rope_reference is not None:
+            object.__setattr__(self, "rope_reference", tuple(map(float, self.rope_reference)))
         if self.rope_axes is not None and not (self.rope_axes and all(type(axis) is int for axis in self.rope_axes)):
             raise ValueError(f"rope_axes must be whole numbers, one or more, got {list(self.rope_axes)}.")
         if self.rope_theta is None:
@@ -71,6 +74,8 @@ class ViTLayout:
                 raise ValueError("rope_theta must be given with rope_axes, rope_reference or rope_neighbours.")
         elif not is_number(self.rope_theta) or not 1 < self.rope_theta < math.inf:
             raise ValueError(f"rope_theta must be a number above 1, got {self.rope_theta!r}.")
+        else:
+            object.__setattr__(self, "rope_theta", float(self.rope_theta))
         if self.rope_reference is not None and min(self.rope_reference, default=0) <= 0:
             raise ValueError(f"rope_reference must have numbers above 0, got {self.rope_reference}.")
 
@@ -95,6 +100,10 @@ class ViTLayout:
         """The attributes that differ from MONAI's ViT, by name; empty for MONAI's ViT."""
         pairs = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
         return {name: list(value) if isinstance(value, tuple) else value for name, value, own in pairs if value != own}
+
+    def number(self) -> int:
+        """A number below 2 ** 56 that equal layouts share, of the SHA-256 of ``options``."""
+        return int.from_bytes(hashlib.sha256(to_json(self.options).encode()).digest()[:7], "big")
 
     def in_dims(self, spatial_dims: int) -> Self:
         """The same layout without what is as by default in an encoder with ``spatial_dims`` axes."""

@@ -43,7 +43,7 @@ class DVPTTinyViTSegmenter(TunableNetwork):
         spatial_dims: 2.
         qkv_bias: whether query, key and value have a bias.
         layer_norm_eps: epsilon of the layer normalisations; the neck's is 1e-6.
-        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu".
+        activation: "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu".
         use_checkpoint: whether layers recompute their activations in the backward pass, to save memory.
         method: tuning method, see :func:`monai_dvpt.networks.methods.as_method`.
         options: options of the method, such as ``num_prompts``.

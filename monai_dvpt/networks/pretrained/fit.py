@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["NEVER_USED", "PRE_NORM", "fit_encoder", "laid_out", "layout_for"]
 
 # in MONAI's encoders but never computed with, so no source needs them
-NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$")
+NEVER_USED = re.compile(r"norm_cross_attn\.|relative_position_index$|layout_id$")
+LAYOUT_ID = "layout_id"
 # tensors of a source's encoder that a network may lack
 CAN_DO_WITHOUT = re.compile(r"cls_token$|neck\.|" + NEVER_USED.pattern)
 PRE_NORM = "patch_embedding.dropout.0."
@@ -45,7 +46,10 @@ MAX_PATCH = 512  # resizing takes memory that grows with its square
 
 def layout_for(net: TunableNetwork, found: PretrainedWeights, inflate_axis: int) -> ViTLayout | None:
     """The layout of the source in the network, whose tokens do not turn along an axis that the source lacks."""
-    if found.layout is None:  # MONAI's own files do not tell
+    if found.layout is None:  # of MONAI's own files the number tells whether it is the network's
+        own, theirs = (tensors.get(LAYOUT_ID) for tensors in (dict(net.encoder().named_buffers()), found.encoder))
+        if (None if own is None else own.tolist()) != (None if theirs is None else theirs.tolist()):
+            raise InputError(f"must be of an encoder with the network's layout, {net.arguments.get('layout')}.")
         return None
     layout, kernel = dict(found.layout), patch_kernel(found)
     dims = net.arguments["spatial_dims"]

@@ -111,7 +111,7 @@ def load_pretrained(
         min_match: share of the backbone's values that the source must contain, in (0, 1].
         inflate_axis: spatial axis of the volume that a 2D source lacks; by default the last.
         layer_norm_eps: epsilon of the layer normalisations; by default the source's.
-        activation: "gelu", "gelu_pytorch_tanh" or "quick_gelu"; by default the source's.
+        activation: "gelu", "gelu_pytorch_tanh", "quick_gelu" or "silu"; by default the source's.
         verbose: whether to print the report.
 
     Returns:
@@ -220,8 +220,7 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
     net.arguments = {**net.arguments, **dict.fromkeys(["layout"] * len(layouts)), **encoder.arithmetic}
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
     if beyond := [f"{name} {value}" for layout in layouts for name, value in layout.options.items()]:
-        untold = " as in the network; the file does not say it" if found.layout is None else ""
-        report.facts.append(", ".join(beyond) + untold)
+        report.facts.append(", ".join(beyond))
     if found.num_heads is None and "num_heads" not in found.stated:
         heads, width = own["num_heads"], net.arguments["hidden_size"]
         report.facts.append(f"num_heads {heads} ({width // heads} wide) as in the network; the file does not say it")

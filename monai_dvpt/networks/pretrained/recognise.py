@@ -138,7 +138,7 @@ def _with_others(source: PretrainedWeights, others: list[str]) -> PretrainedWeig
     return source
 
 
-_MONAI_NAMES = ("patch_embedding.", "blocks.", "norm.", "cls_token", "register_tokens")
+_MONAI_NAMES = ("patch_embedding.", "blocks.", "norm.", "cls_token", "register_tokens", "layout_id")
 
 
 def _monai_vit(root: str, tensors: State) -> PretrainedWeights:
@@ -147,7 +147,7 @@ def _monai_vit(root: str, tensors: State) -> PretrainedWeights:
     for name, tensor in tensors.items():
         inner = name.removeprefix(root)
         if name.startswith(root) and inner.startswith(
-            ("patch_embedding.", "blocks.", "norm.", "cls_token", "register_tokens")
+            ("patch_embedding.", "blocks.", "norm.", "cls_token", "register_tokens", "layout_id")
         ):
             if ".cross_attn." in inner:  # unused weights of older MONAI versions
                 source.unused.append(name)

@@ -359,11 +359,29 @@ class TestFamilies(unittest.TestCase):
         load_pretrained(net, path, verbose=False)
         self.assertEqual(net.arguments["activation"], activation)
 
-    @parameterized.expand([("pos_embed", ()), ("blocks.0.mlp.w1.weight", ()), ("storage_tokens", ())])
-    def test_scalars(self, name, shape):
-        state = family_state(**FAMILIES["dinov3_plus"]) | {name: noise(*shape) if shape else torch.ones(())}
+    @parameterized.expand([("pos_embed",), ("blocks.0.mlp.w1.weight",), ("storage_tokens",)])
+    def test_scalars(self, name):
+        state = family_state(**FAMILIES["dinov3_plus"]) | {name: torch.ones(())}
         with self.assertRaises(InputError):
             load_pretrained(vit(num_heads=HEADS), save(self.folder / "weights.pt", state), verbose=False)
+
+    @parameterized.expand(
+        [
+            ({"rope_theta": 100}, None),
+            (None, {"rope_theta": 100}),
+            ({"pool_norm": True}, None),
+            ({"rope_theta": 100}, {"rope_theta": 50}),
+        ]
+    )
+    def test_whole_network_of_another_layout(self, theirs, own):
+        """Rotary positions and the place of a normalisation have no tensors that could tell."""
+        path = save(self.folder / "network.pt", vit(num_heads=HEADS, layout=theirs).state_dict())
+        with self.assertRaisesRegex(InputError, "must be of an encoder with the network's layout"):
+            load_pretrained(vit(num_heads=HEADS, layout=own), path, verbose=False)
+        net, source = (tune(vit(num_heads=HEADS, layout=theirs), "linear") for _ in range(2))
+        load_pretrained(net, save(self.folder / "same.pt", randomise(source, seed=9).state_dict()), verbose=False)
+        image = noise(1, 3, 48, 48)
+        torch.testing.assert_close(tokens_of(net, image), tokens_of(source, image))
 
     def test_without_a_method(self):
         family, net = FAMILIES["dinov2_registers"], vit(num_heads=HEADS)
