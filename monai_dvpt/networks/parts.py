@@ -78,14 +78,18 @@ class TunableNetwork(nn.Module):
             bound = inspect.signature(init).bind(self, *args, **kwargs)
             bound.apply_defaults()
             self.arguments = {k: v for k, v in list(bound.arguments.items())[1:] if k not in ("method", "options")}
-            if "layout" in self.arguments:  # layouts that mean the same are the same
-                self.arguments["layout"] = self.encoder().arithmetic.get("layout")
+            self.record_layout()
             self.backbone_file, self.inflate_axis = None, -1
             self.rounding = None
             self.adapter_name = "default"
             self.inactive_adapters = {}
 
         cls.__init__ = recording  # type: ignore[assignment]
+
+    def record_layout(self) -> None:
+        """Writes the encoder's layout to ``arguments``, of networks that have one; equal layouts are written alike."""
+        if "layout" in self.arguments:
+            self.arguments = {**self.arguments, "layout": self.encoder().arithmetic.get("layout")}
 
     def start(self, method: str | Mapping[str, Any] | Method, options: Mapping[str, Any]) -> None:
         """Attaches the method that the constructor was given, see :func:`as_method`, to the encoder."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from monai_dvpt.data.datalist import images_sha256, list_sha256
 from monai_dvpt.data.kinds import is_regular
-from monai_dvpt.utils import atomic_path, to_json
+from monai_dvpt.utils import atomic_path, file_sha256, to_json
 
 from .files import Reader
 from .model import Section, Text
@@ -72,4 +71,4 @@ def mark_key_facts(section: Section, mark: str) -> None:
 
 def _sha256(path: Path) -> str | None:
     """Of the bytes of a file; None without one."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if is_regular(path) else None
+    return file_sha256(path) if is_regular(path) else None

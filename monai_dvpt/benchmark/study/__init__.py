@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shlex
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ import yaml
 
 from monai_dvpt.benchmark.machine import machine_facts
 from monai_dvpt.networks.methods import METHODS
-from monai_dvpt.utils import FolderLock, InputError, fingerprint, is_path_key, setting_for_config
+from monai_dvpt.utils import FolderLock, InputError, file_sha256, fingerprint, is_path_key, setting_for_config
 
 from .job import GIVEN, Task, data_root, has_classes, key_metric, probe_of, read_cases
 from .pixels import PIXELS
@@ -135,7 +134,7 @@ def _content(key: str, value: Any) -> Any:
     if not is_path_key(key) or not isinstance(value, str):
         return value
     if Path(value).is_file():
-        return f"SHA-256 {hashlib.sha256(Path(value).read_bytes()).hexdigest()}"
+        return f"SHA-256 {file_sha256(value)}"
     return "a folder" if Path(value).is_dir() else value
 
 

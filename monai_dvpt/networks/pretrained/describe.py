@@ -21,13 +21,13 @@ from .normalisation import Normalisation, read_normalisation
 from .recognise import PretrainedWeights, recognise
 from .resize import sincos_grid
 from .shapes import one_or_each, times
+from .swin_layouts import swin_sizes
 from .tiny_vit_layout import STEM
 from .weight_files import find_file, read_config, read_weights, shards_of
 
 __all__ = ["Fit", "WeightFile", "WeightsDescription", "describe_weights"]
 
 UNETR_LAYERS, UNETR_PATCHES = 12, (8, 16)
-SWIN_STAGES = 4
 OF_A_METHOD = "dvpt."  # in a file of a whole network of this package
 
 
@@ -158,7 +158,7 @@ def _files(paths: Sequence[Path]) -> list[WeightFile]:
 def _sizes(found: PretrainedWeights, told: Backbone | None) -> tuple[dict[str, Any], list[str]]:
     """The sizes of an encoder, and the names of those that are assumed."""
     if found.encoder_type is SwinEncoder:
-        return _swin_sizes(found)
+        return swin_sizes(found.encoder), []
     if found.encoder_type is TinyViTEncoder:
         return {"spatial_dims": 2, "in_channels": found.encoder[STEM].shape[1], **found.stated}, []
     return _vit_sizes(found, told)
@@ -202,38 +202,6 @@ def _missing_tensor(encoder: Mapping[str, Any], num_layers: int) -> str:
         f"blocks.{layer}.{name}" for layer in range(num_layers) for name in sorted(whole - of_layer.get(layer, set()))
     )
     return next(lacking, "")
-
-
-def _swin_sizes(found: PretrainedWeights) -> tuple[dict[str, Any], list[str]]:
-    """The sizes of a Swin transformer; its tables of relative positions tell heads and windows."""
-    encoder, kernel = found.encoder, patch_kernel(found)
-    if kernel is None:
-        raise LookupError("no patch embedding")
-    dims, width = kernel.ndim - 2, kernel.shape[0]
-    layer = "layers{}.0.blocks.{}."
-    depths = []
-    for stage in range(1, SWIN_STAGES + 1):
-        blocks = {m[1] for name in encoder if (m := re.match(rf"layers{stage}\.0\.blocks\.(\d{{1,4}})\.", name))}
-        depths.append(len(blocks))
-    tables = [encoder[layer.format(stage, 0) + "attn.relative_position_bias_table"] for stage in range(1, 5)]
-    first = layer.format(1, 0)
-    side = (round(len(tables[0]) ** (1 / dims)) + 1) // 2
-    index = encoder.get(first + "attn.relative_position_index")
-    equal_sides = (2 * side - 1) ** dims == len(tables[0]) and (index is None or len(index) == side**dims)
-    sizes = {
-        "spatial_dims": dims,
-        "in_channels": kernel.shape[1],
-        "patch_size": one_or_each(list(kernel.shape[2:])),
-        "feature_size": width,
-        "depths": depths,
-        "num_heads": [table.shape[1] for table in tables],
-        **({"window_size": side} if equal_sides else {}),
-        "mlp_ratio": encoder[first + "mlp.linear1.weight"].shape[0] / width,
-        "qkv_bias": first + "attn.qkv.bias" in encoder,
-        "patch_norm": "patch_embed.norm.weight" in encoder,
-        "use_v2": any(name.startswith("layers1c.") for name in encoder),
-    }
-    return sizes, []
 
 
 def _widths(sizes: Mapping[str, Any]) -> list[int]:

@@ -217,7 +217,8 @@ def _set_arithmetic(net: TunableNetwork, found: PretrainedWeights, report: Pretr
         encoder.set_arithmetic(eps, activation, found.pre_norm, *layouts)
     except ValueError as error:
         raise InputError(f"{error}") from error
-    net.arguments = {**net.arguments, **dict.fromkeys(["layout"] * len(layouts)), **encoder.arithmetic}
+    net.arguments = {**net.arguments, **encoder.arithmetic}
+    net.record_layout()
     report.facts.append(f"layer_norm_eps {eps}, activation {activation}" + ", normalised embedding" * found.pre_norm)
     if beyond := [f"{name} {value}" for layout in layouts for name, value in layout.options.items()]:
         report.facts.append(", ".join(beyond))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ import torch
 
 from monai_dvpt.utils import InputError
 
-from .shapes import shapes_of
+from .shapes import one_or_each, shapes_of
 
 if TYPE_CHECKING:
     from .recognise import PretrainedWeights
 
-__all__ = ["SWIN_LAYOUTS", "SwinLayout"]
+__all__ = ["SWIN_LAYOUTS", "SwinLayout", "swin_sizes"]
 
 State = dict[str, torch.Tensor]
+
+STAGES = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -146,27 +147,45 @@ def _with_joined_queries(state: State, how: dict[str, str]) -> State:
     return joined
 
 
-def _sizes(encoder: State) -> dict[str, Any]:
-    """What the tensors of an original Swin transformer tell, by the names of arguments."""
-    kernel = encoder["patch_embed.proj.weight"]
-    stages = [re.findall(rf"layers{stage}\.0\.blocks\.(\d+)\.", " ".join(encoder)) for stage in range(1, 5)]
-    tables = [encoder[f"layers{stage}.0.blocks.0.attn.relative_position_bias_table"] for stage in range(1, 5)]
-    windows = {(math.isqrt(table.shape[0]) + 1) // 2 for table in tables}
-    if len(windows) != 1 or any(len(table) != (2 * window - 1) ** 2 for table in tables for window in windows):
-        raise InputError(
-            f"must have one square window in all stages, has tables of {[len(table) for table in tables]}."
-        )
-    width = encoder["layers1.0.blocks.0.mlp.linear1.weight"].shape[0]
+def swin_sizes(encoder: State) -> dict[str, Any]:
+    """
+    What the tensors of a Swin transformer tell, by the names of arguments; tables of relative positions tell heads and,
+    if it has equal sides, the window.
+
+    Raises:
+        KeyError: if a tensor that tells is missing.
+    """
+    kernel, layer = encoder["patch_embed.proj.weight"], "layers{}.0.blocks.{}."
+    dims, width, first = kernel.ndim - 2, kernel.shape[0], layer.format(1, 0)
+    found = [re.findall(rf"layers{stage}\.0\.blocks\.(\d{{1,4}})\.", " ".join(encoder)) for stage in STAGES]
+    tables = [encoder[layer.format(stage, 0) + "attn.relative_position_bias_table"] for stage in STAGES]
+    side = (round(len(tables[0]) ** (1 / dims)) + 1) // 2
+    index = encoder.get(first + "attn.relative_position_index")
+    equal_sides = (2 * side - 1) ** dims == len(tables[0]) and (index is None or len(index) == side**dims)
     return {
-        "spatial_dims": kernel.ndim - 2,
-        "feature_size": kernel.shape[0],
-        "depths": [1 + max(map(int, found)) for found in stages],
+        "spatial_dims": dims,
+        "in_channels": kernel.shape[1],
+        "patch_size": one_or_each(kernel.shape[2:]),
+        "feature_size": width,
+        "depths": [len(set(blocks)) for blocks in found],
         "num_heads": [table.shape[1] for table in tables],
-        "window_size": [*windows] * (kernel.ndim - 2),
-        "mlp_ratio": width / kernel.shape[0],
+        **({"window_size": side} if equal_sides else {}),
+        "mlp_ratio": encoder[first + "mlp.linear1.weight"].shape[0] / width,
+        "qkv_bias": first + "attn.qkv.bias" in encoder,
         "patch_norm": "patch_embed.norm.weight" in encoder,
-        "final_norm": True,
+        "use_v2": any(name.startswith("layers1c.") for name in encoder),
     }
+
+
+def _sizes(encoder: State) -> dict[str, Any]:
+    """What the tensors of an original Swin transformer tell, as its network must have it."""
+    sizes = swin_sizes(encoder)
+    tables = {len(encoder[f"layers{stage}.0.blocks.0.attn.relative_position_bias_table"]) for stage in STAGES}
+    if len(tables) != 1 or "window_size" not in sizes:
+        raise InputError(f"must have one square window in all stages, has tables of {sorted(tables)}.")
+    names = ("spatial_dims", "feature_size", "depths", "num_heads", "mlp_ratio", "patch_norm")
+    window = [sizes["window_size"]] * sizes["spatial_dims"]
+    return {**{name: sizes[name] for name in names}, "window_size": window, "final_norm": True}
 
 
 SWIN_LAYOUTS = (

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monai_dvpt.data.datalist import CHECK
-from monai_dvpt.utils import InputError, atomic_path, fingerprint, naming, progress, to_json
+from monai_dvpt.utils import InputError, atomic_path, file_sha256, fingerprint, naming, progress, to_json
 from monai_dvpt.utils.typed import path_for_config
 
 from ..check.rules import name_problem
@@ -214,7 +213,7 @@ def _write_check(
         "cases": cases,
         "list": {
             "sha256": fingerprint(sorted(contents, key=str)),
-            "file_sha256": hashlib.sha256(datalist.read_bytes()).hexdigest(),
+            "file_sha256": file_sha256(datalist),
         },
     }
     _write(datalist.parent / CHECK, to_json(check) + "\n")
